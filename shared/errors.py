@@ -1,0 +1,88 @@
+"""The one error tree: every failure that a person must act on, with its exit code.
+
+Each class carries a stable ``code`` (used on the wire, in logs and in JSON output) and an
+``exit_code`` for the command line. Messages are one sentence: what was expected, what came,
+what to do. They must never hold values of private records, since some of them travel.
+"""
+
+from typing import ClassVar
+
+
+class FedlatentError(Exception):
+    """Base of all errors raised by this project for bad input or refused operations.
+
+    Attributes:
+        code: stable short name of the kind of error.
+        exit_code: process exit status that the command line uses for it.
+        travels: whether the sentence holds public facts only and may be sent to a server.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+    travels: ClassVar[bool] = False
+
+
+class ConfigError(FedlatentError):
+    """A run, node or policy file, or a command-line value, is not what it must be."""
+
+    code = "config"
+    exit_code = 2
+
+
+class DataError(FedlatentError):
+    """A data file or array does not fit its schema."""
+
+    code = "data"
+    exit_code = 3
+
+
+class ProtocolError(FedlatentError):
+    """A message from another machine is malformed, or speaks another protocol version."""
+
+    code = "protocol"
+    exit_code = 4
+    travels = True
+
+
+class PolicyRefusal(FedlatentError):
+    """A node's own policy does not allow what a run asks for."""
+
+    code = "policy"
+    exit_code = 5
+    travels = True
+
+
+class BudgetExceeded(FedlatentError):
+    """A spend would pass the privacy budget of a data set."""
+
+    code = "budget"
+    exit_code = 6
+    travels = True
+
+
+class ReleaseRefused(FedlatentError):
+    """Something that may not leave the node was handed to the release door."""
+
+    code = "release"
+    exit_code = 7
+
+
+class BundleError(FedlatentError):
+    """An edge bundle or an exported model is damaged, untrusted or unfit."""
+
+    code = "bundle"
+    exit_code = 8
+
+
+class ServiceError(FedlatentError):
+    """A process, port, certificate or peer did not do what it must."""
+
+    code = "service"
+    exit_code = 9
+
+
+class QuorumLost(FedlatentError):
+    """Too few nodes answered in time for a round to count."""
+
+    code = "quorum"
+    exit_code = 10

@@ -1,0 +1,84 @@
+"""Files that are whole or absent: atomic writes, canonical JSON, digests."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from shared.errors import DataError
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, never a part.
+
+    Args:
+        path: target file; its folder is made when absent.
+        data: the whole content.
+        mode: permission bits of the new file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def canonical_json(value: object) -> bytes:
+    """Encode ``value`` as JSON with sorted keys and no spaces; NaN and infinity are refused.
+
+    Raises:
+        ValueError: ``value`` holds a number that JSON cannot carry.
+    """
+    return json.dumps(
+        value,
+        sort_keys=True,
+        separators=(",", ":"),
+        allow_nan=False,
+        ensure_ascii=False,
+    ).encode()
+
+
+def write_json(path: Path, value: object, mode: int = 0o644) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_atomic(path, text.encode() + b"\n", mode)
+
+
+def read_json(path: Path) -> object:
+    """Read one JSON value.
+
+    Raises:
+        DataError: the file is absent or is not JSON.
+    """
+    try:
+        value: object = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"Expected a JSON file at {path}, got none; check the path.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"Expected JSON in {path}, got something else: {error}.") from None
+    return value
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 of ``data`` as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()

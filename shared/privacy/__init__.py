@@ -1,0 +1,1 @@
+"""The privacy mechanism: plan, accounting, noise, summaries."""

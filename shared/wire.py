@@ -1,0 +1,136 @@
+"""The message contract: what a round asks of a node, and what a node may answer; versioned.
+
+A message is a header (validated JSON) and named float arrays. The same two parts travel inside a
+Flower record (``shared.records``) and, packed by ``pack``, over the node's local socket and in
+its store of released payloads. Nothing here ever reaches pickle.
+"""
+
+import struct
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from shared.config import RunConfig, first_problem
+from shared.errors import ProtocolError
+
+PROTOCOL = 1
+MAX_HEADER_BYTES = 64 * 1024
+MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
+
+Kind = Literal["train", "moments", "threshold"]
+Arrays = dict[str, np.ndarray]
+
+#: Names of the arrays of a summary; encoder arrays keep their state-dict names.
+MOMENTS_KEY = "summary.moments"
+HISTOGRAMS_KEY = "summary.histograms"
+DENSITY_PREFIX = "density."
+
+_LENGTH = struct.Struct("<II")
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    protocol: int
+    run_id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,80}$")]
+    round: Annotated[int, Field(ge=1)]
+    kind: Kind
+
+
+class RequestHeader(_Header):
+    """What the server asks of a node."""
+
+    config: RunConfig
+    deadline_s: Annotated[float, Field(gt=0)]
+
+
+class ReplyHeader(_Header):
+    """What a node answers: released arrays, or a refusal with an authored sentence.
+
+    Every number is public: a function of the run configuration, of the public number of records
+    and of the noise parameters. Losses and scores of private records have no field here.
+    """
+
+    site: Annotated[str, Field(min_length=1, max_length=64)]
+    status: Literal["ok", "refused"]
+    code: Annotated[str, Field(max_length=32)] = ""
+    text: Annotated[str, Field(max_length=500)] = ""
+    records: Annotated[int, Field(ge=0)] = 0
+    epsilon: Annotated[float, Field(ge=0)] | None = None  # spent on the data set so far
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
+    sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    steps: Annotated[int, Field(ge=0)] = 0
+    rng: Literal["secure", "simulation"] = "secure"
+
+
+HeaderT = TypeVar("HeaderT", RequestHeader, ReplyHeader)
+
+
+def parse_header(kind: type[HeaderT], text: str | bytes) -> HeaderT:
+    """Validate the JSON text of a header.
+
+    Raises:
+        ProtocolError: not JSON, an unknown key, a value out of range, or another protocol version.
+    """
+    if len(text) > MAX_HEADER_BYTES:
+        raise ProtocolError(
+            f"Expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(text)}."
+        )
+    version = _VersionOnly.read(text)
+    if version != PROTOCOL:
+        raise ProtocolError(
+            f"Expected protocol version {PROTOCOL}, got {version}; "
+            "update the older side so that both run the same fedlatent release."
+        )
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise ProtocolError(f"Expected a valid {kind.__name__}: {first_problem(error)}") from None
+
+
+class _VersionOnly(BaseModel):
+    """The one field every version of the protocol has."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    protocol: int
+
+    @classmethod
+    def read(cls, text: str | bytes) -> int:
+        try:
+            return cls.model_validate_json(text).protocol
+        except ValidationError as error:
+            raise ProtocolError(f"Expected a message header: {first_problem(error)}") from None
+
+
+def pack(header: RequestHeader | ReplyHeader, arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Encode a message: two lengths, the header's JSON, the arrays as safetensors."""
+    text = header.model_dump_json().encode()
+    body = save_arrays({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+    return _LENGTH.pack(len(text), len(body)) + text + body
+
+
+def unpack(kind: type[HeaderT], data: bytes) -> tuple[HeaderT, Arrays]:
+    """Decode what ``pack`` wrote.
+
+    Raises:
+        ProtocolError: the bytes are not one whole message of that kind.
+    """
+    if not _LENGTH.size <= len(data) <= MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"Expected a packed message, got {len(data)} bytes.")
+    header_length, body_length = _LENGTH.unpack_from(data)
+    if _LENGTH.size + header_length + body_length != len(data):
+        raise ProtocolError("Expected a whole packed message, got a truncated or padded one.")
+    split = _LENGTH.size + header_length
+    header = parse_header(kind, data[_LENGTH.size : split])
+    try:
+        arrays = load_arrays(data[split:])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ProtocolError(f"Expected safetensors arrays, got: {error}.") from None
+    return header, arrays

@@ -1,0 +1,89 @@
+"""The message contract: exact round trips, and refusal of everything else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.config import RunConfig
+from shared.errors import ProtocolError
+from shared.records import from_records, to_records
+from shared.wire import PROTOCOL, ReplyHeader, RequestHeader, pack, parse_header, unpack
+
+RUN = RunConfig.parse({"name": "wire", "data": {"name": "ecg", "shape": [8]}}, "test")
+REQUEST = RequestHeader(
+    protocol=PROTOCOL, run_id="wire-1", round=1, kind="train", config=RUN, deadline_s=30
+)
+REPLY = ReplyHeader(
+    protocol=PROTOCOL, run_id="wire-1", round=1, kind="train", site="a", status="ok", records=7
+)
+ARRAYS = {"encoder.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+FROZEN = Path(__file__).parent / "frozen_wire.txt"
+
+
+@pytest.mark.parametrize("header", [REQUEST, REPLY], ids=["request", "reply"])
+def test_packed_and_recorded_messages_round_trip(header: RequestHeader | ReplyHeader) -> None:
+    """Header and arrays come back equal through both encodings."""
+    for decoded, arrays in (
+        unpack(type(header), pack(header, ARRAYS)),
+        from_records(type(header), to_records(header, ARRAYS)),
+    ):
+        assert decoded == header
+        assert set(arrays) == set(ARRAYS)
+        assert np.array_equal(arrays["encoder.0.weight"], ARRAYS["encoder.0.weight"])
+
+
+def test_another_version_is_refused_by_number_on_both_sides() -> None:
+    """An older or newer peer is told both versions and what to do, whatever else differs."""
+    for kind in (RequestHeader, ReplyHeader):
+        with pytest.raises(ProtocolError, match=f"version {PROTOCOL}, got 0; update"):
+            parse_header(kind, '{"protocol": 0, "shape_of_the_past": true}')
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"protocol": "x"}', '{"protocol": 1}'])
+def test_text_that_is_no_header_is_refused(text: str) -> None:
+    """Anything but a whole valid header is a protocol error."""
+    with pytest.raises(ProtocolError):
+        parse_header(ReplyHeader, text)
+
+
+def test_a_private_number_has_no_field_to_travel_in() -> None:
+    """A reply header with a loss is refused: unknown keys do not pass."""
+    text = REPLY.model_dump_json()[:-1] + ', "loss": 0.25}'
+    with pytest.raises(ProtocolError, match="loss"):
+        parse_header(ReplyHeader, text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200) | st.integers(0, 10_000).map(lambda i: pack(REPLY, ARRAYS)[:i]))
+def test_no_bytes_but_a_whole_message_decode(data: bytes) -> None:
+    """Random and truncated bytes raise a protocol error, or are the whole message."""
+    if data == pack(REPLY, ARRAYS):
+        return
+    with pytest.raises(ProtocolError):
+        unpack(ReplyHeader, data)
+
+
+def test_surplus_records_are_refused() -> None:
+    """Extra records, extra metrics and a metric that contradicts the header do not pass."""
+    extra = to_records(REPLY, ARRAYS)
+    extra["more"] = ArrayRecord()
+    wrong = to_records(REPLY, ARRAYS)
+    wrong["metrics"] = MetricRecord({"num-examples": 7, "loss": 0.1})
+    swapped = RecordDict({"header": ArrayRecord(), "arrays": ConfigRecord()})
+    for content in (extra, wrong, swapped):
+        with pytest.raises(ProtocolError):
+            from_records(ReplyHeader, content)
+
+
+def test_the_wire_format_is_frozen() -> None:
+    """The fields of both headers equal the reviewed file; a change needs a new protocol version."""
+    lines = [
+        f"{kind.__name__}.{name}: {field.annotation}"
+        for kind in (RequestHeader, ReplyHeader)
+        for name, field in sorted(kind.model_fields.items())
+    ]
+    assert FROZEN.read_text().splitlines() == [f"protocol {PROTOCOL}", *lines]
