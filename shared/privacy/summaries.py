@@ -21,6 +21,8 @@ HISTOGRAM_SENSITIVITY = math.sqrt(2.0)
 SCORE_EDGES = np.geomspace(1e-2, 1e4, 127)
 
 _EIGENVALUE_FLOOR = 1e-3
+#: Share of the noise level below which an eigenvalue counts as noise.
+_NOISE_SHARE = 0.25
 
 
 def default_radius(latent_dim: int) -> float:
@@ -129,11 +131,15 @@ def latent_density(
         between += own_count * (np.outer(offset, offset) - noise_variance * np.eye(k))
     within = covariance - between / count
     scale = radius**2
+    # The spectral norm of the pooled symmetric noise concentrates at 2 * tau * sqrt(k), where tau
+    # is the deviation off the diagonal (Wigner): smaller eigenvalues than that are mostly noise.
+    tau = MOMENTS_SENSITIVITY * noise_multiplier * math.sqrt(len(released) / 2.0) / count
+    floor = max(_EIGENVALUE_FLOOR, _NOISE_SHARE * 2.0 * tau * math.sqrt(k) * scale)
     return LatentDensity(
         count=count,
         mean=mean * radius,
-        covariance=_positive(covariance * scale),
-        within=_positive(within * scale),
+        covariance=_positive(covariance * scale, floor),
+        within=_positive(within * scale, floor),
     )
 
 
@@ -193,8 +199,8 @@ def threshold_from_histogram(counts: np.ndarray, quantile: float) -> float:
     return float(SCORE_EDGES[min(index, len(SCORE_EDGES) - 1)])
 
 
-def _positive(matrix: np.ndarray) -> np.ndarray:
-    """The nearest symmetric matrix with eigenvalues of at least the floor."""
+def _positive(matrix: np.ndarray, floor: float) -> np.ndarray:
+    """The nearest symmetric matrix with eigenvalues of at least ``floor``."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    floored: np.ndarray = (vectors * np.maximum(values, _EIGENVALUE_FLOOR)) @ vectors.T
+    floored: np.ndarray = (vectors * np.maximum(values, floor)) @ vectors.T
     return floored
