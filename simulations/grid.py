@@ -86,7 +86,8 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message) -> Message:
-        own = Message(_own_records(message.content), metadata=message.metadata)
+        own = copy.copy(message)
+        own.content = _own_records(message.content)
         try:
             return self.handlers[message.metadata.dst_node_id](own)
         except Exception as error:  # as Flower's own runtimes do: a failed node, not a failed run

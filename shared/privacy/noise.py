@@ -47,7 +47,7 @@ class SecureNoise:
     def uniform(self, size: int) -> np.ndarray:
         """Float64 numbers in [0, 1) with 53 random bits; shape [size]."""
         words = np.frombuffer(self._stream.update(bytes(8 * size)), dtype=np.uint64)
-        return (words >> np.uint64(11)) * 2.0**-53
+        return np.asarray((words >> np.uint64(11)) * 2.0**-53)
 
     def normal(self, size: int) -> np.ndarray:
         """Float64 standard normal numbers; shape [size]."""

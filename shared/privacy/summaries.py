@@ -33,7 +33,8 @@ def default_radius(latent_dim: int) -> float:
 def clip_rows(latents: np.ndarray, radius: float) -> np.ndarray:
     """Scale each row of ``latents`` [N, k] down to norm ``radius`` at most."""
     norms = np.linalg.norm(latents, axis=1, keepdims=True)
-    return latents * np.minimum(1.0, radius / np.maximum(norms, 1e-12))
+    clipped: np.ndarray = latents * np.minimum(1.0, radius / np.maximum(norms, 1e-12))
+    return clipped
 
 
 def moments(latents: np.ndarray, radius: float) -> np.ndarray:
@@ -56,7 +57,8 @@ def release_moments(
     size = len(exact)
     draws = noise.normal(size * size).reshape(size, size)
     symmetric = (draws + draws.T) / 2.0  # variance 1 on the diagonal, 1/2 off it
-    return exact + symmetric * (MOMENTS_SENSITIVITY * noise_multiplier)
+    released: np.ndarray = exact + symmetric * (MOMENTS_SENSITIVITY * noise_multiplier)
+    return released
 
 
 @dataclass(frozen=True, kw_only=True)

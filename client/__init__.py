@@ -1,0 +1,1 @@
+"""A node on private data, and the edge runtime."""

@@ -1,0 +1,1 @@
+"""The edge bundle: one signed file with ONNX graphs, a manifest and test vectors. No PyTorch."""

@@ -1,0 +1,83 @@
+"""The model card: the manifest in words, for the people who deploy a bundle."""
+
+from shared.bundle.manifest import Manifest, Privacy
+
+
+def model_card(manifest: Manifest, note: str = "") -> str:
+    """Markdown text about a model: what it is for, how it was trained, what it reveals.
+
+    Args:
+        manifest: of the bundle.
+        note: more text of the publisher, put at the end.
+    """
+    sections = [_head(manifest), _use(manifest), _privacy(manifest), _metrics(manifest)]
+    if note:
+        sections.append(f"## Note of the publisher\n{note.strip()}\n")
+    return "\n".join(sections)
+
+
+def _head(manifest: Manifest) -> str:
+    scope = {
+        "global": "It knows no client's decoder and works for clients who took no part.",
+        "site": "It holds the decoder of one site and is for that site's own devices only.",
+    }[manifest.kind]
+    return (
+        f"# {manifest.name}, version {manifest.version}\n\n"
+        f"A {manifest.kind} anomaly scorer made on {manifest.created} from run {manifest.run_id}: "
+        f"encoder of a variational autoencoder (family {manifest.family}, "
+        f"{manifest.latent_dim} latent dimensions), trained over {manifest.training.rounds} rounds "
+        f"with {manifest.training.clients} clients. {scope}\n"
+    )
+
+
+def _use(manifest: Manifest) -> str:
+    schema, thresholds = manifest.schema, manifest.thresholds
+    shape = " x ".join(str(size) for size in schema.shape)
+    lines = [
+        "## Use",
+        f"- Records: {schema.name}, {shape} values in {schema.unit} after multiplying raw values "
+        f"by {schema.scale:g}, centring: {schema.center}, clipped to [{schema.lower:g}, "
+        f"{schema.upper:g}]. The runtime does this itself.",
+        f"- A record is flagged when its score exceeds the threshold, below which about "
+        f"{thresholds.quantile:.1%} of normal records lie.",
+        f"- Threshold as delivered: {_figure(thresholds.absolute)}; "
+        f"after re-centring on normal records of the device: {_figure(thresholds.recentred)}.",
+        "- Check the rate of flags on normal records of your own before you rely on it.\n",
+    ]
+    return "\n".join(lines)
+
+
+def _privacy(manifest: Manifest) -> str:
+    privacy = manifest.privacy
+    if privacy is None:
+        return "## Privacy\nNone: this model was trained without differential privacy.\n"
+    return "\n".join(["## Privacy", *_claims(manifest, privacy), ""])
+
+
+def _claims(manifest: Manifest, privacy: Privacy) -> list[str]:
+    lines = [
+        f"- Each client's releases in this run are ({privacy.epsilon:.3g}, {privacy.delta:.3g})-"
+        f"differentially private per {privacy.unit}, for {privacy.adjacency} neighbours.",
+        f"- Training: noise multiplier {privacy.noise_multiplier:.4g}, Poisson sampling rate "
+        f"{privacy.sample_rate:.4g}, {privacy.steps} steps.",
+    ]
+    if manifest.kind == "site":
+        lines.append(
+            "- The statement covers what the site released. This bundle also holds the site's "
+            "decoder and constants, which were never released: keep it within the site."
+        )
+    if privacy.rng == "simulation":
+        lines.append(
+            "- The noise came from a seeded simulation generator: the figures say what secure "
+            "noise would give; do not rely on this very model to protect anyone."
+        )
+    return lines
+
+
+def _metrics(manifest: Manifest) -> str:
+    rows = [f"- {name}: {value:.4g}" for name, value in sorted(manifest.metrics.items())]
+    return "\n".join(["## Evaluation", *(rows or ["- None recorded."]), ""])
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"

@@ -1,0 +1,227 @@
+"""Running a bundle's graphs: ONNX Runtime on bytes, one thread, and the golden test vectors.
+
+Shape legend: B records, k latent dimensions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import ArrayLike
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from shared.bundle.archive import DENSITY, ENCODER, GOLDEN, SCORER
+from shared.bundle.arrays import pack_arrays, unpack_arrays
+from shared.bundle.manifest import Manifest
+from shared.data.schema import Schema
+from shared.errors import BundleError
+
+ENCODER_OUTPUTS = ("mu", "logvar")
+#: Golden outputs must agree to this, relative to max(|expected|, 1).
+GOLDEN_TOLERANCE = 1e-4
+#: Records are run in chunks of this size, which bounds the memory of a large file.
+CHUNK = 256
+
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+class Graph:
+    """One ONNX graph, loaded from bytes so that it cannot refer to other files."""
+
+    def __init__(self, data: bytes, where: str) -> None:
+        """Load ``data``; ``where`` names it in error sentences.
+
+        Raises:
+            BundleError: ONNX Runtime does not load it.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # failures come as exceptions
+        try:
+            self._session: Any = ort.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"]
+            )
+        except _ORT_ERRORS:
+            raise BundleError(
+                f"Expected an ONNX graph that this ONNX Runtime ({ort.__version__}) loads in "
+                f"{where}, got another; update onnxruntime or export the bundle again."
+            ) from None
+        self.inputs = frozenset(item.name for item in self._session.get_inputs())
+        self.outputs = tuple(item.name for item in self._session.get_outputs())
+        self._where = where
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name.
+
+        Raises:
+            BundleError: the graph fails on these inputs.
+        """
+        try:
+            values = self._session.run(None, dict(feeds))
+        except _ORT_ERRORS:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise BundleError(
+                f"Expected {self._where} to run on {shapes}, got a failure of ONNX Runtime; "
+                "export the bundle again."
+            ) from None
+        return dict(zip(self.outputs, values, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graphs:
+    """Encoder and scorer with what they need.
+
+    Attributes:
+        encoder: x [B, *shape] -> mu [B, k], logvar [B, k].
+        scorer: x, center [k] -> the outputs that the manifest names, each [B].
+        schema: how raw records become x.
+        center: float64 [k], the mean in density.npz: of all clients in a global bundle, of the
+            site itself in a site bundle.
+    """
+
+    encoder: Graph
+    scorer: Graph
+    schema: Schema
+    center: np.ndarray
+
+    @classmethod
+    def open(cls, manifest: Manifest, files: Mapping[str, bytes]) -> Self:
+        """Load the graphs of a bundle, finished or still being made.
+
+        Args:
+            manifest: its schema, score and latent_dim count.
+            files: at least encoder, scorer and density.
+
+        Raises:
+            BundleError: a graph or the density does not fit the manifest.
+        """
+        encoder = Graph(files[ENCODER], ENCODER)
+        scorer = Graph(files[SCORER], SCORER)
+        if encoder.inputs != {"x"} or encoder.outputs != ENCODER_OUTPUTS:
+            raise BundleError(f"Expected {ENCODER} to map x to mu and logvar, got other names.")
+        if scorer.inputs != {"x", "center"}:
+            raise BundleError(f"Expected {SCORER} to take x and center, got other inputs.")
+        if set(scorer.outputs) != set(manifest.score.outputs):
+            raise BundleError(
+                f"Expected the outputs {', '.join(manifest.score.outputs)} from {SCORER}, got "
+                f"{', '.join(scorer.outputs)}."
+            )
+        center = _center(files[DENSITY], manifest.latent_dim)
+        return cls(encoder=encoder, scorer=scorer, schema=manifest.schema, center=center)
+
+    def encode(self, raw: ArrayLike) -> dict[str, np.ndarray]:
+        """Latent mean and log variance of raw records [B, *shape]: mu and logvar, each [B, k].
+
+        Raises:
+            DataError: the records do not fit the schema.
+            BundleError: the graph fails or gives values that are not finite.
+        """
+        return _chunked(self.encoder, self.schema.preprocess(raw), {})
+
+    def score(self, raw: ArrayLike, center: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """All scorer outputs for raw records [B, *shape], each [B].
+
+        Args:
+            raw: records in the unit of the data source.
+            center: latent center [k] of a re-centred device; None for the density's own.
+
+        Raises:
+            DataError: the records do not fit the schema.
+            BundleError: the graph fails or gives values that are not finite.
+        """
+        used = self.center if center is None else center
+        feeds = {"center": used.astype(np.float32)}
+        return _chunked(self.scorer, self.schema.preprocess(raw), feeds)
+
+
+def make_golden(manifest: Manifest, files: Mapping[str, bytes], records: np.ndarray) -> bytes:
+    """Golden vectors of a bundle in the making: ``golden.npz`` as bytes.
+
+    Args:
+        manifest: as for `Graphs.open`.
+        files: encoder, scorer and density.
+        records: raw records [B, *shape] that may be published: synthetic ones, never private ones.
+
+    Raises:
+        BundleError: the graphs do not fit the manifest or give values that are not finite.
+        DataError: the records do not fit the schema.
+    """
+    graphs = Graphs.open(manifest, files)
+    raw = np.asarray(records, dtype=np.float64)
+    return pack_arrays({"records": raw, **_golden_outputs(graphs, raw)})
+
+
+def check_golden(graphs: Graphs, data: bytes) -> float:
+    """Run the golden records on this machine and compare.
+
+    Returns:
+        The largest difference, relative to max(|expected|, 1).
+
+    Raises:
+        BundleError: no golden records, other outputs, or a difference above the tolerance.
+    """
+    arrays = unpack_arrays(data, GOLDEN)
+    raw = arrays.pop("records", np.zeros(0))
+    if not raw.size:
+        raise BundleError(f"Expected at least one record in {GOLDEN}, got none.")
+    actual = _golden_outputs(graphs, raw)
+    if {n: a.shape for n, a in actual.items()} != {n: a.shape for n, a in arrays.items()}:
+        raise BundleError(f"Expected {GOLDEN} to hold the outputs of these graphs, got others.")
+    worst = max(
+        float(np.max(np.abs(actual[name] - expected) / np.maximum(np.abs(expected), 1.0)))
+        for name, expected in arrays.items()
+    )
+    if worst > GOLDEN_TOLERANCE:
+        raise BundleError(
+            f"Expected golden outputs within {GOLDEN_TOLERANCE:g}, got a difference of "
+            f"{worst:.2g}; this machine or its ONNX Runtime computes otherwise, so do not use it."
+        )
+    return worst
+
+
+def _golden_outputs(graphs: Graphs, raw: np.ndarray) -> dict[str, np.ndarray]:
+    encoded = {f"encoder_{name}": value for name, value in graphs.encode(raw).items()}
+    return encoded | {f"scorer_{name}": value for name, value in graphs.score(raw).items()}
+
+
+def _chunked(
+    graph: Graph, records: np.ndarray, constants: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Run ``graph`` over chunks of ``records``; at least once, so that no record gives [0, ...]."""
+    parts = [
+        graph.run({"x": records[start : start + CHUNK], **constants})
+        for start in range(0, max(len(records), 1), CHUNK)
+    ]
+    result = {name: np.concatenate([part[name] for part in parts]) for name in graph.outputs}
+    for name, value in result.items():
+        if len(value) != len(records) or not np.isfinite(value).all():
+            raise BundleError(
+                f"Expected one finite {name} for each of {len(records)} records, got others; "
+                "export the bundle again."
+            )
+    return result
+
+
+def _center(data: bytes, latent_dim: int) -> np.ndarray:
+    """The mean in ``density.npz`` (`LatentDensity.arrays`), after a check of names and shapes."""
+    arrays = unpack_arrays(data, DENSITY)
+    square = (latent_dim, latent_dim)
+    shapes = {"count": (1,), "mean": (latent_dim,), "covariance": square, "within": square}
+    if {name: array.shape for name, array in arrays.items()} != shapes:
+        raise BundleError(
+            f"Expected count, mean, covariance and within for {latent_dim} latent dimensions in "
+            f"{DENSITY}, got other arrays."
+        )
+    return arrays["mean"].astype(np.float64)

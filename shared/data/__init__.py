@@ -1,0 +1,1 @@
+"""Records: schema, data sets, readers and named sources."""

@@ -1,0 +1,239 @@
+"""Read records from CSV, Parquet and NPZ files of a client's own disk.
+
+A key names a column of a table (CSV, Parquet) or an array of an NPZ archive. Nothing is guessed
+beyond that: a value that does not fit is a `DataError` that shows no record's values.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.data.dataset import Dataset
+from shared.data.schema import Schema
+from shared.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
+
+Label = str | int | float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawRecords:
+    """Records as the file holds them, before a schema's scaling.
+
+    Attributes:
+        records: Numbers [N, ...]; a table gives [N, columns].
+        label: uint8 [N], 0 normal and 1 anomalous, or None.
+        client_id: Text [N], or None.
+    """
+
+    records: NDArray[Any]
+    label: NDArray[np.uint8] | None
+    client_id: NDArray[np.str_] | None
+
+
+def read(
+    path: Path | str,
+    schema: Schema,
+    *,
+    records_key: str = "X",
+    columns: Sequence[str] | None = None,
+    label_key: str | None = None,
+    normal_label: Label | None = None,
+    client_key: str | None = None,
+) -> Dataset:
+    """Read a file and preprocess its records.
+
+    Args:
+        path: A .csv, .csv.gz, .parquet or .npz file.
+        schema: What each record must be.
+        records_key: NPZ only: the array of records [N, ...].
+        columns: Tables only: the columns of a record, in order. None takes all columns other than
+            the label's and the client's.
+        label_key: Column or array of labels, for evaluation.
+        normal_label: The label of normal records; every other label is an anomaly. None demands
+            labels that are 0 or 1 already.
+        client_key: Column or array that says whose record it is.
+
+    Raises:
+        DataError: If the file is absent, damaged or of another kind, if a key is absent, or if
+            the records do not fit the schema.
+    """
+    raw = read_raw(
+        path,
+        records_key=records_key,
+        columns=columns,
+        label_key=label_key,
+        normal_label=normal_label,
+        client_key=client_key,
+    )
+    return Dataset(
+        records=schema.preprocess(raw.records),
+        schema=schema,
+        client_id=raw.client_id,
+        label=raw.label,
+    )
+
+
+def read_raw(
+    path: Path | str,
+    *,
+    records_key: str = "X",
+    columns: Sequence[str] | None = None,
+    label_key: str | None = None,
+    normal_label: Label | None = None,
+    client_key: str | None = None,
+) -> RawRecords:
+    """Read a file without scaling; the arguments and errors are those of `read`."""
+    path = Path(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(
+            f"Expected a file ending in {', '.join(SUFFIXES)}, got {path.name!r}; convert it."
+        )
+    if not path.is_file():
+        raise DataError(f"Expected a data file at {path}, got none; check the path.")
+    if path.name.lower().endswith(".npz"):
+        if columns is not None:
+            raise DataError(
+                f"Expected no columns for the NPZ file {path.name}, got {len(columns)}; "
+                "use records_key."
+            )
+        found = _npz_records(path, records_key, label_key, client_key)
+    else:
+        found = _table_records(path, columns, label_key, client_key)
+    records, labels, clients = found
+    for name, values in (("labels", labels), ("client names", clients)):
+        if values is not None and values.shape != (len(records),):
+            raise DataError(
+                f"Expected one of the {name} for each of {len(records)} records in {path.name}, "
+                f"got shape {list(values.shape)}; give one value per record."
+            )
+    return RawRecords(
+        records=records,
+        label=None if labels is None else _binary(labels, normal_label),
+        client_id=None if clients is None else clients.astype(np.str_),
+    )
+
+
+_Found = tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]
+
+
+def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read named arrays of an NPZ archive, without pickled objects.
+
+    Raises:
+        DataError: If the file is absent, is no such archive, or lacks a key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"Expected a data file at {path}, got none; check the path.")
+    try:
+        # Opened here since numpy leaves its own stream open when the archive is damaged.
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            with archive:
+                _check_keys(path, "array", keys, archive.files)
+                return {key: archive[key] for key in keys}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"Expected a readable NPZ archive of plain arrays at {path}, got a "
+            f"{type(error).__name__}; write the file again with numpy.savez."
+        ) from error
+
+
+def _npz_records(
+    path: Path, records_key: str, label_key: str | None, client_key: str | None
+) -> _Found:
+    """Read records, labels and owners from an NPZ archive."""
+    arrays = read_npz(path, [k for k in (records_key, label_key, client_key) if k is not None])
+    if arrays[records_key].ndim < 2:
+        raise DataError(
+            f"Expected records [N, ...] under {records_key!r} in {path.name}, got shape "
+            f"{list(arrays[records_key].shape)}; name another array."
+        )
+    return (
+        arrays[records_key],
+        None if label_key is None else arrays[label_key],
+        None if client_key is None else arrays[client_key],
+    )
+
+
+def _table_records(
+    path: Path, columns: Sequence[str] | None, label_key: str | None, client_key: str | None
+) -> _Found:
+    """Read the named columns of a CSV or Parquet table."""
+    frame = _frame(path)
+    others = [key for key in (label_key, client_key) if key is not None]
+    if columns is None:
+        columns = [name for name in frame.columns if name not in others]
+    _check_keys(path, "column", [*columns, *others], list(frame.columns))
+    features = frame[list(columns)]
+    texts = [name for name in columns if features[name].dtype.kind not in "iuf"]
+    if texts:
+        raise DataError(
+            f"Expected numbers in every record column of {path.name}, got other values in "
+            f"{', '.join(texts[:5])}; name the record columns or convert them."
+        )
+    return (
+        features.to_numpy(),
+        None if label_key is None else frame[label_key].to_numpy(),
+        None if client_key is None else frame[client_key].to_numpy(),
+    )
+
+
+def _frame(path: Path) -> "pd.DataFrame":
+    """Load a whole table with pandas, which is imported only here."""
+    import pandas as pd
+
+    try:
+        if path.name.lower().endswith(".parquet"):
+            return pd.read_parquet(path)
+        return pd.read_csv(path)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"Expected a readable table at {path}, got a {type(error).__name__}; "
+            "write the file again with a header line and one record per row."
+        ) from error
+
+
+def _check_keys(path: Path, kind: str, wanted: Sequence[str], present: Sequence[str]) -> None:
+    """Raise DataError unless every wanted key is present."""
+    missing = [key for key in wanted if key not in present]
+    if missing:
+        raise DataError(
+            f"Expected {kind} {', '.join(map(repr, missing[:5]))} in {path.name}, got "
+            f"{', '.join(map(str, present[:20]))}; correct the name."
+        )
+
+
+def _binary(labels: NDArray[Any], normal: Label | None) -> NDArray[np.uint8]:
+    """Turn labels into 0 (equal to `normal`) and 1 (all others)."""
+    if normal is None:
+        if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
+            raise DataError(
+                "Expected labels 0 and 1, got others; say which one is normal with normal_label."
+            )
+        return labels.astype(np.uint8)
+    if labels.dtype.kind in "biuf":
+        if isinstance(normal, str):
+            raise DataError(
+                f"Expected a number for normal_label since the labels are numbers, got {normal!r}; "
+                "write it without quotes."
+            )
+        if np.isnan(labels.astype(np.float64)).any():
+            raise DataError("Expected a label for every record, got gaps; fill or remove them.")
+        abnormal = labels != normal
+    else:
+        abnormal = labels.astype(np.str_) != str(normal)
+    return np.asarray(abnormal, dtype=np.uint8)

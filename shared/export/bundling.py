@@ -1,0 +1,235 @@
+"""From a trained model to a signed bundle: graphs, their parity with torch, and the manifest."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared.bundle.archive import DECODER, ENCODER, SCORER
+from shared.bundle.build import build_bundle
+from shared.bundle.manifest import (
+    Combination,
+    Kind,
+    Manifest,
+    Privacy,
+    ScoreDefinition,
+    Thresholds,
+    Training,
+)
+from shared.config import RunConfig
+from shared.data.schema import Schema
+from shared.detection.combine import ScoreCombination
+from shared.errors import ConfigError
+from shared.export.onnx import (
+    Decoder,
+    Encoder,
+    Scorer,
+    export_decoder,
+    export_encoder,
+    export_scorer,
+    scorer_outputs,
+)
+from shared.export.parity import ParityReport, parity
+from shared.keys import SigningKey
+from shared.models import VAE
+from shared.privacy.accounting import ADJACENCY
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.summaries import LatentDensity
+
+SUFFIX = ".fedlatent"
+_GOLDEN_RECORDS = 8
+_PARITY_RECORDS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleContents:
+    """What a bundle is made of.
+
+    Attributes:
+        kind: "global" leaves the decoder out; "site" scores with it.
+        run_id: the run it comes from.
+        run: its configuration.
+        model: with the trained weights loaded, float32.
+        density: whose mean is the scoring centre.
+        thresholds: above which records are flagged.
+        epsilon: largest spend of a client, or None when the run was not private.
+        delta: of that epsilon.
+        clients: how many took part.
+        combine: makes ``score`` of a site bundle.
+        version: rises with every bundle of the same name.
+        decoder: also ship the decoder as a graph of its own.
+    """
+
+    kind: Kind
+    run_id: str
+    run: RunConfig
+    model: VAE
+    density: LatentDensity
+    thresholds: Thresholds
+    epsilon: float | None
+    delta: float
+    clients: int
+    combine: ScoreCombination | None = None
+    version: int = 1
+    decoder: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleReport:
+    """What was written.
+
+    Attributes:
+        path: the bundle.
+        size: in bytes.
+        parity: by graph, ONNX against torch.
+        manifest: as signed.
+    """
+
+    path: Path
+    size: int
+    parity: dict[str, ParityReport]
+    manifest: Manifest
+
+
+def make_bundle(
+    path: Path,
+    contents: BundleContents,
+    signing_key: SigningKey,
+    records: NDArray[Any] | None = None,
+) -> BundleReport:
+    """Export, check against torch, and write one signed file.
+
+    Args:
+        path: target file.
+        contents: model and facts.
+        signing_key: signs the manifest.
+        records: raw real records for the parity check; they are not stored. The synthetic golden
+            records and extremes are checked in any case.
+
+    Raises:
+        BundleError: a graph differs from torch, or the bundle would not be readable.
+        ConfigError: a decoder was asked for that may not be shipped.
+    """
+    _check_decoder(contents)
+    schema = Schema.from_dict(contents.run.data.model_dump(mode="json"))
+    golden = golden_records(schema)
+    checked = schema.preprocess(golden)
+    if records is not None and len(records):
+        checked = np.concatenate([checked, schema.preprocess(records[:_PARITY_RECORDS])])
+    graphs, reports = _graphs(contents, schema, checked)
+    written = build_bundle(
+        path,
+        _manifest(contents, schema),
+        encoder=graphs[ENCODER],
+        scorer=graphs[SCORER],
+        decoder=graphs.get(DECODER),
+        density=contents.density.arrays(),
+        golden_records=golden,
+        signing_key=signing_key,
+    )
+    return BundleReport(path=path, size=path.stat().st_size, parity=reports, manifest=written)
+
+
+def golden_records(schema: Schema) -> NDArray[np.float64]:
+    """Synthetic raw records [8, *shape]: smooth random curves over the public range."""
+    steps = np.random.default_rng(0).normal(size=(_GOLDEN_RECORDS, schema.size))
+    walk = np.cumsum(steps, axis=1) / math.sqrt(schema.size)
+    low, high = schema.lower, schema.upper
+    values = (low + high) / 2 + (high - low) / 4 * walk
+    return (np.clip(values, low, high) / schema.scale).reshape(-1, *schema.shape)
+
+
+def next_version(folder: Path, name: str) -> int:
+    """One more than the highest version of ``name`` in ``folder``."""
+    stems = [path.name.removesuffix(SUFFIX) for path in folder.glob(f"{name}-*{SUFFIX}")]
+    versions = [stem.rsplit("-", 1)[1] for stem in stems]
+    return 1 + max((int(v) for v in versions if v.isdecimal()), default=0)
+
+
+def _check_decoder(contents: BundleContents) -> None:
+    if contents.decoder and contents.kind == "global":
+        raise ConfigError(
+            "Expected a global bundle without a decoder, got a request for one; "
+            "export a site bundle for reconstructions."
+        )
+    if contents.decoder and contents.run.privacy.mechanism == "none":
+        raise ConfigError(
+            "Expected a decoder trained under differential privacy, got one that was not; "
+            "leave the decoder out."
+        )
+
+
+def _graphs(
+    contents: BundleContents, schema: Schema, checked: NDArray[np.float32]
+) -> tuple[dict[str, bytes], dict[str, ParityReport]]:
+    """Every graph with its parity against torch on trained weights."""
+    model, density = contents.model.eval(), contents.density
+    site = contents.kind == "site"
+    extremes = (schema.lower, schema.upper, 0.0, 1e3, -1e3)
+    records: Mapping[str, np.ndarray] = {"x": checked}
+    center = {"center": density.mean.astype(np.float32)}
+    files = {
+        ENCODER: export_encoder(model),
+        SCORER: export_scorer(model, density, with_decoder=site, combine=contents.combine),
+    }
+    scorer = Scorer(model, density, with_decoder=site, combine=contents.combine)
+    reports = {
+        ENCODER: parity(files[ENCODER], Encoder(model), records, extremes),
+        SCORER: parity(files[SCORER], scorer, records, extremes, fixed=center),
+    }
+    if contents.decoder:
+        files[DECODER] = export_decoder(model)
+        with torch.no_grad():
+            latents = model.encode(torch.from_numpy(checked))[0].numpy()
+        reports[DECODER] = parity(files[DECODER], Decoder(model), {"z": latents}, (0.0, 5.0, -5.0))
+    return files, reports
+
+
+def _manifest(contents: BundleContents, schema: Schema) -> Manifest:
+    run, combine = contents.run, contents.combine
+    return Manifest(
+        kind=contents.kind,
+        name=run.name,
+        version=contents.version,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        run_id=contents.run_id,
+        family=run.model.family,
+        latent_dim=contents.model.latent_dim,
+        schema=schema,
+        score=ScoreDefinition(
+            outputs=scorer_outputs(contents.kind == "site"),
+            combine=None
+            if combine is None
+            else Combination(
+                names=combine.names,
+                mean=tuple(combine.mean.tolist()),
+                scale=tuple(combine.scale.tolist()),
+                weights=tuple(combine.weights.tolist()),
+            ),
+        ),
+        thresholds=contents.thresholds,
+        privacy=_privacy(contents),
+        training=Training(rounds=run.training.rounds, clients=contents.clients),
+    )
+
+
+def _privacy(contents: BundleContents) -> Privacy | None:
+    if contents.epsilon is None:
+        return None
+    plan = PrivacyPlan.from_config(contents.run)
+    return Privacy(
+        epsilon=contents.epsilon,
+        delta=contents.delta,
+        noise_multiplier=plan.noise_multiplier,
+        sample_rate=plan.sample_rate,
+        steps=plan.rounds * plan.steps_per_round,
+        rng=plan.rng,
+        adjacency=ADJACENCY,
+        unit="record",
+    )

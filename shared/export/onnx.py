@@ -1,0 +1,245 @@
+"""Encoder, decoder and scorer of a model as ONNX bytes.
+
+Every graph is deterministic (a posterior is represented by its mean), has a dynamic batch, is one
+file without external data, and carries neither paths nor source lines of the exporting machine.
+
+Shape suffixes: B records, k latent dimensions, `*shape` the shape of one record.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from shared.detection.combine import ScoreCombination
+from shared.errors import BundleError
+from shared.models.base import VAE
+from shared.privacy.summaries import LatentDensity
+
+OPSET = 20
+RANDOM_OPS = frozenset(
+    {
+        "Bernoulli",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+LATENT_PARTS = ("latent_norm", "latent_distance", "recentred_distance", "posterior_logvar")
+_NOISY_LOGGER = "torch.onnx._internal.exporter._registration"  # says that torchvision is absent
+
+
+class Encoder(nn.Module):
+    """Records `[B, *shape]` to posterior mean and log variance `[B, k]`."""
+
+    def __init__(self, model: VAE) -> None:
+        """Wrap `model`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `mu` and `logvar`."""
+        return self.model.encode(x)
+
+
+class Decoder(nn.Module):
+    """Latents `[B, k]` to mean records `[B, *shape]` in data space."""
+
+    def __init__(self, model: VAE) -> None:
+        """Wrap `model`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the reconstruction."""
+        return self.model.reconstruct(z)
+
+
+class Scorer(nn.Module):
+    """Anomaly scores of records, all `[B]`, in the order of `scorer_outputs`.
+
+    Args:
+        model: A trained model.
+        density: The released density of latents.
+        with_decoder: Whether the reconstruction error is computed; false leaves the decoder out.
+        combine: How parts become `score`; None makes it the latent distance.
+
+    Raises:
+        ValueError: `combine` names a part that the graph does not compute.
+    """
+
+    absolute: Tensor
+    recentred: Tensor
+
+    def __init__(
+        self,
+        model: VAE,
+        density: LatentDensity,
+        *,
+        with_decoder: bool = False,
+        combine: ScoreCombination | None = None,
+    ) -> None:
+        """Bake the constants in float32."""
+        super().__init__()
+        self.model = model
+        self.with_decoder = with_decoder
+        self.combine = combine
+        known = scorer_outputs(with_decoder)[:-1]
+        unknown = [name for name in combine.names if name not in known] if combine else []
+        if unknown:
+            raise ValueError(f"Expected parts of the score out of {known}, got {unknown}.")
+        for name, recentred in (("absolute", False), ("recentred", True)):
+            factor = np.linalg.cholesky(density.precision(recentred=recentred))
+            self.register_buffer(name, torch.from_numpy(factor.astype(np.float32)))
+
+    def forward(self, x: Tensor, center: Tensor) -> tuple[Tensor, ...]:
+        """Score records `[B, *shape]` about `center` `[k]`."""
+        mu_Bk, logvar_Bk = self.model.encode(x)
+        offset_Bk = mu_Bk - center
+        # |L^T d|^2 with P = L L^T: never negative, unlike d^T P d in float32.
+        parts = {
+            "latent_norm": mu_Bk.square().sum(1),
+            "latent_distance": (offset_Bk @ self.absolute).square().sum(1),
+            "recentred_distance": (offset_Bk @ self.recentred).square().sum(1),
+            "posterior_logvar": logvar_Bk.sum(1),
+        }
+        if self.with_decoder:
+            parts["reconstruction_error"] = self.model.reconstruction_error(
+                x, self.model.decode(mu_Bk)
+            )
+        return *parts.values(), self._score(parts)
+
+    def _score(self, parts: dict[str, Tensor]) -> Tensor:
+        if self.combine is None:
+            return parts["latent_distance"].clone()  # an output of its own
+        total_B = torch.zeros_like(parts["latent_norm"])
+        columns = zip(
+            self.combine.names,
+            self.combine.mean.tolist(),
+            self.combine.scale.tolist(),
+            self.combine.weights.tolist(),
+            strict=True,
+        )
+        for name, mean, scale, weight in columns:
+            total_B = total_B + (weight / scale) * (parts[name] - mean)
+        return total_B
+
+
+def scorer_outputs(with_decoder: bool) -> tuple[str, ...]:
+    """Names of the scorer graph's outputs, in order; the last is `score`."""
+    return (*LATENT_PARTS, *(("reconstruction_error",) if with_decoder else ()), "score")
+
+
+def export_encoder(model: VAE) -> bytes:
+    """Export `x` `[B, *shape]` to `mu` and `logvar` `[B, k]`, all float32."""
+    return _export(
+        Encoder(model), {"x": torch.zeros(2, *model.input_shape)}, {"x"}, ("mu", "logvar")
+    )
+
+
+def export_decoder(model: VAE) -> bytes:
+    """Export `z` `[B, k]` to `reconstruction` `[B, *shape]` in data space, all float32."""
+    return _export(
+        Decoder(model), {"z": torch.zeros(2, model.latent_dim)}, {"z"}, ("reconstruction",)
+    )
+
+
+def export_scorer(
+    model: VAE,
+    density: LatentDensity,
+    *,
+    with_decoder: bool = False,
+    combine: ScoreCombination | None = None,
+) -> bytes:
+    """Export `Scorer`: `x` `[B, *shape]` and `center` `[k]` to `scorer_outputs`, all float32.
+
+    `latent_distance` uses the covariance of all records and belongs to the density's mean as
+    centre; `recentred_distance` uses the covariance within clients and belongs to a local centre.
+
+    Raises:
+        ValueError: `combine` names a part that the graph does not compute.
+    """
+    return _export(
+        Scorer(model, density, with_decoder=with_decoder, combine=combine),
+        {"x": torch.zeros(2, *model.input_shape), "center": torch.zeros(model.latent_dim)},
+        {"x"},
+        scorer_outputs(with_decoder),
+    )
+
+
+def _export(
+    module: nn.Module, inputs: dict[str, Tensor], batched: set[str], outputs: Sequence[str]
+) -> bytes:
+    """Trace a float32 copy of `module`, strip what only debuggers read, and check the result."""
+    frozen = copy.deepcopy(module).to(device="cpu", dtype=torch.float32).eval()
+    batch = torch.export.Dim("batch")
+    logger = logging.getLogger(_NOISY_LOGGER)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Inside torch 2.13; nothing a caller could change.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`")
+            program = torch.onnx.export(
+                frozen,
+                tuple(inputs.values()),
+                None,
+                dynamo=True,
+                dynamic_shapes=tuple({0: batch} if name in batched else None for name in inputs),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    if program is None:
+        raise BundleError("Expected a traced graph, got none; use the supported version of torch.")
+    proto = program.model_proto
+    _strip(proto)
+    _check(proto)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Remove stack traces, paths, documentation and inferred shapes, all of them optional."""
+    proto.ClearField("metadata_props")
+    proto.ClearField("doc_string")
+    for graph in _graphs(proto.graph):
+        for field in ("metadata_props", "doc_string", "value_info"):
+            graph.ClearField(field)
+        for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+            item.ClearField("metadata_props")
+            item.ClearField("doc_string")
+
+
+def _check(proto: onnx.ModelProto) -> None:
+    """Refuse a graph that draws random numbers, calls functions or is not valid ONNX."""
+    random = sorted({n.op_type for g in _graphs(proto.graph) for n in g.node} & RANDOM_OPS)
+    if random:
+        raise BundleError(
+            f"Expected a deterministic graph, got {random}; pass noise to the model as an input."
+        )
+    if proto.functions:
+        raise BundleError(
+            f"Expected plain operators only, got {len(proto.functions)} local functions; "
+            "build the model from layers that the exporter knows."
+        )
+    onnx.checker.check_model(proto, full_check=True)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield `graph` and every graph inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _graphs(inner)

@@ -1,0 +1,73 @@
+"""Model families behind one seam; `FAMILIES` is the only table of names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from shared.errors import ConfigError
+from shared.models.base import VAE, Terms, encoder_state, load_encoder, load_state
+from shared.models.gaussian import GaussianConfig, GaussianVAE
+
+__all__ = [
+    "FAMILIES",
+    "VAE",
+    "Family",
+    "GaussianConfig",
+    "GaussianVAE",
+    "Terms",
+    "build",
+    "encoder_state",
+    "load_encoder",
+    "load_state",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A configuration class and the model made from it, a record shape and a generator."""
+
+    config: type[Any]
+    model: Callable[[Any, tuple[int, ...], torch.Generator], VAE]
+
+
+FAMILIES: dict[str, Family] = {
+    "gaussian": Family(config=GaussianConfig, model=GaussianVAE),
+}
+
+
+def build(
+    family: str, options: Mapping[str, object], input_shape: tuple[int, ...], seed: int
+) -> VAE:
+    """Build a model with freshly drawn float32 weights.
+
+    Equal arguments give equal weights; torch's global generator is neither read nor moved.
+
+    Args:
+        family: A key of `FAMILIES`.
+        options: Fields of the family's configuration; a list stands for a tuple, as from JSON.
+        input_shape: Shape of one record.
+        seed: Of the initial weights.
+
+    Raises:
+        ConfigError: The family or an option is unknown, or a value is out of range.
+    """
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"Expected a model family out of {sorted(FAMILIES)}, got {family!r}; choose one."
+        )
+    if not input_shape or any(size < 1 for size in input_shape):
+        raise ConfigError(
+            f"Expected a record shape of positive sizes, got {input_shape}; correct the schema."
+        )
+    chosen = FAMILIES[family]
+    allowed = sorted(field.name for field in fields(chosen.config))
+    unknown = sorted(options.keys() - set(allowed))
+    if unknown:
+        raise ConfigError(
+            f"Expected options of family {family!r} out of {allowed}, got {unknown}; correct them."
+        )
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    generator = torch.Generator().manual_seed(seed)
+    return chosen.model(chosen.config(**values), tuple(input_shape), generator)

@@ -1,0 +1,182 @@
+"""The three questions every evaluation answers, and the baselines beside them.
+
+1. seen: clients that took part, scored with their own site detector;
+2. absent: clients that took no part, scored with the global detector as it comes;
+3. new: the same clients after re-centring on 10, 30 or 100 of their normal records.
+
+A detector is any function from raw records to scores (higher is more anomalous), so the same
+questions serve models in memory and ONNX bundles. Every answer is given twice: all sites under
+one threshold ("pooled"), and as the mean over sites.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.export import fit_score, site_model, site_parts
+from client.policy import schema_of
+from client.store import SiteMaterial
+from client.trainer import train_round
+from server.results import RunResult
+from shared.config import RunConfig
+from shared.data.schema import Schema
+from shared.data.sources import Federation, SiteData
+from shared.detection import baselines
+from shared.detection.metrics import auroc, per_site_mean, pooled
+from shared.models import VAE, build, load_encoder
+from shared.privacy.noise import SimulationNoise
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.summaries import squared_distance
+
+Detector = Callable[[NDArray[np.generic]], NDArray[np.float64]]
+
+NEW_COUNTS = (10, 30, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rating:
+    """AUROC of one answer.
+
+    Attributes:
+        pooled: all sites' records together, under one threshold.
+        site_mean: mean over the sites that hold both classes.
+    """
+
+    pooled: float
+    site_mean: float
+
+
+def rate(pairs: Sequence[tuple[SiteData, Detector]], kind: str = "V") -> Rating:
+    """Rate detectors on the test records of their sites.
+
+    Args:
+        pairs: each site with the detector that scores it.
+        kind: "V" rates the standard test; another kind rates normal test records against the
+            ``extra`` records of that kind.
+
+    Raises:
+        ValueError: no anomaly of that kind in any site.
+    """
+    answers = []
+    for site, detector in pairs:
+        rows, label = site.test, site.test_label
+        if kind != "V":
+            normal = site.test_label == 0
+            extra = site.extra[site.extra_kind == kind]
+            rows = np.concatenate([site.test[normal], extra])
+            label = np.concatenate([np.zeros(normal.sum()), np.ones(len(extra))]).astype(np.uint8)
+        answers.append((label, detector(rows)))
+    return Rating(pooled=pooled(auroc, answers), site_mean=per_site_mean(auroc, answers))
+
+
+def normals_of(site: SiteData, count: int, seed: int) -> NDArray[np.generic]:
+    """``count`` normal records of a new client; none of them is in its test."""
+    order = np.random.default_rng([seed, count]).permutation(len(site.train))
+    chosen: NDArray[np.generic] = site.train[order[:count]]
+    return chosen
+
+
+def site_detector(material: SiteMaterial, site: SiteData) -> Detector:
+    """The score of a site bundle: parts of the global encoder and the site's own decoder."""
+    model, schema = site_model(material), schema_of(material.config.data)
+    combine, _ = fit_score(material, model, schema.preprocess(site.train))
+    return lambda rows: combine(site_parts(material, model, schema.preprocess(rows)))
+
+
+def global_detector(result: RunResult, normals: NDArray[np.generic] | None = None) -> Detector:
+    """The score of the global bundle, re-centred on ``normals`` when there are some."""
+    model = _model(result.config)
+    encoder = {k: v for k, v in result.arrays.items() if k.startswith("encoder.")}
+    load_encoder(model, _tensors(encoder))
+    schema = schema_of(result.config.data)
+
+    def latents(rows: NDArray[np.generic]) -> NDArray[np.float64]:
+        model.eval()
+        with torch.no_grad():
+            mean = model.encode(torch.from_numpy(schema.preprocess(rows)))[0]
+        return np.asarray(mean.double().numpy())
+
+    density = result.density
+    center = density.mean if normals is None else latents(normals).mean(axis=0)
+    precision = density.precision(recentred=normals is not None)
+    return lambda rows: squared_distance(latents(rows), center, precision)
+
+
+def train_alone(run: RunConfig, records: NDArray[np.float32], key: int) -> VAE:
+    """Train the run's whole model on one set of records, with its plan but without exchange.
+
+    Args:
+        run: gives model, plan and training; a run without privacy trains without noise.
+        records: preprocessed [N, *shape].
+        key: keeps the noise of different sites apart.
+    """
+    model, plan = _model(run), PrivacyPlan.from_config(run)
+    state: Mapping[str, torch.Tensor] = {}
+    data = torch.from_numpy(np.ascontiguousarray(records))
+    for number in range(run.training.rounds):
+        noise = SimulationNoise(run.seed, key, number)
+        state = train_round(model, data, plan, run.training, noise, state).optimizer
+    return model
+
+
+def reconstruction_detector(model: VAE, schema: Schema) -> Detector:
+    """Score by reconstruction error alone."""
+
+    def detector(rows: NDArray[np.generic]) -> NDArray[np.float64]:
+        x = torch.from_numpy(schema.preprocess(rows))
+        model.eval()
+        with torch.no_grad():
+            error = model.reconstruction_error(x, model.decode(model.encode(x)[0]))
+        return np.asarray(error.double().numpy())
+
+    return detector
+
+
+def baseline_detector(
+    fit: Callable[[NDArray[np.float32]], baselines.Scorer],
+    schema: Schema,
+    rows: Sequence[NDArray[np.generic]],
+) -> Detector:
+    """A detector without a network, fitted on the given raw normal records."""
+    scorer = fit(schema.preprocess(np.concatenate(rows)))
+    return lambda records: scorer(schema.preprocess(records))
+
+
+def three_questions(
+    *,
+    seen: Sequence[tuple[SiteData, Detector]],
+    absent: Federation,
+    as_it_comes: Detector,
+    recentred: Callable[[NDArray[np.generic]], Detector],
+    seed: int,
+    counts: Sequence[int] = NEW_COUNTS,
+) -> dict[str, Rating]:
+    """Answers by name: "seen", "absent", "new10", "new30", "new100".
+
+    Args:
+        seen: participating sites with their own detectors.
+        absent: sites that took no part.
+        as_it_comes: the global detector.
+        recentred: makes the global detector of one new client from its few normal records.
+        seed: draws those records.
+        counts: how many of them.
+    """
+    answers = {
+        "seen": rate(seen),
+        "absent": rate([(site, as_it_comes) for site in absent.sites]),
+    }
+    for count in counts:
+        pairs = [(site, recentred(normals_of(site, count, seed))) for site in absent.sites]
+        answers[f"new{count}"] = rate(pairs)
+    return answers
+
+
+def _model(run: RunConfig) -> VAE:
+    return build(run.model.family, run.model.options, run.data.shape, run.seed)
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}

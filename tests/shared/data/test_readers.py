@@ -1,0 +1,131 @@
+"""Readers turn files into data sets or say in one sentence why not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shared.data.readers import read, read_raw
+from shared.data.schema import Schema
+from shared.errors import DataError
+
+SCHEMA = Schema(
+    name="triple", shape=(3,), unit="", scale=0.5, center="none", lower=-100.0, upper=100.0
+)
+VALUES = np.arange(12.0).reshape(4, 3) + 0.25
+KINDS = ["N", "V", "N", "F"]
+OWNERS = [7, 7, 9, 9]
+
+
+def write(folder: Path, suffix: str) -> Path:
+    """Write the same four records as a file of the given kind."""
+    path = folder / f"data{suffix}"
+    if suffix == ".npz":
+        np.savez(path, X=VALUES, kind=np.array(KINDS), owner=np.array(OWNERS))
+        return path
+    frame = pd.DataFrame(VALUES, columns=["a", "b", "c"]).assign(kind=KINDS, owner=OWNERS)
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet", ".npz"])
+def test_every_format_gives_the_same_records(tmp_path: Path, suffix: str) -> None:
+    """CSV, gzipped CSV, Parquet and NPZ hold the same records, labels and owners."""
+    path = write(tmp_path, suffix)
+    data = read(path, SCHEMA, label_key="kind", normal_label="N", client_key="owner")
+    np.testing.assert_allclose(data.records, VALUES * 0.5)
+    np.testing.assert_array_equal(data.label, [0, 1, 0, 1])
+    np.testing.assert_array_equal(data.client_id, ["7", "7", "9", "9"])
+
+
+def test_columns_choose_and_order(tmp_path: Path) -> None:
+    """Named columns make the record, in the order given."""
+    raw = read_raw(write(tmp_path, ".csv"), columns=["c", "a"])
+    np.testing.assert_array_equal(raw.records, VALUES[:, [2, 0]])
+    assert raw.label is None
+    assert raw.client_id is None
+
+
+def test_numeric_labels(tmp_path: Path) -> None:
+    """Numeric labels compare as numbers; without a normal label they must be 0 and 1."""
+    path = tmp_path / "data.npz"
+    np.savez(path, X=VALUES, y=[0, 2, 0, 1], ready=[0, 1, 1, 0], gap=[0.0, np.nan, 0.0, 1.0])
+    np.testing.assert_array_equal(read_raw(path, label_key="y", normal_label=0).label, [0, 1, 0, 1])
+    np.testing.assert_array_equal(read_raw(path, label_key="ready").label, [0, 1, 1, 0])
+    with pytest.raises(DataError, match="normal_label"):
+        read_raw(path, label_key="y")
+    with pytest.raises(DataError, match="without quotes"):
+        read_raw(path, label_key="y", normal_label="0")
+    with pytest.raises(DataError, match="gaps"):
+        read_raw(path, label_key="gap", normal_label=0)
+
+
+def _truncated(path: Path) -> None:
+    np.savez_compressed(path, X=np.random.default_rng(0).normal(size=(50, 3)))
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def _pickled(path: Path) -> None:
+    np.savez(path, X=np.array([{"a": 1}], dtype=object))
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "empty csv": (".csv", lambda path: path.write_text("")),
+    "text in csv": (".csv", lambda path: path.write_text("a,b,c\n1,2,x\n")),
+    "missing value": (".csv", lambda path: path.write_text("a,b,c\n1,2,\n")),
+    "ragged csv": (".csv", lambda path: path.write_text("a,b,c\n1,2,3\n1,2,3,4,5\n")),
+    "binary csv": (".csv", lambda path: path.write_bytes(b"\xff\xfe\x00\x81" * 9)),
+    "too few columns": (".csv", lambda path: path.write_text("a,b\n1,2\n")),
+    "not gzip": (".csv.gz", lambda path: path.write_text("a,b,c\n1,2,3\n")),
+    "not parquet": (".parquet", lambda path: path.write_text("a,b,c\n1,2,3\n")),
+    "not npz": (".npz", lambda path: path.write_text("a,b,c\n1,2,3\n")),
+    "empty npz": (".npz", lambda path: path.write_bytes(b"")),
+    "truncated npz": (".npz", _truncated),
+    "pickled npz": (".npz", _pickled),
+    "flat npz": (".npz", lambda path: np.savez(path, X=np.zeros(3))),
+    "other key": (".npz", lambda path: np.savez(path, Y=VALUES)),
+    "text npz": (".npz", lambda path: np.savez(path, X=np.array([["a", "b", "c"]]))),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_bad_files_are_data_errors(tmp_path: Path, name: str) -> None:
+    """Damaged, foreign and unsuitable files give a one-sentence data error."""
+    suffix, writer = WRITERS[name]
+    path = tmp_path / f"data{suffix}"
+    writer(path)
+    with pytest.raises(DataError, match=r"^Expected") as caught:
+        read(path, SCHEMA)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_paths_and_keys(tmp_path: Path) -> None:
+    """An absent file, an unknown ending, an absent key and mixed options are refused."""
+    path = write(tmp_path, ".csv")
+    archive = write(tmp_path, ".npz")
+    with pytest.raises(DataError, match="check the path"):
+        read(tmp_path / "none.csv", SCHEMA)
+    with pytest.raises(DataError, match=r"\.parquet"):
+        read(tmp_path / "data.xlsx", SCHEMA)
+    with pytest.raises(DataError, match="'who'"):
+        read(path, SCHEMA, client_key="who")
+    with pytest.raises(DataError, match="records_key"):
+        read(archive, SCHEMA, columns=["a"])
+    np.savez(tmp_path / "short.npz", X=VALUES, y=[0, 1])
+    with pytest.raises(DataError, match="one of the labels"):
+        read(tmp_path / "short.npz", SCHEMA, label_key="y")
+
+
+def test_npy_under_npz_name(tmp_path: Path) -> None:
+    """A single array saved under an .npz name is refused, not misread."""
+    path = tmp_path / "data.npz"
+    with path.open("wb") as stream:
+        np.save(stream, VALUES)
+    with pytest.raises(DataError, match="archive"):
+        read(path, SCHEMA)

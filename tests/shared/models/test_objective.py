@@ -1,0 +1,61 @@
+"""Objectives against hand-computed values and exact evidences."""
+
+import torch
+
+from shared.models import Terms
+from shared.models.functional import gaussian_nll
+from shared.models.objective import elbo, iwae
+from tests.shared.models.cases import CASES, noise, records
+
+
+def test_elbo_weighs_the_rate() -> None:
+    """The loss is distortion plus beta times rate, record by record."""
+    terms = Terms(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 4.0]))
+    assert elbo(terms).tolist() == [1.5, 6.0]
+    assert elbo(terms, beta=0.0).tolist() == [1.0, 2.0]
+    assert elbo(terms, beta=2.0, free_bits=1.0).tolist() == [3.0, 10.0]
+
+
+def test_free_bits_stop_the_gradient_per_record() -> None:
+    """A record under its free bits has no rate gradient while another record keeps its own."""
+    rate = torch.tensor([0.5, 4.0], requires_grad=True)
+    elbo(Terms(torch.zeros(2), rate), free_bits=1.0).sum().backward()
+    assert rate.grad is not None
+    assert rate.grad.tolist() == [0.0, 1.0]
+
+
+def test_iwae_is_exact_where_the_evidence_is_known() -> None:
+    """With a decoder that ignores its latent, a wrong posterior still gives the right evidence."""
+    case = CASES["mlp"]
+    model = case.model()
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+    x = records(case, 3)
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.randn(20_000, 3, 3, generator=generator, dtype=x.dtype)
+    exact = gaussian_nll(x, torch.zeros_like(x), model.config.variance)
+    assert (exact - iwae(model, x, eps)).abs().max() < 0.05
+    assert (elbo(model(x, eps[0])) > exact).all()
+
+
+def test_iwae_tightens_with_draws() -> None:
+    """One draw averages to the evidence lower bound, and more draws give a tighter bound."""
+    case = CASES["mlp-2d"]
+    model = case.model()
+    x, draws = 3.0 * records(case, 3), 1_000
+    eps = torch.randn(draws, 3, 3, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    single = torch.stack([iwae(model, x, eps[i : i + 1]) for i in range(draws)])
+    bound = torch.stack([elbo(model(x, eps[i])) for i in range(draws)])
+    error = 5 * (single - bound).std(0) / draws**0.5
+    assert ((single.mean(0) - bound.mean(0)).abs() < error).all()
+    assert (iwae(model, x, eps) < single.mean(0)).all()
+
+
+def test_iwae_is_per_record() -> None:
+    """The estimate of a record does not depend on the others in its batch."""
+    case = CASES["conv1d"]
+    model, x = case.model(), records(case, 4)
+    eps = torch.stack([noise(case, 4, seed) for seed in range(5)])
+    alone = torch.cat([iwae(model, x[i : i + 1], eps[:, i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(iwae(model, x, eps), alone)
