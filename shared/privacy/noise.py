@@ -58,7 +58,8 @@ class SecureNoise:
             angle = 2.0 * np.pi * self.uniform(pairs)
             total[:pairs] += radius * np.cos(angle)
             total[pairs:] += radius * np.sin(angle)
-        return total[:size] / np.sqrt(_SUMMANDS)
+        draws: np.ndarray = total[:size] / np.sqrt(_SUMMANDS)
+        return draws
 
 
 class SimulationNoise:

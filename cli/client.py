@@ -1,0 +1,225 @@
+"""``fedlatent client``: a node on private data."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.console import JsonOption, err, figure, out, print_json, size, table
+
+app = typer.Typer(
+    no_args_is_help=True, help="Set up and run a node; see what left and what it cost."
+)
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(help="The node's folder; default $FEDLATENT_CLIENT_HOME or ~/.fedlatent/client."),
+]
+
+
+@app.command(
+    epilog="Example: fedlatent client init hospital-a --server fl.example:8443 --ca ca.crt "
+    "--data beats.npz --schema run.toml --max-epsilon 4"
+)
+def init(
+    site: Annotated[str, typer.Argument(help="Name of this site.")],
+    server: Annotated[str, typer.Option(help="The gateway, host:port.")],
+    ca: Annotated[Path, typer.Option(help="The federation's ca.crt.", exists=True)],
+    data: Annotated[Path, typer.Option(help="Private records: CSV, Parquet or NPZ.", exists=True)],
+    schema: Annotated[
+        Path,
+        typer.Option(help="A TOML file whose table [data] says what a record is.", exists=True),
+    ],
+    max_epsilon: Annotated[
+        float, typer.Option(help="Largest epsilon over the life of these records.")
+    ] = 4.0,
+    delta: Annotated[float, typer.Option(help="Delta of that epsilon.")] = 1e-5,
+    name: Annotated[str, typer.Option(help="Name of the data set: key of its budget.")] = "records",
+    array: Annotated[str, typer.Option(help="Array of an NPZ that holds the records.")] = "X",
+    label: Annotated[
+        str | None, typer.Option(help="Column or array of labels; anomalies are not trained on.")
+    ] = None,
+    normal_label: Annotated[str | None, typer.Option(help="Which label is normal.")] = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make keys, configuration and policy; checks that the records fit."""
+    import tomllib
+
+    from client.home import ClientHome
+    from client.local import read_dataset
+    from client.policy import NodeConfig
+    from client.service import init_client
+    from shared.errors import ConfigError
+
+    try:
+        tables = tomllib.loads(schema.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{schema}: expected TOML, got a syntax error: {error}.") from None
+    if not isinstance(tables.get("data"), dict):
+        raise ConfigError(f"Expected a table [data] in {schema}, got none; use the run file.")
+    place = ClientHome.find(home)
+    entry: dict[str, object] = {"path": str(data.resolve()), "name": name, "records_key": array}
+    if label is not None:
+        entry["label_key"] = label
+    if normal_label is not None:
+        entry["normal_label"] = int(normal_label) if normal_label.isdecimal() else normal_label
+    table_of_data = entry | {"schema": tables["data"]}
+    preview = NodeConfig.model_validate(
+        {"site": site, "data": table_of_data, "policy": {"max_epsilon": max_epsilon}}
+    )
+    records = len(read_dataset(place, preview.data).normals())
+    init_client(
+        place,
+        site=site,
+        server=server,
+        ca_certificate=ca.read_bytes(),
+        data=table_of_data,
+        policy={"max_epsilon": max_epsilon, "delta": delta},
+    )
+    if json:
+        facts = {"home": str(place.root), "records": records, "key": str(place.node_public_key)}
+        print_json(facts)
+        return
+    out.print(f"node {site} made in {place.root}: {records} records, epsilon at most {max_epsilon}")
+    out.print(f"  send to the operator: {place.node_public_key}")
+    out.print(f"  your rules, to read and change: {place.config}")
+    out.print(f"next: [bold]fedlatent client start --home {place.root}[/]")
+
+
+@app.command(epilog="Example: fedlatent client start --home node")
+def start(home: HomeOption = None) -> None:
+    """Serve until Ctrl-C: the resident node, SuperNode and SuperExec."""
+    from client.home import ClientHome
+    from client.service import ClientService
+    from shared.errors import ServiceError
+    from shared.supervisor import run_until_signal
+
+    place = ClientHome.find(home)
+    service = ClientService(place)
+
+    def begin() -> None:
+        with err.status("loading the records, starting the SuperNode"):
+            service.start()
+        err.print(f"node {service.site} runs; waiting to be let in by {service.address}")
+        try:
+            service.wait_online(30.0)
+            err.print("[green]in[/]: training starts when the operator starts a run")
+        except ServiceError as error:
+            err.print(f"[yellow]not yet:[/] {error}", soft_wrap=True)
+            err.print("trying on; Ctrl-C ends")
+
+    run_until_signal(begin, service.stop)
+
+
+@app.command(epilog="Example: fedlatent client status --json")
+def status(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Show this node's processes."""
+    from client.home import ClientHome
+    from shared.supervisor import read_status
+
+    found = read_status(ClientHome.find(home).services)
+    if json:
+        print_json([{"name": s.name, "state": s.state, "reason": s.reason} for s in found])
+        return
+    rows = table("processes", "name", "state", "#restarts", "last ended because", "log")
+    for one in found:
+        rows.add_row(one.name, one.state, str(one.restarts), one.reason or "", one.log)
+    out.print(rows)
+
+
+@app.command(epilog="Example: fedlatent client ledger --json")
+def ledger(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Show what every release cost, and what is left of the budget."""
+    from client.home import ClientHome
+    from client.ledger import Ledger
+    from client.local import read_dataset
+    from client.policy import NodeConfig
+    from shared.privacy.accounting import ADJACENCY
+
+    place = ClientHome.find(home)
+    config = NodeConfig.load(place.config)
+    records = len(read_dataset(place, config.data).normals())
+    policy = config.policy
+    book = Ledger(
+        place.ledger, config.data.name, policy.max_epsilon, policy.effective_delta(records)
+    )
+    spent, entries = book.epsilon(), book.entries()
+    if json:
+        rows = [
+            {
+                "run": e.run_id,
+                "round": e.round,
+                "kind": e.kind,
+                "state": e.state,
+                "noise_multiplier": e.noise_multiplier,
+                "sample_rate": e.sample_rate,
+                "steps": e.steps,
+                "rng": e.rng,
+                "epsilon_after": e.epsilon_after,
+            }
+            for e in entries
+        ]
+        facts = {"epsilon": spent, "max_epsilon": policy.max_epsilon, "delta": book.delta}
+        print_json(facts | {"adjacency": ADJACENCY, "records": records, "entries": rows})
+        return
+    shown = table(
+        f"{config.site}, data set {config.data.name!r}, {records} records",
+        "run",
+        "#round",
+        "kind",
+        "state",
+        "#sigma",
+        "#q",
+        "#steps",
+        "rng",
+        "#epsilon after",
+    )
+    for e in entries:
+        numbers = (figure(e.noise_multiplier), f"{e.sample_rate:g}", str(e.steps))
+        shown.add_row(
+            e.run_id, str(e.round), e.kind, e.state, *numbers, e.rng, figure(e.epsilon_after, 4)
+        )
+    out.print(shown)
+    out.print(
+        f"spent: epsilon {spent:.4f} of {policy.max_epsilon:g} at delta {book.delta:g} "
+        f"({ADJACENCY} adjacency, unit: one record)"
+    )
+
+
+@app.command(
+    epilog="Examples: fedlatent client releases | fedlatent client releases --last 5 --json"
+)
+def releases(
+    home: HomeOption = None,
+    last: Annotated[int, typer.Option(help="Show only so many; 0 shows all.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Show everything that left this node: what, why, bytes, hash, epsilon after."""
+    from client.home import ClientHome
+
+    journal = ClientHome.find(home).release_journal
+    lines: list[dict[str, Any]] = []
+    if journal.exists():
+        lines = [json_module.loads(line) for line in journal.read_text("utf-8").splitlines()]
+    lines = lines[-last:] if last else lines
+    if json:
+        print_json(lines)
+        return
+    rows = table(
+        f"what left ({journal})",
+        "time",
+        "run",
+        "#round",
+        "kind",
+        "what",
+        "#bytes",
+        "sha256",
+        "#epsilon after",
+    )
+    for one in lines:
+        cells = (one["time"], one["run"], str(one["round"]), one["kind"], one["what"])
+        rows.add_row(*cells, size(one["bytes"]), one["sha256"][:12], figure(one["epsilon"], 4))
+    out.print(rows)
+    out.print(f"{len(lines)} messages, {size(sum(one['bytes'] for one in lines))} in all")

@@ -1,0 +1,71 @@
+"""``fedlatent``: the root of the command line.
+
+Heavy packages are imported inside the commands that need them, so that the edge commands run on
+devices without PyTorch.
+"""
+
+import sys
+from importlib.metadata import version as distribution_version
+from typing import Annotated
+
+import typer
+
+from cli import client, demo, edge, export, keys, server
+from cli.console import print_error
+from shared.errors import FedlatentError
+
+app = typer.Typer(
+    name="fedlatent",
+    help="Federated and on-device learning of variational autoencoders under differential privacy.",
+    epilog="First minute: fedlatent demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.add_typer(server.app, name="server")
+app.add_typer(client.app, name="client")
+app.add_typer(export.app, name="export")
+app.add_typer(edge.app, name="edge")
+app.add_typer(keys.app, name="keys")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(distribution_version("fedlatent"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Federated and on-device learning of variational autoencoders under differential privacy."""
+
+
+def main() -> None:
+    """Run the command line; errors of our own become one sentence and an exit code."""
+    try:
+        app()
+    except FedlatentError as error:
+        print_error(error, as_json="--json" in sys.argv)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = "client" if "client" in sys.argv else "server"
+        typer.echo(
+            f"error: this command needs the package {error.name!r}, which is not installed; "
+            f"install fedlatent[{extra}] (or fedlatent[all]).",
+            err=True,
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""``fedlatent server``: the aggregation server."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.console import JsonOption, err, figure, out, print_json, progress, size, table
+
+if TYPE_CHECKING:
+    from server.home import ServerHome
+    from server.registry import Round, Run
+    from shared.privacy.plan import PrivacyPlan
+
+app = typer.Typer(no_args_is_help=True, help="Set up, run and watch the aggregation server.")
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The server's folder; default $FEDLATENT_SERVER_HOME or ~/.fedlatent/server."
+    ),
+]
+
+_RUN_EXAMPLE = """\
+# A run: what is trained, and at what privacy. See docs/guide.md.
+name = "hearts"
+
+[data]                      # every node's records must fit this
+name = "heart-beat-128"
+shape = [128]
+unit = "mV"
+scale = 1.0                 # raw value * scale
+center = "median"           # of each record by itself
+lower = -2.5                # public bounds, never taken from data
+upper = 2.5
+
+[model]
+family = "gaussian"
+
+[model.options]
+hidden = [64]
+latent_dim = 8
+
+[privacy]
+epsilon = 4.0               # of the whole run, for each client by itself
+delta = 1e-5
+sample_rate = 0.1
+
+[training]
+rounds = 10
+steps_per_round = 20
+
+[federation]
+nodes = 2                   # the first round waits for so many
+quorum = 2                  # least number of good replies
+"""
+
+
+@app.command(
+    epilog="Examples: fedlatent server init | "
+    "fedlatent server init --host 0.0.0.0 --name fl.hospital.example"
+)
+def init(
+    home: HomeOption = None,
+    host: Annotated[str, typer.Option(help="Address to bind; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Public port; 0 takes a free one.")] = 8443,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="DNS name or address nodes use; repeat for more.", show_default=False),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make the authority, certificates, keys and settings; prints the next command."""
+    from server.home import ServerHome
+    from server.service import init_server
+    from shared.files import write_atomic
+
+    place = ServerHome.find(home)
+    settings = init_server(place, host=host, port=port, names=name or ())
+    example = place.root / "run.toml"
+    write_atomic(example, _RUN_EXAMPLE.encode())
+    if json:
+        print_json(
+            {
+                "home": str(place.root),
+                "host": settings.host,
+                "port": settings.port,
+                "ca": str(place.ca_certificate),
+                "run_example": str(example),
+            }
+        )
+        return
+    out.print(f"server made in {place.root}")
+    out.print(f"  for every site: {place.ca_certificate} and the address <this host>:{port}")
+    out.print(f"  an example run: {example}")
+    out.print(f"next: [bold]fedlatent server start --home {place.root}[/]")
+
+
+@app.command(epilog="Example: fedlatent server start --home server")
+def start(home: HomeOption = None) -> None:
+    """Serve until Ctrl-C: gateway, SuperLink and SuperExec; resumes unfinished runs."""
+    from server.home import ServerHome
+    from server.service import ServerService
+    from shared.supervisor import run_until_signal
+
+    place = ServerHome.find(home)
+    service = ServerService(place)
+
+    def begin() -> None:
+        with err.status("starting SuperLink, SuperExec and gateway"):
+            service.start()
+        err.print(f"[green]ready[/] on {service.address}; authority {service.fingerprint}")
+        err.print(f"next: [bold]fedlatent server admit SITE node.pub --home {place.root}[/]")
+
+    run_until_signal(begin, service.stop)
+
+
+@app.command(epilog="Example: fedlatent server admit hospital-a hospital-a.pub")
+def admit(
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    key: Annotated[Path, typer.Argument(help="The node's public key, keys/node.pub.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let the node with this public key join."""
+    from server.control import Control
+    from server.home import ServerHome
+
+    admitted = Control(ServerHome.find(home)).admit(site, key)
+    if json:
+        print_json({"site": admitted.name, "node_id": admitted.node_id})
+    else:
+        out.print(f"admitted {admitted.name}: key {admitted.fingerprint}")
+
+
+@app.command(epilog="Example: fedlatent server remove hospital-a")
+def remove(
+    site: Annotated[str, typer.Argument(help="Name of the site.")], home: HomeOption = None
+) -> None:
+    """Take a site's admission back."""
+    from server.control import Control
+    from server.home import ServerHome
+
+    Control(ServerHome.find(home)).remove(site)
+    out.print(f"removed {site}")
+
+
+@app.command(
+    epilog="Examples: fedlatent server run run.toml | "
+    "fedlatent server run run.toml --no-wait --json"
+)
+def run(
+    config: Annotated[Path, typer.Argument(help="The run file (TOML).")],
+    home: HomeOption = None,
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the run; by default made of name and time.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Watch the run to its end.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Start a run and watch its rounds."""
+    from server.control import Control
+    from server.home import ServerHome
+    from shared.config import RunConfig
+    from shared.privacy.plan import PrivacyPlan
+
+    chosen = RunConfig.load(config)
+    if not json:
+        _print_plan(PrivacyPlan.from_config(chosen))
+    place = ServerHome.find(home)
+    submission = Control(place).submit(chosen, run_id)
+    if not wait:
+        _say_submitted(submission.run_id, as_json=json)
+        return
+    _watch(place, submission.run_id, as_json=json)
+
+
+@app.command(epilog="Example: fedlatent server resume hearts-20260131-120000-a1b2")
+def resume(
+    run_id: Annotated[str, typer.Argument(help="The run.")],
+    home: HomeOption = None,
+    wait: Annotated[bool, typer.Option(help="Watch the run to its end.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Go on with a run from its last checkpoint."""
+    from server.control import Control
+    from server.home import ServerHome
+
+    place = ServerHome.find(home)
+    Control(place).resume(run_id)
+    if not wait:
+        _say_submitted(run_id, as_json=json)
+        return
+    _watch(place, run_id, as_json=json)
+
+
+@app.command(
+    epilog="Examples: fedlatent server stop RUN (one run) | fedlatent server stop (the server)"
+)
+def stop(
+    run_id: Annotated[str | None, typer.Argument(help="The run; none stops the server.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Stop one run, or the whole server; both can go on later."""
+    from server.control import Control
+    from server.home import ServerHome
+    from shared.supervisor import stop_running
+
+    place = ServerHome.find(home)
+    if run_id is not None:
+        Control(place).stop(run_id)
+        out.print(f"stopped {run_id}; 'fedlatent server resume {run_id}' goes on with it")
+    elif stop_running(place.services):
+        out.print("server stopped")
+    else:
+        out.print("no server runs here")
+
+
+@app.command(epilog="Examples: fedlatent server status | fedlatent server status RUN --json")
+def status(
+    run_id: Annotated[str | None, typer.Argument(help="Show the rounds of this run.")] = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show processes, sites and runs, or the rounds of one run."""
+    from server.control import Control
+    from server.home import ServerHome
+    from server.registry import Registry
+    from shared.errors import ConfigError
+    from shared.supervisor import read_status
+
+    place = ServerHome.find(home)
+    with Registry(place.registry) as registry:
+        if run_id is not None:
+            row = registry.run(run_id)
+            if row is None:
+                raise ConfigError(f"Expected a known run, got {run_id!r}; see 'server status'.")
+            facts = _run_facts(row) | {
+                "phases": [
+                    _round_facts(one)
+                    | {"sites": [_row(s) for s in registry.site_rounds(run_id, one.number)]}
+                    for one in registry.rounds(run_id)
+                ],
+                "artefacts": [_row(one) for one in registry.artefacts(run_id)],
+            }
+            print_json(facts) if json else _print_run(facts)
+            return
+        overview = {
+            "processes": [
+                {"name": s.name, "state": s.state, "restarts": s.restarts, "reason": s.reason}
+                for s in read_status(place.services)
+            ],
+            "admitted": [site.name for site in Control(place).sites()],
+            "sites": [_row(one) for one in registry.sites()],
+            "runs": [_run_facts(one) for one in registry.runs()],
+        }
+    print_json(overview) if json else _print_overview(overview)
+
+
+def _say_submitted(run_id: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"run_id": run_id})
+    else:
+        out.print(f"run {run_id} started; watch it with 'fedlatent server status {run_id}'")
+
+
+def _watch(home: "ServerHome", run_id: str, *, as_json: bool) -> None:
+    from server.watch import watch_run
+
+    with progress(quiet=as_json) as stages:
+        watch_run(home, run_id, stages)
+    if as_json:
+        print_json({"run_id": run_id, "status": "complete"})
+    else:
+        out.print(f"[green]complete[/]: {home.run(run_id) / 'result'}")
+        out.print(f"next: [bold]fedlatent export global --home {home.root} --run {run_id}[/]")
+
+
+def _print_plan(plan: "PrivacyPlan") -> None:
+    if not plan.private:
+        err.print("[yellow]This run has no differential privacy.[/]")
+        return
+    err.print(
+        f"privacy plan: epsilon {plan.epsilon():.3f} at delta {plan.delta:g} for each client "
+        f"(zero-out adjacency, one record); sigma {plan.noise_multiplier:g}, q "
+        f"{plan.sample_rate:g}, {plan.rounds} x {plan.steps_per_round} steps, moments sigma "
+        f"{plan.moments_multiplier:g}, threshold sigma {plan.threshold_multiplier:g}, "
+        f"{plan.rng} random numbers"
+    )
+
+
+def _row(row: object) -> dict[str, object]:
+    return {key: value for key, value in vars(row).items() if not key.startswith("_")}
+
+
+def _run_facts(row: "Run") -> dict[str, object]:
+    facts = _row(row)
+    facts.pop("config")
+    return facts
+
+
+def _round_facts(row: "Round") -> dict[str, object]:
+    return _row(row)
+
+
+def _print_run(facts: Mapping[str, Any]) -> None:
+    out.print(f"run {facts['id']}: {facts['status']} {facts['sentence']}")
+    rows = table("", "#phase", "kind", "status", "#good", "#asked", "#records", "not counted")
+    for one in facts["phases"]:
+        bad = [f"{s['site']} ({s['code']})" for s in one["sites"] if s["status"] != "ok"]
+        cells = (one["number"], one["kind"], one["status"], one["good"], one["asked"])
+        rows.add_row(*map(str, cells), str(one["records"]), ", ".join(bad))
+    out.print(rows)
+    for one in facts["artefacts"]:
+        out.print(f"{one['name']}: {one['path']} ({size(one['bytes'])})", soft_wrap=True)
+
+
+def _print_overview(facts: Mapping[str, Any]) -> None:
+    processes = table("processes", "name", "state", "#restarts", "last ended because")
+    for one in facts["processes"]:
+        processes.add_row(one["name"], one["state"], str(one["restarts"]), one["reason"] or "")
+    sites = table("sites", "name", "last answer", "#epsilon spent", "node")
+    for one in facts["sites"]:
+        sites.add_row(one["name"], one["last_status"], figure(one["epsilon"]), one["node_id"])
+    runs = table("runs", "run", "status", "#phases", "why")
+    for one in facts["runs"]:
+        runs.add_row(one["id"], one["status"], str(one["phases"]), one["sentence"])
+    for shown in (processes, sites, runs):
+        out.print(shown)
+    admitted = ", ".join(facts["admitted"]) or "none; use 'fedlatent server admit'"
+    out.print(f"admitted sites: {admitted}")

@@ -1,0 +1,110 @@
+"""The site bundle: the global encoder with this site's own decoder, for this site's devices."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.home import ClientHome
+from client.local import read_dataset
+from client.policy import NodeConfig
+from client.store import SiteMaterial, Store
+from shared.bundle.manifest import Thresholds
+from shared.detection.combine import ScoreCombination
+from shared.errors import ConfigError
+from shared.export.bundling import (
+    SUFFIX,
+    BundleContents,
+    BundleReport,
+    make_bundle,
+    next_version,
+)
+from shared.export.onnx import Scorer, scorer_outputs
+from shared.keys import SigningKey
+from shared.models import VAE, build, load_state
+
+Parts = dict[str, np.ndarray]
+
+
+def export_site(
+    home: ClientHome,
+    run_id: str | None = None,
+    path: Path | None = None,
+    *,
+    decoder: bool = False,
+) -> BundleReport:
+    """Make and sign the site bundle of a run; it must not leave the site.
+
+    Args:
+        home: the node's home, with its records and its signing key.
+        run_id: the run; by default the latest that reached its threshold here.
+        path: target; by default ``bundles/<name>-<version>.fedlatent`` in the home.
+        decoder: also ship the decoder, for reconstructions.
+
+    Raises:
+        ConfigError: no run has finished here.
+        DataError: the records cannot be read.
+        BundleError: the exported graphs differ from torch.
+    """
+    store = Store(home.store)
+    runs = store.site_runs()
+    if not runs:
+        raise ConfigError("Expected a run that finished on this node, got none; let one finish.")
+    material = store.load_site(run_id or runs[-1])
+    dataset = read_dataset(home, NodeConfig.load(home.config).data).normals()
+    run = material.config
+    version = next_version(home.bundles, run.name)
+    model = site_model(material)
+    combine, threshold = fit_score(material, model, dataset.records)
+    contents = BundleContents(
+        kind="site",
+        run_id=material.run_id,
+        run=run,
+        model=model,
+        density=replace(material.density, mean=material.center),
+        thresholds=Thresholds(quantile=run.scoring.quantile, absolute=threshold, recentred=None),
+        epsilon=material.epsilon,
+        delta=material.delta,
+        clients=1,
+        combine=combine,
+        version=version,
+        decoder=decoder,
+    )
+    target = path or home.bundles / f"{run.name}-{version}{SUFFIX}"
+    return make_bundle(target, contents, SigningKey.load(home.signing_key))
+
+
+def site_model(material: SiteMaterial) -> VAE:
+    """The whole model of a site: global encoder, own decoder."""
+    run = material.config
+    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    arrays = {**material.encoder, **material.decoder}
+    load_state(model, {key: torch.from_numpy(value) for key, value in arrays.items()})
+    return model.eval()
+
+
+def site_parts(material: SiteMaterial, model: VAE, records: np.ndarray) -> Parts:
+    """The scorer's outputs for preprocessed records, about this site's own centre."""
+    scorer = Scorer(model, material.density, with_decoder=True).eval()
+    center = torch.from_numpy(material.center.astype(np.float32))
+    with torch.no_grad():
+        values = scorer(torch.from_numpy(records), center)
+    names = scorer_outputs(with_decoder=True)
+    return {name: value.double().numpy() for name, value in zip(names, values, strict=True)}
+
+
+def fit_score(
+    material: SiteMaterial, model: VAE, records: np.ndarray
+) -> tuple[ScoreCombination, float]:
+    """The combined score and its threshold from this site's own normal records.
+
+    Both stay at the site, so they are exact. The threshold has the conformal rank
+    ceil((n + 1) * quantile), or is the largest score where n is too small for it.
+    """
+    parts = site_parts(material, model, records)
+    combine = ScoreCombination.fit(parts)
+    scores = np.sort(combine(parts))
+    rank = math.ceil((len(scores) + 1) * material.config.scoring.quantile)
+    return combine, float(scores[min(rank, len(scores)) - 1])

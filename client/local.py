@@ -1,0 +1,113 @@
+"""Putting a node together: from a client home, or in memory for simulations."""
+
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+
+from client.home import ClientHome
+from client.ledger import Ledger
+from client.node import Node, NoiseFactory, make_noise
+from client.policy import NodeConfig, NodeData, Policy, schema_of
+from client.release import ReleaseDoor
+from client.store import Store
+from shared.config import DataSection
+from shared.data.dataset import Dataset
+from shared.data.readers import read
+from shared.data.sources import HEARTS_SCHEMA, hearts
+from shared.errors import DataError
+
+HOME_VARIABLE = "FEDLATENT_HOME"
+SIMULATED_PATIENT_BEATS = 700
+
+
+def open_node(home: ClientHome, noise_factory: NoiseFactory = make_noise) -> Node:
+    """Load the node that ``home`` describes, with its records.
+
+    Raises:
+        ConfigError: ``node.toml`` is absent or wrong.
+        DataError: the data file does not fit, or holds no normal record.
+        ServiceError: the ledger is not usable.
+    """
+    config = NodeConfig.load(home.config)
+    return assemble(config, read_dataset(home, config.data), home, noise_factory)
+
+
+def read_dataset(home: ClientHome, data: NodeData) -> Dataset:
+    """Read the records that ``data`` names; relative paths start at the home.
+
+    Raises:
+        DataError: the file does not fit.
+    """
+    return read(
+        home.root / data.path,
+        schema_of(data.record_schema),
+        records_key=data.records_key,
+        columns=data.columns,
+        label_key=data.label_key,
+        normal_label=data.normal_label,
+    )
+
+
+def assemble(
+    config: NodeConfig,
+    dataset: Dataset,
+    home: ClientHome,
+    noise_factory: NoiseFactory = make_noise,
+) -> Node:
+    """Put a node together whose files lie in ``home``.
+
+    Raises:
+        DataError: no normal record.
+        ServiceError: the ledger is not usable.
+    """
+    records = len(dataset.normals())
+    if records == 0:
+        raise DataError("Expected at least one normal record, got none; check the labels.")
+    home.create()
+    policy = config.policy
+    delta = policy.effective_delta(records)
+    ledger = Ledger(home.ledger, config.data.name, policy.max_epsilon, delta)
+    door = ReleaseDoor(
+        ledger=ledger,
+        outbox=home.outbox,
+        log=home.release_log,
+        journal=home.release_journal,
+        site=config.site,
+        records=records,
+        allow_full="full" in policy.allowed_sharing,
+    )
+    return Node(config, dataset, ledger, Store(home.store), door, noise_factory)
+
+
+@functools.lru_cache(maxsize=64)
+def simulated_node(run_id: str, partition: int) -> Node:
+    """A synthetic patient with a generous policy, for Flower's own simulation.
+
+    State lies under ``$FEDLATENT_HOME/sim/<run>/<partition>`` (default ``~/.fedlatent``), so a
+    simulated node keeps its decoder and its ledger when Flower moves it to another process.
+
+    Args:
+        run_id: the run.
+        partition: which patient.
+    """
+    base = Path(os.environ.get(HOME_VARIABLE) or "~/.fedlatent").expanduser().resolve()
+    site = hearts(1, seed=partition, beats=SIMULATED_PATIENT_BEATS).sites[0]
+    dataset = Dataset(
+        records=HEARTS_SCHEMA.preprocess(np.asarray(site.train)), schema=HEARTS_SCHEMA
+    )
+    config = NodeConfig(
+        site=f"patient-{partition}",
+        data=NodeData(
+            path=Path("synthetic"), schema=DataSection.model_validate(HEARTS_SCHEMA.to_dict())
+        ),
+        policy=Policy(
+            max_epsilon=1e6,
+            delta=1e-3,
+            allowed_sharing=("encoder", "full"),
+            allow_simulation_rng=True,
+            allow_non_private=True,
+        ),
+    )
+    return assemble(config, dataset, ClientHome(base / "sim" / run_id / str(partition)))

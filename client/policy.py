@@ -1,0 +1,170 @@
+"""What a node is and what it allows: ``node.toml``, and the check of a run against it.
+
+The policy is the data holder's word, not the server's. A refusal says which public number of the
+run does not fit which public number of the policy; nothing about the records beyond their count.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.config import DataSection, RunConfig, first_problem
+from shared.data.schema import Schema
+from shared.errors import ConfigError, PolicyRefusal
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Table(BaseModel):
+    """A table of the node file: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NodeData(_Table):
+    """The private records: one file, how to read it, and the schema they fit.
+
+    ``name`` is the key of the privacy budget. It stays the same when the file moves, grows or is
+    corrected, since the same people are still in it; a new name means records of other people.
+    """
+
+    path: Path  # relative paths start at the node's home
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "records"
+    record_schema: DataSection = Field(alias="schema")
+    records_key: str = "X"
+    columns: tuple[str, ...] | None = None
+    label_key: str | None = None  # rows whose label is not normal are never trained on
+    normal_label: int | str | None = None  # None: labels are 0 and 1 already
+
+
+class NodeServer(_Table):
+    """Where the federation's gateway listens, as ``host:port``."""
+
+    address: str
+
+
+class NodeLimits(_Table):
+    """What one request may use."""
+
+    max_request_s: Positive = 3600.0  # a longer deadline is cut to this
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+
+class Policy(_Table):
+    """What the data holder allows any run to do with the records."""
+
+    max_epsilon: Positive  # over the life of the data, all runs together
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    allowed_sharing: tuple[Literal["encoder", "full"], ...] = ("encoder",)
+    allow_simulation_rng: bool = False
+    allow_non_private: bool = False
+    max_steps: Annotated[int, Field(ge=1)] = 1_000_000  # of training, in one run
+
+    def check(self, run: RunConfig, schema: Schema, records: int) -> None:
+        """Refuse a run that asks for more than this policy gives.
+
+        Args:
+            run: what the server asks for.
+            schema: of the node's records.
+            records: how many there are; a public number.
+
+        Raises:
+            PolicyRefusal: naming the first point that does not fit.
+        """
+        wanted = run.data.model_dump(mode="json")
+        for key, own in schema.to_dict().items():
+            if wanted[key] != own:
+                raise PolicyRefusal(
+                    f"Expected records of schema {schema.name!r} with {key} {own!r}, got "
+                    f"{wanted[key]!r} in the run; use this node's schema or leave it out."
+                )
+        steps = run.training.rounds * run.training.steps_per_round
+        if steps > self.max_steps:
+            raise PolicyRefusal(
+                f"Expected at most {self.max_steps} training steps in a run, got {steps}; "
+                "plan fewer rounds or steps."
+            )
+        if run.sharing not in self.allowed_sharing:
+            raise PolicyRefusal(
+                f"Expected sharing to be one of {list(self.allowed_sharing)}, got "
+                f"{run.sharing!r}; this node shares nothing else."
+            )
+        if run.privacy.mechanism == "none":
+            if not self.allow_non_private:
+                raise PolicyRefusal(
+                    "Expected a run with differential privacy, got mechanism 'none'; "
+                    "set privacy.mechanism to 'dp-sgd'."
+                )
+            return
+        self._check_privacy(run, records)
+
+    def _check_privacy(self, run: RunConfig, records: int) -> None:
+        privacy = run.privacy
+        if privacy.rng == "simulation" and not self.allow_simulation_rng:
+            raise PolicyRefusal(
+                "Expected noise from the secure generator, got rng 'simulation'; "
+                "set privacy.rng to 'secure'."
+            )
+        if privacy.epsilon > self.max_epsilon:
+            raise PolicyRefusal(
+                f"Expected epsilon of at most {self.max_epsilon:g}, got {privacy.epsilon:g}; "
+                "lower privacy.epsilon."
+            )
+        limit = self.effective_delta(records)
+        if privacy.delta > limit:
+            raise PolicyRefusal(
+                f"Expected delta of at most {limit:.3g} for {records} records, got "
+                f"{privacy.delta:.3g}; lower privacy.delta."
+            )
+
+    def effective_delta(self, records: int) -> float:
+        """The delta all epsilons of this node are stated at: the policy's, or 1/(10 N) if less."""
+        return min(self.delta, 1.0 / (10.0 * max(records, 1)))
+
+
+class NodeConfig(_Table):
+    """Everything in ``node.toml``."""
+
+    site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    data: NodeData
+    server: NodeServer | None = None
+    policy: Policy
+    limits: NodeLimits = NodeLimits()
+
+    @classmethod
+    def from_toml(cls, text: str, source: str = "node configuration") -> Self:
+        """Read the TOML text of a node file.
+
+        Raises:
+            ConfigError: naming the first wrong field, what was expected and what came.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{source}: expected TOML, got a syntax error: {error}.") from None
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {first_problem(error)}") from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a node file.
+
+        Raises:
+            ConfigError: the file is not readable or does not hold a node configuration.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Expected a readable node file at {path}, got: {error}.") from None
+        return cls.from_toml(text, str(path))
+
+
+def schema_of(section: DataSection) -> Schema:
+    """The schema that a run or node file describes.
+
+    Raises:
+        ConfigError: a field lies outside the limits of schemas.
+    """
+    return Schema.from_dict(section.model_dump(mode="json"))

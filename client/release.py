@@ -1,0 +1,344 @@
+"""The single door: everything that leaves a node passes here, is checked, paid for and logged.
+
+``Outgoing`` is the only type the node sends, and only the door can make one. The door writes the
+reply header itself, from the ledger's entry, so no caller can add a number to it.
+"""
+
+import datetime
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from client.ledger import Ledger, Reservation
+from shared.errors import FedlatentError, ProtocolError, ReleaseRefused
+from shared.files import sha256_hex, write_atomic
+from shared.models.base import ENCODER_PREFIX
+from shared.wire import (
+    HISTOGRAMS_KEY,
+    MOMENTS_KEY,
+    PROTOCOL,
+    Kind,
+    ReplyHeader,
+    RequestHeader,
+    pack,
+    unpack,
+)
+
+#: Payloads of training rounds kept for repeated requests, newest rounds first.
+KEEP_ROUNDS = 4
+
+INTERNAL_SENTENCE = "The node could not do this; its operator finds the reason in the node's log."
+
+_MAX_TEXT = 500
+_KEY = object()
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """Bytes that may leave the node; made by ``ReleaseDoor`` alone.
+
+    Attributes:
+        payload: the packed reply, exactly as stored.
+        header: what the payload's header says.
+    """
+
+    payload: bytes
+    header: ReplyHeader
+    key: InitVar[object]
+
+    def __post_init__(self, key: object) -> None:
+        """Refuse a maker other than the door."""
+        if key is not _KEY:
+            raise ReleaseRefused(
+                "Expected the release door to make what leaves, got another caller; "
+                "use a method of ReleaseDoor."
+            )
+
+
+class ReleaseDoor:
+    """Checks, stores, pays for and logs what leaves.
+
+    The order makes a crash harmless: the payload is stored, the ledger marks it released, the log
+    lines are written, and only then the caller gets the bytes. A crash before the mark leaves a
+    reserved entry of which nothing left; a crash after it leaves a stored payload that a repeated
+    request gets again, with its own log line.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        outbox: Path,
+        log: Path,
+        journal: Path,
+        site: str,
+        records: int,
+        allow_full: bool = False,
+    ) -> None:
+        """Tie the door to one ledger.
+
+        Args:
+            ledger: where the releases are paid for.
+            outbox: folder of stored payloads.
+            log: text file, one line for people per release.
+            journal: the same as JSON lines.
+            site: the node's public name.
+            records: public number of records.
+            allow_full: whether the node's policy lets a whole model leave.
+        """
+        self._ledger = ledger
+        self._outbox = outbox
+        self._log = log
+        self._journal = journal
+        self._site = site
+        self._records = records
+        self._allow_full = allow_full
+
+    def encoder(
+        self,
+        reservation: Reservation,
+        arrays: Mapping[str, np.ndarray],
+        expected: Mapping[str, tuple[int, ...]],
+    ) -> Outgoing:
+        """Release encoder weights.
+
+        Args:
+            reservation: the paid entry.
+            arrays: float32 weights by state-dict name.
+            expected: name and shape of each trained encoder parameter, and of nothing else.
+
+        Raises:
+            ReleaseRefused: a name, shape or type differs, a name is not the encoder's, a value is
+                not finite, or the entry does not pay for it. Nothing was written.
+        """
+        foreign = sorted(key for key in expected if not key.startswith(ENCODER_PREFIX))
+        if foreign:
+            raise ReleaseRefused(
+                f"Expected names under {ENCODER_PREFIX!r} alone, got {foreign[:3]}; "
+                "what is not the encoder stays here."
+            )
+        return self._release(reservation, "train", arrays, expected, np.float32)
+
+    def whole_model(
+        self,
+        reservation: Reservation,
+        arrays: Mapping[str, np.ndarray],
+        expected: Mapping[str, tuple[int, ...]],
+    ) -> Outgoing:
+        """Release all weights, for runs that share whole models; arguments as for ``encoder``.
+
+        Raises:
+            ReleaseRefused: the node's policy keeps the decoder, or a check fails as in ``encoder``.
+        """
+        if not self._allow_full:
+            raise ReleaseRefused(
+                "Expected encoder weights, got a whole model; this node's policy keeps the decoder."
+            )
+        return self._release(reservation, "train", arrays, expected, np.float32)
+
+    def moments(self, reservation: Reservation, matrix: np.ndarray, latent_dim: int) -> Outgoing:
+        """Release noisy latent moments, float64 [k+1, k+1].
+
+        Raises:
+            ReleaseRefused: as for ``encoder``.
+        """
+        shape = (latent_dim + 1, latent_dim + 1)
+        arrays, expected = {MOMENTS_KEY: matrix}, {MOMENTS_KEY: shape}
+        return self._release(reservation, "moments", arrays, expected, np.float64)
+
+    def threshold(self, reservation: Reservation, counts: np.ndarray, bins: int) -> Outgoing:
+        """Release noisy score histograms, float64 [2, bins].
+
+        Raises:
+            ReleaseRefused: as for ``encoder``.
+        """
+        arrays, expected = {HISTOGRAMS_KEY: counts}, {HISTOGRAMS_KEY: (2, bins)}
+        return self._release(reservation, "threshold", arrays, expected, np.float64)
+
+    def replay(self, entry: Reservation) -> Outgoing:
+        """Send again what already left for the same request; costs nothing.
+
+        Raises:
+            ProtocolError: the payload is no longer kept.
+            ReleaseRefused: the stored bytes are not those that left.
+        """
+        payload = self.stored(entry)
+        header, _ = unpack(ReplyHeader, payload)
+        self._write_lines(header, payload, entry, "sent again")
+        return Outgoing(payload, header, key=_KEY)
+
+    def stored(self, entry: Reservation) -> bytes:
+        """The bytes that left for a released entry; errors as for ``replay``."""
+        try:
+            payload = self._path(entry).read_bytes()
+        except FileNotFoundError:
+            raise ProtocolError(
+                f"Expected a request whose answer is still kept, got {entry.kind} of round "
+                f"{entry.round}; go on with a later round."
+            ) from None
+        if sha256_hex(payload) != entry.sha256:
+            raise ReleaseRefused(
+                f"Expected the stored answer {self._path(entry).name} as it left, got other "
+                "bytes; restore the outbox or end the run."
+            )
+        return payload
+
+    def refusal(self, request: RequestHeader | None, error: Exception) -> Outgoing:
+        """A reply that says no: an authored sentence, or a fixed one for everything else.
+
+        Args:
+            request: what was asked, or None when it could not be read.
+            error: why not. Only the text of errors that are made to travel leaves.
+        """
+        code, text = "internal", INTERNAL_SENTENCE
+        if isinstance(error, FedlatentError) and error.travels:
+            code, text = error.code, str(error)[:_MAX_TEXT]
+        else:
+            _LOG.error("request failed inside the node", exc_info=error)
+        header = ReplyHeader(
+            protocol=PROTOCOL,
+            run_id=request.run_id if request else "unknown",
+            round=request.round if request else 1,
+            kind=request.kind if request else "train",
+            site=self._site,
+            status="refused",
+            code=code,
+            text=text,
+        )
+        payload = pack(header, {})
+        self._write_lines(header, payload, None, f"refused: {text}")
+        return Outgoing(payload, header, key=_KEY)
+
+    def _release(
+        self,
+        reservation: Reservation,
+        kind: Kind,
+        arrays: Mapping[str, np.ndarray],
+        expected: Mapping[str, tuple[int, ...]],
+        dtype: type[np.floating],
+    ) -> Outgoing:
+        _check_arrays(arrays, expected, dtype)
+        entry = self._ledger.entry(reservation.id)
+        if entry is None or entry != reservation or entry.state != "reserved" or entry.kind != kind:
+            raise ReleaseRefused(
+                f"Expected a reserved ledger entry for {kind}, got none that matches; "
+                "reserve before the computation."
+            )
+        header = self._header(entry)
+        payload = pack(header, {key: arrays[key] for key in sorted(arrays)})
+        write_atomic(self._path(entry), payload, 0o600)
+        self._ledger.released(entry.id, sha256_hex(payload), len(payload))
+        self._write_lines(header, payload, entry, f"released {len(arrays)} arrays")
+        self._prune(entry)
+        return Outgoing(payload, header, key=_KEY)
+
+    def _header(self, entry: Reservation) -> ReplyHeader:
+        spent = self._ledger.epsilon()
+        private = math.isfinite(spent)
+        return ReplyHeader(
+            protocol=PROTOCOL,
+            run_id=entry.run_id,
+            round=entry.round,
+            kind=entry.kind,
+            site=self._site,
+            status="ok",
+            records=self._records,
+            epsilon=spent if private else None,
+            delta=self._ledger.delta if private else None,
+            noise_multiplier=entry.noise_multiplier,
+            sample_rate=entry.sample_rate,
+            steps=entry.steps,
+            rng=entry.rng,
+        )
+
+    def _path(self, entry: Reservation) -> Path:
+        return self._outbox / entry.run_id / f"{entry.kind}-{entry.round:06d}-{entry.id}.bin"
+
+    def _prune(self, entry: Reservation) -> None:
+        """Drop old training payloads of the same run; summaries are small and stay."""
+        rounds = sorted(self._path(entry).parent.glob("train-*.bin"))
+        numbers = sorted({path.name.split("-")[1] for path in rounds})
+        for path in rounds:
+            if path.name.split("-")[1] in numbers[:-KEEP_ROUNDS]:
+                path.unlink(missing_ok=True)
+
+    def _write_lines(
+        self, header: ReplyHeader, payload: bytes, entry: Reservation | None, what: str
+    ) -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        digest = sha256_hex(payload)
+        private = header.epsilon is not None
+        spent = f"epsilon {header.epsilon:.4f} at delta {header.delta:g}" if private else "no noise"
+        line = (
+            f"{now} {header.run_id} round {header.round} {header.kind}: {what}, "
+            f"{len(payload)} bytes, sha256 {digest[:16]}"
+            + (f", {spent} ({header.rng} random numbers)" if entry else "")
+        )
+        record = {
+            "time": now,
+            "site": header.site,
+            "run": header.run_id,
+            "round": header.round,
+            "kind": header.kind,
+            "status": header.status,
+            "what": what,
+            "code": header.code,
+            "records": header.records,
+            "bytes": len(payload),
+            "sha256": digest,
+            "entry": entry.id if entry else None,
+            "epsilon": header.epsilon,
+            "delta": header.delta,
+            "noise_multiplier": header.noise_multiplier,
+            "sample_rate": header.sample_rate,
+            "steps": header.steps,
+            "rng": header.rng,
+        }
+        _append_line(self._log, line)
+        _append_line(self._journal, json.dumps(record, allow_nan=False, ensure_ascii=False))
+
+
+def _check_arrays(
+    arrays: Mapping[str, np.ndarray],
+    expected: Mapping[str, tuple[int, ...]],
+    dtype: type[np.floating],
+) -> None:
+    """Raise ReleaseRefused unless ``arrays`` is exactly what ``expected`` says."""
+    if arrays.keys() != expected.keys():
+        surplus = sorted(arrays.keys() - expected.keys())
+        missing = sorted(expected.keys() - arrays.keys())
+        raise ReleaseRefused(
+            f"Expected exactly {len(expected)} named arrays, got surplus {surplus[:3]} and "
+            f"missing {missing[:3]}; nothing left."
+        )
+    for key, array in arrays.items():
+        if type(array) is not np.ndarray or array.dtype != dtype or array.shape != expected[key]:
+            raise ReleaseRefused(
+                f"Expected {key} as {np.dtype(dtype)} of shape {expected[key]}, got another type "
+                "or shape; nothing left."
+            )
+        if not np.isfinite(array).all():
+            raise ReleaseRefused(
+                f"Expected finite values in {key}, got NaN or infinity; nothing left."
+            )
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append one line durably; a line that an earlier crash cut short is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        text = line.replace("\n", " ").replace("\r", " ")
+        os.write(descriptor, b"\n" * torn + text.encode() + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,153 @@
+"""The long-lived node process: ``python -m client.resident --home DIR``.
+
+Flower starts a fresh process for each message; this one loads PyTorch and the records once and
+answers over a Unix socket, one request at a time. A request that overruns its deadline ends the
+process with status 75, for its supervisor to start it again: a stuck computation cannot be
+stopped in any gentler way, and the ledger and the store are made for it.
+"""
+
+import argparse
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch
+
+from client.home import ClientHome
+from client.link import serve
+from client.local import open_node
+from client.node import Node
+from shared.errors import FedlatentError, ProtocolError, ServiceError
+from shared.wire import RequestHeader, unpack
+
+OVERRUN_STATUS = 75
+READY_LINE = "resident node ready"
+
+_LOG = logging.getLogger("client.resident")
+
+
+class Watchdog:
+    """Ends the process when a guarded block lasts too long; used as ``with watchdog.limit(s)``."""
+
+    def __init__(self) -> None:
+        """Start the watching thread."""
+        self._changed = threading.Condition()
+        self._end: float | None = None
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def limit(self, seconds: float) -> Self:
+        """Set the time that the next block may take."""
+        self._set(time.monotonic() + seconds)
+        return self
+
+    def __enter__(self) -> Self:
+        """Enter the guarded block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the guarded block in time."""
+        self._set(None)
+
+    def _set(self, end: float | None) -> None:
+        with self._changed:
+            self._end = end
+            self._changed.notify()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while True:
+                left = None if self._end is None else self._end - time.monotonic()
+                if left is not None and left <= 0:
+                    os.write(2, b"request overran its deadline; the process ends\n")
+                    os._exit(OVERRUN_STATUS)
+                self._changed.wait(left)
+
+
+def answer(node: Node, watchdog: Watchdog, data: bytes) -> bytes:
+    """Turn a packed request into the packed reply that the release door made."""
+    try:
+        header, arrays = unpack(RequestHeader, data)
+    except ProtocolError as error:
+        return node.door.refusal(None, error).payload
+    started = time.monotonic()
+    with watchdog.limit(min(header.deadline_s, node.config.limits.max_request_s)):
+        outgoing = node.handle(header, arrays)
+    _LOG.info(
+        "%s of round %d: %s, %.2f s",
+        header.kind,
+        header.round,
+        outgoing.header.code or outgoing.header.status,
+        time.monotonic() - started,
+    )
+    return outgoing.payload
+
+
+def run(home: ClientHome) -> None:
+    """Load the node of ``home`` and answer until the process is told to stop.
+
+    Raises:
+        FedlatentError: the home, its data or its ledger is not usable, or another resident runs.
+    """
+    home.create()
+    with (home.root / "resident.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(
+                f"Expected no other resident node for {home.root}, got one that runs; stop it."
+            ) from None
+        node = open_node(home)
+        torch.set_num_threads(node.config.limits.threads)
+        path = home.prepare_socket()
+        path.unlink(missing_ok=True)  # of a resident that was killed; the lock says it is gone
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen()
+            watchdog = Watchdog()
+            print(READY_LINE, flush=True)
+            try:
+                serve(listener, lambda data: answer(node, watchdog, data))
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of the process; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="client.resident", description=__doc__.split("\n")[0])
+    parser.add_argument("--home", required=True, help="client home directory")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        run(ClientHome.find(options.home))
+    except FedlatentError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End cleanly: whatever is under way can be repeated."""
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

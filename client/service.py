@@ -1,0 +1,340 @@
+"""A client node as a set of supervised processes.
+
+The resident node (holds the records, trains), SuperNode (Flower's link to the server) and
+SuperExec (starts a small process for each message, which asks the resident node). What goes wrong
+between node and server is said in one sentence with the remedy.
+"""
+
+import argparse
+import datetime
+import email.utils
+import http.client
+import os
+import secrets
+import shlex
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from cryptography import x509
+
+from client.home import ClientHome
+from client.policy import NodeConfig
+from shared.errors import ConfigError, ServiceError
+from shared.files import write_atomic
+from shared.keys import SigningKey, check_private, generate_node_key
+from shared.supervisor import Service, ServiceStatus, Supervisor, program, run_until_signal
+from shared.toml import dumps
+
+NOT_ADMITTED = (
+    "the server does not know this node's key, or still counts its last connection as alive, "
+    "which ends within a minute; if it goes on, send {key} to the operator to be admitted"
+)
+
+_CONNECT_S = 10.0
+_POLL_S = 0.2
+_AHEAD_S = 4.0  # the server accepts signatures from up to 5 s in its future
+_BEHIND_S = 280.0  # and from up to 305 s in its past
+_EXPIRED = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED
+_WRONG_HOST = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
+
+
+def init_client(
+    home: ClientHome,
+    *,
+    site: str,
+    server: str,
+    ca_certificate: bytes,
+    data: Mapping[str, object],
+    policy: Mapping[str, object],
+    limits: Mapping[str, object] | None = None,
+) -> NodeConfig:
+    """Make a client home: configuration, keys and the server's certificate.
+
+    Args:
+        home: An absent or empty folder.
+        site: The site's name.
+        server: ``host:port`` of the gateway.
+        ca_certificate: The federation's ``ca.crt``, PEM.
+        data: Table ``[data]`` of ``node.toml``; see ``client.policy.NodeData``.
+        policy: Table ``[policy]``; see ``client.policy.Policy``.
+        limits: Table ``[limits]``; see ``client.policy.NodeLimits``.
+
+    Raises:
+        ConfigError: A value is not what the node file takes, or the certificate is none.
+        ServiceError: The home is in use.
+    """
+    if home.config.exists():
+        raise ServiceError(f"Expected no node in {home.root}, found one; choose another folder.")
+    split_address(server)
+    try:
+        x509.load_pem_x509_certificate(ca_certificate)
+    except ValueError:
+        raise ConfigError(
+            "Expected the federation's ca.crt in PEM, got something else; "
+            "ask the operator for the file tls/ca.crt of the server."
+        ) from None
+    tables = {"site": site, "data": data, "server": {"address": server}, "policy": policy}
+    text = dumps(tables if limits is None else tables | {"limits": limits})
+    config = NodeConfig.from_toml(text, str(home.config))
+    home.create()
+    write_atomic(home.ca_certificate, ca_certificate)
+    generate_node_key(home.node_key)
+    SigningKey.generate(home.signing_key)
+    write_atomic(home.superexec_secret, secrets.token_hex(32).encode(), 0o600)
+    write_atomic(home.config, text.encode(), 0o600)
+    return config
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Take ``host:port`` apart.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"Expected a server address as host:port, got {address!r}; correct it.")
+    return host.strip("[]"), int(port)
+
+
+def preflight(address: str, ca_certificate: Path) -> None:
+    """Try the way to the server: reachable, the right certificate, clocks that agree.
+
+    Args:
+        address: ``host:port`` of the gateway.
+        ca_certificate: PEM file of the federation's authority.
+
+    Raises:
+        ServiceError: Saying what is wrong and what to do.
+    """
+    host, port = split_address(address)
+    try:
+        context = ssl.create_default_context(cafile=str(ca_certificate))
+    except (OSError, ssl.SSLError):
+        raise ServiceError(
+            f"Expected the federation's certificate in {ca_certificate}, got none; "
+            "copy the server's tls/ca.crt there."
+        ) from None
+    connection = http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=context)
+    try:
+        connection.request("GET", "/")
+        date = connection.getresponse().headers.get("date")
+    except ssl.SSLCertVerificationError as error:
+        raise ServiceError(_certificate_problem(error, address, ca_certificate)) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise ServiceError(
+            f"Expected the server at {address} to answer, got {type(error).__name__}; "
+            "check the address and the network, and whether the server runs."
+        ) from None
+    finally:
+        connection.close()
+    _check_clock(date)
+
+
+def _certificate_problem(
+    error: ssl.SSLCertVerificationError, address: str, ca_certificate: Path
+) -> str:
+    if error.verify_code in _EXPIRED:
+        return (
+            f"Expected a certificate of the server at {address} that is valid now, got one that "
+            "is not; set this machine's clock, or have the operator restart the server to renew it."
+        )
+    if error.verify_code in _WRONG_HOST:
+        return (
+            f"Expected a certificate that names {address}, got one for other names; use a name "
+            "that the server was set up with, or have the operator add this one."
+        )
+    return (
+        f"Expected the server at {address} to have a certificate from the authority in "
+        f"{ca_certificate}, got another; it is the wrong server or the wrong ca.crt, so ask the "
+        "operator and compare fingerprints."
+    )
+
+
+def _check_clock(date: str | None) -> None:
+    if date is None:
+        return
+    there = email.utils.parsedate_to_datetime(date)
+    ahead = (datetime.datetime.now(datetime.UTC) - there).total_seconds() - 1.0  # whole seconds
+    if not -_BEHIND_S < ahead < _AHEAD_S:
+        raise ServiceError(
+            f"Expected this machine's clock to agree with the server's, got {ahead:+.0f} s; "
+            "set it, since the server refuses requests from another time."
+        )
+
+
+class ClientService:
+    """Starts, watches and stops the processes of one node."""
+
+    def __init__(self, home: ClientHome) -> None:
+        """Read the configuration; nothing starts yet.
+
+        Raises:
+            ConfigError: There is no node in ``home``, it names no server, or a key is open to
+                others.
+        """
+        self.home = home
+        config = NodeConfig.load(home.config)
+        if config.server is None:
+            raise ConfigError(
+                f"Expected a table [server] with an address in {home.config}, found none; add it."
+            )
+        self.address = config.server.address
+        self.site = config.site
+        split_address(self.address)
+        for path in (home.node_key, home.superexec_secret):
+            check_private(path)
+        self.supervisor = Supervisor(home.services, self._services())
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
+
+    def start(self, *, check_server: bool = True) -> None:
+        """Start all processes; the node is then waiting for, or in, its federation.
+
+        Args:
+            check_server: Whether to refuse to start when the way to the server is not open.
+
+        Raises:
+            ServiceError: The way to the server is not open, or a process did not come up.
+        """
+        if check_server:
+            preflight(self.address, self.home.ca_certificate)
+        self.home.prepare_socket()
+        self.supervisor.start()
+
+    def stop(self) -> None:
+        """Stop all processes; the server is told that the node is away."""
+        self.supervisor.stop()
+
+    def run(self, *, check_server: bool = True) -> None:
+        """Start, serve until SIGTERM or SIGINT, stop; for the main thread."""
+        run_until_signal(lambda: self.start(check_server=check_server), self.stop)
+
+    def status(self) -> list[ServiceStatus]:
+        """The state of each process."""
+        return self.supervisor.status()
+
+    def wait_online(self, timeout_s: float) -> None:
+        """Wait until the server has let this node in.
+
+        Raises:
+            ServiceError: It has not within ``timeout_s``; the sentence says why.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = next(one for one in self.status() if one.name == "supernode")
+            if status.state == "ready":
+                return
+            if time.monotonic() > deadline:
+                reason = status.reason or f"no answer; see {status.log}"
+                raise ServiceError(
+                    f"Expected to be let in by {self.address} within {timeout_s:g} s, but: {reason}"
+                )
+            time.sleep(_POLL_S)
+
+    def _services(self) -> list[Service]:
+        home = self.home
+        runtime_port = _free_port()
+        secret = ("--superexec-auth-secret-file", str(home.superexec_secret))
+        resident = Service(
+            name="resident",
+            argv=(sys.executable, "-m", "client.resident", "--home", str(home.root)),
+            ready=lambda _log: _accepts(home.socket),
+            ready_timeout_s=120.0,
+        )
+        supernode = Service(
+            name="supernode",
+            argv=(
+                program("flower-supernode"),
+                *("--superlink", self.address),
+                *("--root-certificates", str(home.ca_certificate)),
+                *("--auth-supernode-private-key", str(home.node_key)),
+                *("--host", "127.0.0.1", "--port", str(runtime_port)),
+                *("--isolation", "process", *secret),
+                *("--node-config", f'socket={_quoted(home.socket)} site="{self.site}"'),
+            ),
+            ready=lambda log: "SuperNode ID:" in log,
+            required=False,
+            diagnose=lambda log: diagnose_supernode(log, home.node_public_key),
+            pause_s=(1.0, 10.0),
+        )
+        superexec = Service(
+            name="superexec",
+            argv=(
+                program("flower-superexec"),
+                *("--insecure", "--runtime-api-address", f"127.0.0.1:{runtime_port}", *secret),
+            ),
+            env={"PATH": _launcher_path(home)},
+            ready=lambda log: "Starting Flower SuperExec" in log,
+            required=False,
+        )
+        return [resident, supernode, superexec]
+
+
+def diagnose_supernode(log: str, public_key: Path) -> str:
+    """Say in one sentence why a SuperNode ended, from what it printed."""
+    if "code: 2004" in log:
+        return NOT_ADMITTED.format(key=public_key)
+    if "CERTIFICATE_VERIFY_FAILED" in log:
+        return "the server's certificate is not from the authority in ca.crt; get the right ca.crt"
+    if "401" in log or "Invalid SuperNode authentication" in log:
+        return "the server refused this node's signature; check the clock and the admission"
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if "ERROR" in line or "Error" in line]
+    return (errors or lines or ["it printed nothing"])[-1][:300]
+
+
+def _launcher_path(home: ClientHome) -> str:
+    """A search path on which ``flwr-clientapp`` is our launcher, which runs installed code only."""
+    folder = home.services / "launcher"
+    script = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m client.launcher "$@"\n'
+    write_atomic(folder / "flwr-clientapp", script.encode(), 0o700)
+    programs = str(Path(sys.executable).parent)
+    return os.pathsep.join([str(folder), programs, os.environ.get("PATH", os.defpath)])
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_POLL_S)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _quoted(path: Path) -> str:
+    if any(character in str(path) for character in "\"'\\\n"):
+        raise ServiceError(
+            f"Expected a home without quotes or backslashes in its path, got {path}; move it."
+        )
+    return f'"{path}"'
+
+
+def main() -> None:
+    """Command line: ``python -m client.service --home DIR``, until SIGTERM."""
+    parser = argparse.ArgumentParser(description="Run one client node.")
+    parser.add_argument("--home")
+    ClientService(ClientHome.find(parser.parse_args().home)).run(check_server=False)
+
+
+if __name__ == "__main__":
+    main()

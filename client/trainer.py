@@ -1,0 +1,214 @@
+"""Local DP-SGD of the whole model: Poisson sampling, per-record clipping, our own noise.
+
+Opacus gives the norm of each record's gradient by ghost clipping (Li et al. 2022, "Large language
+models can be strong differentially private learners", section 4), or through per-record gradients
+for layers without a ghost rule. Sampler, noise and accounting entry all come from one
+``PrivacyPlan``. The decoder is inside: training it without noise would void the guarantee of the
+encoder, whose gradients pass through it.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from torch import Tensor
+
+from shared.config import TrainingSection
+from shared.errors import ReleaseRefused
+from shared.models import VAE
+from shared.models.objective import elbo
+from shared.privacy.noise import NoiseSource
+from shared.privacy.plan import PrivacyPlan
+
+#: Records per forward pass; a larger Poisson sample is processed in parts of this size.
+CHUNK = 1024
+
+_ADAM_BETAS = (0.9, 0.99)
+_NORM_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What one round of local training leaves behind.
+
+    Attributes:
+        state: every tensor of the model, by state-dict name.
+        optimizer: the optimiser's tensors, as ``<parameter>/<field>``.
+    """
+
+    state: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def train_round(
+    model: VAE,
+    records: Tensor,
+    plan: PrivacyPlan,
+    training: TrainingSection,
+    noise: NoiseSource,
+    optimizer_state: Mapping[str, Tensor],
+) -> TrainResult:
+    """Run ``plan.steps_per_round`` noisy steps on ``model``, in place.
+
+    Every step samples each record with probability q, sums the clipped gradients, adds noise and
+    divides by the public constant q * N. An empty sample is a step of pure noise. A plan that is
+    not private takes the same steps without clipping and noise.
+
+    Args:
+        model: the model, with the received encoder and the local decoder loaded.
+        records: preprocessed float32 records [N, *shape].
+        plan: sampler and noise.
+        training: optimiser, learning rate and objective.
+        noise: source of the samples, of the latent draws and of the noise.
+        optimizer_state: what the previous round returned, or nothing.
+
+    Raises:
+        ReleaseRefused: training changed a buffer, through which raw data would pass un-noised.
+    """
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = _make_optimizer(parameters, training)
+    _restore(optimizer, parameters, optimizer_state)
+    model.train()
+    with gradient_sums(model, plan, training) as sums:
+        for _ in range(plan.steps_per_round):
+            chosen = torch.from_numpy(plan.sample(len(records), noise))
+            total = sums(records, chosen, noise)
+            total += torch.from_numpy(plan.gradient_noise(len(total), noise))
+            total /= plan.sample_rate * len(records)
+            _assign(parameters, total)
+            optimizer.step()
+    model.eval()
+    for name, value in model.named_buffers():
+        if not torch.equal(value, buffers[name]):
+            raise ReleaseRefused(
+                f"Expected buffers that training leaves alone, got a change in {name!r}; "
+                "a buffer carries raw data past the noise, so use another layer."
+            )
+    return TrainResult(
+        state={key: value.detach().clone() for key, value in model.state_dict().items()},
+        optimizer=_saved(optimizer, parameters),
+    )
+
+
+class GradientSums:
+    """Sums of per-record gradients over a sample, clipped when the plan is private."""
+
+    def __init__(self, model: VAE, plan: PrivacyPlan, training: TrainingSection) -> None:
+        """Attach to ``model``; ``close`` detaches."""
+        self._model = model
+        self._clip = plan.clip
+        self._training = training
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._size = sum(p.numel() for p in self._parameters)
+        self._hooked = (
+            GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
+            if plan.private
+            else None
+        )
+
+    def __call__(self, records: Tensor, chosen: Tensor, noise: NoiseSource) -> Tensor:
+        """Flat float64 sum of the gradients of ``records[chosen]``, zeros for an empty sample."""
+        total = torch.zeros(self._size, dtype=torch.float64)
+        for part in torch.split(chosen, CHUNK):
+            if len(part):
+                x = records[part]
+                draws = noise.normal(len(x) * self._model.latent_dim)
+                eps = torch.from_numpy(draws.astype(np.float32)).view(len(x), -1)
+                total += self._clipped(x, eps) if self._hooked is not None else self._plain(x, eps)
+        return total
+
+    def close(self) -> None:
+        """Take every hook off the model."""
+        if self._hooked is not None:
+            self._hooked.to_standard_module()
+
+    def _loss(self, x: Tensor, eps: Tensor) -> Tensor:
+        terms = self._model(x, eps)
+        return elbo(terms, self._training.beta, self._training.free_bits)
+
+    def _plain(self, x: Tensor, eps: Tensor) -> Tensor:
+        return _flat(torch.autograd.grad(self._loss(x, eps).sum(), self._parameters))
+
+    def _clipped(self, x: Tensor, eps: Tensor) -> Tensor:
+        """Two backward passes: the first finds the norms, the second sums scaled gradients.
+
+        A record whose loss or gradient overflows is left out. A server can choose weights for
+        which one record overflows and others do not; letting that show, as a failed release or
+        as NaN, would be an un-noised answer about that record.
+        """
+        hooked = self._hooked
+        while hooked is not None and len(x):
+            loss = self._loss(x, eps)
+            torch.autograd.grad(loss.sum(), self._parameters, retain_graph=True)
+            norms = hooked.get_norm_sample()
+            whole = torch.isfinite(norms) & torch.isfinite(loss.detach())
+            if bool(whole.all()):
+                scale = (self._clip / (norms + _NORM_FLOOR)).clamp(max=1.0)
+                hooked.disable_hooks()
+                grads = torch.autograd.grad((scale * loss).sum(), self._parameters)
+                hooked.enable_hooks()
+                return _flat(grads)
+            x, eps = x[whole], eps[whole]
+        return torch.zeros(self._size, dtype=torch.float64)
+
+
+@contextlib.contextmanager
+def gradient_sums(
+    model: VAE, plan: PrivacyPlan, training: TrainingSection
+) -> Iterator[GradientSums]:
+    """A ``GradientSums`` on ``model`` whose hooks are gone afterwards, whatever happens."""
+    with warnings.catch_warnings():
+        # Records need no gradient, and the hooks read only that of the layer's output.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        sums = GradientSums(model, plan, training)
+        try:
+            yield sums
+        finally:
+            sums.close()
+
+
+def _flat(grads: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([grad.reshape(-1) for grad in grads]).double()
+
+
+def _assign(parameters: Mapping[str, torch.nn.Parameter], flat: Tensor) -> None:
+    """Cut a flat gradient into the parameters' ``grad``."""
+    sizes = [p.numel() for p in parameters.values()]
+    for p, part in zip(parameters.values(), torch.split(flat, sizes), strict=True):
+        p.grad = part.view_as(p).to(p.dtype)
+
+
+def _make_optimizer(
+    parameters: Mapping[str, torch.nn.Parameter], training: TrainingSection
+) -> torch.optim.Optimizer:
+    if training.optimizer == "adam":
+        return torch.optim.Adam(
+            list(parameters.values()), lr=training.learning_rate, betas=_ADAM_BETAS
+        )
+    return torch.optim.SGD(list(parameters.values()), lr=training.learning_rate)
+
+
+def _restore(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    saved: Mapping[str, Tensor],
+) -> None:
+    for key, value in saved.items():
+        name, field = key.rsplit("/", 1)
+        optimizer.state[parameters[name]][field] = value.clone()
+
+
+def _saved(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
+) -> dict[str, Tensor]:
+    return {
+        f"{name}/{field}": value.detach().clone()
+        for name, p in parameters.items()
+        for field, value in optimizer.state[p].items()
+        if isinstance(value, Tensor)
+    }

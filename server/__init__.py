@@ -1,0 +1,1 @@
+"""Coordinates a federation: gateway, screening, strategies, rounds, registry."""

@@ -1,0 +1,179 @@
+"""The federation's own certificate authority, its server certificate and the SuperExec secret.
+
+Nodes trust exactly one certificate, ``ca.crt``, which the operator hands to each site together
+with the server's address. The server certificate is short-lived next to the authority and can be
+made anew without touching any node.
+"""
+
+import datetime
+import ipaddress
+import secrets
+from collections.abc import Iterable, Sequence
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from server.home import ServerHome
+from shared.errors import ServiceError
+from shared.files import write_atomic
+from shared.keys import check_private
+
+_AUTHORITY_DAYS = 3650
+_SERVER_DAYS = 397  # the longest that today's TLS stacks accept without complaint
+_RENEW_DAYS = 30
+_CLOCK_SLACK = datetime.timedelta(hours=1)
+_LOOPBACK = ("localhost", "127.0.0.1")
+
+
+def create_authority(home: ServerHome) -> None:
+    """Make the authority's key and certificate, and the SuperExec secret.
+
+    Raises:
+        ServiceError: An authority exists already; a new one would cut off every node.
+    """
+    if home.ca_key.exists() or home.ca_certificate.exists():
+        raise ServiceError(
+            f"Expected no authority in {home.tls}, found one; keep it, since every node trusts it."
+        )
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = _name(f"fedlatent authority {secrets.token_hex(4)}")
+    certificate = (
+        _builder(name, name, key.public_key(), _AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    write_atomic(home.ca_key, _private_pem(key), 0o600)
+    write_atomic(home.ca_certificate, certificate.public_bytes(serialization.Encoding.PEM))
+    write_atomic(home.superexec_secret, secrets.token_hex(32).encode(), 0o600)
+
+
+def issue_certificate(home: ServerHome, hosts: Sequence[str]) -> None:
+    """Make a new server key and certificate for ``hosts`` and for loopback.
+
+    Args:
+        home: Server home with an authority.
+        hosts: DNS names and IP addresses that nodes use to reach the server.
+
+    Raises:
+        ServiceError: The authority is absent or its key is open to others, or a host is malformed.
+    """
+    authority_key, authority = _load_authority(home)
+    key = ec.generate_private_key(ec.SECP384R1())
+    certificate = (
+        _builder(_name("fedlatent server"), authority.subject, key.public_key(), _SERVER_DAYS)
+        .add_extension(x509.SubjectAlternativeName(_names(hosts)), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
+            critical=False,
+        )
+        .sign(authority_key, hashes.SHA384())
+    )
+    write_atomic(home.certificate_key, _private_pem(key), 0o600)
+    write_atomic(home.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def ensure_certificate(home: ServerHome, hosts: Sequence[str]) -> bool:
+    """Renew the server certificate when it is absent, near its end or lacks a host.
+
+    Returns:
+        Whether a new certificate was made.
+
+    Raises:
+        ServiceError: As :func:`issue_certificate`, or a private file is open to others.
+    """
+    for path in (home.ca_key, home.superexec_secret):
+        if not path.exists():
+            raise ServiceError(f"Expected {path}, found none; run 'fedlatent server init' first.")
+        check_private(path)
+    if home.certificate.exists() and home.certificate_key.exists():
+        check_private(home.certificate_key)
+        certificate = x509.load_pem_x509_certificate(home.certificate.read_bytes())
+        left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        covered = set(extension.value) >= set(_names(hosts))
+        if covered and left > datetime.timedelta(days=_RENEW_DAYS):
+            return False
+    issue_certificate(home, hosts)
+    return True
+
+
+def fingerprint(home: ServerHome) -> str:
+    """SHA-256 of the authority's certificate, to compare by telephone: 64 hexadecimal digits."""
+    certificate = x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _load_authority(
+    home: ServerHome,
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    if not home.ca_key.exists() or not home.ca_certificate.exists():
+        raise ServiceError(
+            f"Expected an authority in {home.tls}, found none; run 'fedlatent server init' first."
+        )
+    check_private(home.ca_key)
+    key = serialization.load_pem_private_key(home.ca_key.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ServiceError(f"Expected an EC private key in {home.ca_key}, got another kind.")
+    return key, x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
+
+
+def _names(hosts: Iterable[str]) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = []
+    for host in dict.fromkeys([*hosts, *_LOOPBACK]):
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(host)))
+        except ValueError:
+            if not host or not all(c.isalnum() or c in "-." for c in host) or not host.isascii():
+                raise ServiceError(
+                    f"Expected a DNS name or an IP address as host, got {host!r}; correct it."
+                ) from None
+            names.append(x509.DNSName(host))
+    return names
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SLACK)
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        key_cert_sign=sign_certificates,
+        crl_sign=sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )

@@ -1,0 +1,106 @@
+"""One attempt at one phase: every answer is screened and folded as it comes, then forgotten."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import Message
+
+from server.registry import SiteOutcome
+from server.rounds import Phase
+from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from server.strategies.averaging import WeightedMean
+from shared.wire import HISTOGRAMS_KEY, MOMENTS_KEY, Arrays, ReplyHeader
+
+
+class Collector:
+    """Folds the answers of one attempt.
+
+    Attributes:
+        names: site name by node id, of the nodes that were asked.
+        admitted: whether the names are those of admitted sites, so that a reply must claim its own.
+        outcomes: what each node did, by node id.
+        moments: released matrix by node id (moments phase only).
+    """
+
+    def __init__(
+        self,
+        phase: Phase,
+        spec: ReplySpec,
+        mean: WeightedMean,
+        names: Mapping[int, str],
+        *,
+        admitted: bool,
+    ) -> None:
+        """Collect for ``phase``; ``mean`` is empty."""
+        self.phase = phase
+        self.names = dict(names)
+        self.admitted = admitted
+        self.outcomes: dict[int, SiteOutcome] = {}
+        self.moments: dict[int, np.ndarray] = {}
+        self._spec = spec
+        self._mean = mean
+
+    def take(self, node: int, message: Message, seconds: float) -> SiteOutcome:
+        """Screen the answer of ``node``; fold it in when it passes."""
+        opened = self._open(node, message)
+        if isinstance(opened, ScreeningFailure):
+            return self.fail(node, opened, seconds)
+        header, arrays = opened
+        if self.phase.kind == "moments":
+            self.moments[node] = arrays[MOMENTS_KEY].astype(np.float64)
+        else:
+            self._mean.add(arrays, header.records if self.phase.kind == "train" else 1.0)
+        return self._keep(
+            SiteOutcome(
+                site=self.names[node],
+                node_id=node,
+                status="ok",
+                records=header.records,
+                epsilon=header.epsilon,
+                delta=header.delta,
+                bytes=sum(value.nbytes for value in arrays.values()),
+                seconds=seconds,
+            )
+        )
+
+    def fail(self, node: int, failure: ScreeningFailure, seconds: float) -> SiteOutcome:
+        """Note that ``node`` gave nothing to fold in."""
+        return self._keep(
+            SiteOutcome(
+                site=self.names[node],
+                node_id=node,
+                status=failure.status,
+                code=failure.code,
+                sentence=failure.sentence,
+                seconds=seconds,
+            )
+        )
+
+    def average(self) -> Arrays:
+        """The weighted mean of the shared arrays (training phases)."""
+        return self._mean.result()
+
+    def histograms(self) -> np.ndarray:
+        """The sum of the score histograms [2, bins] (threshold phase)."""
+        total: np.ndarray = self._mean.result()[HISTOGRAMS_KEY] * self._mean.count
+        return total
+
+    def _open(self, node: int, message: Message) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
+        if message.has_error():
+            return screen_error(message.error)
+        opened = open_reply(message.content, self._spec)
+        if isinstance(opened, ScreeningFailure):
+            return opened
+        claim, name = opened[0].site, self.names[node]
+        if self.admitted and claim != name:
+            return ScreeningFailure(
+                status="failed",
+                code="identity",
+                sentence=f"Expected the reply of site {name!r}, got one that claims {claim!r}; "
+                "correct the site name in the node's configuration.",
+            )
+        return opened
+
+    def _keep(self, outcome: SiteOutcome) -> SiteOutcome:
+        self.outcomes[outcome.node_id] = outcome
+        return outcome

@@ -1,0 +1,407 @@
+"""The operator's side of a running server: admit sites, submit runs, see and stop them.
+
+Everything goes through the ``flwr`` program, the most stable surface Flower has, to the SuperLink
+on loopback. Any process of the operator may use it while the service runs in another one.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import secrets
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from server.fab import app_dir
+from server.home import ServerHome
+from server.registry import Registry
+from server.settings import load_settings
+from shared.config import RunConfig
+from shared.errors import ConfigError, DataError, ServiceError
+from shared.files import read_json, write_atomic, write_json
+from shared.supervisor import child_environment, program, running_pid
+from shared.toml import dumps
+
+_CONNECTION = "fedlatent"
+_COMMAND_S = 120.0
+_POLL_S = 0.5
+
+RunState = Literal["open", "completed", "failed", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """An admitted site."""
+
+    name: str
+    node_id: str
+    fingerprint: str
+    public_key: str
+    admitted: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One of our runs and the Flower runs that carried it, the newest last.
+
+    Attributes:
+        run_id: Name of the run, in the registry and on the wire.
+        config: The run configuration as canonical JSON.
+        state: ``open`` until Flower's run ended and no resumption follows.
+        reason: Why a run is not ``completed``; empty else.
+        flower_runs: Flower's run ids.
+        submitted: When, in UTC.
+        launched: When the newest Flower run began, in seconds since 1970.
+    """
+
+    run_id: str
+    config: str
+    state: RunState
+    reason: str
+    flower_runs: tuple[str, ...]
+    submitted: str
+    launched: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowerRun:
+    """What the SuperLink says of one of its runs, such as ``finished:completed``."""
+
+    run_id: str
+    status: str
+    details: str
+
+
+class Control:
+    """Commands to the server whose home is given."""
+
+    def __init__(self, home: ServerHome) -> None:
+        """Use the server at ``home``; nothing is contacted yet."""
+        self.home = home
+
+    def admit(self, name: str, public_key: Path) -> Site:
+        """Let the node with this public key join; the same key and name twice is no error.
+
+        Args:
+            name: The site's name, for people.
+            public_key: The node's ``node.pub``, an EC key in OpenSSH form.
+
+        Raises:
+            ConfigError: Not such a key, or the name or key is admitted already with another.
+            ServiceError: The server does not run or refuses.
+        """
+        text, fingerprint = _read_public_key(public_key)
+        sites = self.sites()
+        for site in sites:
+            if site.name == name and site.fingerprint == fingerprint:
+                return site
+            if site.name == name or site.fingerprint == fingerprint:
+                raise ConfigError(
+                    f"Expected a new site, got name {name!r} and key {fingerprint}, but site "
+                    f"{site.name!r} has key {site.fingerprint}; remove that site first."
+                )
+        with tempfile.TemporaryDirectory(prefix="fedlatent-key-") as folder:
+            path = Path(folder) / "node.pub"
+            path.write_text(text + "\n")
+            answer = self._flwr("supernode", "register", str(path), _CONNECTION)
+        site = Site(
+            name=name,
+            node_id=str(answer.get("node-id")),
+            fingerprint=fingerprint,
+            public_key=text,
+            admitted=_now(),
+        )
+        self._write_sites([*sites, site])
+        return site
+
+    def remove(self, name: str) -> None:
+        """Take a site's admission back; its node is cut off at its next request.
+
+        Raises:
+            ConfigError: No such site.
+            ServiceError: The server does not run or refuses.
+        """
+        sites = self.sites()
+        gone = [site for site in sites if site.name == name]
+        if not gone:
+            known = ", ".join(site.name for site in sites) or "none"
+            raise ConfigError(f"Expected an admitted site, got {name!r}; admitted are: {known}.")
+        self._flwr("supernode", "unregister", gone[0].node_id, _CONNECTION)
+        self._write_sites([site for site in sites if site.name != name])
+
+    def sites(self) -> list[Site]:
+        """All admitted sites, in the order of admission."""
+        if not self.home.sites.exists():
+            return []
+        value = read_json(self.home.sites)
+        try:
+            return [Site(**entry) for entry in value] if isinstance(value, list) else []
+        except TypeError:
+            raise DataError(
+                f"Expected a list of sites in {self.home.sites}, got something else."
+            ) from None
+
+    def online(self) -> dict[str, str]:
+        """Flower's word on each admitted site: name to ``online``, ``offline`` or ``created``."""
+        answer = self._flwr("supernode", "list", _CONNECTION)
+        nodes = answer.get("nodes")
+        states = {
+            str(node.get("node-id")): str(node.get("status"))
+            for node in (nodes if isinstance(nodes, list) else [])
+            if isinstance(node, dict)
+        }
+        return {site.name: states.get(site.node_id, "unknown") for site in self.sites()}
+
+    def submit(self, config: RunConfig, run_id: str | None = None) -> Submission:
+        """Start a run; the service resumes it by itself when its process dies.
+
+        Args:
+            config: What to train, and how.
+            run_id: A new name; by default made of the configuration's name and the time.
+
+        Raises:
+            ConfigError: The name is taken.
+            ServiceError: The server does not run or refuses.
+        """
+        self._require_running()
+        run_id = run_id or _new_run_id(config.name)
+        path = self._submission_path(run_id)
+        if path.parent.exists():
+            raise ConfigError(f"Expected a new run id, got {run_id!r}; choose another name.")
+        submission = Submission(
+            run_id=run_id,
+            config=config.to_json(),
+            state="open",
+            reason="",
+            flower_runs=(),
+            submitted=_now(),
+            launched=0.0,
+        )
+        return self._launch(submission, resume=False)
+
+    def resume(self, run_id: str) -> Submission:
+        """Go on with a run from its last checkpoint, in a new Flower run.
+
+        Raises:
+            ConfigError: No such run, or it is completed.
+            ServiceError: The server does not run or refuses.
+        """
+        submission = self.submission(run_id)
+        if submission.state == "completed":
+            raise ConfigError(f"Expected an unfinished run, got {run_id!r}, which is completed.")
+        return self._launch(replace(submission, state="open", reason=""), resume=True)
+
+    def stop(self, run_id: str) -> Submission:
+        """End a run for good; a later ``resume`` may still go on with it.
+
+        Raises:
+            ConfigError: No such run.
+            ServiceError: The server does not run or refuses.
+        """
+        submission = self.submission(run_id)
+        reason = "stopped by the operator"
+        closed = self.close(submission, "stopped", reason)
+        if submission.flower_runs:
+            self.stop_flower_run(submission.flower_runs[-1])
+        with Registry(self.home.registry) as registry:
+            if registry.run(run_id) is not None:
+                registry.set_status(run_id, "stopped", reason)
+        return closed
+
+    def close(self, submission: Submission, state: RunState, reason: str) -> Submission:
+        """Write down that a run is over."""
+        closed = replace(submission, state=state, reason=reason)
+        self._write_submission(closed)
+        return closed
+
+    def submission(self, run_id: str) -> Submission:
+        """One of our runs.
+
+        Raises:
+            ConfigError: No such run.
+        """
+        path = self._submission_path(run_id)
+        if not path.exists():
+            raise ConfigError(f"Expected a known run, got {run_id!r}; see 'fedlatent server runs'.")
+        return _read_submission(path)
+
+    def submissions(self) -> list[Submission]:
+        """All our runs, oldest first."""
+        paths = self.home.runs.glob("*/submission.json")
+        return sorted((_read_submission(path) for path in paths), key=lambda one: one.submitted)
+
+    def wait(self, run_id: str, timeout_s: float) -> Submission:
+        """Wait until a run is no longer open.
+
+        Raises:
+            ConfigError: No such run.
+            ServiceError: It is still open after ``timeout_s``, or the server stopped.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (submission := self.submission(run_id)).state == "open":
+            self._require_running()
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"Expected run {run_id!r} to end within {timeout_s:g} s, but it goes on; "
+                    "wait longer or stop it."
+                )
+            time.sleep(_POLL_S)
+        return submission
+
+    def flower_runs(self) -> list[FlowerRun]:
+        """What the SuperLink knows of its runs."""
+        answer = self._flwr("list", _CONNECTION)
+        runs = answer.get("runs")
+        return [
+            FlowerRun(
+                run_id=str(run.get("run-id")),
+                status=str(run.get("status")),
+                details=str(run.get("status-details")),
+            )
+            for run in (runs if isinstance(runs, list) else [])
+            if isinstance(run, dict)
+        ]
+
+    def stop_flower_run(self, flower_run: str) -> None:
+        """End one Flower run; one that has ended already is no error."""
+        with contextlib.suppress(ServiceError):
+            self._flwr("stop", flower_run, _CONNECTION)
+
+    def log(self, flower_run: str) -> str:
+        """What the ServerApp of one Flower run printed so far."""
+        done = self._run("log", flower_run, _CONNECTION, "--show")
+        return done.stdout + done.stderr
+
+    def _launch(self, submission: Submission, *, resume: bool) -> Submission:
+        launched = time.time()
+        values = {
+            "config": submission.config,
+            "run-id": submission.run_id,
+            "resume": submission.run_id if resume else "",
+        }
+        with app_dir() as folder, _overrides(values) as file:
+            answer = self._flwr("run", str(folder), _CONNECTION, "--run-config", str(file))
+        runs = (*submission.flower_runs, str(answer.get("run-id")))
+        under_way = replace(submission, flower_runs=runs, launched=launched)
+        self._write_submission(under_way)
+        return under_way
+
+    def _submission_path(self, run_id: str) -> Path:
+        return self.home.run(run_id) / "submission.json"
+
+    def _write_submission(self, submission: Submission) -> None:
+        write_json(self._submission_path(submission.run_id), asdict(submission))
+
+    def _write_sites(self, sites: list[Site]) -> None:
+        write_json(self.home.sites, [asdict(site) for site in sites])
+
+    def _require_running(self) -> None:
+        if running_pid(self.home.services) is None:
+            raise ServiceError(
+                f"Expected the server at {self.home.root} to run, but it does not; "
+                "run 'fedlatent server start' first."
+            )
+
+    def _flwr(self, *arguments: str) -> dict[str, object]:
+        """Run one ``flwr`` command and read its JSON answer."""
+        self._require_running()
+        done = self._run(*arguments, "--format", "json")
+        try:
+            answer = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            answer = {"error-message": done.stderr or done.stdout or "it printed nothing"}
+        if not isinstance(answer, dict) or answer.get("success") is not True:
+            message = " ".join(str(answer.get("error-message")).split())[:400]
+            raise ServiceError(f"Expected 'flwr {arguments[0]}' to succeed, got: {message}")
+        return answer
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        folder = self.home.services / "cli"
+        work, flower_home = folder / "work", folder / "flower"
+        for path in (folder, work, flower_home):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        connection = {
+            "address": f"127.0.0.1:{load_settings(self.home).link_port}",
+            "root-certificates": str(self.home.ca_certificate),
+        }
+        table = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+        write_atomic(flower_home / "config.toml", dumps(table).encode())
+        try:
+            return subprocess.run(
+                [program("flwr"), *arguments],
+                cwd=work,
+                env=child_environment() | {"FLWR_HOME": str(flower_home)},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_COMMAND_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ServiceError(
+                f"Expected 'flwr {arguments[0]}' to answer within {_COMMAND_S:g} s, but it did "
+                "not; see the superlink log."
+            ) from None
+
+
+@contextlib.contextmanager
+def _overrides(values: dict[str, str]) -> Iterator[Path]:
+    """A TOML file of run-config values: a long text does not fit a command line."""
+    with tempfile.TemporaryDirectory(prefix="fedlatent-run-") as folder:
+        path = Path(folder) / "run.toml"
+        path.write_text(dumps(values), encoding="utf-8")
+        yield path
+
+
+def _read_public_key(path: Path) -> tuple[str, str]:
+    """The OpenSSH text of an EC key without its comment, and its fingerprint."""
+    try:
+        text = " ".join(path.read_text(encoding="ascii").split()[:2])
+        key = serialization.load_ssh_public_key(text.encode())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"Expected an OpenSSH public key in {path}, got {type(error).__name__}; "
+            "use the node.pub that 'fedlatent client init' made."
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(
+            f"Expected an EC public key in {path}, got another kind; "
+            "use the node.pub that 'fedlatent client init' made."
+        )
+    return text, fingerprint_of(key)
+
+
+def fingerprint_of(key: ec.EllipticCurvePublicKey) -> str:
+    """Short name of a node's key in logs: 16 hex digits of the SHA-256 of its DER form."""
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()[:16]
+
+
+def _read_submission(path: Path) -> Submission:
+    value = read_json(path)
+    try:
+        if not isinstance(value, dict):
+            raise TypeError
+        return Submission(**{**value, "flower_runs": tuple(value["flower_runs"])})
+    except (TypeError, KeyError):
+        raise DataError(f"Expected a submission in {path}, got something else.") from None
+
+
+def _new_run_id(name: str) -> str:
+    moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{name[:40]}-{moment}-{secrets.token_hex(2)}"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")

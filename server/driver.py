@@ -1,0 +1,480 @@
+"""The driver of a run: takes it through its phases over any Flower grid, and survives ``kill -9``.
+
+Each phase: wait for nodes (bounded), send one message to each, poll for replies, screen and fold
+each as it comes, close on all replies or at the deadline, write the registry, then the checkpoint.
+The checkpoint is what counts: a phase that is not in it is done again, and nodes answer the same
+request again from their store without a new charge.
+"""
+
+import fcntl
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from logging import getLogger
+from pathlib import Path
+
+import httpx
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from server.checkpoint import Checkpoint, CheckpointStore
+from server.collect import Collector
+from server.home import ServerHome
+from server.registry import Registry, SiteOutcome
+from server.results import RunResult, write_result
+from server.rounds import JoinState, Phase, RoundState, Verdict, phases
+from server.screening import ReplySpec, ScreeningFailure
+from server.strategies.averaging import EncoderAveraging
+from shared.config import RunConfig
+from shared.errors import ConfigError, DataError, FedlatentError, QuorumLost, ServiceError
+from shared.files import sha256_hex, write_json
+from shared.models import VAE, build
+from shared.models.base import ENCODER_PREFIX
+from shared.privacy.summaries import default_radius, latent_density, threshold_from_histogram
+from shared.wire import DENSITY_PREFIX, Arrays
+
+_log = getLogger("fedlatent.server")
+
+#: Times that a phase is tried before its run is paused.
+ATTEMPTS = 2
+
+#: Node id -> site name of the admitted sites; empty when the server keeps no such table.
+SiteTable = Mapping[int, str]
+
+_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,80}")
+_UNREADABLE = ScreeningFailure(
+    status="failed",
+    code="unreadable",
+    sentence="the reply could not be read; compare the software versions",
+)
+_NOT_SENT = ScreeningFailure(
+    status="failed",
+    code="not-sent",
+    sentence="the message could not be handed to the node; see the log of the server",
+)
+_LATE = ScreeningFailure(
+    status="late", code="late", sentence="no answer before the deadline of the round"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """The clock of a driver, and how it waits.
+
+    Attributes:
+        poll_s: seconds between two looks for nodes or replies.
+        retry_pause_s: seconds before a phase that lost its quorum is tried again.
+        clock: a clock that never goes back.
+        sleep: waits for a number of seconds.
+    """
+
+    poll_s: float = 0.5
+    retry_pause_s: float = 10.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def new_run_id(config: RunConfig) -> str:
+    """A fresh name for a run of ``config``: its name, the time in UTC and four random digits."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{config.name[:50]}-{stamp}-{secrets.token_hex(2)}"
+
+
+def drive(
+    grid: Grid,
+    config: RunConfig,
+    home: ServerHome,
+    *,
+    run_id: str,
+    strategy: EncoderAveraging | None = None,
+    resume: bool = False,
+    sites: Callable[[], SiteTable] = dict,
+    pace: Pace | None = None,
+) -> RunResult:
+    """Take a run to its end, from its start or from its last checkpoint.
+
+    Args:
+        grid: who runs the clients: deployed, in one process, or Flower's simulation.
+        config: the run; when resumed, the same one.
+        home: where the registry, checkpoints and the result go.
+        run_id: name of the run, as :func:`new_run_id` makes it.
+        strategy: the aggregation rule; averaging by default.
+        resume: go on with a run that exists; a run without a checkpoint starts from the beginning.
+        sites: reads the table of admitted sites; called before each phase. When the table has
+            entries, nodes that are not in it are not asked.
+        pace: clock and waits.
+
+    Raises:
+        ConfigError: the run exists and ``resume`` is not set, or the configuration is another.
+        QuorumLost: too few good replies in two attempts; the run is paused and can be resumed.
+        ServiceError: another process drives this run.
+        DataError: a damaged checkpoint, or summaries of too few records.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise ConfigError(
+            f"Expected a run name of lower-case letters, digits and dashes, got {run_id[:90]!r}."
+        )
+    folder = home.run(run_id)
+    with _only_driver(folder), Registry(home.registry) as registry:
+        _register(registry, config, run_id, folder, resume=resume)
+        try:
+            driver = Driver(
+                grid=grid,
+                config=config,
+                run_id=run_id,
+                strategy=strategy or _averaging(config, run_id),
+                registry=registry,
+                store=CheckpointStore(folder / "checkpoints"),
+                sites=sites,
+                pace=pace or Pace(),
+            )
+            result = driver.finish(driver.run(), folder / "result")
+        except FedlatentError as error:
+            paused = isinstance(error, QuorumLost)
+            registry.set_status(run_id, "paused" if paused else "failed", str(error))
+            raise
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            registry.set_status(run_id, "interrupted", f"unexpected {type(error).__name__}")
+            raise
+        registry.set_status(run_id, "complete")
+        return result
+
+
+@contextmanager
+def _only_driver(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run; the kernel frees it when the process dies, however it dies."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(
+                f"Expected run {folder.name} to be idle, got one that another process drives; "
+                "wait for it or stop it."
+            ) from None
+        yield
+
+
+def _register(
+    registry: Registry, config: RunConfig, run_id: str, folder: Path, *, resume: bool
+) -> None:
+    known = registry.run(run_id)
+    if known is not None and not resume:
+        raise ConfigError(f"Expected a new run, got {run_id!r} again; resume it or rename it.")
+    if known is not None and known.digest != config.digest():
+        raise ConfigError(
+            f"Expected the configuration that run {run_id} was started with, got another one; "
+            "resume without a configuration or start a new run."
+        )
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+    registry.start_run(
+        run_id,
+        name=config.name,
+        digest=config.digest(),
+        config=config.to_json(),
+        phases=len(phases(config)),
+    )
+
+
+def _averaging(config: RunConfig, run_id: str) -> EncoderAveraging:
+    try:
+        return EncoderAveraging(config, run_id)
+    except ValueError:
+        raise ConfigError(
+            "Expected a reachable epsilon, got one too small for its rounds and steps; "
+            "raise privacy.epsilon or train less."
+        ) from None
+
+
+@dataclass(kw_only=True)
+class Driver:
+    """The loop of one run; :func:`drive` puts it together and keeps the run's status."""
+
+    grid: Grid
+    config: RunConfig
+    run_id: str
+    strategy: EncoderAveraging
+    registry: Registry
+    store: CheckpointStore
+    sites: Callable[[], SiteTable]
+    pace: Pace
+
+    def __post_init__(self) -> None:
+        """Build the model once, for its first weights and its size."""
+        model = self.config.model
+        self._model: VAE = build(
+            model.family, model.options, self.config.data.shape, self.config.seed
+        )
+        self._strangers: set[int] = set()
+
+    def run(self) -> Checkpoint:
+        """Do the phases that the last checkpoint lacks."""
+        state = self._begin()
+        todo = phases(self.config)[state.done :]
+        wanted = self.config.federation.nodes
+        if state.done:
+            wanted = int(str(state.history[-1]["good"]))
+            _log.info("run %s: goes on after phase %d", self.run_id, state.done)
+        for phase in todo:
+            collector = self._phase(state, phase, wanted)
+            state = self._advance(state, phase, collector)
+            self.registry.finish_round(
+                self.run_id, phase.number, "complete", collector.outcomes.values()
+            )
+            self.store.save(state)
+            wanted = self.config.federation.quorum
+        return state
+
+    def finish(self, state: Checkpoint, folder: Path) -> RunResult:
+        """Write the result folder and name its files in the registry."""
+        result = write_result(
+            state, self.config, self.strategy.plan, self._model.latent_dim, folder
+        )
+        for name, path in result.files().items():
+            data = path.read_bytes()
+            self.registry.add_artefact(self.run_id, name, path, sha256_hex(data), len(data))
+        _log.info("run %s: complete, result in %s", self.run_id, folder)
+        return result
+
+    def _begin(self) -> Checkpoint:
+        """The newest checkpoint, or the first one with the seed's weights."""
+        state = self.store.load()
+        if state is None:
+            state = Checkpoint(
+                run_id=self.run_id,
+                digest=self.config.digest(),
+                done=0,
+                encoder=_shared_arrays(self._model, whole=self.config.sharing == "full"),
+            )
+            self.store.save(state)
+        if (state.run_id, state.digest) != (self.run_id, self.config.digest()):
+            raise DataError(
+                f"Expected a checkpoint of run {self.run_id}, got one of run {state.run_id} or of "
+                "another configuration; restore the run's folder."
+            )
+        return state
+
+    def _phase(self, state: Checkpoint, phase: Phase, wanted: int) -> Collector:
+        """One phase with its second attempt; QuorumLost when both lack replies."""
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return self._attempt(state, phase, wanted, attempt)
+            except QuorumLost as error:
+                _log.warning("run %s: %s Trying once more.", self.run_id, error)
+                self.pace.sleep(self.pace.retry_pause_s)
+        return self._attempt(state, phase, wanted, ATTEMPTS)
+
+    def _attempt(self, state: Checkpoint, phase: Phase, wanted: int, attempt: int) -> Collector:
+        names, admitted = self._join(phase, wanted)
+        self.registry.start_round(self.run_id, phase.number, phase.kind, attempt, len(names))
+        arrays = self._arrays(state, phase)
+        spec = ReplySpec.of(
+            self.run_id, self.config, self.strategy.plan, phase, arrays, self._model.latent_dim
+        )
+        mean = self.strategy.accumulator()
+        collector = Collector(phase, spec, mean, names, admitted=admitted)
+        verdict = self._collect(collector, arrays)
+        outcomes = collector.outcomes.values()
+        good = sum(outcome.status == "ok" for outcome in outcomes)
+        _log.info(
+            "run %s: %s %d: %d of %d nodes counted",
+            self.run_id,
+            phase.kind,
+            phase.number,
+            good,
+            len(names),
+        )
+        if verdict is Verdict.FAIL:
+            self.registry.finish_round(self.run_id, phase.number, "failed", outcomes)
+            raise QuorumLost(
+                f"Expected {self.config.federation.quorum} good replies in phase {phase.number} "
+                f"({phase.kind}), got {good} of {len(names)} nodes: {_excuses(collector)}; "
+                "bring the nodes back and resume the run."
+            )
+        return collector
+
+    def _join(self, phase: Phase, wanted: int) -> tuple[dict[int, str], bool]:
+        """Wait for nodes; their names, and whether these come from a table of admitted sites."""
+        rules, pace = self.config.federation, self.pace
+        state = JoinState(
+            wanted=wanted, quorum=rules.quorum, until=pace.clock() + rules.join_timeout_s
+        )
+        while True:
+            table = self.sites()
+            online = sorted(self.grid.get_node_ids())
+            if table:
+                self._name_strangers(set(online) - table.keys())
+                online = [node for node in online if node in table]
+            verdict = state.decide(len(online), pace.clock())
+            if verdict is Verdict.GO:
+                return {node: table.get(node, f"node-{node}") for node in online}, bool(table)
+            if verdict is Verdict.FAIL:
+                raise QuorumLost(
+                    f"Expected {rules.quorum} nodes for phase {phase.number} ({phase.kind}), got "
+                    f"{len(online)} within {rules.join_timeout_s:g} s; start the nodes and resume "
+                    "the run."
+                )
+            pace.sleep(pace.poll_s)
+
+    def _name_strangers(self, nodes: set[int]) -> None:
+        for node in sorted(nodes - self._strangers):
+            _log.warning("run %s: node %d is not an admitted site; not asked", self.run_id, node)
+        self._strangers |= nodes
+
+    def _arrays(self, state: Checkpoint, phase: Phase) -> Arrays:
+        """What a phase sends: summaries need the encoder alone, the threshold the density too."""
+        if phase.kind == "train":
+            return state.encoder
+        arrays = {k: v for k, v in state.encoder.items() if k.startswith(ENCODER_PREFIX)}
+        if phase.kind == "threshold":
+            arrays |= {DENSITY_PREFIX + key: value for key, value in state.density.items()}
+        return arrays
+
+    def _collect(self, collector: Collector, arrays: Arrays) -> Verdict:
+        """Send, then poll until the phase is decided; the deadline starts once all is sent."""
+        pace, rules = self.pace, self.config.federation
+        started = pace.clock()
+        nodes = sorted(collector.names)
+        waiting = self._send(collector, arrays, nodes)
+        state = RoundState.start(nodes, rules.quorum, pace.clock() + rules.round_deadline_s)
+        for node in set(nodes) - set(waiting.values()):
+            collector.fail(node, _NOT_SENT, 0.0)
+            state = state.reply(node, ok=False)
+        while True:
+            for node, message in self._pull(waiting):
+                seconds = pace.clock() - started
+                if message is None:
+                    outcome = collector.fail(node, _UNREADABLE, seconds)
+                else:
+                    outcome = collector.take(node, message, seconds)
+                self._report(collector.phase, outcome)
+                state = state.reply(node, ok=outcome.status == "ok")
+            verdict = state.decide(pace.clock())
+            if verdict is not Verdict.WAIT:
+                break
+            pace.sleep(max(0.0, min(pace.poll_s, state.until - pace.clock())))
+        for node in sorted(state.pending):
+            self._report(collector.phase, collector.fail(node, _LATE, pace.clock() - started))
+        return verdict
+
+    def _send(self, collector: Collector, arrays: Arrays, nodes: list[int]) -> dict[str, int]:
+        """Push one message for each node; node by message id, of those that were taken."""
+        messages = self.strategy.request(collector.phase, arrays, nodes)
+        ids: list[str | None] = list(self.grid.push_messages(messages))
+        if len(ids) != len(nodes):  # the grid took none and has logged why
+            return {}
+        return {identifier: node for identifier, node in zip(ids, nodes, strict=True) if identifier}
+
+    def _pull(self, waiting: dict[str, int]) -> Iterator[tuple[int, Message | None]]:
+        """The answers that are there, one at a time; None for one that cannot be read.
+
+        Error replies carry the server's own node id, so nodes are known by the id of the message.
+        """
+        for identifier in list(waiting):
+            try:
+                messages = list(self.grid.pull_messages([identifier]))
+            except (OSError, httpx.HTTPError):
+                raise  # the link is down, and no fault of the node
+            except Exception:
+                _log.exception("run %s: a reply could not be read", self.run_id)
+                yield waiting.pop(identifier), None
+                continue
+            for message in messages:
+                if message.metadata.reply_to_message_id == identifier and identifier in waiting:
+                    yield waiting.pop(identifier), message
+
+    def _report(self, phase: Phase, outcome: SiteOutcome) -> None:
+        if outcome.status != "ok":
+            _log.warning(
+                "run %s: %s %d: node %s %s (%s): %s",
+                self.run_id,
+                phase.kind,
+                phase.number,
+                outcome.site,
+                outcome.status,
+                outcome.code,
+                outcome.sentence,
+            )
+
+    def _advance(self, state: Checkpoint, phase: Phase, collector: Collector) -> Checkpoint:
+        """The state after a phase whose quorum was reached."""
+        scoring, plan = self.config.scoring, self.strategy.plan
+        state = replace(
+            state,
+            done=phase.number,
+            sites=_renewed(state.sites, collector),
+            history=[*state.history, _entry(phase, collector)],
+        )
+        if phase.kind == "train":
+            return replace(state, encoder=collector.average())
+        if phase.kind == "moments":
+            released = {node: collector.moments[node] for node in sorted(collector.moments)}
+            radius = scoring.radius or default_radius(self._model.latent_dim)
+            try:
+                density = latent_density(list(released.values()), radius, plan.moments_multiplier)
+            except ValueError as error:
+                raise DataError(f"The latent moments cannot be pooled: {error}") from None
+            return replace(state, moments=released, density=density.arrays())
+        absolute, recentred = collector.histograms()
+        return replace(
+            state,
+            thresholds={
+                "absolute": threshold_from_histogram(absolute, scoring.quantile),
+                "recentred": threshold_from_histogram(recentred, scoring.quantile),
+            },
+        )
+
+
+def _shared_arrays(model: VAE, *, whole: bool) -> Arrays:
+    """The float32 arrays that a run sends first: the encoder, or all parameters."""
+    return {
+        key: np.ascontiguousarray(value.detach().numpy())
+        for key, value in model.state_dict().items()
+        if whole or key.startswith(ENCODER_PREFIX)
+    }
+
+
+def _excuses(collector: Collector) -> str:
+    """Names and reasons of at most five nodes that did not count."""
+    bad = [outcome for outcome in collector.outcomes.values() if outcome.status != "ok"]
+    named = [f"{outcome.site} {outcome.status} ({outcome.code})" for outcome in bad[:5]]
+    more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
+    return ", ".join([*named, *more]) or "no other node was online"
+
+
+def _renewed(
+    sites: Mapping[str, dict[str, object]], collector: Collector
+) -> dict[str, dict[str, object]]:
+    """Public facts of every site that has counted so far, with how often it did."""
+    renewed = dict(sites)
+    for outcome in collector.outcomes.values():
+        if outcome.status == "ok":
+            before = sites.get(outcome.site, {"phases": 0})
+            renewed[outcome.site] = {
+                "node_id": str(outcome.node_id),
+                "records": outcome.records,
+                "epsilon": outcome.epsilon,
+                "delta": outcome.delta,
+                "phases": int(str(before["phases"])) + 1,
+            }
+    return renewed
+
+
+def _entry(phase: Phase, collector: Collector) -> dict[str, object]:
+    good = [outcome for outcome in collector.outcomes.values() if outcome.status == "ok"]
+    return {
+        "number": phase.number,
+        "kind": phase.kind,
+        "asked": len(collector.names),
+        "good": len(good),
+        "records": sum(outcome.records for outcome in good),
+        "absent": sorted(
+            outcome.site for outcome in collector.outcomes.values() if outcome.status != "ok"
+        ),
+        "finished": time.time(),
+    }

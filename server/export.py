@@ -1,0 +1,93 @@
+"""The global bundle: encoder, released latent density and released threshold of a finished run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from server.home import ServerHome
+from server.registry import Registry
+from server.results import RunResult
+from shared.bundle.manifest import Thresholds
+from shared.errors import ConfigError
+from shared.export.bundling import (
+    SUFFIX,
+    BundleContents,
+    BundleReport,
+    make_bundle,
+    next_version,
+)
+from shared.files import sha256_hex
+from shared.keys import SigningKey
+from shared.models import build, load_encoder
+from shared.models.base import ENCODER_PREFIX
+
+
+def export_global(
+    home: ServerHome, run_id: str | None = None, path: Path | None = None
+) -> BundleReport:
+    """Make and sign the global bundle of a run.
+
+    Args:
+        home: the server's home, with its signing key.
+        run_id: the run; by default the latest that is complete.
+        path: target; by default ``bundles/<name>-<version>.fedlatent`` in the home.
+
+    Raises:
+        ConfigError: there is no such finished run.
+        BundleError: the exported graphs differ from torch.
+    """
+    with Registry(home.registry) as registry:
+        chosen = run_id or _latest(registry)
+        run = registry.run(chosen)
+        if run is None or run.status != "complete":
+            state = "none" if run is None else f"one that is {run.status}"
+            raise ConfigError(
+                f"Expected a complete run named {chosen!r}, got {state}; see 'server status'."
+            )
+        result = RunResult.load(home.run(chosen) / "result")
+        version = next_version(home.bundles, result.config.name)
+        target = path or home.bundles / f"{result.config.name}-{version}{SUFFIX}"
+        report = make_bundle(
+            target, _contents(result, chosen, version), SigningKey.load(home.signing_key)
+        )
+        data = target.read_bytes()
+        registry.add_artefact(chosen, "bundle", target, sha256_hex(data), len(data))
+    return report
+
+
+def _latest(registry: Registry) -> str:
+    for run in registry.runs():  # the newest first
+        if run.status == "complete":
+            return run.id
+    raise ConfigError("Expected a complete run, got none; train one with 'server run'.")
+
+
+def _contents(result: RunResult, run_id: str, version: int) -> BundleContents:
+    run = result.config
+    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    encoder = {
+        key: torch.from_numpy(value)
+        for key, value in result.arrays.items()
+        if key.startswith(ENCODER_PREFIX)
+    }
+    load_encoder(model, encoder)
+    sites = result.facts["sites"]
+    facts = list(sites.values()) if isinstance(sites, Mapping) else []
+    spent = [site["epsilon"] for site in facts if site["epsilon"] is not None]
+    return BundleContents(
+        kind="global",
+        run_id=run_id,
+        run=run,
+        model=model,
+        density=result.density,
+        thresholds=Thresholds(
+            quantile=run.scoring.quantile,
+            absolute=result.thresholds["absolute"],
+            recentred=result.thresholds["recentred"],
+        ),
+        epsilon=max(spent) if spent and run.privacy.mechanism != "none" else None,
+        delta=run.privacy.delta,
+        clients=len(facts),
+        version=version,
+    )

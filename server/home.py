@@ -1,0 +1,111 @@
+"""Where one aggregation server keeps its files."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+HOME_VARIABLE = "FEDLATENT_SERVER_HOME"
+"""Environment variable that names the server home for the ServerApp process."""
+
+
+@dataclass(frozen=True)
+class ServerHome:
+    """Paths below one server home directory; nothing here touches the disk but :meth:`create`.
+
+    Attributes:
+        root: Absolute path of the home directory (mode 0700).
+    """
+
+    root: Path
+
+    @classmethod
+    def find(cls, path: Path | str | None = None) -> "ServerHome":
+        """Resolve the home: ``path``, else the variable's value, else ``~/.fedlatent/server``."""
+        chosen = (
+            path if path is not None else os.environ.get(HOME_VARIABLE) or "~/.fedlatent/server"
+        )
+        return cls(Path(chosen).expanduser().resolve())
+
+    def create(self) -> None:
+        """Make the home and its fixed folders, readable by the owner alone."""
+        for folder in (self.root, self.tls, self.keys, self.runs, self.bundles, self.services):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @property
+    def config(self) -> Path:
+        """``server.toml``: ports, limits and host names, written by ``init_server``."""
+        return self.root / "server.toml"
+
+    @property
+    def tls(self) -> Path:
+        """Folder of the certificate authority, the server certificate and the SuperExec secret."""
+        return self.root / "tls"
+
+    @property
+    def ca_certificate(self) -> Path:
+        """PEM certificate of the authority; every node gets a copy of this file."""
+        return self.tls / "ca.crt"
+
+    @property
+    def ca_key(self) -> Path:
+        """Private key of the authority (mode 0600)."""
+        return self.tls / "ca.key"
+
+    @property
+    def certificate(self) -> Path:
+        """PEM certificate of the server, signed by the authority."""
+        return self.tls / "server.pem"
+
+    @property
+    def certificate_key(self) -> Path:
+        """Private key of the server certificate (mode 0600)."""
+        return self.tls / "server.key"
+
+    @property
+    def superexec_secret(self) -> Path:
+        """Shared secret of SuperLink and SuperExec (mode 0600)."""
+        return self.tls / "superexec.secret"
+
+    @property
+    def keys(self) -> Path:
+        """Folder of the bundle signing key."""
+        return self.root / "keys"
+
+    @property
+    def signing_key(self) -> Path:
+        """Ed25519 private key that signs global bundles (mode 0600)."""
+        return self.keys / "signing.pem"
+
+    @property
+    def link_database(self) -> Path:
+        """SQLite file of Flower's SuperLink."""
+        return self.root / "link.db"
+
+    @property
+    def registry(self) -> Path:
+        """SQLite file of our own registry: runs, rounds, sites, artefacts."""
+        return self.root / "registry.db"
+
+    @property
+    def sites(self) -> Path:
+        """``sites.json``: admitted sites, name to public key and Flower node id."""
+        return self.root / "sites.json"
+
+    @property
+    def bundles(self) -> Path:
+        """Folder of global bundles made by this server."""
+        return self.root / "bundles"
+
+    @property
+    def runs(self) -> Path:
+        """Folder that holds one folder a run."""
+        return self.root / "runs"
+
+    def run(self, run_id: str) -> Path:
+        """Folder of one run: config, checkpoints, result."""
+        return self.runs / run_id
+
+    @property
+    def services(self) -> Path:
+        """Folder of the supervised processes: logs, pid files, working directories."""
+        return self.root / "services"

@@ -1,0 +1,154 @@
+"""The result folder of a run: shared weights, latent density, and the facts about both.
+
+``result.json`` is written last and names the SHA-256 of the other files, so a result is whole or
+absent; writing it again gives the same bytes.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from server.checkpoint import Checkpoint
+from shared.config import RunConfig
+from shared.errors import DataError
+from shared.files import read_json, sha256_hex, write_atomic, write_json
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.summaries import LatentDensity, default_radius
+from shared.wire import PROTOCOL, Arrays
+
+FACTS = "result.json"
+DENSITY = "density.safetensors"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run gives.
+
+    Attributes:
+        folder: the result folder.
+        config: the run configuration.
+        arrays: the shared arrays: the encoder, or all parameters when the run shares "full".
+        density: the released latent density.
+        thresholds: "absolute" and "recentred", of squared latent distances.
+        facts: the whole of ``result.json``.
+    """
+
+    folder: Path
+    config: RunConfig
+    arrays: Arrays
+    density: LatentDensity
+    thresholds: dict[str, float]
+    facts: dict[str, object]
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a result folder and check its hashes.
+
+        Raises:
+            DataError: a file is absent, damaged or not from the same run.
+        """
+        facts = read_json(folder / FACTS)
+        if not isinstance(facts, dict) or facts.get("format") != _FORMAT:
+            raise DataError(
+                f"Expected a result of format {_FORMAT} in {folder / FACTS}, got another file."
+            )
+        try:
+            config = RunConfig.parse(facts["config"], str(folder / FACTS))
+            read = {
+                part: _load(folder, facts[part]["file"], facts[part]["sha256"])
+                for part in ("model", "density")
+            }
+            density = LatentDensity.from_arrays(read["density"])
+            thresholds = {key: facts["thresholds"][key] for key in ("absolute", "recentred")}
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"Expected a whole result in {folder / FACTS}, got one without {error}; "
+                "resume the run to write it again."
+            ) from None
+        return cls(
+            folder=folder,
+            config=config,
+            arrays=read["model"],
+            density=density,
+            thresholds=thresholds,
+            facts=facts,
+        )
+
+    def files(self) -> dict[str, Path]:
+        """The files of the result by artefact name."""
+        return {
+            "model": self.folder / model_file(self.config),
+            "density": self.folder / DENSITY,
+            "result": self.folder / FACTS,
+        }
+
+
+def model_file(config: RunConfig) -> str:
+    """Name of the weights file of a run."""
+    return "encoder.safetensors" if config.sharing == "encoder" else "model.safetensors"
+
+
+def write_result(
+    state: Checkpoint, config: RunConfig, plan: PrivacyPlan, latent_dim: int, folder: Path
+) -> RunResult:
+    """Write the result of a run whose phases are all done."""
+    files = {
+        "model": (model_file(config), save_arrays(state.encoder)),
+        "density": (DENSITY, save_arrays(state.density)),
+    }
+    finished = state.history[-1]["finished"]
+    facts: dict[str, object] = {
+        "format": _FORMAT,
+        "protocol": PROTOCOL,
+        "run_id": state.run_id,
+        "digest": state.digest,
+        "created": datetime.fromtimestamp(float(str(finished)), UTC).isoformat(timespec="seconds"),
+        "config": config.model_dump(mode="json"),
+        "plan": plan_facts(plan),
+        "rounds": state.history,
+        "sites": state.sites,
+        "latent_dim": latent_dim,
+        "radius": config.scoring.radius or default_radius(latent_dim),
+        "thresholds": {"quantile": config.scoring.quantile, **state.thresholds},
+    }
+    for part, (name, data) in files.items():
+        write_atomic(folder / name, data)
+        facts[part] = {"file": name, "sha256": sha256_hex(data), "bytes": len(data)}
+    write_json(folder / FACTS, facts)
+    return RunResult.load(folder)
+
+
+def plan_facts(plan: PrivacyPlan) -> dict[str, object]:
+    """The plan's public numbers, with the epsilon they add up to (null when not private)."""
+    epsilon = plan.epsilon()
+    return {
+        **dataclasses.asdict(plan),
+        "epsilon": epsilon if math.isfinite(epsilon) else None,
+        "adjacency": "zero-out",
+        "unit": "record",
+    }
+
+
+def _load(folder: Path, name: str, digest: str) -> Arrays:
+    try:
+        data = (folder / Path(name).name).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"Expected a readable file {name} in {folder}, got: {error.strerror}."
+        ) from None
+    if sha256_hex(data) != digest:
+        raise DataError(
+            f"Expected {folder / name} to fit its hash, got other bytes; resume the run."
+        )
+    try:
+        return load_arrays(data)
+    except SafetensorError as error:
+        raise DataError(f"Expected safetensors in {folder / name}, got: {error}.") from None

@@ -1,0 +1,117 @@
+"""The round state machine: which phases a run has, and when one phase is over.
+
+Values only: no files, no network, and the time is an argument. A run is a fixed list of phases,
+numbered from 1: the training rounds, then the latent moments, then the score histogram.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal, Self
+
+from shared.config import RunConfig
+from shared.wire import Kind
+
+#: What a node did in a phase; "refused" is a no in words by the node itself.
+SiteStatus = Literal["ok", "refused", "failed", "late"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One exchange with the nodes: a number that is unique in the run, and what is asked."""
+
+    number: int
+    kind: Kind
+
+
+def phases(config: RunConfig) -> tuple[Phase, ...]:
+    """All phases of a run in order: ``training.rounds`` of training, moments, threshold."""
+    rounds = config.training.rounds
+    training = [Phase(number=number, kind="train") for number in range(1, rounds + 1)]
+    return (
+        *training,
+        Phase(number=rounds + 1, kind="moments"),
+        Phase(number=rounds + 2, kind="threshold"),
+    )
+
+
+class Verdict(Enum):
+    """What to do next with a phase, or with the wait for nodes before it."""
+
+    WAIT = "wait"
+    GO = "go"  # enough: aggregate the replies, or start to ask
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinState:
+    """The bounded wait for nodes before a phase.
+
+    Attributes:
+        wanted: number of nodes worth waiting for.
+        quorum: least number to go on with once the time is up.
+        until: time at which the wait ends, in seconds of the caller's clock.
+    """
+
+    wanted: int
+    quorum: int
+    until: float
+
+    def decide(self, online: int, now: float) -> Verdict:
+        """Go when all wanted nodes are there, or the quorum is once the time is up."""
+        if online >= max(self.wanted, self.quorum):
+            return Verdict.GO
+        if now < self.until:
+            return Verdict.WAIT
+        return Verdict.GO if online >= self.quorum else Verdict.FAIL
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundState:
+    """Who was asked in one phase and who has answered; changed by events only.
+
+    Attributes:
+        asked: node ids that got a message.
+        quorum: least number of good replies for the phase to count.
+        until: the deadline, in seconds of the caller's clock.
+        good: nodes whose reply passed screening.
+        failed: nodes that refused, failed, or sent a reply that was dropped.
+    """
+
+    asked: frozenset[int]
+    quorum: int
+    until: float
+    good: frozenset[int] = frozenset()
+    failed: frozenset[int] = frozenset()
+
+    @classmethod
+    def start(cls, asked: Iterable[int], quorum: int, until: float) -> Self:
+        """A phase in which nobody has answered yet."""
+        return cls(asked=frozenset(asked), quorum=quorum, until=until)
+
+    @property
+    def pending(self) -> frozenset[int]:
+        """Nodes that have not answered; past the deadline, the late ones."""
+        return self.asked - self.good - self.failed
+
+    def reply(self, node: int, *, ok: bool) -> Self:
+        """The state after the first answer of ``node``; a second one changes nothing.
+
+        Raises:
+            ValueError: the node was not asked.
+        """
+        if node not in self.asked:
+            raise ValueError(f"Expected one of the nodes asked, got node {node}.")
+        if node not in self.pending:
+            return self
+        if ok:
+            return replace(self, good=self.good | {node})
+        return replace(self, failed=self.failed | {node})
+
+    def decide(self, now: float) -> Verdict:
+        """Wait while the outcome is open; fail as soon as the quorum cannot be reached."""
+        if len(self.good) + len(self.pending) < self.quorum:
+            return Verdict.FAIL
+        if self.pending and now < self.until:
+            return Verdict.WAIT
+        return Verdict.GO if len(self.good) >= self.quorum else Verdict.FAIL

@@ -1,0 +1,325 @@
+"""The check every reply passes before any aggregation; it never raises for bad remote data.
+
+A reply is opened only when its record holds exactly the arrays asked for, each with the shape,
+the dtype and the number of bytes it should have, so that a hostile reply cannot make the server
+allocate memory. A dropped reply becomes a failure with a code and a sentence, which are counted
+and named in the registry.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
+
+from server.rounds import Phase, SiteStatus
+from shared.config import RunConfig
+from shared.errors import ProtocolError
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.summaries import HISTOGRAM_SENSITIVITY, MOMENTS_SENSITIVITY, SCORE_EDGES
+from shared.records import ARRAYS, HEADER, from_records
+from shared.wire import HISTOGRAMS_KEY, MAX_HEADER_BYTES, MOMENTS_KEY, PROTOCOL, Arrays, ReplyHeader
+
+#: Gaussian noise stays within this many deviations but with probability 1e-23 for each entry.
+_NOISE_REACH = 10.0
+_SENTENCE_LIMIT = 500
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    r"\{'descr': '<f(?P<size>[48])', 'fortran_order': (?:True|False), "
+    r"'shape': \((?P<shape>[0-9, ]{0,200})\), \}\s*"
+)
+_FLOWER_ERRORS = {
+    1: "the node could not load the client app; compare the software versions",
+    2: "the client app raised an error; see the log of the node",
+    3: "the message or its reply is no longer available; the node was too late",
+    4: "the reply is no longer available; the node was too late",
+    5: "the node is not connected; check that its service runs",
+    6: "the node refused the message before its client app",
+    7: "the node refused the app that it was sent; compare the software versions",
+    8: "the client app process died; see the log of the node",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreeningFailure:
+    """Why a reply does not count.
+
+    Attributes:
+        status: "refused" when the node said no by itself, "failed" for everything else.
+        code: stable short name of the reason.
+        sentence: what was expected and what came; free of line breaks.
+    """
+
+    status: SiteStatus
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplySpec:
+    """What a reply to one message must be.
+
+    Attributes:
+        run_id: the run of the request.
+        phase: the phase of the request.
+        shapes: name and shape of every array of a good reply.
+        plan: the privacy plan whose numbers a reply must repeat.
+        max_records: cap on the weight one node may claim.
+        reference: arrays that were sent, for the norm of the update; None for summaries.
+        max_update_norm: greatest L2 norm of (reply - reference).
+    """
+
+    run_id: str
+    phase: Phase
+    shapes: Mapping[str, tuple[int, ...]]
+    plan: PrivacyPlan
+    max_records: int
+    reference: Mapping[str, np.ndarray] | None
+    max_update_norm: float
+
+    @classmethod
+    def of(
+        cls,
+        run_id: str,
+        config: RunConfig,
+        plan: PrivacyPlan,
+        phase: Phase,
+        sent: Mapping[str, np.ndarray],
+        latent_dim: int,
+    ) -> "ReplySpec":
+        """The check for one phase, given the encoder arrays that the nodes were ``sent``."""
+        shapes: dict[str, tuple[int, ...]]
+        if phase.kind == "train":
+            shapes = {key: value.shape for key, value in sent.items()}
+        elif phase.kind == "moments":
+            shapes = {MOMENTS_KEY: (latent_dim + 1, latent_dim + 1)}
+        else:
+            shapes = {HISTOGRAMS_KEY: (2, len(SCORE_EDGES) + 1)}
+        return cls(
+            run_id=run_id,
+            phase=phase,
+            shapes=shapes,
+            plan=plan,
+            max_records=config.federation.max_records,
+            reference=sent if phase.kind == "train" else None,
+            max_update_norm=config.federation.max_update_norm,
+        )
+
+    @property
+    def noise_multiplier(self) -> float:
+        """The noise multiplier that the plan sets for this phase."""
+        return {
+            "train": self.plan.noise_multiplier,
+            "moments": self.plan.moments_multiplier,
+            "threshold": self.plan.threshold_multiplier,
+        }[self.phase.kind]
+
+
+def open_reply(
+    content: RecordDict, spec: ReplySpec
+) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
+    """Decode and screen the records of one reply."""
+    version = _protocol_of(content)
+    if version != PROTOCOL:
+        return _failed(
+            "protocol",
+            f"the node speaks protocol {version}, this server {PROTOCOL}; "
+            "update the older side so that both run the same fedlatent release",
+        )
+    problem = _unsafe(content, spec)
+    if problem is not None:
+        return problem
+    try:
+        header, arrays = from_records(ReplyHeader, content)
+    except ProtocolError as error:
+        return _failed(error.code, str(error))
+    return screen(header, arrays, spec) or (header, arrays)
+
+
+def screen(
+    header: ReplyHeader, arrays: Mapping[str, np.ndarray], spec: ReplySpec
+) -> ScreeningFailure | None:
+    """Check one decoded reply; None means that it may be aggregated."""
+    return (
+        _screen_refusal(header)
+        or _screen_identity(header, spec)
+        or _screen_numbers(header, spec)
+        or _screen_shapes(arrays, spec)
+        or _screen_values(header, arrays, spec)
+    )
+
+
+def screen_error(error: Error) -> ScreeningFailure:
+    """Name a failure that Flower reports in place of a reply; its free text is not kept."""
+    known = _FLOWER_ERRORS.get(error.code, "the node failed for a reason Flower does not name")
+    return _failed(f"flower-{error.code}", known)
+
+
+def _failed(code: str, sentence: str) -> ScreeningFailure:
+    return ScreeningFailure(status="failed", code=code, sentence=_one_line(sentence))
+
+
+def _one_line(text: str) -> str:
+    """Printable text without line breaks, so that a node cannot forge log lines."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean[:_SENTENCE_LIMIT]
+
+
+def _protocol_of(content: RecordDict) -> object:
+    """The protocol version that a reply claims; None when it has none."""
+    header = content.get(HEADER)
+    text = header.get("json") if isinstance(header, ConfigRecord) else None
+    if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
+        return None
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    version = value.get("protocol") if isinstance(value, dict) else None
+    return version if isinstance(version, int) else None
+
+
+def _unsafe(content: RecordDict, spec: ReplySpec) -> ScreeningFailure | None:
+    """Refuse arrays that would decode to anything but the expected sizes."""
+    record = content.get(ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        return _failed("records", "Expected an array record, got none.")
+    if not record:
+        return None  # a refusal has no arrays
+    problem = _screen_keys(record, spec)
+    if problem is not None:
+        return problem
+    for key, array in record.items():
+        shape = _npy_shape(array)
+        if shape != spec.shapes[key]:
+            return _failed(
+                "shape",
+                f"Expected {key} as a float array of shape {spec.shapes[key]}, "
+                f"got {shape or 'other bytes'}.",
+            )
+    return None
+
+
+def _npy_shape(array: Array) -> tuple[int, ...] | None:
+    """Shape that the bytes of a float array really hold; None when they are anything else."""
+    data, start = array.data, len(_NPY_MAGIC) + 2
+    if array.stype != "numpy.ndarray" or not data.startswith(_NPY_MAGIC) or len(data) < start:
+        return None
+    end = start + int.from_bytes(data[start - 2 : start], "little")
+    match = _NPY_HEADER.fullmatch(data[start:end].decode("latin-1")) if end <= 1024 else None
+    if match is None:
+        return None
+    digits = [part.strip() for part in match["shape"].split(",") if part.strip()]
+    if not all(part.isdecimal() for part in digits):
+        return None
+    shape = tuple(int(part) for part in digits)
+    return shape if len(data) == end + math.prod(shape) * int(match["size"]) else None
+
+
+def _screen_keys(arrays: Mapping[str, object], spec: ReplySpec) -> ScreeningFailure | None:
+    if arrays.keys() == spec.shapes.keys():
+        return None
+    missing = sorted(spec.shapes.keys() - arrays.keys())
+    surplus = sorted(arrays.keys() - spec.shapes.keys())
+    return _failed(
+        "keys",
+        f"Expected exactly the {len(spec.shapes)} arrays asked for, "
+        f"got {len(missing)} missing {missing[:3]} and {len(surplus)} unknown {surplus[:3]}.",
+    )
+
+
+def _screen_identity(header: ReplyHeader, spec: ReplySpec) -> ScreeningFailure | None:
+    if header.protocol != PROTOCOL:
+        return _failed(
+            "protocol", f"the node speaks protocol {header.protocol}, this server {PROTOCOL}"
+        )
+    got = (header.run_id, header.round, header.kind)
+    expected = (spec.run_id, spec.phase.number, spec.phase.kind)
+    if got != expected:
+        return _failed("round", f"Expected a reply to {expected}, got one to {got}.")
+    return None
+
+
+def _screen_refusal(header: ReplyHeader) -> ScreeningFailure | None:
+    if header.status == "ok":
+        return None
+    return ScreeningFailure(
+        status="refused",
+        code=_one_line(header.code) or "refused",
+        sentence=_one_line(header.text) or "the node refused without a reason",
+    )
+
+
+def _screen_numbers(header: ReplyHeader, spec: ReplySpec) -> ScreeningFailure | None:
+    """The weight within its cap, and at least the noise that the plan sets."""
+    if not 0 < header.records <= spec.max_records:
+        return _failed(
+            "records",
+            f"Expected 1 to {spec.max_records} records as weight, got {header.records}.",
+        )
+    if header.noise_multiplier < spec.noise_multiplier - 1e-9:
+        return _failed(
+            "plan",
+            f"Expected a noise multiplier of {spec.noise_multiplier}, "
+            f"got {header.noise_multiplier}.",
+        )
+    if spec.plan.private and spec.plan.rng == "secure" and header.rng != "secure":
+        return _failed("plan", "Expected noise from the secure generator, got a simulated one.")
+    return None
+
+
+def _screen_shapes(arrays: Mapping[str, np.ndarray], spec: ReplySpec) -> ScreeningFailure | None:
+    problem = _screen_keys(arrays, spec)
+    if problem is not None:
+        return problem
+    for key, value in arrays.items():
+        if value.shape != spec.shapes[key] or value.dtype not in (np.float32, np.float64):
+            return _failed(
+                "shape",
+                f"Expected {key} as a float array of shape {spec.shapes[key]}, "
+                f"got {value.dtype} {value.shape}.",
+            )
+        if not np.isfinite(value).all():
+            return _failed("finite", f"Expected finite values in {key}, got NaN or infinity.")
+    return None
+
+
+def _screen_values(
+    header: ReplyHeader, arrays: Mapping[str, np.ndarray], spec: ReplySpec
+) -> ScreeningFailure | None:
+    """Bound the influence of one reply: the norm of an update, the entries of a summary."""
+    if spec.reference is not None:
+        norm = update_norm(arrays, spec.reference)
+        if not norm <= spec.max_update_norm:
+            return _failed(
+                "norm",
+                f"Expected an update of norm {spec.max_update_norm:g} at most, got {norm:g}.",
+            )
+        return None
+    moments = spec.phase.kind == "moments"
+    sensitivity = MOMENTS_SENSITIVITY if moments else HISTOGRAM_SENSITIVITY
+    # Each entry of the exact summary is at most the number of records.
+    bound = header.records + _NOISE_REACH * sensitivity * header.noise_multiplier
+    for key, value in arrays.items():
+        largest = float(np.abs(value).max())
+        if largest > bound:
+            return _failed(
+                "range",
+                f"Expected entries of {key} within {bound:g} for {header.records} records, "
+                f"got {largest:g}.",
+            )
+        if moments and not np.allclose(value, value.T, atol=1e-6 * bound):
+            return _failed("range", f"Expected a symmetric matrix {key}, got one that is not.")
+    return None
+
+
+def update_norm(arrays: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
+    """L2 norm of the difference of two sets of arrays with equal keys."""
+    squares = (
+        float(np.sum(np.square(arrays[key].astype(np.float64) - reference[key].astype(np.float64))))
+        for key in reference
+    )
+    return math.sqrt(sum(squares))

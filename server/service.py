@@ -1,0 +1,294 @@
+"""The aggregation server as a set of supervised processes.
+
+SuperLink (Flower's server, on loopback, with TLS, node authentication and a database), SuperExec
+(starts the ServerApp of a run) and the gateway (the one public port). Runs whose process died are
+resumed from their checkpoint.
+"""
+
+import argparse
+import http.client
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+from server.authority import create_authority, ensure_certificate, fingerprint, issue_certificate
+from server.control import Control, RunState, Submission
+from server.home import HOME_VARIABLE, ServerHome
+from server.registry import Registry
+from server.settings import ServerSettings, load_settings, save_settings
+from shared.errors import FedlatentError, ServiceError
+from shared.keys import SigningKey
+from shared.supervisor import (
+    Service,
+    ServiceStatus,
+    Supervisor,
+    marked_processes,
+    program,
+    run_until_signal,
+)
+
+MAX_RESUMES = 5
+"""How often one run is resumed by itself; then it needs the operator."""
+
+_PROBE_S = 2.0
+_WATCH_S = 1.0
+_LOST_S = 4.0  # a run without a process for so long is looked at
+_ASK_S = 5.0  # least time between two questions to the SuperLink
+
+OVER: Mapping[str, RunState] = {
+    "complete": "completed",
+    "paused": "failed",
+    "failed": "failed",
+    "stopped": "stopped",
+}
+"""Status in the registry to the state of a run that does not go on by itself."""
+
+
+def init_server(
+    home: ServerHome,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8443,
+    names: Sequence[str] = (),
+    link_port: int = 0,
+) -> ServerSettings:
+    """Make a server home: settings, authority, certificate, signing key.
+
+    Args:
+        home: An absent or empty folder.
+        host: Address that the gateway binds; ``0.0.0.0`` serves other machines.
+        port: Its port; 0 takes a free one, now and for good.
+        names: DNS names and addresses that nodes use to reach it, for the certificate.
+        link_port: Flower's own port on loopback; 0 takes a free one, now and for good.
+
+    Raises:
+        ServiceError: The home is in use, or a name is malformed.
+    """
+    if home.config.exists():
+        raise ServiceError(f"Expected no server in {home.root}, found one; choose another folder.")
+    home.create()
+    settings = ServerSettings(
+        host=host,
+        port=port or free_port(host),
+        names=tuple(names),
+        link_port=link_port or free_port(),
+    )
+    create_authority(home)
+    issue_certificate(home, settings.names)
+    SigningKey.generate(home.signing_key)
+    save_settings(home, settings)
+    return settings
+
+
+class ServerService:
+    """Starts, watches and stops the processes of one server."""
+
+    def __init__(self, home: ServerHome) -> None:
+        """Read the settings; nothing starts yet.
+
+        Raises:
+            ConfigError: There is no server in ``home``.
+        """
+        self.home = home
+        self.settings = load_settings(home)
+        self.control = Control(home)
+        self.supervisor = Supervisor(home.services, self._services())
+        self._stopping = threading.Event()
+        self._resumer: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the gateway, as a node on this machine reaches it."""
+        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host
+        return f"{host}:{self.settings.port}"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the authority's certificate, for the sites to compare."""
+        return fingerprint(self.home)
+
+    def start(self) -> None:
+        """Start all processes and wait until nodes can connect; resume unfinished runs.
+
+        Raises:
+            ServiceError: A process did not come up, or another server runs in this home.
+        """
+        ensure_certificate(self.home, self.settings.names)
+        self.supervisor.start()
+        self._stopping.clear()
+        self._resumer = threading.Thread(target=self._watch_runs, name="resumer", daemon=True)
+        self._resumer.start()
+
+    def stop(self) -> None:
+        """Stop all processes; open runs go on at the next start."""
+        self._stopping.set()
+        if self._resumer is not None:
+            self._resumer.join()
+            self._resumer = None
+        self.supervisor.stop()
+
+    def run(self) -> None:
+        """Start, serve until SIGTERM or SIGINT, stop; for the main thread."""
+        run_until_signal(self.start, self.stop)
+
+    def status(self) -> list[ServiceStatus]:
+        """The state of each process."""
+        return self.supervisor.status()
+
+    def _services(self) -> list[Service]:
+        home, link_port = self.home, str(self.settings.link_port)
+        secret = ("--superexec-auth-secret-file", str(home.superexec_secret))
+        superlink = Service(
+            name="superlink",
+            argv=(
+                program("flower-superlink"),
+                *("--host", "127.0.0.1", "--port", link_port),
+                *("--ssl-ca-certfile", str(home.ca_certificate)),
+                *("--ssl-certfile", str(home.certificate)),
+                *("--ssl-keyfile", str(home.certificate_key)),
+                *("--database", str(home.link_database)),
+                *("--isolation", "process", *secret),
+                "--enable-supernode-auth",
+                "--disable-runtime-dependency-installation",
+            ),
+            ready=_answers(home, self.settings.link_port, "GET", "/health", 200),
+            diagnose=_diagnose,
+        )
+        superexec = Service(
+            name="superexec",
+            argv=(
+                program("flower-superexec"),
+                *("--runtime-api-address", f"127.0.0.1:{link_port}"),
+                *("--root-certificates", str(home.ca_certificate), *secret),
+            ),
+            env={HOME_VARIABLE: str(home.root)},
+            ready=lambda log: "Starting Flower SuperExec" in log,
+        )
+        gateway = Service(
+            name="gateway",
+            argv=(sys.executable, "-m", "server.gateway", "--home", str(home.root)),
+            ready=_answers(home, self.settings.port, "GET", "/", 403, self.settings.host),
+            diagnose=_diagnose,
+        )
+        return [superlink, superexec, gateway]
+
+    def _watch_runs(self) -> None:
+        """Close runs that ended, resume those whose process died."""
+        missing_since: float | None = None
+        asked = 0.0
+        while not self._stopping.wait(_WATCH_S):
+            now = time.monotonic()
+            try:
+                open_runs = [one for one in self.control.submissions() if one.state == "open"]
+                open_runs = [one for one in open_runs if not self._closed(one)]
+                alive = self._server_apps()
+                if len(open_runs) <= alive:
+                    missing_since = None
+                    continue
+                missing_since = missing_since or now
+                if now - missing_since >= _LOST_S and now - asked >= _ASK_S:
+                    asked = now
+                    self._look_after(open_runs, alive)
+            except FedlatentError as error:
+                print(f"looking after the runs: {error}", file=sys.stderr, flush=True)
+
+    def _closed(self, submission: Submission) -> bool:
+        """Close a run whose own last word, since its newest launch, is that it is over."""
+        with Registry(self.home.registry) as registry:
+            run = registry.run(submission.run_id)
+        state = None if run is None else OVER.get(run.status)
+        if run is None or state is None or run.updated < submission.launched:
+            return False
+        self.control.close(submission, state, run.sentence)
+        return True
+
+    def _server_apps(self) -> int:
+        commands = marked_processes(self.home.services).values()
+        return sum("flwr-serverapp" in command for command in commands)
+
+    def _look_after(self, open_runs: list[Submission], alive: int) -> None:
+        """Resume those of ``open_runs`` whose process died without a last word."""
+        statuses = {run.run_id: run.status for run in self.control.flower_runs()}
+        for submission in open_runs:
+            last = submission.flower_runs[-1]
+            if self._closed(submission) or not is_lost(statuses.get(last, "unknown"), alive):
+                continue
+            if len(submission.flower_runs) > MAX_RESUMES:
+                reason = f"its process died {MAX_RESUMES + 1} times; see the log of the run"
+                self.control.close(submission, "failed", reason)
+            else:
+                self.control.stop_flower_run(last)
+                self.control.resume(submission.run_id)
+
+
+def is_lost(flower_status: str, alive: int) -> bool:
+    """Whether an open run has no process any more.
+
+    Args:
+        flower_status: Flower's status of its newest Flower run, or ``unknown``.
+        alive: How many ServerApp processes live; with none, a run that Flower still takes for
+            running is lost as well, a minute before Flower notices.
+    """
+    if flower_status.startswith("finished:") or flower_status == "unknown":
+        return True
+    return alive == 0 and flower_status in ("starting", "running")
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(
+    home: ServerHome, port: int, method: str, path: str, status: int, host: str = "127.0.0.1"
+) -> Callable[[str], bool]:
+    """A probe: does an HTTPS server with our certificate answer with this status?"""
+    target = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+
+    def probe(_log: str) -> bool:
+        context = ssl.create_default_context(cafile=str(home.ca_certificate))
+        connection = http.client.HTTPSConnection(target, port, timeout=_PROBE_S, context=context)
+        try:
+            connection.request(method, path)
+            return connection.getresponse().status == status
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    return probe
+
+
+def _diagnose(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for line in lines:
+        if "address already in use" in line.lower():
+            return "its port is taken by another program; stop that or change server.toml"
+    errors = [line for line in lines if "ERROR" in line or "Error" in line]
+    return (errors or lines or ["it printed nothing"])[-1][:300]
+
+
+def main() -> None:
+    """Command line: ``python -m server.service --home DIR``, until SIGTERM."""
+    parser = argparse.ArgumentParser(description="Run the aggregation server of one federation.")
+    parser.add_argument("--home")
+    ServerService(ServerHome.find(parser.parse_args().home)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Aggregation rules, as Flower strategies on the Message API."""

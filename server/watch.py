@@ -1,0 +1,42 @@
+"""Watching a run from outside: the registry tells how far it is."""
+
+import time
+from collections.abc import Callable
+
+from server.home import ServerHome
+from server.registry import Registry
+from shared.errors import ServiceError
+
+#: Told a sentence and the share of the run that is done.
+Report = Callable[[str, float], None]
+
+_POLL_S = 0.5
+
+
+def watch_run(
+    home: ServerHome, run_id: str, report: Report, timeout_s: float = float("inf")
+) -> None:
+    """Report the phases of a run until it is complete.
+
+    Raises:
+        ServiceError: it ended otherwise, or not within ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with Registry(home.registry) as registry:
+            run = registry.run(run_id)
+            rounds = registry.rounds(run_id)
+        if run is None:
+            report("training: waiting for the server's app", 0.0)
+        else:
+            done = sum(one.status == "complete" for one in rounds)
+            report(f"training: {done} of {run.phases} phases", done / run.phases)
+            if run.status == "complete":
+                return
+            if run.status in ("paused", "failed", "stopped"):
+                raise ServiceError(f"Run {run_id} is {run.status}: {run.sentence}")
+        time.sleep(_POLL_S)
+    raise ServiceError(
+        f"Expected run {run_id} to end within {timeout_s:g} s, but it goes on; watch it with "
+        f"'fedlatent server status {run_id}'."
+    )

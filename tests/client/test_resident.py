@@ -1,0 +1,137 @@
+"""The resident process: real processes, real kills."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.home import ClientHome
+from client.ledger import Ledger
+from client.link import ask
+from client.resident import OVERRUN_STATUS, READY_LINE, main
+from shared.config import RunConfig
+from shared.errors import ServiceError
+from shared.toml import dumps
+from shared.wire import ReplyHeader, RequestHeader, pack, unpack
+from tests.client.support import request, tiny_records, tiny_run, weights_of
+from tests.client.test_ledger import reference_epsilon
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+START_S = 60.0
+
+
+def make_home(root: Path, run: RunConfig) -> ClientHome:
+    """A client home with 200 records in an NPZ file."""
+    home = ClientHome.find(root / "home")
+    home.create()
+    np.savez(home.root / "records.npz", X=tiny_records())
+    node_file = {
+        "site": "north",
+        "data": {"path": "records.npz", "schema": run.data.model_dump()},
+        "policy": {"max_epsilon": 5.0, "allow_simulation_rng": True},
+    }
+    home.config.write_text(dumps(node_file))
+    return home
+
+
+@contextlib.contextmanager
+def resident(home: ClientHome) -> Iterator[subprocess.Popen[str]]:
+    """A running resident that is ready; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "client.resident", "--home", str(home.root)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().strip() == READY_LINE
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, at most ``START_S``."""
+    end = time.monotonic() + START_S
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def ask_node(
+    home: ClientHome, header: RequestHeader, timeout_s: float
+) -> tuple[ReplyHeader, dict[str, np.ndarray]]:
+    """One request over the socket."""
+    data = pack(header, weights_of(header.config))
+    return unpack(ReplyHeader, ask(home.socket, data, timeout_s))
+
+
+def test_kill_in_training_costs_one_charge(tmp_path: Path) -> None:
+    """A resident killed with -9 mid-round and restarted answers the same request for one charge."""
+    run = tiny_run(training={"rounds": 2, "steps_per_round": 300}, privacy={"rng": "secure"})
+    home = make_home(tmp_path, run)
+    ledger = Ledger(home.ledger, "records", 5.0, 1e-5)
+    replies: list[ReplyHeader] = []
+    asked = request(run, 1)
+    with resident(home) as first:
+        asker = threading.Thread(target=lambda: replies.append(ask_node(home, asked, 60)[0]))
+        asker.start()
+        wait_until(lambda: bool(ledger.entries()))
+        first.kill()
+        first.wait()
+    assert [entry.state for entry in ledger.entries()] == ["reserved"]
+    assert home.socket.exists()
+    assert not home.release_journal.exists()
+    with resident(home) as second:
+        asker.join(60)  # the asker never noticed
+        again, _ = ask_node(home, asked, 30)
+        later, _ = ask_node(home, request(run, 2), 30)
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(10) == 0
+    assert [reply.status for reply in (*replies, again, later)] == ["ok"] * 3
+    assert replies == [again]
+    entries = ledger.entries()
+    assert [(entry.round, entry.steps, entry.state) for entry in entries] == [
+        (1, 300, "released"),
+        (2, 300, "released"),
+    ]
+    assert later.epsilon == pytest.approx(reference_epsilon(entries, 1e-5), abs=1e-6)
+    assert not home.socket.exists()
+
+
+def test_overrun_ends_the_process(tmp_path: Path) -> None:
+    """A request that passes its deadline ends the process with status 75, and nothing leaves."""
+    run = tiny_run(training={"rounds": 1, "steps_per_round": 100_000})
+    home = make_home(tmp_path, run)
+    with resident(home) as process:
+        second = main(["--home", str(home.root)])
+        with pytest.raises(ServiceError):
+            ask_node(home, request(run, 1, deadline_s=1.0), 2.0)
+        assert process.wait(10) == OVERRUN_STATUS
+    assert second == ServiceError.exit_code
+    assert not home.release_journal.exists()
+    entries = Ledger(home.ledger, "records", 5.0, 1e-5).entries()
+    assert [entry.state for entry in entries] == ["reserved"]
+
+
+def test_bad_home_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A home without a node file ends the process with a sentence and the configuration status."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["--home", str(tmp_path)]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert "Expected a readable node file" in capsys.readouterr().err

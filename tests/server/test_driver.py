@@ -1,0 +1,426 @@
+"""Whole runs over an in-process grid: what counts, who is named, how a run stops and goes on."""
+
+import json
+import logging
+import uuid
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from server.driver import drive, new_run_id
+from server.home import ServerHome
+from server.registry import Registry, SiteRound
+from server.results import RunResult
+from shared.errors import ConfigError, DataError, QuorumLost, ServiceError
+from shared.models import build, encoder_state
+from shared.wire import Arrays, ReplyHeader
+from simulations.grid import InProcessGrid
+from tests.server.federation import (
+    Clock,
+    SilentGrid,
+    Site,
+    grid_of,
+    home_at,
+    refuse,
+    three_sites,
+    tiny_config,
+)
+
+RUN = "tiny-1"
+
+
+def outcomes(home: ServerHome, number: int) -> dict[str, SiteRound]:
+    """What each site did in one phase."""
+    with Registry(home.registry) as registry:
+        return {row.site: row for row in registry.site_rounds(RUN, number)}
+
+
+def status_of(home: ServerHome) -> tuple[str, str]:
+    """Status and sentence of the run."""
+    with Registry(home.registry) as registry:
+        run = registry.run(RUN)
+    assert run is not None
+    return run.status, run.sentence
+
+
+def test_run_gives_the_weighted_average_and_the_summaries(tmp_path: Path) -> None:
+    """After R rounds each value has moved by R times the weighted mean of the sites' shifts."""
+    config, home = tiny_config(), home_at(tmp_path)
+    result = drive(grid_of(three_sites()), config, home, run_id=RUN, pace=Clock().pace())
+    model = build("gaussian", config.model.options, config.data.shape, config.seed)
+    shift = 2 * (100 * 0.1 - 200 * 0.2 + 700 * 0.3) / 1000
+    assert result.arrays.keys() == encoder_state(model).keys()
+    for key, first in encoder_state(model).items():
+        np.testing.assert_allclose(result.arrays[key], first.numpy() + shift, rtol=1e-5)
+        assert result.arrays[key].dtype == np.float32
+    assert result.density.count == pytest.approx(1000, abs=30)
+    assert np.abs(result.density.mean).max() < 0.5
+    assert result.thresholds["absolute"] > 0
+    assert status_of(home) == ("complete", "")
+
+
+def test_result_folder_tells_all(tmp_path: Path) -> None:
+    """The result names config, plan, sites and hashes, is loaded with checks, and is registered."""
+    config, home = tiny_config(), home_at(tmp_path)
+    result = drive(grid_of(three_sites()), config, home, run_id=RUN, pace=Clock().pace())
+    again = RunResult.load(home.run(RUN) / "result")
+    assert again.facts == result.facts
+    facts = again.facts
+    assert again.config == config
+    assert facts["digest"] == config.digest()
+    assert facts["plan"]["epsilon"] <= 8.0  # type: ignore[index]
+    assert facts["sites"]["node-13"] == {  # type: ignore[index]
+        "node_id": "13",
+        "records": 700,
+        "epsilon": 2.0,
+        "delta": 1e-5,
+        "phases": 4,
+    }
+    with Registry(home.registry) as registry:
+        digests = {row.name: row.sha256 for row in registry.artefacts(RUN)}
+    assert digests["model"] == facts["model"]["sha256"]  # type: ignore[index]
+    path = home.run(RUN) / "result" / "encoder.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(DataError, match="fit its hash"):
+        RunResult.load(home.run(RUN) / "result")
+
+
+def test_full_sharing_averages_all_but_sends_summaries_the_encoder(tmp_path: Path) -> None:
+    """A run that shares everything averages the decoder too; summary phases get the encoder."""
+    sites = three_sites()
+    seen: list[set[str]] = []
+
+    def edit(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:
+        seen.append({key.split(".")[0] for key in arrays})
+        return header, arrays
+
+    sites[11].edit = edit
+    result = drive(grid_of(sites), tiny_config(sharing="full"), home_at(tmp_path), run_id=RUN)
+    assert {key.split(".")[0] for key in result.arrays} == {"encoder", "decoder"}
+    assert seen[0] == {"encoder", "decoder"}
+    assert (result.folder / "model.safetensors").exists()
+
+
+def test_run_without_privacy_has_no_epsilon(tmp_path: Path) -> None:
+    """Mechanism "none" runs through, and its result states no epsilon."""
+    config = tiny_config(privacy={"mechanism": "none", "rng": "simulation"})
+    result = drive(grid_of(three_sites()), config, home_at(tmp_path), run_id=RUN)
+    assert result.facts["plan"]["epsilon"] is None  # type: ignore[index]
+
+
+def test_refusal_is_recorded_in_the_nodes_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that refuses is named in log and registry, and the others go on without it."""
+    sites, home = three_sites(), home_at(tmp_path)
+    sites[12].edit = refuse("budget", "Expected epsilon of at most 4, got 8.")
+    with caplog.at_level(logging.WARNING, "fedlatent"):
+        result = drive(grid_of(sites), tiny_config(), home, run_id=RUN)
+    row = outcomes(home, 1)["node-12"]
+    assert (row.status, row.code) == ("refused", "budget")
+    assert row.sentence == "Expected epsilon of at most 4, got 8."
+    assert "node node-12 refused (budget): Expected epsilon" in caplog.text
+    assert result.facts["rounds"][0]["absent"] == ["node-12"]  # type: ignore[index]
+    assert "node-12" not in result.facts["sites"]  # type: ignore[operator]
+
+
+def test_other_protocol_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A node of another version is named with both versions."""
+    sites, home = three_sites(), home_at(tmp_path)
+    sites[11].edit = lambda h, a: (h.model_copy(update={"protocol": 0}), a)
+    with caplog.at_level(logging.WARNING, "fedlatent"):
+        drive(grid_of(sites), tiny_config(), home, run_id=RUN)
+    assert "node node-11 failed (protocol): the node speaks protocol 0, this server 1" in (
+        caplog.text
+    )
+    assert outcomes(home, 4)["node-11"].code == "protocol"
+
+
+def test_bad_update_does_not_move_the_average(tmp_path: Path) -> None:
+    """A node that sends NaN, too much or a forged weight leaves the run as if it were absent."""
+    edits = (
+        lambda h, a: (h, {k: v * np.float32("nan") for k, v in a.items()}),
+        lambda h, a: (h, {k: v + np.float32(1e9) for k, v in a.items()}),
+        lambda h, a: (h.model_copy(update={"records": 10**9}), a),
+    )
+    sites = three_sites()
+    del sites[12]
+    clean = drive(
+        grid_of(sites), tiny_config(), home_at(tmp_path / "0"), run_id=RUN, pace=Clock().pace()
+    )
+    for number, edit in enumerate(edits, start=1):
+        sites = three_sites()
+        sites[12].edit = edit
+        home = home_at(tmp_path / str(number))
+        result = drive(grid_of(sites), tiny_config(), home, run_id=RUN)
+        for key, value in clean.arrays.items():
+            np.testing.assert_array_equal(result.arrays[key], value)
+
+
+def test_exception_text_of_a_client_is_not_stored(tmp_path: Path) -> None:
+    """A client app that raises is a failed node; the text of its error is kept nowhere."""
+    sites, home = three_sites(), home_at(tmp_path)
+
+    def edit(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:
+        raise ValueError("patient 17")
+
+    sites[12].edit = edit
+    drive(grid_of(sites), tiny_config(), home, run_id=RUN)
+    assert outcomes(home, 1)["node-12"].code == "flower-2"
+    assert all("patient 17" not in row.sentence for row in outcomes(home, 1).values())
+
+
+def test_late_node_is_not_waited_for_past_the_deadline(tmp_path: Path) -> None:
+    """A silent node costs each phase its deadline and no more, and is recorded as late."""
+    sites, home, clock = three_sites(), home_at(tmp_path), Clock()
+    grid = grid_of(sites, SilentGrid)
+    grid.online = {11, 13}
+    drive(grid, tiny_config(), home, run_id=RUN, pace=clock.pace())
+    assert clock.now == pytest.approx(4 * 5)
+    row = outcomes(home, 1)["node-12"]
+    assert (row.status, row.code, row.seconds) == ("late", "late", pytest.approx(5))
+
+
+def test_wait_for_nodes_is_bounded_and_pauses_the_run(tmp_path: Path) -> None:
+    """Without nodes a run pauses after its join timeout and a second attempt, with a sentence."""
+    home, clock = home_at(tmp_path), Clock()
+    sites = three_sites()
+    with pytest.raises(QuorumLost, match="Expected 2 nodes for phase 1"):
+        drive(grid_of({11: sites[11]}), tiny_config(), home, run_id=RUN, pace=clock.pace())
+    assert clock.now == pytest.approx(5 + 10 + 5)
+    assert status_of(home)[0] == "paused"
+
+
+def test_node_that_joins_late_takes_part(tmp_path: Path) -> None:
+    """The first phase waits for the wanted number of nodes and takes those that come in time."""
+    sites, clock = three_sites(), Clock()
+
+    class Joining(InProcessGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            return [11, 12, 13] if clock.now >= 3 else [11, 12]
+
+    grid = grid_of(sites, Joining)
+    result = drive(grid, tiny_config(), home_at(tmp_path), run_id=RUN, pace=clock.pace())
+    assert len(result.facts["sites"]) == 3  # type: ignore[arg-type]
+    assert clock.now == pytest.approx(3)
+
+
+def test_lost_quorum_is_retried_once(tmp_path: Path) -> None:
+    """A phase that fails once is done again, as attempt 2 of the same row."""
+    sites, home = three_sites(), home_at(tmp_path)
+
+    def edit_of(site: Site) -> None:
+        def edit(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:
+            if header.round == 2 and len(site.requests) == 2:
+                return refuse("unavailable", "Expected an answer.")(header, arrays)
+            return header, arrays
+
+        site.edit = edit
+
+    edit_of(sites[11])
+    edit_of(sites[13])
+    drive(grid_of(sites), tiny_config(), home, run_id=RUN, pace=Clock().pace())
+    with Registry(home.registry) as registry:
+        rows = [(row.number, row.attempt, row.status) for row in registry.rounds(RUN)]
+    assert rows == [(1, 1, "complete"), (2, 2, "complete"), (3, 1, "complete"), (4, 1, "complete")]
+    first, second = (request for request in sites[11].requests if request.round == 2)
+    assert first == second
+
+
+def test_paused_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    """A run that lost its quorum names who was missing; resumed, it ends as if undisturbed."""
+    home = home_at(tmp_path / "paused")
+    sites = three_sites()
+
+    def edit(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:
+        if header.round == 2:
+            return refuse("unavailable", "Expected an answer.")(header, arrays)
+        return header, arrays
+
+    sites[11].edit = sites[12].edit = edit
+    with pytest.raises(QuorumLost, match=r"node-11 refused \(unavailable\), node-12 refused"):
+        drive(grid_of(sites), tiny_config(), home, run_id=RUN, pace=Clock().pace())
+    assert status_of(home)[0] == "paused"
+    sites[11].edit = sites[12].edit = None
+    asked = len(sites[13].requests)
+    result = drive(
+        grid_of(sites), tiny_config(), home, run_id=RUN, resume=True, pace=Clock().pace()
+    )
+    assert [request.round for request in sites[13].requests[asked:]] == [2, 3, 4]
+    calm = drive(grid_of(three_sites()), tiny_config(), home_at(tmp_path / "calm"), run_id=RUN)
+    assert result.facts["model"] == calm.facts["model"]
+    assert status_of(home) == ("complete", "")
+
+
+def test_complete_run_can_be_resumed_without_asking_anyone(tmp_path: Path) -> None:
+    """Resuming a complete run writes the same result bytes and sends nothing."""
+    home, sites = home_at(tmp_path), three_sites()
+    first = drive(grid_of(sites), tiny_config(), home, run_id=RUN)
+    asked = len(sites[11].requests)
+    before = (first.folder / "result.json").read_bytes()
+    (first.folder / "result.json").unlink()
+    drive(grid_of(sites), tiny_config(), home, run_id=RUN, resume=True)
+    assert len(sites[11].requests) == asked
+    assert (first.folder / "result.json").read_bytes() == before
+
+
+def test_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    """Starting a run twice, resuming another configuration and a bad name are refused."""
+    home = home_at(tmp_path)
+    drive(grid_of(three_sites()), tiny_config(), home, run_id=RUN)
+    with pytest.raises(ConfigError, match="Expected a new run"):
+        drive(grid_of(three_sites()), tiny_config(), home, run_id=RUN)
+    with pytest.raises(ConfigError, match="got another one"):
+        drive(grid_of(three_sites()), tiny_config(seed=3), home, run_id=RUN, resume=True)
+    with pytest.raises(ConfigError, match="lower-case"):
+        drive(grid_of(three_sites()), tiny_config(), home, run_id="../x")
+    assert status_of(home)[0] == "complete"
+
+
+def test_two_drivers_of_one_run_are_refused(tmp_path: Path) -> None:
+    """While one process drives a run, a second one is turned away."""
+    home, sites = home_at(tmp_path), three_sites()
+
+    def edit(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:
+        with pytest.raises(ServiceError, match="another process drives"):
+            drive(grid_of(three_sites()), tiny_config(), home, run_id=RUN, resume=True)
+        return header, arrays
+
+    sites[11].edit = edit
+    assert drive(grid_of(sites), tiny_config(), home, run_id=RUN).facts["rounds"]
+    assert outcomes(home, 1)["node-11"].status == "ok"
+
+
+def test_only_admitted_sites_are_asked_and_must_say_their_name(tmp_path: Path) -> None:
+    """With a table of sites, strangers are left out and a reply under another name is dropped."""
+    sites, home = three_sites(), home_at(tmp_path)
+    sites[14] = Site("stranger", 50, 9.0)
+    sites[12].name = "south"
+    table = {11: "north", 12: "east", 13: "south"}
+    result = drive(grid_of(sites), tiny_config(), home, run_id=RUN, sites=lambda: table)
+    assert not sites[14].requests
+    assert sorted(result.facts["sites"]) == ["north", "south"]  # type: ignore[arg-type, call-overload]
+    row = outcomes(home, 1)["east"]
+    assert (row.status, row.code) == ("failed", "identity")
+    assert "'south'" in row.sentence
+
+
+def test_unreadable_reply_fails_its_node_alone(tmp_path: Path) -> None:
+    """A reply on which the grid itself fails is one failed node; a broken link is an error."""
+    home = home_at(tmp_path)
+
+    class Breaking(InProcessGrid):
+        error: Exception = KeyError("x")
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            if any(reply.metadata.src_node_id == 12 for reply in replies):
+                raise self.error
+            return replies
+
+    drive(grid_of(three_sites(), Breaking), tiny_config(), home, run_id=RUN)
+    assert outcomes(home, 1)["node-12"].code == "unreadable"
+    Breaking.error = ConnectionError()
+    other = home_at(tmp_path / "other")
+    with pytest.raises(ConnectionError):
+        drive(grid_of(three_sites(), Breaking), tiny_config(), other, run_id=RUN)
+    assert status_of(other) == ("interrupted", "unexpected ConnectionError")
+
+
+def test_messages_that_are_not_taken_are_failures(tmp_path: Path) -> None:
+    """A grid that takes no message loses the quorum with a reason, without waiting."""
+    clock = Clock()
+
+    class Full(InProcessGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            return []
+
+    with pytest.raises(QuorumLost, match="not-sent"):
+        drive(
+            grid_of(three_sites(), Full),
+            tiny_config(),
+            home_at(tmp_path),
+            run_id=RUN,
+            pace=clock.pace(),
+        )
+    assert clock.now == 10  # the pause before the second attempt
+
+
+def test_too_few_records_for_the_moments_is_a_failed_run(tmp_path: Path) -> None:
+    """Moments whose noisy pooled count is below one end the run with a sentence."""
+    sites, home = three_sites(), home_at(tmp_path)
+    for site in sites.values():
+        site.records = 1
+        site.edit = lambda h, a: (h, {k: -np.abs(v) for k, v in a.items()} if len(a) == 1 else a)
+    with pytest.raises(DataError, match="pooled count of at least 1"):
+        drive(grid_of(sites), tiny_config(), home, run_id=RUN)
+    assert status_of(home)[0] == "failed"
+
+
+def test_few_replies_are_in_memory_at_once(tmp_path: Path) -> None:
+    """Replies are folded as they come: of twenty, at most two exist at the same time."""
+    alive: list[weakref.ref[Message]] = []
+    peaks: list[int] = []
+
+    class Lazy(InProcessGrid):
+        asked: ClassVar[dict[str, Message]] = {}
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            batch = {uuid.uuid4().hex: message for message in messages}
+            self.asked.update(batch)
+            return list(batch)
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = []
+            for identifier in message_ids:
+                request = self.asked.pop(identifier)
+                request.metadata.__dict__["_message_id"] = identifier
+                replies.append(self.handlers[request.metadata.dst_node_id](request))
+            alive.extend(weakref.ref(reply) for reply in replies)
+            peaks.append(sum(reference() is not None for reference in alive))
+            return replies
+
+    sites = {number: Site(f"site-{number}", 100, 0.1) for number in range(1, 21)}
+    drive(grid_of(sites, Lazy), tiny_config(), home_at(tmp_path), run_id=RUN)
+    assert len(peaks) == 20 * 4
+    assert max(peaks) <= 2
+
+
+def test_stopped_process_leaves_an_interrupted_run(tmp_path: Path) -> None:
+    """A driver that is asked to exit leaves its run as interrupted, to be resumed."""
+    home = home_at(tmp_path)
+
+    class Leaving(InProcessGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        drive(grid_of(three_sites(), Leaving), tiny_config(), home, run_id=RUN)
+    assert status_of(home) == ("interrupted", "unexpected SystemExit")
+
+
+def test_damaged_result_is_said(tmp_path: Path) -> None:
+    """A result file that lacks a part is an error in one sentence."""
+    home = home_at(tmp_path)
+    result = drive(grid_of(three_sites()), tiny_config(), home, run_id=RUN)
+    facts = dict(result.facts)
+    del facts["density"]
+    (result.folder / "result.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="without 'density'"):
+        RunResult.load(result.folder)
+    (result.folder / "result.json").write_text("[]")
+    with pytest.raises(DataError, match="result of format 1"):
+        RunResult.load(result.folder)
+
+
+def test_new_names_fit_the_wire() -> None:
+    """A fresh run name is unique and accepted by the message header, whatever the run's name."""
+    config = tiny_config(name="a" * 63)
+    first, second = new_run_id(config), new_run_id(config)
+    assert first != second
+    assert len(first) <= 81

@@ -1,0 +1,197 @@
+"""Bad replies become failures with a code; nothing a node sends raises or allocates."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.rounds import Phase
+from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from shared.records import ARRAYS, HEADER, to_records
+from shared.wire import HISTOGRAMS_KEY, MOMENTS_KEY, PROTOCOL, Arrays, Kind, ReplyHeader
+from tests.server.federation import LATENT, plan_of, tiny_config
+
+SENT: Arrays = {
+    "encoder.weight": np.ones((2, 3), np.float32),
+    "encoder.bias": np.zeros(2, np.float32),
+}
+
+
+def spec_of(kind: Kind = "train", **federation: float) -> ReplySpec:
+    """What a reply of phase 2 must be."""
+    sections = {"quorum": 2, "nodes": 3, **federation}
+    config = tiny_config(federation=sections)
+    number = {"train": 2, "moments": 3, "threshold": 4}[kind]
+    plan = plan_of(config.to_json())
+    return ReplySpec.of("tiny-1", config, plan, Phase(number=number, kind=kind), SENT, LATENT)
+
+
+def header_of(spec: ReplySpec, **changes: object) -> ReplyHeader:
+    """The header of a good reply, with changes that are not validated."""
+    good = ReplyHeader(
+        protocol=PROTOCOL,
+        run_id=spec.run_id,
+        round=spec.phase.number,
+        kind=spec.phase.kind,
+        site="north",
+        status="ok",
+        records=100,
+        noise_multiplier=spec.noise_multiplier,
+        rng="simulation",
+    )
+    return good.model_copy(update=changes)
+
+
+def failure_of(content: RecordDict, spec: ReplySpec) -> ScreeningFailure:
+    """The failure that screening names."""
+    opened = open_reply(content, spec)
+    assert isinstance(opened, ScreeningFailure)
+    return opened
+
+
+def test_good_reply_is_opened() -> None:
+    """A reply that fits comes back as header and arrays."""
+    spec = spec_of()
+    opened = open_reply(to_records(header_of(spec), SENT), spec)
+    assert not isinstance(opened, ScreeningFailure)
+    assert opened[0].records == 100
+    np.testing.assert_array_equal(opened[1]["encoder.weight"], SENT["encoder.weight"])
+
+
+def test_fortran_order_is_accepted() -> None:
+    """The memory order of a node's array does not matter."""
+    spec = spec_of()
+    arrays = SENT | {"encoder.weight": np.asfortranarray(SENT["encoder.weight"])}
+    assert not isinstance(open_reply(to_records(header_of(spec), arrays), spec), ScreeningFailure)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"run_id": "tiny-2"}, "round"),
+        ({"round": 1}, "round"),
+        ({"kind": "moments"}, "round"),
+        ({"records": 0}, "records"),
+        ({"records": 10_000_001}, "records"),
+        ({"noise_multiplier": 0.1}, "plan"),
+        ({"status": "refused", "code": "budget", "text": "Expected x."}, "budget"),
+        ({"status": "refused"}, "refused"),
+    ],
+)
+def test_bad_header_is_named(changes: dict[str, object], code: str) -> None:
+    """Each header that does not fit the request has its own code."""
+    spec = spec_of()
+    assert failure_of(to_records(header_of(spec, **changes), SENT), spec).code == code
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda a: {}, "keys"),
+        (lambda a: {"encoder.bias": a["encoder.bias"]}, "keys"),
+        (lambda a: a | {"decoder.weight": np.zeros(2, np.float32)}, "keys"),
+        (lambda a: a | {"encoder.bias": np.zeros(3, np.float32)}, "shape"),
+        (lambda a: a | {"encoder.bias": np.zeros(2, np.int64)}, "shape"),
+        (lambda a: a | {"encoder.bias": np.array([0, np.nan], np.float32)}, "finite"),
+        (lambda a: a | {"encoder.bias": np.array([0, np.inf], np.float32)}, "finite"),
+        (lambda a: a | {"encoder.bias": np.full(2, 1e3, np.float32)}, "norm"),
+        (lambda a: a | {"encoder.bias": np.full(2, 3e38, np.float64)}, "norm"),
+    ],
+)
+def test_bad_update_is_named(change: Callable[[Arrays], Arrays], code: str) -> None:
+    """Wrong keys, shapes and values, and an update that is too large, have their own codes."""
+    spec = spec_of(max_update_norm=10.0)
+    assert failure_of(to_records(header_of(spec), change(dict(SENT))), spec).code == code
+
+
+def test_protocol_version_is_named_on_both_sides() -> None:
+    """A reply of another version says which version the node and the server speak."""
+    spec = spec_of()
+    failure = failure_of(to_records(header_of(spec, protocol=0), SENT), spec)
+    assert failure.code == "protocol"
+    assert failure.sentence.startswith(f"the node speaks protocol 0, this server {PROTOCOL};")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict({}),
+        RecordDict({HEADER: ConfigRecord({"json": 3})}),
+        RecordDict({HEADER: ConfigRecord({"json": "[" * 30_000})}),
+        RecordDict({HEADER: ConfigRecord({"json": '"x"'}), ARRAYS: ArrayRecord({})}),
+        RecordDict({HEADER: ConfigRecord({"json": json.dumps({"protocol": PROTOCOL})})}),
+        RecordDict(
+            {
+                HEADER: ConfigRecord({"json": json.dumps({"protocol": PROTOCOL})}),
+                ARRAYS: ArrayRecord({}),
+            }
+        ),
+    ],
+)
+def test_malformed_records_do_not_raise(content: RecordDict) -> None:
+    """Records of any form are a failure with a sentence, never an exception."""
+    assert failure_of(content, spec_of()).code in ("protocol", "records")
+
+
+def test_claimed_size_is_not_believed() -> None:
+    """Bytes that announce a huge array are dropped before numpy would allocate it."""
+    spec = spec_of()
+    text = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }".ljust(117) + "\n"
+    head = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+    huge = text.replace("(2, 3)", "(10000000000,)").ljust(118).encode()
+    for data in (head + huge[:118] + b"\0" * 24, head + text.encode() + b"\0" * 23):
+        content = to_records(header_of(spec), SENT)
+        content[ARRAYS]["encoder.weight"] = Array("float32", (2, 3), "numpy.ndarray", data)
+        assert failure_of(content, spec).code == "shape"
+
+
+@given(data=st.binary(max_size=300), prefix=st.booleans())
+def test_random_bytes_do_not_raise(data: bytes, prefix: bool) -> None:
+    """Whatever bytes stand for an array, screening answers with a failure."""
+    spec = spec_of()
+    content = to_records(header_of(spec), SENT)
+    data = b"\x93NUMPY\x01\x00" + data if prefix else data
+    content[ARRAYS]["encoder.bias"] = Array("float32", (2,), "numpy.ndarray", data)
+    assert failure_of(content, spec).code == "shape"
+
+
+def test_summary_outside_its_range_is_named() -> None:
+    """No entry of a summary may exceed the number of records and the reach of its noise."""
+    for kind, key, shape in (
+        ("moments", MOMENTS_KEY, (LATENT + 1, LATENT + 1)),
+        ("threshold", HISTOGRAMS_KEY, (2, 128)),
+    ):
+        spec = spec_of(kind)  # type: ignore[arg-type]
+        good = {key: np.full(shape, 90.0)}
+        bad = {key: np.full(shape, 1000.0)}
+        assert not isinstance(open_reply(to_records(header_of(spec), good), spec), ScreeningFailure)
+        assert failure_of(to_records(header_of(spec), bad), spec).code == "range"
+
+
+def test_moments_must_be_symmetric() -> None:
+    """A moments matrix that is not symmetric is dropped."""
+    spec = spec_of("moments")
+    matrix = np.zeros((LATENT + 1, LATENT + 1))
+    matrix[0, 1] = 1.0
+    content = to_records(header_of(spec), {MOMENTS_KEY: matrix})
+    assert failure_of(content, spec).code == "range"
+
+
+def test_refusal_keeps_the_authored_sentence_on_one_line() -> None:
+    """A refusal carries the node's own words, without line breaks that could forge a log line."""
+    spec = spec_of()
+    header = header_of(spec, status="refused", code="policy", text="Expected a.\nERROR b")
+    failure = failure_of(to_records(header, {}), spec)
+    assert (failure.status, failure.code) == ("refused", "policy")
+    assert failure.sentence == "Expected a. ERROR b"
+
+
+def test_flower_error_text_is_not_kept() -> None:
+    """The free text of a failed client app, which may hold data, is replaced by our own."""
+    failure = screen_error(Error(2, "ValueError: patient 17 has value 3.2"))
+    assert failure.code == "flower-2"
+    assert "17" not in failure.sentence
