@@ -7,6 +7,7 @@ request again from their store without a new charge.
 """
 
 import fcntl
+import math
 import re
 import secrets
 import time
@@ -35,7 +36,8 @@ from shared.errors import ConfigError, DataError, FedlatentError, QuorumLost, Se
 from shared.files import sha256_hex, write_json
 from shared.models import VAE, build
 from shared.models.base import ENCODER_PREFIX
-from shared.privacy.summaries import default_radius, latent_density, threshold_from_histogram
+from shared.privacy.summaries import HISTOGRAM_SENSITIVITY, default_radius, latent_density
+from shared.privacy.threshold import threshold_from_histogram
 from shared.wire import DENSITY_PREFIX, Arrays
 
 _log = getLogger("fedlatent.server")
@@ -420,14 +422,15 @@ class Driver:
             except ValueError as error:
                 raise DataError(f"The latent moments cannot be pooled: {error}") from None
             return replace(state, moments=released, density=density.arrays())
-        absolute, recentred = collector.histograms()
-        return replace(
-            state,
-            thresholds={
-                "absolute": threshold_from_histogram(absolute, scoring.quantile),
-                "recentred": threshold_from_histogram(recentred, scoring.quantile),
-            },
-        )
+        good = [one.records for one in collector.outcomes.values() if one.status == "ok"]
+        deviation = HISTOGRAM_SENSITIVITY * plan.threshold_multiplier * math.sqrt(len(good))
+        thresholds = {
+            name: threshold_from_histogram(
+                counts, scoring.quantile, total=sum(good), noise_deviation=deviation
+            )
+            for name, counts in zip(("absolute", "recentred"), collector.histograms(), strict=True)
+        }
+        return replace(state, thresholds=thresholds)
 
 
 def _shared_arrays(model: VAE, *, whole: bool) -> Arrays:

@@ -155,9 +155,12 @@ class _Worker:
             shortest, longest = self.service.pause_s
             self.next_start = now + min(longest, shortest * 2.0 ** (self.failures - 1))
             self.state = "waiting"
-            self.reason = f"ended with status {status}: {self.service.diagnose(self.log_text())}"
+            self.reason = f"was killed by signal {-status}" if status < 0 else self._why(status)
         elif self.state == "starting" and self.service.ready(self.log_text()):
             self.state = "ready"
+
+    def _why(self, status: int) -> str:
+        return f"ended with status {status}: {self.service.diagnose(self.log_text())}"
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole process group."""

@@ -183,24 +183,6 @@ def release_histograms(
     return exact + draws * (HISTOGRAM_SENSITIVITY * noise_multiplier)
 
 
-def threshold_from_histogram(counts: np.ndarray, quantile: float) -> float:
-    """Upper edge of the first bin that reaches the conformal rank of ``quantile``.
-
-    Args:
-        counts: noisy pooled counts [128] of normal scores.
-        quantile: share of normal records that should score below the threshold.
-
-    Returns:
-        A threshold; the rank is ceil((n + 1) * quantile), so that a fresh normal record exceeds
-        it with probability at most 1 - quantile up to noise and bin width.
-    """
-    cumulative = np.maximum.accumulate(np.cumsum(counts))
-    total = float(cumulative[-1])
-    rank = min(math.ceil((total + 1) * quantile), total)
-    index = int(np.searchsorted(cumulative, rank, side="left"))
-    return float(SCORE_EDGES[min(index, len(SCORE_EDGES) - 1)])
-
-
 def _positive(matrix: np.ndarray, floor: float) -> np.ndarray:
     """The nearest symmetric matrix with eigenvalues of at least ``floor``."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)

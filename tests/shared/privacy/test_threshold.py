@@ -1,0 +1,63 @@
+"""The threshold keeps its promised share of normals, with exact, noisy and very noisy counts."""
+
+import math
+
+import numpy as np
+import pytest
+
+from shared.privacy.summaries import HISTOGRAM_SENSITIVITY, SCORE_EDGES, histograms
+from shared.privacy.threshold import threshold_from_histogram
+
+
+def noisy(scores: np.ndarray, clients: int, sigma: float, seed: int) -> tuple[np.ndarray, float]:
+    """Pooled counts of ``clients`` releases at ``sigma``, and the deviation of a bin."""
+    deviation = HISTOGRAM_SENSITIVITY * sigma * math.sqrt(clients)
+    exact = histograms(scores, scores)[0]
+    noise = np.random.default_rng([seed, 1]).normal(size=exact.shape) * deviation
+    return exact + noise, deviation
+
+
+def test_exact_counts_give_the_conformal_quantile() -> None:
+    """Without noise at most 1 % of the scores lie above the 99 % threshold, and some do."""
+    scores = np.random.default_rng(2).chisquare(8, size=5000)
+    threshold = threshold_from_histogram(
+        histograms(scores, scores)[0], 0.99, total=5000, noise_deviation=0.0
+    )
+    assert 0 < (scores > threshold).mean() <= 0.01
+    assert threshold in SCORE_EDGES
+
+
+@pytest.mark.parametrize(("clients", "records", "sigma"), [(3, 333, 2.9), (5, 450, 5.2)])
+def test_a_small_federation_gets_a_usable_threshold(
+    clients: int, records: int, sigma: float
+) -> None:
+    """At demo size the share of flagged normals stays between 0.02 % and 3 % in every draw."""
+    for seed in range(8):
+        scores = np.random.default_rng(seed).chisquare(8, size=clients * records)
+        counts, deviation = noisy(scores, clients, sigma, seed)
+        threshold = threshold_from_histogram(
+            counts, 0.99, total=len(scores), noise_deviation=deviation
+        )
+        fresh = np.random.default_rng(100 + seed).chisquare(8, size=100_000)
+        assert 0.0002 < (fresh > threshold).mean() < 0.03
+
+
+def test_clients_of_different_spread_get_a_longer_tail() -> None:
+    """A mixture of clients keeps the flagged share of normals under 5 % in every draw."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        scores = rng.chisquare(8, 15 * 450) * np.repeat(rng.lognormal(0, 0.6, 15), 450)
+        counts, deviation = noisy(scores, 15, 5.2, seed)
+        threshold = threshold_from_histogram(
+            counts, 0.99, total=len(scores), noise_deviation=deviation
+        )
+        assert (scores > threshold).mean() < 0.05
+
+
+def test_noise_alone_still_gives_a_score_in_the_public_range() -> None:
+    """Counts that are nothing but noise give a finite threshold; no records are an error."""
+    counts = np.random.default_rng(0).normal(size=len(SCORE_EDGES) + 1) * 50
+    value = threshold_from_histogram(counts, 0.99, total=20, noise_deviation=50.0)
+    assert SCORE_EDGES[0] <= value <= SCORE_EDGES[-1]
+    with pytest.raises(ValueError, match="at least one record"):
+        threshold_from_histogram(counts, 0.99, total=0, noise_deviation=1.0)

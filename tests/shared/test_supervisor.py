@@ -1,0 +1,168 @@
+"""The supervisor with real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shared.errors import ServiceError
+from shared.supervisor import (
+    FLOWER_ENVIRONMENT,
+    Service,
+    Supervisor,
+    marked_processes,
+    read_status,
+    running_pid,
+    stop_running,
+)
+
+SLEEPER = ("/bin/sh", "-c", "echo up; exec sleep 300")
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def test_each_service_has_its_own_surroundings(tmp_path: Path) -> None:
+    """A service runs in its own group, empty folder and FLWR_HOME, without telemetry."""
+    show = ("/bin/sh", "-c", "pwd; ls -A | wc -l; env; echo done; exec sleep 300")
+    service = Service(name="one", argv=show, env={"EXTRA": "1"}, ready=lambda log: "done" in log)
+    with Supervisor(tmp_path, [service]) as supervisor:
+        lines = supervisor.log_text("one").splitlines()
+        (status,) = supervisor.status()
+        assert status.pid is not None
+        assert os.getpgid(status.pid) == status.pid
+    assert lines[:2] == [str(tmp_path / "one" / "work"), "0"]
+    assert f"FLWR_HOME={tmp_path}/one/flower" in lines
+    assert "EXTRA=1" in lines
+    assert {f"{key}={value}" for key, value in FLOWER_ENVIRONMENT.items()} <= set(lines)
+
+
+def test_a_dead_service_is_started_again(tmp_path: Path) -> None:
+    """A service that is killed comes back with another process id, and says why it ended."""
+    service = Service(name="one", argv=SLEEPER, ready=lambda log: "up" in log, pause_s=(0.05, 0.05))
+    with Supervisor(tmp_path, [service]) as supervisor:
+        (before,) = supervisor.status()
+        assert before.pid is not None
+        os.kill(before.pid, signal.SIGKILL)
+        until(lambda: supervisor.status()[0].restarts == 1)
+        assert supervisor.wait_ready("one", 5.0)
+        (after,) = supervisor.status()
+        assert after.pid != before.pid
+        assert "signal 9" in after.reason
+        until(lambda: read_status(tmp_path) == [after])
+    assert [one.state for one in read_status(tmp_path)] == ["stopped"]
+
+
+def test_pauses_between_restarts_grow(tmp_path: Path) -> None:
+    """A service that always fails is started ever more seldom and its last words are kept."""
+    service = Service(
+        name="bad",
+        argv=("/bin/sh", "-c", "echo no luck; exit 3"),
+        required=False,
+        pause_s=(0.1, 60.0),
+        ready=lambda log: False,
+    )
+    with Supervisor(tmp_path, [service]) as supervisor:
+        until(lambda: supervisor.status()[0].restarts == 2)
+        began = time.monotonic()
+        until(lambda: supervisor.status()[0].restarts == 3)
+        assert time.monotonic() - began > 0.3
+        assert supervisor.status()[0].reason == "ended with status 3: no luck"
+
+
+def test_grandchildren_end_with_the_supervisor(tmp_path: Path) -> None:
+    """What a service started ends too, also in a session of its own."""
+    script = "setsid sleep 301 & sleep 302 & echo up; wait"
+    service = Service(name="one", argv=("/bin/sh", "-c", script), ready=lambda log: "up" in log)
+    with Supervisor(tmp_path, [service]):
+        until(lambda: len(marked_processes(tmp_path)) == 3)
+    assert marked_processes(tmp_path) == {}
+
+
+def test_a_required_service_that_fails_is_an_error(tmp_path: Path) -> None:
+    """Start says which service failed and why, and leaves nothing behind."""
+    good = Service(name="good", argv=SLEEPER)
+    bad = Service(
+        name="bad",
+        argv=("/bin/sh", "-c", "echo port taken; exit 1"),
+        ready=lambda log: False,
+        diagnose=lambda log: log.strip().upper(),
+    )
+    with pytest.raises(ServiceError, match="bad to start, but it ended with status 1: PORT TAKEN"):
+        Supervisor(tmp_path, [good, bad]).start()
+    assert marked_processes(tmp_path) == {}
+    assert running_pid(tmp_path) is None
+
+
+def test_a_service_that_hangs_is_an_error(tmp_path: Path) -> None:
+    """Start waits for a required service no longer than it was told."""
+    slow = Service(name="slow", argv=SLEEPER, ready=lambda log: False, ready_timeout_s=0.3)
+    with pytest.raises(ServiceError, match=r"slow to be ready within 0\.3 s"):
+        Supervisor(tmp_path, [slow]).start()
+
+
+def test_two_supervisors_do_not_share_a_folder(tmp_path: Path) -> None:
+    """The second one is refused and named the first one's process id."""
+    service = Service(name="one", argv=SLEEPER)
+    with Supervisor(tmp_path, [service]):
+        with pytest.raises(ServiceError, match=f"process {os.getpid()} runs there"):
+            Supervisor(tmp_path, [service]).start()
+        assert running_pid(tmp_path) == os.getpid()
+        assert len(marked_processes(tmp_path)) == 1
+
+
+def outside(folder: Path) -> subprocess.Popen[bytes]:
+    """A supervisor in a process of its own, as the command line runs it."""
+    program = textwrap.dedent(
+        f"""
+        from pathlib import Path
+        from shared.supervisor import Service, Supervisor, run_until_signal
+        service = Service(name="one", argv={SLEEPER!r})
+        supervisor = Supervisor(Path({str(folder)!r}), [service])
+        run_until_signal(supervisor.start, supervisor.stop)
+        """
+    )
+    return subprocess.Popen([sys.executable, "-c", program])
+
+
+def test_orphans_of_a_killed_supervisor_are_ended(tmp_path: Path) -> None:
+    """After kill -9 of a supervisor its services live on, until the next one starts."""
+    first = outside(tmp_path)
+    until(lambda: len(marked_processes(tmp_path)) == 1)
+    first.kill()
+    first.wait()
+    (orphan,) = marked_processes(tmp_path)
+    with Supervisor(tmp_path, [Service(name="one", argv=SLEEPER)]):
+        (now,) = marked_processes(tmp_path)
+        assert now != orphan
+
+
+def test_a_running_supervisor_can_be_stopped_from_outside(tmp_path: Path) -> None:
+    """One call ends a supervisor of another process with all its services."""
+    assert not stop_running(tmp_path)
+    process = outside(tmp_path)
+    until(lambda: running_pid(tmp_path) == process.pid)
+    until(lambda: len(marked_processes(tmp_path)) == 1)
+    waiter = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from shared.supervisor import stop_running; "
+            "sys.exit(not stop_running(Path(sys.argv[1])))",
+            str(tmp_path),
+        ]
+    )
+    assert process.wait(20) == 0
+    assert waiter.wait(20) == 0
+    assert marked_processes(tmp_path) == {}
