@@ -10,6 +10,7 @@ are found and ended by the next one. Linux only: processes are found through ``/
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,7 @@ _GRACE_S = 8.0  # between SIGTERM and SIGKILL
 _HEALTHY_S = 60.0  # a service up for so long starts again with the shortest pause
 _MAX_LOG_BYTES = 32 * 1024 * 1024  # then the log moves to log.1
 _LOG_TAIL_BYTES = 64 * 1024
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 State = Literal["starting", "ready", "waiting", "stopped"]
 
@@ -133,7 +135,7 @@ class _Worker:
         with self.log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self.offset if self.offset <= size else 0, size - _LOG_TAIL_BYTES))
-            return log.read().decode(errors="replace")
+            return _COLOURS.sub("", log.read().decode(errors="replace"))
 
     def trim_log(self) -> None:
         """Move an overlong log to ``log.1``; the process goes on writing at the new start."""

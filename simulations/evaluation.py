@@ -29,7 +29,12 @@ from shared.detection.metrics import auroc, per_site_mean, pooled
 from shared.models import VAE, build, load_encoder
 from shared.privacy.noise import SimulationNoise
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import squared_distance
+from shared.privacy.summaries import (
+    default_radius,
+    latent_density,
+    moments,
+    squared_distance,
+)
 
 Detector = Callable[[NDArray[np.generic]], NDArray[np.float64]]
 
@@ -88,18 +93,24 @@ def site_detector(material: SiteMaterial, site: SiteData) -> Detector:
 
 def global_detector(result: RunResult, normals: NDArray[np.generic] | None = None) -> Detector:
     """The score of the global bundle, re-centred on ``normals`` when there are some."""
-    model = _model(result.config)
-    encoder = {k: v for k, v in result.arrays.items() if k.startswith("encoder.")}
-    load_encoder(model, _tensors(encoder))
-    schema = schema_of(result.config.data)
-
-    def latents(rows: NDArray[np.generic]) -> NDArray[np.float64]:
-        model.eval()
-        with torch.no_grad():
-            mean = model.encode(torch.from_numpy(schema.preprocess(rows)))[0]
-        return np.asarray(mean.double().numpy())
-
+    latents = _latents(result.config, result.arrays)
     density = result.density
+    center = density.mean if normals is None else latents(normals).mean(axis=0)
+    precision = density.precision(recentred=normals is not None)
+    return lambda rows: squared_distance(latents(rows), center, precision)
+
+
+def latent_detector(
+    run: RunConfig,
+    encoder: Mapping[str, np.ndarray],
+    sites: Sequence[NDArray[np.generic]],
+    normals: NDArray[np.generic] | None = None,
+) -> Detector:
+    """The same score with a given encoder and an exact density of the given sites' records."""
+    latents = _latents(run, encoder)
+    means = [latents(rows) for rows in sites]
+    radius = default_radius(means[0].shape[1])
+    density = latent_density([moments(one, radius) for one in means], radius, 0.0)
     center = density.mean if normals is None else latents(normals).mean(axis=0)
     precision = density.precision(recentred=normals is not None)
     return lambda rows: squared_distance(latents(rows), center, precision)
@@ -172,6 +183,22 @@ def three_questions(
         pairs = [(site, recentred(normals_of(site, count, seed))) for site in absent.sites]
         answers[f"new{count}"] = rate(pairs)
     return answers
+
+
+def _latents(
+    run: RunConfig, arrays: Mapping[str, np.ndarray]
+) -> Callable[[NDArray[np.generic]], NDArray[np.float64]]:
+    """Latent means [N, k] of raw records under the encoder in ``arrays``."""
+    model, schema = _model(run), schema_of(run.data)
+    load_encoder(model, _tensors({k: v for k, v in arrays.items() if k.startswith("encoder.")}))
+    model.eval()
+
+    def latents(rows: NDArray[np.generic]) -> NDArray[np.float64]:
+        with torch.no_grad():
+            mean = model.encode(torch.from_numpy(schema.preprocess(rows)))[0]
+        return np.asarray(mean.double().numpy())
+
+    return latents
 
 
 def _model(run: RunConfig) -> VAE:

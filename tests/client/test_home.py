@@ -1,0 +1,53 @@
+"""Where a node's files are."""
+
+from pathlib import Path
+
+import pytest
+
+from client.home import MAX_SOCKET_PATH, ClientHome
+from shared.errors import ServiceError
+
+
+def test_the_socket_is_in_the_home(tmp_path: Path) -> None:
+    """A home with a short path holds its own socket."""
+    home = ClientHome(Path("/tmp/node"))
+    assert home.socket == Path("/tmp/node/node.sock")
+
+
+def test_a_long_home_gets_a_short_private_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long path moves the socket to a private folder, the same one each time."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    home = ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH))
+    other = ClientHome(tmp_path / ("y" * MAX_SOCKET_PATH))
+    path = home.prepare_socket()
+    assert len(str(path)) <= MAX_SOCKET_PATH
+    assert path == ClientHome(home.root).socket != other.socket
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_open_socket_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in which others could put their own socket is not used."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    home = ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH))
+    home.prepare_socket().parent.chmod(0o777)
+    with pytest.raises(ServiceError, match="no one else can write"):
+        home.prepare_socket()
+
+
+def test_a_hopeless_socket_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the temporary folder's path is long too, the remedy is said."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("t" * MAX_SOCKET_PATH)))
+    with pytest.raises(ServiceError, match="set TMPDIR"):
+        ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH)).prepare_socket()
+
+
+def test_the_home_is_private_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names the home when no path is given, and it is made for its owner alone."""
+    monkeypatch.setenv("FEDLATENT_CLIENT_HOME", str(tmp_path / "a"))
+    home = ClientHome.find()
+    assert home.root == tmp_path / "a"
+    assert ClientHome.find(tmp_path / "b").root == tmp_path / "b"
+    home.create()
+    assert home.root.stat().st_mode & 0o777 == 0o700

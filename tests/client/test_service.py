@@ -1,0 +1,200 @@
+"""Setting a node up, and the way to its server, without Flower."""
+
+import contextlib
+import http.server
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client.home import ClientHome
+from client.service import (
+    ClientService,
+    diagnose_supernode,
+    init_client,
+    preflight,
+    split_address,
+)
+from server.authority import create_authority, issue_certificate
+from server.home import ServerHome
+from shared.errors import ConfigError, ServiceError
+
+DATA = {"path": "beats.npz", "schema": {"name": "beats", "shape": [8]}}
+POLICY = {"max_epsilon": 4.0}
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    """Answers 403 with the date that the server holds for right."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self.send_response_only(403)
+        self.send_header("Date", self.date_time_string(self.server.date))  # type: ignore[attr-defined]
+        self.end_headers()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> ServerHome:
+    """A federation's authority, with a certificate for loopback."""
+    home = ServerHome(tmp_path_factory.mktemp("authority") / "server")
+    home.create()
+    create_authority(home)
+    issue_certificate(home, [])
+    return home
+
+
+@contextlib.contextmanager
+def serving(authority: ServerHome, host: str) -> Iterator[http.server.HTTPServer]:
+    """A TLS server with that certificate; its clock is the attribute ``date``."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority.certificate, authority.certificate_key)
+    made = http.server.ThreadingHTTPServer((host, 0), _Answer)
+    made.handle_error = lambda *_: None  # type: ignore[method-assign]
+    made.socket = context.wrap_socket(made.socket, server_side=True)
+    made.date = None  # type: ignore[attr-defined]
+    threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture
+def server(authority: ServerHome) -> Iterator[http.server.HTTPServer]:
+    """Such a server on an address that the certificate names."""
+    with serving(authority, "127.0.0.1") as made:
+        yield made
+
+
+def test_a_good_way_is_silent(authority: ServerHome, server: http.server.HTTPServer) -> None:
+    """Nothing is raised when the server answers with the right certificate and time."""
+    preflight(f"127.0.0.1:{server.server_port}", authority.ca_certificate)
+
+
+def test_another_authority_is_named(server: http.server.HTTPServer, tmp_path: Path) -> None:
+    """A wrong ca.crt is told apart from a wrong network."""
+    other = ServerHome(tmp_path)
+    other.create()
+    create_authority(other)
+    with pytest.raises(ServiceError, match=r"the wrong server or the wrong ca\.crt"):
+        preflight(f"127.0.0.1:{server.server_port}", other.ca_certificate)
+
+
+def test_a_name_the_certificate_lacks_is_said(authority: ServerHome) -> None:
+    """An address that the certificate does not name is told apart from a wrong authority."""
+    with (
+        serving(authority, "127.0.0.2") as server,
+        pytest.raises(ServiceError, match=r"certificate that names 127\.0\.0\.2"),
+    ):
+        preflight(f"127.0.0.2:{server.server_port}", authority.ca_certificate)
+
+
+@pytest.mark.parametrize(("shift", "shown"), [(3600, "-3"), (-60, r"\+(59|60|61)")])
+def test_a_wrong_clock_is_said(
+    authority: ServerHome, server: http.server.HTTPServer, shift: int, shown: str
+) -> None:
+    """Clocks that differ by more than the signatures allow stop the node, with the difference."""
+    server.date = time.time() + shift  # type: ignore[attr-defined]
+    with pytest.raises(ServiceError, match=f"clock to agree with the server's, got {shown}"):
+        preflight(f"127.0.0.1:{server.server_port}", authority.ca_certificate)
+
+
+def test_a_silent_address_is_said(authority: ServerHome) -> None:
+    """An address where nothing listens is named."""
+    with pytest.raises(ServiceError, match=r"127\.0\.0\.1:1 to answer, got ConnectionRefused"):
+        preflight("127.0.0.1:1", authority.ca_certificate)
+
+
+def test_a_node_is_set_up_once(authority: ServerHome, tmp_path: Path) -> None:
+    """A new home has its configuration, private keys and the authority; it is never overwritten."""
+    home = ClientHome(tmp_path / "node")
+    certificate = authority.ca_certificate.read_bytes()
+    config = init_client(
+        home, site="ward-1", server="fed:8443", ca_certificate=certificate, data=DATA, policy=POLICY
+    )
+    assert config.site == "ward-1"
+    assert config.server is not None
+    assert config.server.address == "fed:8443"
+    assert home.ca_certificate.read_bytes() == certificate
+    for path in (home.node_key, home.signing_key, home.superexec_secret, home.config):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert home.node_public_key.read_text().startswith("ecdsa-sha2-nistp384 ")
+    with pytest.raises(ServiceError, match="Expected no node"):
+        init_client(
+            home, site="x", server="fed:1", ca_certificate=certificate, data=DATA, policy=POLICY
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"server": "fed"}, "host:port"),
+        ({"ca_certificate": b"no"}, r"ca\.crt in PEM"),
+        ({"site": "a b"}, "site"),
+        ({"policy": {"max_epsilon": 1.0, "extra": 1}}, "extra"),
+    ],
+)
+def test_bad_settings_leave_nothing(
+    authority: ServerHome, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    """A wrong value is refused before anything is written."""
+    home = ClientHome(tmp_path / "node")
+    settings = {
+        "site": "ward-1",
+        "server": "fed:8443",
+        "ca_certificate": authority.ca_certificate.read_bytes(),
+        "data": DATA,
+        "policy": POLICY,
+        **change,
+    }
+    with pytest.raises(ConfigError, match=message):
+        init_client(home, **settings)  # type: ignore[arg-type]
+    assert not home.root.exists()
+
+
+def test_open_keys_stop_the_node(authority: ServerHome, tmp_path: Path) -> None:
+    """A node whose key others can read does not start."""
+    home = ClientHome(tmp_path / "node")
+    init_client(
+        home,
+        site="ward-1",
+        server="fed:8443",
+        ca_certificate=authority.ca_certificate.read_bytes(),
+        data=DATA,
+        policy=POLICY,
+    )
+    home.node_key.chmod(0o644)
+    with pytest.raises(ConfigError, match="0644"):
+        ClientService(home)
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [("a.org:1", ("a.org", 1)), ("10.0.0.1:65535", ("10.0.0.1", 65535)), ("[::1]:8", ("::1", 8))],
+)
+def test_addresses_come_apart(address: str, parts: tuple[str, int]) -> None:
+    """Names, IPv4 and bracketed IPv6 addresses are taken with their port."""
+    assert split_address(address) == parts
+
+
+@pytest.mark.parametrize("address", ["", "a", ":1", "a:", "a:0", "a:70000", "a:x", "a:-1"])
+def test_malformed_addresses_are_refused(address: str) -> None:
+    """Anything that is not host:port is an error in words."""
+    with pytest.raises(ConfigError, match="host:port"):
+        split_address(address)
+
+
+@pytest.mark.parametrize(
+    ("log", "sentence"),
+    [
+        ("ERROR : Exit Code: 305\n[code: 2004] Failed to activate SuperNode.\n", "admitted"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "authority in ca.crt"),
+        ("INFO\nERROR : Port in use\nINFO: bye", "Port in use"),
+        ("", "nothing"),
+    ],
+)
+def test_supernode_ends_are_explained(log: str, sentence: str) -> None:
+    """What a SuperNode printed becomes one sentence with a remedy where one is known."""
+    assert sentence in diagnose_supernode(log, Path("node.pub"))

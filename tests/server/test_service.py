@@ -1,0 +1,217 @@
+"""The real server and real nodes: TLS, node keys, gateway, process isolation.
+
+Everything listens on loopback and lives below a temporary folder.
+"""
+
+import http.client
+import os
+import signal
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.home import ClientHome
+from client.service import ClientService, init_client
+from server.home import ServerHome
+from server.registry import Registry
+from server.service import ServerService, init_server, is_lost
+from shared.config import RunConfig
+from shared.data.sources import HEARTS_SCHEMA, hearts
+from shared.errors import ConfigError, ServiceError
+from shared.supervisor import marked_processes
+
+RUN = {
+    "name": "hearts",
+    "data": HEARTS_SCHEMA.to_dict(),
+    "model": {"options": {"hidden": [16], "latent_dim": 4}},
+    "privacy": {"epsilon": 2.0, "delta": 1e-4},
+    "training": {"rounds": 1, "steps_per_round": 5},
+    "federation": {"nodes": 1, "quorum": 1},
+}
+
+
+@dataclass
+class Federation:
+    """A running server, and how to add nodes to it."""
+
+    folder: Path
+    service: ServerService
+    nodes: list[ClientService] = field(default_factory=list)
+
+    def node(self, name: str, *, admit: bool = True) -> ClientService:
+        """Set up a node with a synthetic patient's beats and start it."""
+        home = ClientHome(self.folder / name)
+        init_client(
+            home,
+            site=name,
+            server=self.service.address,
+            ca_certificate=self.service.home.ca_certificate.read_bytes(),
+            data={"path": "beats.npz", "schema": HEARTS_SCHEMA.to_dict()},
+            policy={"max_epsilon": 100.0, "delta": 1e-4},
+        )
+        source = hearts(1, seed=len(self.nodes)).sites[0]
+        np.savez(home.root / "beats.npz", X=source.train)
+        if admit:
+            self.service.control.admit(name, home.node_public_key)
+        service = ClientService(home)
+        self.nodes.append(service)
+        service.start()
+        return service
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A server on free ports of loopback."""
+    folder = tmp_path_factory.mktemp("federation")
+    home = ServerHome(folder / "server")
+    init_server(home, port=0)
+    with ServerService(home) as service:
+        made = Federation(folder, service)
+        yield made
+        for node in made.nodes:
+            node.stop()
+    assert marked_processes(home.services) == {}
+
+
+@pytest.fixture(scope="module")
+def node(federation: Federation) -> ClientService:
+    """One admitted node, online."""
+    made = federation.node("ward-1")
+    made.wait_online(60)
+    return made
+
+
+def until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.2)
+
+
+def only_process(folder: Path, word: str) -> int:
+    """The process id of the one marked process whose command has ``word``."""
+    (found,) = [pid for pid, command in marked_processes(folder).items() if word in command]
+    return found
+
+
+def complete_rounds(home: ServerHome, run_id: str) -> int:
+    """How many phases of a run are complete in the registry."""
+    with Registry(home.registry) as registry:
+        return sum(row.status == "complete" for row in registry.rounds(run_id))
+
+
+def test_a_run_goes_from_submission_to_result(federation: Federation, node: ClientService) -> None:
+    """A submitted run trains at the node, is completed, and its log can be read."""
+    control = federation.service.control
+    submission = control.submit(RunConfig.parse(RUN, "test"))
+    done = control.wait(submission.run_id, 180)
+    assert (done.state, done.reason, len(done.flower_runs)) == ("completed", "", 1)
+    assert complete_rounds(federation.service.home, done.run_id) == 3
+    assert "complete" in control.log(done.flower_runs[0])
+    assert node.home.release_log.read_text().count("\n") == 3
+    assert control.online()["ward-1"] == "online"
+    with pytest.raises(ConfigError, match="Expected a new run id"):
+        control.submit(RunConfig.parse(RUN, "test"), run_id=done.run_id)
+
+
+def test_nodes_run_their_own_code(node: ClientService) -> None:
+    """What the server sent is at the node, but was never compiled, so never imported."""
+    apps = node.home.services / "superexec" / "flower" / "apps"
+    assert list(apps.glob("*/client/app.py"))
+    assert not list(apps.rglob("*.pyc"))
+
+
+def test_an_unknown_node_is_turned_away(federation: Federation, node: ClientService) -> None:
+    """A node whose key was not admitted learns so in words, and joins once it is admitted."""
+    stranger = federation.node("stranger", admit=False)
+    with pytest.raises(ServiceError, match="does not know this node's key"):
+        stranger.wait_online(12)
+    log = (federation.service.home.services / "gateway" / "log").read_text()
+    assert "may not join" in log
+    site = federation.service.control.admit("stranger", stranger.home.node_public_key)
+    assert site.fingerprint in log
+    assert federation.service.control.admit("stranger", stranger.home.node_public_key) == site
+    stranger.wait_online(60)
+    with pytest.raises(ConfigError, match="Expected a new site"):
+        federation.service.control.admit("ward-1", stranger.home.node_public_key)
+    federation.service.control.remove("stranger")
+    assert [one.name for one in federation.service.control.sites()] == ["ward-1"]
+
+
+def test_the_control_api_is_out_of_reach(federation: Federation) -> None:
+    """Who holds nothing but the CA certificate gets 403 for whatever could start code."""
+    context = ssl.create_default_context(cafile=str(federation.service.home.ca_certificate))
+    port = federation.service.settings.port
+    for path in ("/v1/control/start-run", "/v1/control/list-runs", "/v1/runtime/acquire-task"):
+        connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=10)
+        connection.request("POST", path, body=b"")
+        assert connection.getresponse().status == 403
+        connection.close()
+
+
+def test_a_second_server_in_the_home_is_refused(federation: Federation) -> None:
+    """Two servers cannot share one home."""
+    with pytest.raises(ServiceError, match="runs there"):
+        ServerService(federation.service.home).start()
+    with pytest.raises(ServiceError, match="Expected no server"):
+        init_server(federation.service.home, port=0)
+
+
+def test_commands_need_a_running_server(tmp_path: Path) -> None:
+    """A command to a server that does not run says how to start it."""
+    home = ServerHome(tmp_path / "server")
+    init_server(home, port=0)
+    with pytest.raises(ServiceError, match="run 'fedlatent server start' first"):
+        ServerService(home).control.submit(RunConfig.parse(RUN, "test"))
+
+
+@pytest.mark.parametrize(
+    ("status", "alive", "lost"),
+    [
+        ("pending", 0, False),
+        ("starting", 0, True),
+        ("running", 0, True),
+        ("running", 1, False),
+        ("finished:failed", 1, True),
+        ("finished:stopped", 0, True),
+        ("finished:completed", 0, True),
+        ("unknown", 2, True),
+    ],
+)
+def test_lost_runs_are_told_from_waiting_ones(status: str, alive: int, lost: bool) -> None:
+    """A run is lost when Flower ended it, or takes it for running while no process lives."""
+    assert is_lost(status, alive) is lost
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("side", "victim"),
+    [
+        ("server", "flwr-serverapp"),
+        ("server", "flower-superlink"),
+        ("server", "flower-superexec"),
+        ("server", "server.gateway"),
+        ("node", "client.resident"),
+        ("node", "flower-superexec"),
+        ("node", "flower-supernode"),
+    ],
+)
+def test_a_run_survives_the_death_of_any_process(
+    federation: Federation, node: ClientService, side: str, victim: str
+) -> None:
+    """Whichever process is killed in the middle of a run, the run is completed."""
+    home, control = federation.service.home, federation.service.control
+    training = {"rounds": 3, "steps_per_round": 5}
+    submission = control.submit(RunConfig.parse(RUN | {"training": training}, "test"))
+    until(lambda: complete_rounds(home, submission.run_id) >= 1, 90)
+    folder = home.services if side == "server" else node.home.services
+    os.kill(only_process(folder, victim), signal.SIGKILL)
+    done = control.wait(submission.run_id, 300)
+    assert done.state == "completed"
+    assert complete_rounds(home, done.run_id) == 5

@@ -1,0 +1,24 @@
+"""A tiny federation of synthetic patients for tests."""
+
+from shared.config import RunConfig
+from shared.data.sources import Federation, hearts
+
+
+def tiny_federation(sites: int = 3) -> Federation:
+    """A few patients with few beats."""
+    return hearts(sites, seed=11, beats=120)
+
+
+def tiny_run(federation: Federation, /, **changes: object) -> RunConfig:
+    """Two rounds of three steps on a small model, with seeded noise."""
+    count = len(federation.sites)
+    tables: dict[str, object] = {
+        "name": "tiny",
+        "seed": 3,
+        "data": federation.schema.to_dict(),
+        "model": {"options": {"hidden": [8], "latent_dim": 3}},
+        "privacy": {"rng": "simulation", "epsilon": 4.0},
+        "training": {"rounds": 2, "steps_per_round": 3},
+        "federation": {"nodes": count, "quorum": max(1, count - 1)},
+    }
+    return RunConfig.parse(tables | changes, "test")
