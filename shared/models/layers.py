@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
     "gelu": (nn.GELU, math.sqrt(2.0)),
     "silu": (nn.SiLU, math.sqrt(2.0)),
 }
-HEAD_GAIN = 0.5  # the last layer starts small: latents near the prior, outputs near zero
+HEAD_GAIN = 1.0  # the last layer keeps the scale of its inputs; a small start drowns in noise
 _KERNEL = {1: 5, 2: 3}
 _CONV: dict[int, type[nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 _TRANSPOSED: dict[int, type[nn.ConvTranspose1d | nn.ConvTranspose2d]] = {

@@ -1,0 +1,178 @@
+"""The deployed path against the simulated one, through kill -9 of a whole server and a node.
+
+Real processes: SuperLink, SuperExec and gateway; SuperNode, SuperExec and resident node for each
+site, all started by the command line, over TLS on loopback.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.home import ClientHome
+from client.ledger import Ledger
+from client.service import init_client
+from server.control import Control
+from server.home import ServerHome
+from server.registry import Registry
+from server.results import RunResult
+from server.service import ServerService, init_server
+from shared.config import RunConfig
+from shared.data.sources import Federation
+from shared.privacy.plan import PrivacyPlan
+from shared.supervisor import end_processes, marked_processes, running_pid
+from simulations.federation import datasets, simulate
+from tests.simulations.support import tiny_federation, tiny_run
+
+RUN_ID = "equal"
+ROUNDS = 3
+
+
+class Machine:
+    """One server and its nodes as processes of the command line."""
+
+    def __init__(self, folder: Path, federation: Federation, run: RunConfig) -> None:
+        """Set all homes up; nothing starts."""
+        self.server = ServerHome(folder / "server")
+        init_server(self.server, port=0)
+        self.address = ServerService(self.server).address
+        self.nodes: dict[str, ClientHome] = {}
+        self.started: list[subprocess.Popen[bytes]] = []
+        for site in federation.sites:
+            home = ClientHome(folder / site.name)
+            init_client(
+                home,
+                site=site.name,
+                server=self.address,
+                ca_certificate=self.server.ca_certificate.read_bytes(),
+                data={"path": "records.npz", "schema": run.data.model_dump(mode="json")},
+                policy={
+                    "max_epsilon": run.privacy.epsilon,
+                    "delta": run.privacy.delta,
+                    "allow_simulation_rng": True,
+                },
+            )
+            np.savez(home.root / "records.npz", X=site.train)
+            self.nodes[site.name] = home
+
+    def start(self, side: str, home: Path) -> None:
+        """Start ``fedlatent server`` or ``fedlatent client`` on ``home``."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", side, "start", "--home", str(home)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.started.append(process)
+
+    def kill(self, services: Path) -> None:
+        """SIGKILL the supervisor and every process it ever started."""
+        supervisor = running_pid(services)
+        assert supervisor is not None
+        for pid in [supervisor, *marked_processes(services)]:
+            os.kill(pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        for home in (self.server.services, *(node.services for node in self.nodes.values())):
+            supervisor = running_pid(home)
+            if supervisor is not None:
+                os.kill(supervisor, signal.SIGKILL)
+            end_processes(home)
+        for process in self.started:
+            process.wait(30)
+
+    def complete(self) -> int:
+        """Finished phases of the run."""
+        with Registry(self.server.registry) as registry:
+            return sum(one.status == "complete" for one in registry.rounds(RUN_ID))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """Homes of a server and two nodes."""
+    federation = tiny_federation(2)
+    made = Machine(tmp_path / "deployed", federation, deployed_run(federation))
+    yield made
+    made.close()
+
+
+def deployed_run(federation: Federation) -> RunConfig:
+    """Three rounds with seeded noise, so that two paths can be compared."""
+    return tiny_run(
+        federation,
+        training={"rounds": ROUNDS, "steps_per_round": 3},
+        federation={"nodes": 2, "quorum": 2, "join_timeout_s": 180.0, "round_deadline_s": 90.0},
+    )
+
+
+def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} took more than {timeout_s} s"
+        time.sleep(0.2)
+
+
+def test_a_run_through_kills_equals_the_simulated_run(machine: Machine, tmp_path: Path) -> None:
+    """After kill -9 of the server and of one node in mid-round the result is the calm one's.
+
+    No phase is counted twice, every node pays exactly the plan, and the encoder, the density and
+    the thresholds equal those of the same run in one process.
+    """
+    federation = tiny_federation(2)
+    run = deployed_run(federation)
+    calm = simulate(run, datasets(federation), tmp_path / "calm", run_id=RUN_ID).result
+    machine.start("server", machine.server.root)
+    until(lambda: running_pid(machine.server.services) is not None, 60, "the server's start")
+    control = Control(machine.server)
+    until(lambda: _answers(machine.address), 60, "the gateway's start")
+    for name, home in machine.nodes.items():
+        control.admit(name, home.node_public_key)
+        machine.start("client", home.root)
+    control.submit(run, RUN_ID)
+    until(lambda: machine.complete() >= 1, 120, "the first round")
+    victim = next(iter(machine.nodes.values()))
+    machine.kill(machine.server.services)
+    machine.kill(victim.services)
+    done_before = machine.complete()
+    machine.start("server", machine.server.root)
+    until(lambda: _answers(machine.address), 60, "the gateway's second start")
+    machine.start("client", victim.root)
+    until(lambda: machine.complete() == ROUNDS + 2, 300, "the rest of the run")
+    until(lambda: (machine.server.run(RUN_ID) / "result/result.json").exists(), 30, "the result")
+    assert done_before < ROUNDS + 2
+    _assert_equal(RunResult.load(machine.server.run(RUN_ID) / "result"), calm)
+    plan = PrivacyPlan.from_config(run)
+    for home in machine.nodes.values():
+        ledger = Ledger(home.ledger, "records", run.privacy.epsilon, run.privacy.delta)
+        assert ledger.epsilon() == pytest.approx(plan.epsilon(), abs=1e-6)
+        entries = [(entry.round, entry.kind) for entry in ledger.entries()]
+        assert len(entries) == len(set(entries)) == ROUNDS + 2
+    with Registry(machine.server.registry) as registry:
+        numbers = [one.number for one in registry.rounds(RUN_ID)]
+    assert numbers == list(range(1, ROUNDS + 3))
+
+
+def _assert_equal(deployed: RunResult, simulated: RunResult) -> None:
+    assert set(deployed.arrays) == set(simulated.arrays)
+    for key, value in simulated.arrays.items():
+        np.testing.assert_allclose(deployed.arrays[key], value, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(deployed.density.mean, simulated.density.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(deployed.density.within, simulated.density.within, rtol=1e-5)
+    assert deployed.thresholds == pytest.approx(simulated.thresholds, rel=1e-4)
+
+
+def _answers(address: str) -> bool:
+    import socket
+
+    host, port = address.rsplit(":", 1)
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, int(port))) == 0
