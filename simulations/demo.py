@@ -131,7 +131,11 @@ def demo_run(federation: Federation, *, nodes: int, epsilon: float, rounds: int)
             "data": federation.schema.to_dict(),
             "model": {"options": {"hidden": [64], "latent_dim": 8}},
             "privacy": {"epsilon": epsilon, "sample_rate": 0.2 if image else 0.1},
-            "training": {"rounds": rounds, "steps_per_round": max(1, 200 // rounds)},
+            "training": {
+                "rounds": rounds,
+                "steps_per_round": max(1, 200 // rounds),
+                "learning_rate": 4e-3,
+            },
             "federation": {"nodes": nodes, "quorum": max(1, nodes - 1)},
         },
         "demo",

@@ -21,6 +21,10 @@ from shared.models.layers import (
 
 NETWORKS = {"mlp": None, "conv1d": 1, "conv2d": 2}  # spatial dimensions
 MAX_WIDTH = 8192
+#: Gains of the last layers. Under noise the first weights stay visible to the end: latents must
+#: start on the scale of the prior, or noise drowns them, and outputs near zero, or the decoder's
+#: first draw stays in every reconstruction (measured on MIT-BIH at epsilon 4).
+ENCODER_GAIN, DECODER_GAIN = 1.0, 0.1
 MAX_DEPTH = 16
 
 
@@ -143,8 +147,8 @@ class GaussianVAE(VAE):
             self.encoder = nn.Sequential(*self._encoder_layers())
             self.decoder = nn.Sequential(*self._decoder_layers())
         self.to_empty(device="cpu")
-        initialise(self.encoder, config.activation, generator)
-        initialise(self.decoder, config.activation, generator)
+        initialise(self.encoder, config.activation, generator, ENCODER_GAIN)
+        initialise(self.decoder, config.activation, generator, DECODER_GAIN)
 
     @property
     def likelihood(self) -> Likelihood:

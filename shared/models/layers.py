@@ -18,7 +18,6 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
     "gelu": (nn.GELU, math.sqrt(2.0)),
     "silu": (nn.SiLU, math.sqrt(2.0)),
 }
-HEAD_GAIN = 1.0  # the last layer keeps the scale of its inputs; a small start drowns in noise
 _KERNEL = {1: 5, 2: 3}
 _CONV: dict[int, type[nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 _TRANSPOSED: dict[int, type[nn.ConvTranspose1d | nn.ConvTranspose2d]] = {
@@ -89,15 +88,17 @@ def conv_decoder(
     return layers
 
 
-def initialise(network: nn.Module, activation: str, generator: torch.Generator) -> None:
+def initialise(
+    network: nn.Module, activation: str, generator: torch.Generator, head_gain: float
+) -> None:
     """Draw every weight of `network` from `generator`; biases are zero.
 
     Weights are normal with variance gain^2 / fan-in (LeCun et al., 1998, "Efficient BackProp",
-    section 4.6; He et al., 2015, for rectifiers); the last layer uses a smaller gain.
+    section 4.6; He et al., 2015, for rectifiers); the last layer has a gain of its own.
     """
     weighted = [module for module in network.modules() if isinstance(module, _WEIGHTED)]
     for module in weighted:
-        gain = HEAD_GAIN if module is weighted[-1] else ACTIVATIONS[activation][1]
+        gain = head_gain if module is weighted[-1] else ACTIVATIONS[activation][1]
         with torch.no_grad():
             module.weight.normal_(0.0, gain / math.sqrt(_fan_in(module)), generator=generator)
         if module.bias is not None:

@@ -76,7 +76,7 @@ def mitbih_run(
             "data": federation.schema.to_dict(),
             "model": {"options": {"hidden": [64], "latent_dim": 8}},
             "privacy": privacy,
-            "training": {"rounds": rounds, "steps_per_round": steps},
+            "training": {"rounds": rounds, "steps_per_round": steps, "learning_rate": 4e-3},
             "federation": {"nodes": len(federation.sites), "quorum": len(federation.sites)},
         },
         "mitbih experiment",
