@@ -13,7 +13,7 @@ from torch import nn
 
 # The gain keeps the variance of a signal through one layer and the activation.
 ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
-    "tanh": (nn.Tanh, 1.0),
+    "tanh": (nn.Tanh, 5.0 / 3.0),
     "relu": (nn.ReLU, math.sqrt(2.0)),
     "gelu": (nn.GELU, math.sqrt(2.0)),
     "silu": (nn.SiLU, math.sqrt(2.0)),
