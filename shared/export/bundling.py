@@ -171,7 +171,7 @@ def _graphs(
     """Every graph with its parity against torch on trained weights."""
     model, density = contents.model.eval(), contents.density
     site = contents.kind == "site"
-    extremes = (schema.lower, schema.upper, 0.0, 1e3, -1e3)
+    extremes = (schema.lower, schema.upper, 0.0)
     records: Mapping[str, np.ndarray] = {"x": checked}
     center = {"center": density.mean.astype(np.float32)}
     files = {

@@ -23,7 +23,7 @@ def edited(data: bytes, change: float) -> bytes:
 def test_equal_models_pass_and_report(small: Exported) -> None:
     """The report counts the cases and gives the largest differences seen."""
     report = parity(small.encoder, Encoder(small.model), {"x": small.records[:10]})
-    assert report.cases == 7  # 1, 3, 10 and 64 records, three extremes
+    assert report.cases == 9  # 1, 3, 10 and 64 records, three extremes, two beyond
     assert 0 <= report.max_abs < 1e-4
     assert report.max_rel <= report.max_abs
 

@@ -36,15 +36,15 @@ def test_seed_decides_the_weights(name: str) -> None:
 @pytest.mark.parametrize("network", ["mlp", "conv1d"])
 @pytest.mark.parametrize("activation", ["tanh", "relu", "gelu", "silu"])
 def test_initial_signal_is_well_scaled(network: str, activation: str) -> None:
-    """Fresh latents of unit-variance data have a deviation of the order of a half."""
+    """Fresh latents of unit-variance data have a deviation of the order of the prior's."""
     hidden = [64, 64] if network == "mlp" else [16, 16]
     model = build(
         "gaussian", {"network": network, "hidden": hidden, "activation": activation}, (128,), 0
     )
     x = torch.randn(256, 128, generator=torch.Generator().manual_seed(5))
     mu, logvar = model.encode(x)
-    assert 0.1 < mu.std().item() < 1.0
-    assert logvar.abs().max().item() < 4.0
+    assert 0.4 < mu.std().item() < 1.5
+    assert -8.0 < logvar.min().item() < logvar.max().item() < 4.0
 
 
 @pytest.mark.parametrize(
