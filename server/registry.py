@@ -35,6 +35,10 @@ RunStatus = Literal["running", "interrupted", "paused", "failed", "stopped", "co
 RoundStatus = Literal["running", "complete", "failed"]
 
 
+#: Two processes that open a new file at once can collide while they make its tables.
+_ATTEMPTS, _PAUSE_S = 5, 0.2
+
+
 class Base(DeclarativeBase):
     """Base of the registry's tables."""
 
@@ -150,13 +154,17 @@ class Registry:
             ServiceError: the database cannot be opened.
         """
         self._engine = _engine(location)
-        try:
-            Base.metadata.create_all(self._engine)
-        except SQLAlchemyError as error:
-            raise ServiceError(
-                f"Expected a usable registry at {location}, got: {type(error).__name__}; "
-                "check the path, its permissions or the database server."
-            ) from None
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                Base.metadata.create_all(self._engine)
+                return
+            except SQLAlchemyError as error:  # maybe another process is making the same tables
+                if attempt == _ATTEMPTS:
+                    raise ServiceError(
+                        f"Expected a usable registry at {location}, got: {type(error).__name__}; "
+                        "check the path, its permissions or the database server."
+                    ) from None
+                time.sleep(_PAUSE_S)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -335,6 +343,6 @@ def _engine(location: Path | str) -> Engine:
 def _durable(connection: DBAPIConnection, record: object) -> None:
     """Let readers read during a write, and make every commit survive a power cut."""
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

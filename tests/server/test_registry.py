@@ -1,6 +1,7 @@
 """The registry: each phase is one row, however often it is done."""
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,17 @@ def test_unknown_run_and_bad_address_are_said(tmp_path: Path) -> None:
     (tmp_path / "bad.db").write_bytes(b"not a database" * 100)
     with pytest.raises(ServiceError, match=r"bad\.db"):
         Registry(tmp_path / "bad.db")
+
+
+def test_many_openers_of_a_new_registry_do_not_collide(tmp_path: Path) -> None:
+    """Eight openers at once make one registry, and none of them fails."""
+    for number in range(5):
+        path = tmp_path / f"{number}.db"
+
+        def opened(path: Path = path) -> int:
+            with Registry(path) as registry:
+                return len(registry.runs())
+
+        with ThreadPoolExecutor(8) as pool:
+            found = [pool.submit(opened) for _ in range(8)]
+        assert [one.result() for one in found] == [0] * 8
