@@ -75,7 +75,7 @@ class Pace:
         sleep: waits for a number of seconds.
     """
 
-    poll_s: float = 0.5
+    poll_s: float = 1.0
     retry_pause_s: float = 10.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep

@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from client.edge.runtime import EdgeModel
@@ -122,6 +123,7 @@ def _scores(axes: Axes, title: str, model: EdgeModel, site: SiteData) -> None:
         axes.hist(shown, bins=list(bins), color=color, alpha=0.7, label=word)
     if positive:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.axvline(model.threshold, color="black", linewidth=1, linestyle=":", label="threshold")
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("score")
