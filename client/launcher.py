@@ -1,40 +1,70 @@
 """Runs Flower's ClientApp from this installation's code, never from what the server sent.
 
-Flower ships an app's code with each run and puts it first on the import path of the node's
-process: whoever controls the server could run anything next to the private records. The
-SuperExec of a node finds this program under the name ``flwr-clientapp``. It imports the
-installed ``client.app`` first, so that Flower takes that one, and from then on refuses to read
-any code below Flower's app folder. A run whose app names another module fails at the node.
+Flower ships an app's code with each run, unpacks it at the node and imports it: whoever controls
+the server could run anything next to the private records. (Nor does Flower 1.41 check the names
+in a sent app, so one with ``../`` in its version is unpacked wherever it likes.) The SuperExec of
+a node finds this program under the name ``flwr-clientapp``. It puts three functions of Flower's
+runtime out of service before that runtime starts: sent apps stay packed, no dependency is
+installed, and the app that runs is the installed ``client.app``, whatever the run names.
 """
 
-import os
+import importlib
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
-_CODE = (".py", ".pyc", ".so")
+from flwr.clientapp import ClientApp
+
+from shared.errors import ServiceError
+
+RUNTIME = "flwr.supernode.runtime.run_clientapp"
 
 
-def forbid_code_below(folder: Path) -> None:
-    """Make this process unable to open a code file below ``folder`` for reading."""
-    prefix = os.path.join(os.path.realpath(folder), "")
+def use_own_code(runtime: ModuleType) -> None:
+    """Make Flower's ClientApp runtime load the installed app and nothing else.
 
-    def refuse(event: str, arguments: tuple[object, ...]) -> None:
-        if event != "open" or not isinstance(arguments[0], str | bytes):
-            return
-        path = os.fsdecode(arguments[0])
-        writes = isinstance(arguments[1], str) and set(arguments[1]) & set("wax")
-        if path.endswith(_CODE) and not writes and os.path.realpath(path).startswith(prefix):
-            raise PermissionError("this node runs no code that a server sent")
+    Raises:
+        ServiceError: this Flower has another runtime; the node must not start with it.
+    """
+    replacements = {
+        "install_from_fab": _leave_packed,
+        "install_app_dependencies": _refuse_installation,
+        "get_load_client_app_fn": _load_installed,
+    }
+    missing = [name for name in replacements if not callable(getattr(runtime, name, None))]
+    if missing:
+        raise ServiceError(
+            f"Expected {RUNTIME} with {', '.join(missing)}, got another Flower, which could run "
+            "code that a server sends; install the pinned version of flwr."
+        )
+    for name, replacement in replacements.items():
+        setattr(runtime, name, replacement)
 
-    sys.addaudithook(refuse)
+
+def _leave_packed(_fab: object, *_: object, **__: object) -> Path:
+    """Stands in for ``install_from_fab``: nothing is written."""
+    return Path()
+
+
+def _refuse_installation(*_: object, **__: object) -> None:
+    raise ServiceError("Expected a run without installations, got one with; this node has none.")
+
+
+def _load_installed(*_: object, **__: object) -> Callable[..., ClientApp]:
+    """Stands in for ``get_load_client_app_fn``: any app id gives the installed app."""
+    from client.app import app
+
+    return lambda *_args, **_kwargs: app
 
 
 def main() -> None:
     """Stand in for ``flwr-clientapp``, with the same arguments."""
-    import client.app  # noqa: F401 - must be in sys.modules before Flower looks for it
-
-    forbid_code_below(Path(os.environ["FLWR_HOME"]) / "apps")
+    try:
+        use_own_code(importlib.import_module(RUNTIME))
+    except ServiceError as error:
+        sys.exit(str(error))
     (program,) = entry_points(group="console_scripts", name="flwr-clientapp")
     program.load()()
 

@@ -30,6 +30,7 @@ from shared.errors import ConfigError, DataError, ServiceError
 from shared.files import read_json, write_atomic, write_json
 from shared.supervisor import child_environment, program, running_pid
 from shared.toml import dumps
+from shared.wire import check_run_id
 
 _CONNECTION = "fedlatent"
 _COMMAND_S = 120.0
@@ -231,7 +232,9 @@ class Control:
         """
         path = self._submission_path(run_id)
         if not path.exists():
-            raise ConfigError(f"Expected a known run, got {run_id!r}; see 'fedlatent server runs'.")
+            raise ConfigError(
+                f"Expected a known run, got {run_id!r}; see 'fedlatent server status'."
+            )
         return _read_submission(path)
 
     def submissions(self) -> list[Submission]:
@@ -296,7 +299,7 @@ class Control:
         return under_way
 
     def _submission_path(self, run_id: str) -> Path:
-        return self.home.run(run_id) / "submission.json"
+        return self.home.run(check_run_id(run_id)) / "submission.json"
 
     def _write_submission(self, submission: Submission) -> None:
         write_json(self._submission_path(submission.run_id), asdict(submission))

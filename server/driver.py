@@ -8,7 +8,6 @@ request again from their store without a new charge.
 
 import fcntl
 import math
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +37,7 @@ from shared.models import VAE, build
 from shared.models.base import ENCODER_PREFIX
 from shared.privacy.summaries import HISTOGRAM_SENSITIVITY, default_radius, latent_density
 from shared.privacy.threshold import threshold_from_histogram
-from shared.wire import DENSITY_PREFIX, Arrays
+from shared.wire import DENSITY_PREFIX, Arrays, check_run_id
 
 _log = getLogger("fedlatent.server")
 
@@ -48,7 +47,6 @@ ATTEMPTS = 2
 #: Node id -> site name of the admitted sites; empty when the server keeps no such table.
 SiteTable = Mapping[int, str]
 
-_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,80}")
 _UNREADABLE = ScreeningFailure(
     status="failed",
     code="unreadable",
@@ -117,11 +115,7 @@ def drive(
         ServiceError: another process drives this run.
         DataError: a damaged checkpoint, or summaries of too few records.
     """
-    if not _RUN_ID.fullmatch(run_id):
-        raise ConfigError(
-            f"Expected a run name of lower-case letters, digits and dashes, got {run_id[:90]!r}."
-        )
-    folder = home.run(run_id)
+    folder = home.run(check_run_id(run_id))
     with _only_driver(folder), Registry(home.registry) as registry:
         _register(registry, config, run_id, folder, resume=resume)
         try:

@@ -74,6 +74,7 @@ def _contents(result: RunResult, run_id: str, version: int) -> BundleContents:
     load_encoder(model, encoder)
     sites = result.facts["sites"]
     facts = list(sites.values()) if isinstance(sites, Mapping) else []
+    # Sites state epsilon at their own delta; (epsilon, delta) also holds at any larger delta.
     spent = [site["epsilon"] for site in facts if site["epsilon"] is not None]
     return BundleContents(
         kind="global",
@@ -87,7 +88,7 @@ def _contents(result: RunResult, run_id: str, version: int) -> BundleContents:
             recentred=result.thresholds["recentred"],
         ),
         epsilon=max(spent) if spent and run.privacy.mechanism != "none" else None,
-        delta=run.privacy.delta,
+        delta=max((site["delta"] for site in facts if site["delta"]), default=run.privacy.delta),
         clients=len(facts),
         version=version,
     )

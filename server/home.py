@@ -30,6 +30,7 @@ class ServerHome:
         """Make the home and its fixed folders, readable by the owner alone."""
         for folder in (self.root, self.tls, self.keys, self.runs, self.bundles, self.services):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.chmod(0o700)
 
     @property
     def config(self) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from server.home import ServerHome
 from server.registry import Registry
-from shared.errors import ServiceError
+from shared.errors import QuorumLost, ServiceError
 
 #: Told a sentence and the share of the run that is done.
 Report = Callable[[str, float], None]
@@ -19,6 +19,7 @@ def watch_run(
     """Report the phases of a run until it is complete.
 
     Raises:
+        QuorumLost: it is paused, since too few nodes answered.
         ServiceError: it ended otherwise, or not within ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
@@ -33,7 +34,9 @@ def watch_run(
             report(f"training: {done} of {run.phases} phases", done / run.phases)
             if run.status == "complete":
                 return
-            if run.status in ("paused", "failed", "stopped"):
+            if run.status == "paused":
+                raise QuorumLost(f"Run {run_id} is paused: {run.sentence}")
+            if run.status in ("failed", "stopped"):
                 raise ServiceError(f"Run {run_id} is {run.status}: {run.sentence}")
         time.sleep(_POLL_S)
     raise ServiceError(

@@ -5,6 +5,7 @@ Flower record (``shared.records``) and, packed by ``pack``, over the node's loca
 its store of released payloads. Nothing here ever reaches pickle.
 """
 
+import re
 import struct
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
@@ -16,13 +17,16 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from shared.config import RunConfig, first_problem
-from shared.errors import ProtocolError
+from shared.errors import ConfigError, ProtocolError
 
 PROTOCOL = 1
 MAX_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
 
 Kind = Literal["train", "moments", "threshold"]
+
+#: What a run may be called; it names a folder on both sides.
+RUN_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,80}$"
 Arrays = dict[str, np.ndarray]
 
 #: Names of the arrays of a summary; encoder arrays keep their state-dict names.
@@ -37,7 +41,7 @@ class _Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     protocol: int
-    run_id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,80}$")]
+    run_id: Annotated[str, Field(pattern=RUN_ID_PATTERN)]
     round: Annotated[int, Field(ge=1)]
     kind: Kind
 
@@ -70,6 +74,19 @@ class ReplyHeader(_Header):
 
 
 HeaderT = TypeVar("HeaderT", RequestHeader, ReplyHeader)
+
+
+def check_run_id(run_id: str) -> str:
+    """Return ``run_id`` when a run may be called so.
+
+    Raises:
+        ConfigError: it holds anything but lower-case letters, digits and dashes, or is too long.
+    """
+    if not re.fullmatch(RUN_ID_PATTERN, run_id) or run_id.endswith("\n"):
+        raise ConfigError(
+            f"Expected a run name of lower-case letters, digits and dashes, got {run_id[:90]!r}."
+        )
+    return run_id
 
 
 def parse_header(kind: type[HeaderT], text: str | bytes) -> HeaderT:

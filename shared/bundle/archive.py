@@ -96,7 +96,8 @@ def write_bundle(
     contents = {MANIFEST: text, SIGNATURE: signature, **files}
     for name, data in contents.items():
         _check_size(name, len(data))
-    write_atomic(path, pack(contents))
+    mode = 0o600 if manifest.kind == "site" else 0o644  # a site bundle is for its site alone
+    write_atomic(path, pack(contents), mode)
     return full
 
 

@@ -56,8 +56,9 @@ def _privacy(manifest: Manifest) -> str:
 
 def _claims(manifest: Manifest, privacy: Privacy) -> list[str]:
     lines = [
-        f"- Each client's releases in this run are ({privacy.epsilon:.3g}, {privacy.delta:.3g})-"
-        f"differentially private per {privacy.unit}, for {privacy.adjacency} neighbours.",
+        f"- Everything each client has released so far, this run included, is "
+        f"({privacy.epsilon:.3g}, {privacy.delta:.3g})-differentially private per {privacy.unit}, "
+        f"for {privacy.adjacency} neighbours.",
         f"- Training: noise multiplier {privacy.noise_multiplier:.4g}, Poisson sampling rate "
         f"{privacy.sample_rate:.4g}, {privacy.steps} steps.",
     ]

@@ -121,10 +121,9 @@ def test_a_run_goes_from_submission_to_result(federation: Federation, node: Clie
 
 
 def test_nodes_run_their_own_code(node: ClientService) -> None:
-    """What the server sent is at the node, but was never compiled, so never imported."""
+    """What the server sent was not even unpacked at the node."""
     apps = node.home.services / "superexec" / "flower" / "apps"
-    assert list(apps.glob("*/client/app.py"))
-    assert not list(apps.rglob("*.pyc"))
+    assert not list(apps.rglob("*.py"))
 
 
 def test_an_unknown_node_is_turned_away(federation: Federation, node: ClientService) -> None:
