@@ -29,7 +29,7 @@ def init(
     data: Annotated[Path, typer.Option(help="Private records: CSV, Parquet or NPZ.", exists=True)],
     schema: Annotated[
         Path,
-        typer.Option(help="A TOML file whose table [data] says what a record is.", exists=True),
+        typer.Option(help=r"A TOML file whose table \[data] says what a record is.", exists=True),
     ],
     max_epsilon: Annotated[
         float, typer.Option(help="Largest epsilon over the life of these records.")
@@ -37,6 +37,10 @@ def init(
     delta: Annotated[float, typer.Option(help="Delta of that epsilon.")] = 1e-5,
     name: Annotated[str, typer.Option(help="Name of the data set: key of its budget.")] = "records",
     array: Annotated[str, typer.Option(help="Array of an NPZ that holds the records.")] = "X",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of a table, in record order; repeat.", show_default=False),
+    ] = None,
     label: Annotated[
         str | None, typer.Option(help="Column or array of labels; anomalies are not trained on.")
     ] = None,
@@ -47,10 +51,13 @@ def init(
     """Make keys, configuration and policy; checks that the records fit."""
     import tomllib
 
+    from pydantic import ValidationError
+
     from client.home import ClientHome
     from client.local import read_dataset
     from client.policy import NodeConfig
     from client.service import init_client
+    from shared.config import first_problem
     from shared.errors import ConfigError
 
     try:
@@ -61,14 +68,23 @@ def init(
         raise ConfigError(f"Expected a table [data] in {schema}, got none; use the run file.")
     place = ClientHome.find(home)
     entry: dict[str, object] = {"path": str(data.resolve()), "name": name, "records_key": array}
+    if column:
+        entry["columns"] = column
     if label is not None:
         entry["label_key"] = label
     if normal_label is not None:
         entry["normal_label"] = int(normal_label) if normal_label.isdecimal() else normal_label
     table_of_data = entry | {"schema": tables["data"]}
-    preview = NodeConfig.model_validate(
-        {"site": site, "data": table_of_data, "policy": {"max_epsilon": max_epsilon}}
-    )
+    try:
+        preview = NodeConfig.model_validate(
+            {
+                "site": site,
+                "data": table_of_data,
+                "policy": {"max_epsilon": max_epsilon, "delta": delta},
+            }
+        )
+    except ValidationError as error:
+        raise ConfigError(f"client init: {first_problem(error)}") from None
     records = len(read_dataset(place, preview.data).normals())
     init_client(
         place,
@@ -85,6 +101,7 @@ def init(
     out.print(f"node {site} made in {place.root}: {records} records, epsilon at most {max_epsilon}")
     out.print(f"  send to the operator: {place.node_public_key}")
     out.print(f"  your rules, to read and change: {place.config}")
+    out.print(f"  one run of epsilon {max_epsilon:g} uses the whole budget of these records")
     out.print(f"next: [bold]fedlatent client start --home {place.root}[/]")
 
 

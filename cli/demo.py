@@ -35,7 +35,7 @@ def demo(
     client: Annotated[str | None, typer.Option(help="Client column of your file.")] = None,
     array: Annotated[str, typer.Option(help="Array of an NPZ that holds the records.")] = "X",
     schema: Annotated[
-        Path | None, typer.Option(help="TOML file with a table [data] for your file.")
+        Path | None, typer.Option(help=r"TOML file with a table \[data] for your file.")
     ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Keep everything here; default a temporary folder.")
@@ -139,15 +139,15 @@ def _print(result: "DemoResult", picture: Path) -> None:
         "pooled_seen": ("pooled VAE, no privacy", "took part"),
         "pca_seen": ("pooled PCA, no privacy", "took part"),
         "absent": ("global bundle", "took no part"),
-        "new10": ("global bundle, re-centred on 10 normals", "took no part"),
-        "new30": ("global bundle, re-centred on 30 normals", "took no part"),
+        "new10": ("re-centred on 10 normals", "took no part"),
+        "new30": ("re-centred on 30 normals", "took no part"),
         "pooled": ("pooled VAE, no privacy", "took no part"),
         "pca": ("pooled PCA, no privacy", "took no part"),
-        "mahalanobis": ("pooled Mahalanobis, no privacy", "took no part"),
+        "mahalanobis": ("Mahalanobis, no privacy", "took no part"),
     }
     for key, (detector, clients) in names.items():
         value: Rating = ratings[key]
-        style = "bold" if "bundle" in detector else None
+        style = "bold" if "bundle" in detector or "re-centred" in detector else None
         cells = (detector, clients, figure(value.pooled), figure(value.site_mean))
         rows.add_row(*cells, style=style)
     out.print(rows)

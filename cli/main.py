@@ -5,6 +5,7 @@ devices without PyTorch.
 """
 
 import sys
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
 from typing import Annotated
 
@@ -32,7 +33,10 @@ app.add_typer(keys.app, name="keys")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(distribution_version("fedlatent"))
+        try:
+            typer.echo(distribution_version("fedlatent"))
+        except PackageNotFoundError:
+            typer.echo("not installed; run from a checkout")
         raise typer.Exit
 
 

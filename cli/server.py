@@ -92,7 +92,9 @@ def init(
         )
         return
     out.print(f"server made in {place.root}")
-    out.print(f"  for every site: {place.ca_certificate} and the address <this host>:{port}")
+    out.print(
+        f"  for every site: {place.ca_certificate} and the address <this host>:{settings.port}"
+    )
     out.print(f"  an example run: {example}")
     out.print(f"next: [bold]fedlatent server start --home {place.root}[/]")
 
@@ -118,7 +120,7 @@ def start(home: HomeOption = None) -> None:
 
 @app.command(epilog="Example: fedlatent server admit hospital-a hospital-a.pub")
 def admit(
-    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    site: Annotated[str, typer.Argument(help="Name of the site, as in its node.toml.")],
     key: Annotated[Path, typer.Argument(help="The node's public key, keys/node.pub.")],
     home: HomeOption = None,
     json: JsonOption = False,

@@ -156,6 +156,10 @@ class NodeConfig(_Table):
         """
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ConfigError(
+                f"Expected a node at {path}, found none; run 'fedlatent client init' first."
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Expected a readable node file at {path}, got: {error}.") from None
         return cls.from_toml(text, str(path))

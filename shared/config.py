@@ -138,6 +138,11 @@ class RunConfig(_Section):
         """Read a run file."""
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ConfigError(
+                f"Expected a run file at {path}, found none; 'fedlatent server init' writes an "
+                "example."
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Expected a readable run file at {path}, got: {error}.") from None
         return cls.from_toml(text, str(path))

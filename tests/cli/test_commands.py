@@ -1,0 +1,255 @@
+"""The command line: help, exit codes, JSON, and the edge commands on a real bundle."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import typer.main
+
+from cli import main as cli_main
+from client.home import ClientHome
+from server.export import export_global
+from server.home import ServerHome
+from shared.keys import SigningKey
+from simulations.federation import Simulation, datasets, simulate
+from tests.simulations.support import tiny_federation, tiny_run
+
+FROZEN = Path(__file__).parent / "frozen_options.txt"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call ``fedlatent`` in this process: exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedlatent", *map(str, arguments)])
+        code = 0
+        try:
+            cli_main.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Simulation, ServerHome, Path]:
+    """A finished tiny federation, its server home and its global bundle."""
+    folder = tmp_path_factory.mktemp("finished")
+    federation = tiny_federation()
+    simulation = simulate(tiny_run(federation), datasets(federation), folder)
+    home = ServerHome(folder / "server")
+    SigningKey.generate(home.signing_key)
+    bundle = export_global(home).path
+    np.savez(folder / "beats.npz", X=federation.sites[0].test)
+    np.savez(folder / "normals.npz", X=federation.sites[0].train[:10])
+    return simulation, home, bundle
+
+
+def commands(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, click.Command]]:
+    """Every command of the tree with its full name."""
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from commands(inner, (*path, name))
+    else:
+        yield " ".join(path), command
+
+
+def tree() -> click.Command:
+    """The root command."""
+    return typer.main.get_command(cli_main.app)
+
+
+def test_every_command_has_help_and_an_example() -> None:
+    """Each command says what it does, each option what it means, and shows how to call it."""
+    for name, command in commands(tree()):
+        assert command.help, name
+        assert "fedlatent" in (command.epilog or ""), name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and parameter.name != "help":
+                assert parameter.help, f"{name} {parameter.name}"
+
+
+def test_commands_and_options_are_frozen() -> None:
+    """The outward surface equals the reviewed file; a change there is the review."""
+    lines = []
+    for name, command in sorted(commands(tree())):
+        names = [
+            option
+            for parameter in command.params
+            for option in (
+                parameter.opts if isinstance(parameter, click.Option) else [str(parameter.name)]
+            )
+        ]
+        lines.append(f"{name}: {' '.join(sorted(names))}")
+    assert FROZEN.read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "words"),
+    [
+        (("edge", "info", "absent.fedlatent", "--key", "absent.pub"), 2, "config", "absent.pub"),
+        (("client", "ledger", "--home", "nowhere"), 2, "config", "client init"),
+        (("server", "run", "nowhere.toml", "--home", "nowhere"), 2, "config", "server init"),
+        (("demo", "--data", "hart"), 2, "config", "hearts"),
+        (("keys", "show", "nowhere.pem"), 2, "config", "nowhere.pem"),
+    ],
+)
+def test_errors_are_one_sentence_with_an_exit_code(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    kind: str,
+    words: str,
+) -> None:
+    """Bad input ends with the code of its kind, in words, and as JSON for scripts."""
+    monkeypatch.chdir(tmp_path)
+    status, _, text = run(*arguments)
+    assert status == code
+    assert f"error ({kind})" in text
+    assert words in text.replace("\n", " ")
+    assert "Traceback" not in text
+    status, out, _ = run(*arguments, "--json")
+    if arguments[0] != "server" or "error" in out:
+        assert status == code
+        assert json.loads(out)["error"]["code"] == kind
+
+
+def test_a_bad_node_is_refused_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    """``client init`` with a wrong name or budget says which, and leaves no home behind."""
+    server = tmp_path / "server"
+    assert run("server", "init", "--home", server, "--port", 0)[0] == 0
+    np.savez(tmp_path / "beats.npz", X=tiny_federation(1).sites[0].train)
+    common = [
+        "--server",
+        "127.0.0.1:9",
+        "--ca",
+        server / "tls" / "ca.crt",
+        "--data",
+        tmp_path / "beats.npz",
+        "--schema",
+        server / "run.toml",
+        "--home",
+        tmp_path / "node",
+    ]
+    for site, extra, words in (
+        ("ward 1", (), "site"),
+        ("ward-1", ("--max-epsilon", 0), "max_epsilon"),
+        ("ward-1", ("--array", "Y"), "Y"),
+    ):
+        status, _, text = run("client", "init", site, *common, *extra)
+        assert status in (2, 3)
+        assert words in text
+        assert not (tmp_path / "node").exists()
+    status, out, _ = run("client", "init", "ward-1", *common, "--json")
+    assert status == 0
+    assert json.loads(out)["records"] > 50
+    status, out, _ = run("client", "ledger", "--home", tmp_path / "node", "--json")
+    assert json.loads(out)["epsilon"] == 0.0
+
+
+def test_ledger_and_releases_show_what_a_run_cost(
+    run: Run, finished: tuple[Simulation, ServerHome, Path]
+) -> None:
+    """The release list of a node has one line per phase, with bytes and epsilon."""
+    home: ClientHome = next(iter(finished[0].homes.values()))
+    status, out, _ = run("client", "releases", "--home", home.root, "--json")
+    lines = json.loads(out)
+    assert status == 0
+    assert [line["kind"] for line in lines] == ["train", "train", "moments", "threshold"]
+    spent = [line["epsilon"] for line in lines]
+    assert spent == sorted(spent)
+    assert run("client", "releases", "--home", home.root)[0] == 0
+
+
+def test_server_status_tells_the_run(
+    run: Run, finished: tuple[Simulation, ServerHome, Path]
+) -> None:
+    """The overview and the page of one run name phases, sites and artefacts."""
+    _, home, _ = finished
+    overview = json.loads(run("server", "status", "--home", home.root, "--json")[1])
+    assert [one["status"] for one in overview["runs"]] == ["complete"]
+    page = json.loads(run("server", "status", "simulated", "--home", home.root, "--json")[1])
+    assert [one["good"] for one in page["phases"]] == [3, 3, 3, 3]
+    assert {one["name"] for one in page["artefacts"]} >= {"model", "density", "bundle"}
+    for arguments in ((), ("simulated",)):
+        assert run("server", "status", *arguments, "--home", home.root)[0] == 0
+
+
+def test_edge_commands_on_a_real_bundle(
+    run: Run, finished: tuple[Simulation, ServerHome, Path], tmp_path: Path
+) -> None:
+    """Verify, look, score, re-centre and save; a flipped byte ends with exit code 8."""
+    simulation, home, bundle = finished
+    folder = simulation.result.folder.parents[3]
+    key = home.signing_key.with_name("signing.pem.pub")
+    assert json.loads(run("edge", "verify", bundle, "--key", key, "--json")[1])["ok"] is True
+    facts = json.loads(run("edge", "info", bundle, "--key", key, "--json")[1])
+    assert facts["kind"] == "global"
+    assert facts["epsilon"] <= 4.0
+    plain = ["edge", "score", bundle, folder / "beats.npz", "--key", key]
+    table = tmp_path / "scores.csv"
+    status, out, _ = run(*plain, "--output", table, "--json")
+    scored = json.loads(out)
+    assert status == 0
+    assert len(scored["scores"]) == scored["records"] == len(table.read_text().splitlines()) - 1
+    center = tmp_path / "center.json"
+    options = ["--normals", folder / "normals.npz", "--save-center", center, "--json"]
+    first = json.loads(run(*plain, *options)[1])
+    again = json.loads(run(*plain, "--center", center, "--json")[1])
+    assert first["recentred_on"] == 10
+    assert again["scores"] == pytest.approx(first["scores"])
+    assert run(*plain)[0] == 0
+    data = bytearray(bundle.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "bad.fedlatent").write_bytes(bytes(data))
+    status, _, text = run("edge", "verify", tmp_path / "bad.fedlatent", "--key", key)
+    assert status == 8
+    assert "bundle" in text
+
+
+def test_the_edge_command_line_needs_no_pytorch(
+    finished: tuple[Simulation, ServerHome, Path],
+) -> None:
+    """A process that scores through the command line has loaded none of the heavy packages."""
+    simulation, home, bundle = finished
+    folder = simulation.result.folder.parents[3]
+    script = (
+        "import sys\nfrom cli import main\n"
+        "try:\n    main.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'flwr', 'opacus', 'pydantic', 'pandas', 'sklearn', 'sqlalchemy'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    key = home.signing_key.with_name("signing.pem.pub")
+    arguments = ["edge", "score", str(bundle), str(folder / "beats.npz"), "--key", str(key)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(cli_main.__file__).parent.parent,
+    )
+    assert json.loads(done.stdout)["process"]["peak_rss_mb"] <= 100
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_keys_are_made_and_shown(run: Run, tmp_path: Path) -> None:
+    """A new key's id is the same from its private and its public half."""
+    made = json.loads(run("keys", "new", tmp_path / "k.pem", "--json")[1])
+    for path in (made["private"], made["public"]):
+        shown = json.loads(run("keys", "show", path, "--json")[1])
+        assert shown["key_id"] == made["key_id"]
+    assert run("keys", "new", tmp_path / "k.pem")[0] == 2
