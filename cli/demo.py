@@ -85,7 +85,9 @@ def _named(name: str, count: int, seed: int) -> "Federation":
         whole = sources.mitbih(Path(os.environ.get("FEDLATENT_DATA", "../shared/data")), seed)
         if count > len(whole.sites):
             raise ConfigError(f"Expected at most {len(whole.sites)} patients, got {count}.")
-        return replace(whole, sites=tuple(whole.hold_out(count, seed)[1].sites))
+        if count == len(whole.sites):
+            return whole
+        return replace(whole, sites=whole.hold_out(count, seed)[1].sites)
     raise ConfigError(
         f"Expected --data to be hearts, digits, mitbih or a .csv, .parquet or .npz file, "
         f"got {name!r}."
