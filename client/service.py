@@ -37,6 +37,7 @@ NOT_ADMITTED = (
 
 _CONNECT_S = 10.0
 _POLL_S = 0.2
+_AWAY_S = 30.0  # how long a node waits at its start for a server that does not answer
 _AHEAD_S = 4.0  # the server accepts signatures from up to 5 s in its future
 _BEHIND_S = 280.0  # and from up to 305 s in its past
 _EXPIRED = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED
@@ -102,6 +103,10 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+class ServerAway(ServiceError):
+    """Nobody answers at the server's address, at least not now."""
+
+
 def preflight(address: str, ca_certificate: Path) -> None:
     """Try the way to the server: reachable, the right certificate, clocks that agree.
 
@@ -110,7 +115,8 @@ def preflight(address: str, ca_certificate: Path) -> None:
         ca_certificate: PEM file of the federation's authority.
 
     Raises:
-        ServiceError: Saying what is wrong and what to do.
+        ServerAway: No answer.
+        ServiceError: Saying what else is wrong and what to do.
     """
     host, port = split_address(address)
     try:
@@ -127,7 +133,7 @@ def preflight(address: str, ca_certificate: Path) -> None:
     except ssl.SSLCertVerificationError as error:
         raise ServiceError(_certificate_problem(error, address, ca_certificate)) from None
     except (OSError, http.client.HTTPException) as error:
-        raise ServiceError(
+        raise ServerAway(
             f"Expected the server at {address} to answer, got {type(error).__name__}; "
             "check the address and the network, and whether the server runs."
         ) from None
@@ -207,12 +213,23 @@ class ClientService:
             check_server: Whether to refuse to start when the way to the server is not open.
 
         Raises:
-            ServiceError: The way to the server is not open, or a process did not come up.
+            ServiceError: The way to the server is not open, or a process did not come up. A server
+                that does not answer is given 30 s, since it may be starting itself.
         """
         if check_server:
-            preflight(self.address, self.home.ca_certificate)
+            self._await_server()
         self.home.prepare_socket()
         self.supervisor.start()
+
+    def _await_server(self) -> None:
+        deadline = time.monotonic() + _AWAY_S
+        while True:
+            try:
+                return preflight(self.address, self.home.ca_certificate)
+            except ServerAway:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
 
     def stop(self) -> None:
         """Stop all processes; the server is told that the node is away."""

@@ -63,12 +63,13 @@ class Machine:
 
     def start(self, side: str, home: Path) -> None:
         """Start ``fedlatent server`` or ``fedlatent client`` on ``home``."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", side, "start", "--home", str(home)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with (home / f"start-{len(self.started)}.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cli.main", side, "start", "--home", str(home)],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
         self.started.append(process)
 
     def kill(self, services: Path) -> None:
@@ -108,7 +109,7 @@ def deployed_run(federation: Federation) -> RunConfig:
     return tiny_run(
         federation,
         training={"rounds": ROUNDS, "steps_per_round": 3},
-        federation={"nodes": 2, "quorum": 2, "join_timeout_s": 180.0, "round_deadline_s": 90.0},
+        federation={"nodes": 2, "quorum": 2, "join_timeout_s": 180.0, "round_deadline_s": 45.0},
     )
 
 
