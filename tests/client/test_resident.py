@@ -134,4 +134,4 @@ def test_bad_home_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture
         assert main(["--home", str(tmp_path)]) == 2
     finally:
         signal.signal(signal.SIGTERM, handler)
-    assert "Expected a readable node file" in capsys.readouterr().err
+    assert "Expected a node at" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""A tiny federation of synthetic patients for tests."""
+"""A tiny federation of synthetic patients for tests, and whether a port answers."""
+
+import socket
 
 from shared.config import RunConfig
 from shared.data.sources import Federation, hearts
@@ -22,3 +24,10 @@ def tiny_run(federation: Federation, /, **changes: object) -> RunConfig:
         "federation": {"nodes": count, "quorum": max(1, count - 1)},
     }
     return RunConfig.parse(tables | changes, "test")
+
+
+def answers(port: int) -> bool:
+    """Whether something listens on a port of loopback."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -28,7 +28,7 @@ from shared.data.sources import Federation
 from shared.privacy.plan import PrivacyPlan
 from shared.supervisor import end_processes, marked_processes, running_pid
 from simulations.federation import datasets, simulate
-from tests.simulations.support import tiny_federation, tiny_run
+from tests.simulations.support import answers, tiny_federation, tiny_run
 
 RUN_ID = "equal"
 ROUNDS = 3
@@ -42,6 +42,7 @@ class Machine:
         self.server = ServerHome(folder / "server")
         init_server(self.server, port=0)
         self.address = ServerService(self.server).address
+        self.port = int(self.address.rpartition(":")[2])
         self.nodes: dict[str, ClientHome] = {}
         self.started: list[subprocess.Popen[bytes]] = []
         for site in federation.sites:
@@ -133,7 +134,7 @@ def test_a_run_through_kills_equals_the_simulated_run(machine: Machine, tmp_path
     machine.start("server", machine.server.root)
     until(lambda: running_pid(machine.server.services) is not None, 60, "the server's start")
     control = Control(machine.server)
-    until(lambda: _answers(machine.address), 60, "the gateway's start")
+    until(lambda: answers(machine.port), 60, "the gateway's start")
     for name, home in machine.nodes.items():
         control.admit(name, home.node_public_key)
         machine.start("client", home.root)
@@ -144,7 +145,7 @@ def test_a_run_through_kills_equals_the_simulated_run(machine: Machine, tmp_path
     machine.kill(victim.services)
     done_before = machine.complete()
     machine.start("server", machine.server.root)
-    until(lambda: _answers(machine.address), 60, "the gateway's second start")
+    until(lambda: answers(machine.port), 60, "the gateway's second start")
     machine.start("client", victim.root)
     until(lambda: machine.complete() == ROUNDS + 2, 300, "the rest of the run")
     until(lambda: (machine.server.run(RUN_ID) / "result/result.json").exists(), 30, "the result")
@@ -168,12 +169,3 @@ def _assert_equal(deployed: RunResult, simulated: RunResult) -> None:
     np.testing.assert_allclose(deployed.density.mean, simulated.density.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(deployed.density.within, simulated.density.within, rtol=1e-5)
     assert deployed.thresholds == pytest.approx(simulated.thresholds, rel=1e-4)
-
-
-def _answers(address: str) -> bool:
-    import socket
-
-    host, port = address.rsplit(":", 1)
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((host, int(port))) == 0

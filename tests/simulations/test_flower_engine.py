@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from server.fab import app_dir
 from server.results import RunResult
 from server.service import free_port
 from shared.supervisor import child_environment, program
+from tests.simulations.support import answers
 
 RUN = """
 config = '''
@@ -65,6 +67,10 @@ def connection(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        deadline = time.monotonic() + 60
+        while not answers(port):
+            assert time.monotonic() < deadline, "the SuperLink did not start"
+            time.sleep(0.2)
         yield "here"
         os.killpg(process.pid, signal.SIGTERM)
         try:
