@@ -28,7 +28,7 @@ def demo(
     sites: Annotated[int, typer.Option(min=2, max=50, help="Sites that take part.")] = 5,
     absent: Annotated[int, typer.Option(min=1, max=50, help="Sites that do not.")] = 3,
     epsilon: Annotated[float, typer.Option(help="Epsilon of the whole run.")] = 4.0,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Exchanges of the encoder.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Exchanges of the encoder.")] = 3,
     seed: Annotated[int, typer.Option(help="Draws sites and records.")] = 0,
     label: Annotated[str | None, typer.Option(help="Label column of your file.")] = None,
     normal_label: Annotated[str | None, typer.Option(help="Which label is normal.")] = None,
