@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from shared.data import hearts as heart_model
 from shared.data.readers import Label, read_npz, read_raw
 from shared.data.schema import Schema
+from shared.data.transforms import affine_points, resample
 
 TRAIN_FRACTION = 0.7
 
@@ -53,6 +54,8 @@ class SiteData:
         test_kind: Text [M]: the class of each test record, such as "N" or "V".
         extra: Further abnormal records [E, ...] of kinds that the standard measure leaves out.
         extra_kind: Text [E].
+        train_kind: Text [N]: the class of each training record, for shares that follow classes;
+            None where the normal records are of one class.
     """
 
     name: str
@@ -62,6 +65,7 @@ class SiteData:
     test_kind: NDArray[np.str_]
     extra: NDArray[Any]
     extra_kind: NDArray[np.str_]
+    train_kind: NDArray[np.str_] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,7 @@ def hearts(n_patients: int, seed: int, *, beats: int = 700) -> Federation:
         rng = np.random.default_rng(sequence)
         rows, label = heart_model.patient(int(rng.integers(2**63)), beats, rng.uniform(0.02, 0.2))
         kind = np.array(["N", "V"])[label]
-        sites.append(_split_site(f"patient-{i:03d}", rows, kind, label, rng))
+        sites.append(split_site(f"patient-{i:03d}", rows, kind, label, rng))
     return Federation(
         name="hearts",
         schema=HEARTS_SCHEMA,
@@ -154,7 +158,8 @@ def digits(n_sites: int, seed: int, *, anomaly: int = 0) -> Federation:
     for i, share in enumerate(shares):
         rows = _restyle(images[share].reshape(-1, 8, 8), rng)[:, None]
         kind = classes[share].astype(np.str_)
-        sites.append(_split_site(f"writer-{i:02d}", rows, kind, classes[share] == anomaly, rng))
+        role = classes[share] == anomaly
+        sites.append(split_site(f"writer-{i:02d}", rows, kind, role, rng, classes=True))
     return Federation(
         name="digits",
         schema=DIGITS_SCHEMA,
@@ -182,7 +187,7 @@ def mitbih(data_dir: Path, seed: int = 0) -> Federation:
     sites = []
     for name in np.unique(owner):
         mine = owner == name
-        sites.append(_split_site(str(name), rows[mine], kind[mine], role[mine], rng))
+        sites.append(split_site(str(name), rows[mine], kind[mine], role[mine], rng))
     return Federation(
         name="mitbih",
         schema=MITBIH_SCHEMA,
@@ -229,7 +234,7 @@ def from_file(
     sites = []
     for name in np.unique(clients):
         mine = clients == name
-        sites.append(_split_site(str(name), raw.records[mine], kind[mine], label[mine], rng))
+        sites.append(split_site(str(name), raw.records[mine], kind[mine], label[mine], rng))
     return Federation(
         name=Path(path).name,
         schema=schema,
@@ -239,16 +244,19 @@ def from_file(
     )
 
 
-def _split_site(
+def split_site(
     name: str,
     rows: NDArray[Any],
     kind: NDArray[np.str_],
     role: NDArray[Any],
     rng: np.random.Generator,
+    *,
+    classes: bool = False,
 ) -> SiteData:
     """Train on 70 % of the normal rows; test on the others and on the anomalies.
 
-    `role` [N] says for each row whether it is normal (0), an anomaly (1) or extra (2).
+    `role` [N] says for each row whether it is normal (0), an anomaly (1) or extra (2); `classes`
+    says that normal rows are of several kinds, which `train_kind` then keeps.
     """
     normal = rng.permutation(np.flatnonzero(role == _NORMAL))
     anomaly, extra = np.flatnonzero(role == _ANOMALY), np.flatnonzero(role == _EXTRA)
@@ -262,6 +270,7 @@ def _split_site(
         test_kind=kind[tested],
         extra=rows[extra],
         extra_kind=kind[extra],
+        train_kind=kind[normal[:first]] if classes else None,
     )
 
 
@@ -277,14 +286,5 @@ def _restyle(images: NDArray[np.float64], rng: np.random.Generator) -> NDArray[n
     weight = np.exp(rng.uniform(-0.5, 0.5))
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     source_from_target = rotation @ np.array([[1.0, 0.0], [slant, 1.0]]) @ np.diag(1.0 / stretch)
-    grid = np.stack(np.meshgrid(np.arange(8.0), np.arange(8.0), indexing="ij"), axis=-1)
-    points = (grid - 3.5 - shift) @ source_from_target.T + 3.5
-    low = np.floor(points).astype(np.int64)
-    share = points - low
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    drawn = np.zeros_like(images)
-    for step in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        row, column = np.moveaxis(np.clip(low + step + 1, 0, 9), -1, 0)
-        part = np.where(np.array(step) == 1, share, 1.0 - share).prod(axis=-1)
-        drawn += part * padded[:, row, column]
+    drawn = resample(images, affine_points(8, 8, source_from_target, shift))
     return np.asarray(16.0 * np.clip(drawn / 16.0, 0.0, 1.0) ** weight)
