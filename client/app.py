@@ -1,8 +1,9 @@
 """The Flower ClientApp: a thin shim that hands each message to the resident node.
 
 Flower starts a process per message, so this module imports neither PyTorch nor Opacus. The node
-configuration key ``socket`` names the resident's Unix socket. Without it, as in a plain ``flwr
-run``, a synthetic patient chosen by ``partition-id`` answers inside this process.
+configuration key ``socket`` names the resident's Unix socket. Without it, as in Flower's own
+simulation, a node chosen by ``partition-id`` answers inside this process: of a folder of client
+homes, or in a plain ``flwr run`` a synthetic patient.
 
 No exception leaves: Flower would send its text to the server.
 """
@@ -68,9 +69,10 @@ def _answer(header: RequestHeader, arrays: Arrays, context: Context) -> tuple[Re
             f"Expected a node configuration with {SOCKET_KEY!r} or {PARTITION_KEY!r}, got "
             "neither; start the SuperNode with --node-config."
         )
-    from client.local import simulated_node  # imports PyTorch
+    from client.local import partition_node  # imports PyTorch
 
-    outgoing = simulated_node(header.run_id, partition).handle(header, arrays)
+    node = partition_node(header.run_id, partition, context.node_id)
+    outgoing = node.handle(header, arrays)
     return unpack(ReplyHeader, outgoing.payload)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from client.compute import make_noise
 from client.home import ClientHome
 from client.ledger import Ledger
-from client.node import Node, NoiseFactory, make_noise
+from client.node import Node, NoiseFactory
 from client.policy import NodeConfig, NodeData, Policy, schema_of
 from client.release import ReleaseDoor
 from client.store import Store
@@ -16,9 +17,14 @@ from shared.config import DataSection
 from shared.data.dataset import Dataset
 from shared.data.readers import read
 from shared.data.sources import HEARTS_SCHEMA, hearts
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
+from shared.files import write_atomic
 
 HOME_VARIABLE = "FEDLATENT_HOME"
+SIMULATION_VARIABLE = "FEDLATENT_SIMULATION"
+"""Environment variable that names a folder of client homes for Flower's own simulation."""
+NODE_ID_FILE = "flower-node"
+"""File in a simulated node's home: the id by which Flower knows the node in this run."""
 SIMULATED_PATIENT_BEATS = 700
 
 
@@ -79,6 +85,41 @@ def assemble(
         allow_full="full" in policy.allowed_sharing,
     )
     return Node(config, dataset, ledger, Store(home.store), door, noise_factory)
+
+
+def partition_node(run_id: str, partition: int, flower_node: int) -> Node:
+    """The node that answers for one partition of Flower's own simulation.
+
+    With ``$FEDLATENT_SIMULATION`` set it is the client home of that number in the named folder,
+    in the order of the homes' names; without it, a synthetic patient.
+
+    Args:
+        run_id: the run.
+        partition: which node, from 0.
+        flower_node: Flower's random id of the node, which the home is told.
+
+    Raises:
+        ConfigError: the folder holds fewer homes, or a home's ``node.toml`` is wrong.
+        DataError: the data file does not fit, or holds no normal record.
+        ServiceError: the ledger is not usable.
+    """
+    folder = os.environ.get(SIMULATION_VARIABLE)
+    if not folder:
+        return simulated_node(run_id, partition)
+    return _node_of_folder(Path(folder), partition, flower_node)
+
+
+@functools.lru_cache(maxsize=64)
+def _node_of_folder(folder: Path, partition: int, flower_node: int) -> Node:
+    homes = sorted(path.parent for path in folder.glob("*/node.toml"))
+    if partition >= len(homes):
+        raise ConfigError(
+            f"Expected a client home for partition {partition} in {folder}, got {len(homes)} "
+            "homes; start the simulation with that number of nodes."
+        )
+    home = ClientHome(homes[partition])
+    write_atomic(home.root / NODE_ID_FILE, str(flower_node).encode())
+    return open_node(home)
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,14 +4,26 @@ The order of every kind is the same: check the request against protocol, policy 
 the ledger; compute; keep local state; release. Whatever fails becomes a refusal made by the door.
 """
 
-import functools
-import zlib
-from collections.abc import Callable, Mapping
-from typing import get_args
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from client.compute import (
+    Arrays,
+    density_of,
+    expected_arrays,
+    latent_radius,
+    latents_of,
+    load_weights,
+    make_noise,
+    own_histograms,
+    own_moments,
+    run_model,
+    run_plan,
+    tensors_of,
+    without_encoder,
+)
 from client.ledger import Ledger, Reservation
 from client.policy import NodeConfig
 from client.release import Outgoing, ReleaseDoor
@@ -19,13 +31,13 @@ from client.store import RoundState, SiteMaterial, Store
 from client.trainer import train_round
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
-from shared.errors import BudgetExceeded, ConfigError, ProtocolError
+from shared.errors import ProtocolError
 from shared.files import sha256_hex
-from shared.models import VAE, build, load_encoder, load_state
+from shared.models import VAE, load_state
 from shared.models.base import ENCODER_PREFIX
 from shared.privacy import summaries
 from shared.privacy.accounting import GaussianEvent
-from shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise
+from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
 from shared.wire import (
     DENSITY_PREFIX,
@@ -38,21 +50,12 @@ from shared.wire import (
     unpack,
 )
 
-Arrays = Mapping[str, np.ndarray]
 NoiseFactory = Callable[[RunConfig, str, int, Kind], NoiseSource]
 
 #: Phases after the training rounds, numbered on: moments and threshold.
 SUMMARY_PHASES = 2
 
 _ENCODE_CHUNK = 4096
-
-
-def make_noise(run: RunConfig, site: str, round: int, kind: Kind) -> NoiseSource:
-    """The noise of one request: fresh and secret, or in simulations a function of its place."""
-    if run.privacy.rng == "secure":
-        return SecureNoise()
-    purpose = get_args(Kind).index(kind)
-    return SimulationNoise(run.seed, zlib.crc32(site.encode()), round, purpose)
 
 
 def request_digest(header: RequestHeader, arrays: Arrays) -> str:
@@ -108,7 +111,7 @@ class Node:
                 "run the same fedlatent release on both sides."
             )
         self.config.policy.check(run, self.schema, len(self.records))
-        plan = _plan(run.to_json())
+        plan = run_plan(run.to_json())
         last = plan.rounds + (0 if header.kind == "train" else SUMMARY_PHASES)
         if header.round > last:
             raise ProtocolError(
@@ -130,8 +133,8 @@ class Node:
 
     def _train(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
         run = header.config
-        model, full = _model(run), run.sharing == "full"
-        _load(model, arrays, whole=full)
+        model, full = run_model(run), run.sharing == "full"
+        load_weights(model, arrays, whole=full)
         reservation = self._reserve(
             header, arrays, plan, plan.round_event() if plan.private else None
         )
@@ -139,7 +142,7 @@ class Node:
             return self.door.replay(reservation)
         previous = self._state(header.run_id, header.round)
         if previous is not None and not full:
-            load_state(model, {**_tensors_of(model, ENCODER_PREFIX), **previous.decoder})
+            load_state(model, {**tensors_of(model, ENCODER_PREFIX), **previous.decoder})
         result = train_round(
             model,
             self.records,
@@ -152,48 +155,49 @@ class Node:
             header.run_id,
             header.round,
             reservation.id,
-            RoundState(decoder=_without_encoder(result.state), optimizer=result.optimizer),
+            RoundState(decoder=without_encoder(result.state), optimizer=result.optimizer),
         )
-        expected = _expected(model, "" if full else ENCODER_PREFIX)
+        expected = expected_arrays(model, "" if full else ENCODER_PREFIX)
         leaving = {key: result.state[key].numpy() for key in expected}
         release = self.door.whole_model if full else self.door.encoder
         return release(reservation, leaving, expected)
 
     def _moments(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
         run = header.config
-        model = _model(run)
-        _load(model, arrays, whole=False)
+        model = run_model(run)
+        load_weights(model, arrays, whole=False)
         reservation = self._reserve(
             header, arrays, plan, plan.moments_event() if plan.private else None
         )
         if reservation.state == "released":
             return self.door.replay(reservation)
-        matrix = summaries.release_moments(
-            _latents(model, self.records),
-            _radius(run, model),
-            plan.moments_multiplier,
+        matrix = own_moments(
+            run,
+            model,
+            latents_of(model, self.records),
+            plan,
             self._noise(run, self.config.site, header.round, "moments"),
         )
         return self.door.moments(reservation, matrix, model.latent_dim)
 
     def _threshold(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
         run = header.config
-        model = _model(run)
+        model = run_model(run)
         encoder = {k: v for k, v in arrays.items() if not k.startswith(DENSITY_PREFIX)}
-        _load(model, encoder, whole=False)
-        density = _density(arrays, model.latent_dim)
-        center = self._own_center(header.run_id, _radius(run, model))
+        load_weights(model, encoder, whole=False)
+        density = density_of(arrays, model.latent_dim)
+        center = self._own_center(header.run_id, latent_radius(run, model))
         reservation = self._reserve(
             header, arrays, plan, plan.threshold_event() if plan.private else None
         )
         self._keep_site(header, model, density, center, reservation)
         if reservation.state == "released":
             return self.door.replay(reservation)
-        latents = _latents(model, self.records)
-        counts = summaries.release_histograms(
-            summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
-            summaries.squared_distance(latents, center, density.precision(recentred=True)),
-            plan.threshold_multiplier,
+        counts = own_histograms(
+            latents_of(model, self.records),
+            density,
+            center,
+            plan,
             self._noise(run, self.config.site, header.round, "threshold"),
         )
         return self.door.threshold(reservation, counts, len(summaries.SCORE_EDGES) + 1)
@@ -228,13 +232,13 @@ class Node:
         """Save what a bundle of this site needs; the newest decoder joins the final encoder."""
         run = header.config
         state = self._state(header.run_id, run.training.rounds + 1)
-        decoder = state.decoder if state else _without_encoder(model.state_dict())
+        decoder = state.decoder if state else without_encoder(model.state_dict())
         private = np.isfinite(reservation.epsilon_after)
         self.store.save_site(
             SiteMaterial(
                 run_id=header.run_id,
                 config=run,
-                encoder={k: v.numpy() for k, v in _tensors_of(model, ENCODER_PREFIX).items()},
+                encoder={k: v.numpy() for k, v in tensors_of(model, ENCODER_PREFIX).items()},
                 decoder={k: v.detach().numpy() for k, v in decoder.items()},
                 density=density,
                 center=center,
@@ -243,86 +247,3 @@ class Node:
                 delta=self.ledger.delta,
             )
         )
-
-
-@functools.lru_cache(maxsize=16)
-def _plan(config_json: str) -> PrivacyPlan:
-    """The plan of a run; solving for its noise takes a moment, so it is done once."""
-    try:
-        return PrivacyPlan.from_config(RunConfig.from_json(config_json))
-    except ValueError:
-        raise BudgetExceeded(
-            "Expected a reachable epsilon, got one too small for its rounds and steps; "
-            "raise privacy.epsilon or train less."
-        ) from None
-
-
-def _model(run: RunConfig) -> VAE:
-    try:
-        return build(run.model.family, run.model.options, run.data.shape, run.seed)
-    except ConfigError as error:  # its text is about the run file alone, so it may travel
-        raise ProtocolError(f"Expected a model this node can build: {error}") from None
-
-
-def _load(model: VAE, arrays: Arrays, *, whole: bool) -> None:
-    """Write received weights into ``model``; ProtocolError when they are not its own."""
-    bad = sorted(key for key, value in arrays.items() if value.dtype.kind != "f")
-    if bad:
-        raise ProtocolError(f"Expected floating-point weights, got others in {bad[:3]}.")
-    with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is refused below
-        tensors = {key: torch.tensor(value.astype(np.float32)) for key, value in arrays.items()}
-    (load_state if whole else load_encoder)(model, tensors)
-
-
-def _expected(model: VAE, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the trained parameters under ``prefix``: no buffer is among them."""
-    return {name: tuple(p.shape) for name, p in model.named_parameters() if name.startswith(prefix)}
-
-
-def _tensors_of(model: VAE, prefix: str) -> dict[str, torch.Tensor]:
-    return {k: v.detach() for k, v in model.state_dict().items() if k.startswith(prefix)}
-
-
-def _without_encoder(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in state.items() if not key.startswith(ENCODER_PREFIX)}
-
-
-def _radius(run: RunConfig, model: VAE) -> float:
-    return run.scoring.radius or summaries.default_radius(model.latent_dim)
-
-
-def _latents(model: VAE, records: torch.Tensor) -> np.ndarray:
-    """Latent means [N, k] in float64; a record whose mean overflows counts as the origin.
-
-    Without that, weights chosen so that one record overflows would make its presence show.
-    """
-    model.eval()
-    with torch.no_grad():
-        parts = [
-            model.encode(part)[0].double().numpy() for part in torch.split(records, _ENCODE_CHUNK)
-        ]
-    latents = np.concatenate(parts)
-    latents[~np.isfinite(latents).all(axis=1)] = 0.0
-    return latents
-
-
-def _density(arrays: Arrays, latent_dim: int) -> summaries.LatentDensity:
-    """The latent density of a threshold request; ProtocolError when it is none."""
-    k = latent_dim
-    shapes = {"count": (1,), "mean": (k,), "covariance": (k, k), "within": (k, k)}
-    found = {
-        key.removeprefix(DENSITY_PREFIX): np.asarray(value, dtype=np.float64)
-        for key, value in arrays.items()
-        if key.startswith(DENSITY_PREFIX) and value.dtype.kind == "f"
-    }
-    fits = found.keys() == shapes.keys() and all(
-        found[key].shape == shape and np.isfinite(found[key]).all() for key, shape in shapes.items()
-    )
-    if not fits or any(
-        np.linalg.eigvalsh((m + m.T) / 2).min() <= 0 for m in (found["covariance"], found["within"])
-    ):
-        raise ProtocolError(
-            f"Expected a latent density of {k} dimensions with positive covariances, got "
-            "another one; send LatentDensity.arrays()."
-        )
-    return summaries.LatentDensity.from_arrays(found)

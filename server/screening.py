@@ -20,7 +20,7 @@ from shared.config import RunConfig
 from shared.errors import ProtocolError
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import HISTOGRAM_SENSITIVITY, MOMENTS_SENSITIVITY, SCORE_EDGES
-from shared.records import ARRAYS, HEADER, from_records
+from shared.records import ARRAYS, HEADER, LocalRecords, from_records
 from shared.wire import HISTOGRAMS_KEY, MAX_HEADER_BYTES, MOMENTS_KEY, PROTOCOL, Arrays, ReplyHeader
 
 #: Gaussian noise stays within this many deviations but with probability 1e-23 for each entry.
@@ -122,6 +122,8 @@ def open_reply(
     content: RecordDict, spec: ReplySpec
 ) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
     """Decode and screen the records of one reply."""
+    if isinstance(content, LocalRecords):
+        return screen(content.header, content.arrays, spec) or (content.header, content.arrays)
     version = _protocol_of(content)
     if version != PROTOCOL:
         return _failed(
@@ -318,8 +320,8 @@ def _screen_values(
 
 def update_norm(arrays: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
     """L2 norm of the difference of two sets of arrays with equal keys."""
-    squares = (
-        float(np.sum(np.square(arrays[key].astype(np.float64) - reference[key].astype(np.float64))))
-        for key in reference
-    )
-    return math.sqrt(sum(squares))
+    square = 0.0
+    for key, value in reference.items():
+        difference = np.subtract(arrays[key], value, dtype=np.float64).ravel()
+        square += float(difference @ difference)
+    return math.sqrt(square)

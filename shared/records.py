@@ -13,6 +13,24 @@ ARRAYS = "arrays"
 METRICS = "metrics"
 
 
+class LocalRecords(RecordDict):
+    """A reply that stays in its process: the two parts as they are, without serialisation.
+
+    Flower makes plain ``RecordDict`` objects of whatever a network brings, so no remote party can
+    send one.
+
+    Attributes:
+        header: of the reply.
+        arrays: by name.
+    """
+
+    def __init__(self, header: ReplyHeader, arrays: Mapping[str, np.ndarray]) -> None:
+        """Hold both parts."""
+        super().__init__()
+        self.header = header
+        self.arrays = dict(arrays)
+
+
 def to_records(header: RequestHeader | ReplyHeader, arrays: Mapping[str, np.ndarray]) -> RecordDict:
     """Put a wire message into Flower records; a reply also names its weight for Flower's rules."""
     content = RecordDict(

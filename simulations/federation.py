@@ -1,13 +1,18 @@
-"""A federation in one process: real nodes, real server loop, no sockets.
+"""A federation in one process: the real server loop, no sockets.
 
-Every node has its own home with ledger, store and release log; the server has its registry,
-checkpoints and result, as in deployment. A test holds both paths equal for the same seed.
+Two engines run the clients. ``nodes``: real nodes one after the other, each with a home that holds
+ledger, store and release log. ``stacked``: all clients as one tensor program, without homes. Tests
+hold both, and the deployed path, equal for the same seed.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from flwr.app import Message
 
 from client.home import ClientHome
@@ -18,14 +23,81 @@ from client.store import SiteMaterial, Store
 from server.driver import Pace, drive
 from server.home import ServerHome
 from server.results import RunResult
+from server.rounds import phases
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.data.sources import Federation
-from shared.records import from_records, to_records
-from shared.wire import ReplyHeader, RequestHeader, unpack
-from simulations.grid import Handler, InProcessGrid
+from shared.errors import DataError
+from shared.records import LocalRecords, from_records, to_records
+from shared.wire import Arrays, Kind, ReplyHeader, RequestHeader, unpack
+from simulations.availability import Availability
+from simulations.grid import Answers, Handler, InProcessGrid, by_handlers
+from simulations.stacked.cohort import Cohort
 
-_FIRST_NODE_ID = 1000
+#: Who computes what the clients answer.
+Engine = Literal["nodes", "stacked"]
+
+FIRST_NODE_ID = 1000
+HISTORY = "rounds.jsonl"
+
+_WATCH_S = 0.2  # between two reports of progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a simulation stands.
+
+    Attributes:
+        phase: number of the phase, from 1.
+        phases: how many there are: the rounds, the moments and the threshold.
+        kind: what is asked.
+        asked: clients that were asked in this phase.
+        answered: those that had their turn.
+        loss: mean training loss of the clients so far in nats a record, which the simulator sees
+            and no client releases; None outside training.
+        epsilon: the highest of the clients so far; None without privacy.
+    """
+
+    phase: int
+    phases: int
+    kind: Kind
+    asked: int
+    answered: int
+    loss: float | None
+    epsilon: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundFacts:
+    """What happened in one phase.
+
+    Attributes:
+        number: of the phase, from 1.
+        kind: what was asked.
+        seconds: from the request to the last answer.
+        asked: clients that got a message.
+        good: answers that arrived and were no refusal.
+        late: clients that answered too late.
+        away: clients that did nothing.
+        loss: mean training loss of the clients in nats a record, or None.
+        loss_spread: 10th, 50th and 90th percentile over clients of their loss, or None.
+        epsilon: the highest over the clients; None without privacy.
+        bytes_up: of the arrays that clients sent.
+        bytes_down: of the arrays that clients got.
+    """
+
+    number: int
+    kind: Kind
+    seconds: float
+    asked: int
+    good: int
+    late: int
+    away: int
+    loss: float | None
+    loss_spread: tuple[float, float, float] | None
+    epsilon: float | None
+    bytes_up: int
+    bytes_down: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +106,15 @@ class Simulation:
 
     Attributes:
         result: the server's result.
-        homes: the nodes' homes by site name.
+        history: facts of all phases, also of those before a resumption.
+        material: gives what the bundle of one site is made of.
+        homes: the nodes' homes by site name; empty where the clients had none.
     """
 
     result: RunResult
-    homes: dict[str, ClientHome]
-
-    def material(self, site: str) -> SiteMaterial:
-        """What the bundle of one site is made of."""
-        run_id = str(self.result.facts["run_id"])
-        return Store(self.homes[site].store).load_site(run_id)
+    history: list[RoundFacts]
+    material: Callable[[str], SiteMaterial]
+    homes: dict[str, ClientHome] = field(default_factory=dict)
 
 
 def datasets(federation: Federation) -> dict[str, Dataset]:
@@ -57,9 +128,11 @@ def datasets(federation: Federation) -> dict[str, Dataset]:
 
 def open_policy(run: RunConfig) -> Policy:
     """A policy that allows ``run`` and nothing beyond its epsilon."""
+    steps = run.training.rounds * run.training.steps_per_round
     return Policy(
         max_epsilon=run.privacy.epsilon,
         delta=run.privacy.delta,
+        max_steps=steps,
         allowed_sharing=("encoder", "full"),
         allow_simulation_rng=True,
         allow_non_private=True,
@@ -89,6 +162,11 @@ def handler(node: Node) -> Handler:
     return answer
 
 
+def home_material(homes: Mapping[str, ClientHome], run_id: str) -> Callable[[str], SiteMaterial]:
+    """What the bundle of one site is made of, from the site's home."""
+    return lambda site: Store(homes[site].store).load_site(run_id)
+
+
 def simulate(
     run: RunConfig,
     sites: Mapping[str, Dataset],
@@ -97,36 +175,243 @@ def simulate(
     run_id: str = "simulated",
     policy: Policy | None = None,
     resume: bool = False,
+    engine: Engine = "nodes",
+    availability: Availability | None = None,
+    device: str = "cpu",
+    watch: Callable[[Progress], None] | None = None,
+    after_round: Callable[[int, Arrays], None] | None = None,
 ) -> Simulation:
     """Train ``run`` over ``sites`` in this process.
 
+    No time passes here but that of the computation: a client is late because ``availability``
+    says so, and the deadline then comes at once.
+
     Args:
         run: the run configuration.
-        sites: preprocessed records by site name; the order gives the node ids.
-        folder: receives ``server/`` and ``nodes/<site>/``.
+        sites: preprocessed records by site name; the order gives the node ids. The engine
+            "stacked" looks records up when it needs them and does not keep them.
+        folder: receives ``server/``, the facts of the rounds and what the clients keep.
         run_id: name of the run.
-        policy: of every node; by default one that just allows the run.
-        resume: go on from the run's last checkpoint.
+        policy: of every client; by default one that just allows the run.
+        resume: go on from the run's last checkpoint; from the start where there is none.
+        engine: "nodes" or "stacked".
+        availability: who is away or late; by default nobody.
+        device: where the engine "stacked" computes.
+        watch: told about progress, a few times a second.
+        after_round: told the shared arrays after each finished training round; after a
+            resumption, those of the last finished one again.
 
     Raises:
-        QuorumLost: too few nodes answered well, for instance because all refused.
+        ConfigError: the configuration is wrong, or does not fit the engine.
+        QuorumLost: too few clients answered well, for instance because all refused.
     """
-    homes = {site: ClientHome(folder / "nodes" / site) for site in sites}
-    nodes = {
-        site: make_node(site, dataset, run, homes[site], policy or open_policy(run))
-        for site, dataset in sites.items()
-    }
-    names = {_FIRST_NODE_ID + i: site for i, site in enumerate(sites)}
-    grid = InProcessGrid({node_id: handler(nodes[site]) for node_id, site in names.items()})
+    names = {FIRST_NODE_ID + place: site for place, site in enumerate(sites)}
+    allowed, present = policy or open_policy(run), availability or Availability()
+    homes: dict[str, ClientHome] = {}
+    cohort: Cohort | None = None
+    if engine == "stacked":
+        cohort = Cohort(
+            run,
+            run_id,
+            sites,
+            names,
+            folder / "clients",
+            policy=allowed,
+            availability=present,
+            device=device,
+        )
+        answers: Answers = cohort.answers
+    else:
+        homes = {site: ClientHome(folder / "nodes" / site) for site in sites}
+        handlers = {
+            node: handler(make_node(site, sites[site], run, homes[site], allowed))
+            for node, site in names.items()
+        }
+        answers = _with_absences(by_handlers(handlers), run.seed, names, present)
+    observer = _Observer(run, names, present, cohort, folder / HISTORY, watch, after_round)
     server = ServerHome(folder / "server")
     server.create()
     result = drive(
-        grid,
+        InProcessGrid(names, observer.watched(answers)),
         run,
         server,
         run_id=run_id,
         resume=resume,
         sites=lambda: names,
-        pace=Pace(poll_s=0.01, retry_pause_s=0.01),
+        pace=_timeless(),
     )
-    return Simulation(result=result, homes=homes)
+    if cohort is None:
+        material = home_material(homes, run_id)
+    else:
+        arrays, density, own = result.arrays, result.density.arrays(), cohort
+        material = lambda site: own.material(site, arrays, density)  # noqa: E731
+    return Simulation(
+        result=result, history=read_history(folder / HISTORY), material=material, homes=homes
+    )
+
+
+def read_history(path: Path) -> list[RoundFacts]:
+    """The facts of all phases in order; of a phase that was done twice, the last.
+
+    Raises:
+        DataError: a line is not what was written.
+    """
+    found: dict[int, RoundFacts] = {}
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill; the phase was done again
+        try:
+            spread = values["loss_spread"]
+            facts = RoundFacts(**{**values, "loss_spread": tuple(spread) if spread else None})
+        except (TypeError, KeyError) as error:
+            raise DataError(f"Expected facts of a round in {path}, got others: {error}.") from None
+        found[facts.number] = facts
+    return [found[number] for number in sorted(found)]
+
+
+class _Observer:
+    """Sees every phase pass: reports progress and writes the facts."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        names: Mapping[int, str],
+        availability: Availability,
+        cohort: Cohort | None,
+        history: Path,
+        watch: Callable[[Progress], None] | None,
+        after_round: Callable[[int, Arrays], None] | None,
+    ) -> None:
+        self._run, self._names, self._availability = run, dict(names), availability
+        self._cohort, self._history = cohort, history
+        self._watch, self._after_round = watch, after_round
+        self._phases = len(phases(run))
+
+    def watched(self, answers: Answers) -> Answers:
+        """The same answers, observed."""
+
+        def observed(messages: Sequence[Message]) -> Iterator[Message | None]:
+            if not messages:
+                return
+            header, arrays = from_records(RequestHeader, messages[0].content)
+            if self._after_round and 1 < header.round <= self._run.training.rounds + 1:
+                self._after_round(header.round - 1, arrays)
+            tally = _Tally()
+            started = reported = time.monotonic()
+            for place, reply in enumerate(answers(messages), start=1):
+                tally.take(reply)
+                now = time.monotonic()
+                if self._watch and (now - reported > _WATCH_S or place == len(messages)):
+                    reported = now
+                    self._watch(self._progress(header, len(messages), place, tally))
+                if place == len(messages):
+                    self._write(header, messages, arrays, tally, now - started)
+                yield reply
+
+        return observed
+
+    def _losses(self, header: RequestHeader) -> np.ndarray:
+        found = self._cohort.losses if self._cohort and header.kind == "train" else {}
+        values = np.fromiter(found.values(), dtype=np.float64, count=len(found))
+        return values[np.isfinite(values)]
+
+    def _progress(
+        self, header: RequestHeader, asked: int, answered: int, tally: "_Tally"
+    ) -> Progress:
+        losses = self._losses(header)
+        return Progress(
+            phase=header.round,
+            phases=self._phases,
+            kind=header.kind,
+            asked=asked,
+            answered=answered,
+            loss=float(losses.mean()) if len(losses) else None,
+            epsilon=tally.epsilon,
+        )
+
+    def _write(
+        self,
+        header: RequestHeader,
+        messages: Sequence[Message],
+        arrays: Arrays,
+        tally: "_Tally",
+        seconds: float,
+    ) -> None:
+        losses = self._losses(header)
+        presences = [
+            self._availability.presence(
+                self._run.seed, self._names[message.metadata.dst_node_id], header.round
+            )
+            for message in messages
+        ]
+        low, middle, high = np.percentile(losses, [10, 50, 90]) if len(losses) else (0.0, 0.0, 0.0)
+        facts = RoundFacts(
+            number=header.round,
+            kind=header.kind,
+            seconds=seconds,
+            asked=len(messages),
+            good=tally.good,
+            late=presences.count("late"),
+            away=presences.count("away"),
+            loss=float(losses.mean()) if len(losses) else None,
+            loss_spread=(float(low), float(middle), float(high)) if len(losses) else None,
+            epsilon=tally.epsilon,
+            bytes_up=tally.bytes,
+            bytes_down=len(messages) * sum(value.nbytes for value in arrays.values()),
+        )
+        torn = self._history.exists() and not self._history.read_bytes().endswith(b"\n")
+        with self._history.open("a") as stream:
+            stream.write("\n" * torn + json.dumps(asdict(facts)) + "\n")
+
+
+@dataclass
+class _Tally:
+    """What the answers of one phase add up to."""
+
+    good: int = 0
+    bytes: int = 0
+    epsilon: float | None = None
+
+    def take(self, reply: Message | None) -> None:
+        """Count one answer; None is one that did not arrive."""
+        if reply is None or reply.has_error():
+            return
+        if isinstance(reply.content, LocalRecords):
+            header, arrays = reply.content.header, reply.content.arrays
+        else:
+            header, arrays = from_records(ReplyHeader, reply.content)
+        if header.status != "ok":
+            return
+        self.good += 1
+        self.bytes += sum(value.nbytes for value in arrays.values())
+        if header.epsilon is not None:
+            self.epsilon = max(self.epsilon or 0.0, header.epsilon)
+
+
+def _with_absences(
+    answers: Answers, seed: int, names: Mapping[int, str], availability: Availability
+) -> Answers:
+    """Real nodes of which some are away or late."""
+
+    def present(messages: Sequence[Message]) -> Iterator[Message | None]:
+        for message in messages:
+            site, phase = names[message.metadata.dst_node_id], int(message.metadata.group_id)
+            presence = availability.presence(seed, site, phase)
+            replies = [] if presence == "away" else list(answers([message]))
+            yield replies[0] if presence == "here" else None
+
+    return present
+
+
+def _timeless() -> Pace:
+    """A clock that stands still while clients compute and jumps when the server waits."""
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += max(seconds, 1e-3)
+
+    return Pace(poll_s=3600.0, retry_pause_s=0.0, clock=lambda: now, sleep=sleep)

@@ -17,31 +17,35 @@ from flwr.supercore.task_identity import TaskIdentity
 #: Answers one message as a node would; exceptions become error replies.
 Handler = Callable[[Message], Message]
 
-#: Answers the messages of one push together; None leaves a message to its node's handler.
-BatchHandler = Callable[[Sequence[Message]], Sequence[Message | None]]
+#: Answers all messages of a push, lazily and in their order; None for one without an answer.
+Answers = Callable[[Sequence[Message]], Iterable[Message | None]]
 
 _SERVER_NODE_ID = 1
 _CLIENT_RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 class InProcessGrid(Grid):
-    """Runs each node's handler when a message is pushed to it, in the order of pushing.
+    """Runs the clients when their replies are asked for, in the order of pushing.
+
+    A driver that pulls in that order meets one reply at a time, however many clients there are.
 
     Attributes:
-        online: node ids that take messages; remove one to simulate a node that went away.
+        nodes: ids of all nodes.
+        online: those that take messages; remove one to simulate a node that went away.
     """
 
-    def __init__(self, handlers: Mapping[int, Handler], batch: BatchHandler | None = None) -> None:
-        """Serve ``handlers`` by node id.
+    def __init__(self, nodes: Iterable[int], answers: Answers) -> None:
+        """Serve ``nodes``.
 
         Args:
-            handlers: of every node.
-            batch: sees all messages of a push before the handlers do.
+            nodes: ids of all nodes.
+            answers: what the nodes do with the messages of one push.
         """
-        self.handlers = dict(handlers)
-        self._batch = batch
-        self.online = set(self.handlers)
-        self._replies: dict[str, Message] = {}
+        self.nodes = frozenset(nodes)
+        self.online = set(self.nodes)
+        self._answers = answers
+        self._coming: dict[str, Iterator[tuple[str, Message | None]]] = {}
+        self._replies: dict[str, Message | None] = {}
         self.set_run(Run.create_empty(run_id=1))
 
     def set_run(self, run: Run) -> None:
@@ -72,19 +76,18 @@ class InProcessGrid(Grid):
         return sorted(self.online)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand each message to its node at once; returns the message ids."""
+        """Take messages; returns their ids."""
         pushed = list(messages)
         for message in pushed:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
         taken = [_own(message) for message in pushed if message.metadata.dst_node_id in self.online]
-        for message, reply in zip(taken, self._answers(taken), strict=True):
-            reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-            self._replies[message.metadata.message_id] = reply
+        coming = self._run_clients(taken)
+        self._coming |= {message.metadata.message_id: coming for message in taken}
         return [message.metadata.message_id for message in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there, each handed out once."""
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+        return [reply for i in list(message_ids) if (reply := self._reply(i)) is not None]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -92,23 +95,48 @@ class InProcessGrid(Grid):
         """Push and pull; nothing takes time here, so ``timeout`` has no effect."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _answers(self, messages: Sequence[Message]) -> Iterator[Message]:
-        """A reply to each message, from the batch handler or else from its node's."""
-        try:
-            found = self._batch(messages) if self._batch else [None] * len(messages)
-        except Exception as error:
-            found = [_failure(message, error) for message in messages]
-        for message, reply in zip(messages, found, strict=True):
-            yield reply or self._answer(message)
+    def _reply(self, identifier: str) -> Message | None:
+        """Run clients until that of one message has had its turn."""
+        coming = self._coming.pop(identifier, None)
+        if coming is not None and identifier not in self._replies:
+            for found, reply in coming:
+                self._replies[found] = reply
+                if found == identifier:
+                    break
+        return self._replies.pop(identifier, None)
 
-    def _answer(self, message: Message) -> Message:
-        try:
-            return self.handlers[message.metadata.dst_node_id](message)
-        except Exception as error:
-            return _failure(message, error)
+    def _run_clients(self, messages: Sequence[Message]) -> Iterator[tuple[str, Message | None]]:
+        """Each message's id with its reply; an exception fails all that had no turn yet."""
+        replies = iter(self._answers(messages))
+        failed: Exception | None = None
+        for message in messages:
+            reply: Message | None = None
+            if failed is None:
+                try:
+                    reply = next(replies)
+                except Exception as error:
+                    failed = error
+            if failed is not None:
+                reply = failure(message, failed)
+            if reply is not None:
+                reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            yield message.metadata.message_id, reply
 
 
-def _failure(message: Message, error: Exception) -> Message:
+def by_handlers(handlers: Mapping[int, Handler]) -> Answers:
+    """Each node by a handler of its own; one that raises fails its node and no other."""
+
+    def answers(messages: Sequence[Message]) -> Iterator[Message]:
+        for message in messages:
+            try:
+                yield handlers[message.metadata.dst_node_id](message)
+            except Exception as error:
+                yield failure(message, error)
+
+    return answers
+
+
+def failure(message: Message, error: Exception) -> Message:
     """As Flower's own runtimes have it: a failed node, not a failed run."""
     return Message(Error(_CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
 

@@ -22,6 +22,8 @@ MESSAGE_TYPE = "train"
 #: Seconds past the deadline until an undelivered message expires.
 TTL_MARGIN_S = 30.0
 
+_BLOCK = 2**14
+
 
 class WeightedMean:
     """A running weighted mean of named arrays with an error-free sum.
@@ -59,11 +61,7 @@ class WeightedMean:
         if arrays.keys() != self._sums.keys():
             raise ValueError(f"Expected arrays {sorted(self._sums)}, got {sorted(arrays)}.")
         for key, value in arrays.items():
-            term = value.astype(np.float64) * weight
-            total = self._sums[key] + term
-            part = total - self._sums[key]
-            self._rests[key] += (self._sums[key] - (total - part)) + (term - part)
-            self._sums[key] = total
+            _add_exactly(self._sums[key], self._rests[key], value, weight)
         self.weight += weight
         self.count += 1
 
@@ -79,6 +77,25 @@ class WeightedMean:
             key: ((self._sums[key] + self._rests[key]) / self.weight).astype(self._dtypes[key])
             for key in self._sums
         }
+
+
+def _add_exactly(sums: np.ndarray, rests: np.ndarray, value: np.ndarray, weight: float) -> None:
+    """Add ``weight * value`` to ``sums`` in place, and what rounding lost to ``rests``.
+
+    Block by block, so that the intermediate values stay in the processor's cache.
+    """
+    flat, flat_sums, flat_rests = value.reshape(-1), sums.reshape(-1), rests.reshape(-1)
+    for start in range(0, len(flat), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        before, term = flat_sums[block], flat[block] * np.float64(weight)
+        total = before + term
+        part = total - before
+        term -= part
+        part -= total
+        part += before  # (before - (total - part)), the part of ``before`` that was lost
+        part += term
+        flat_rests[block] += part
+        before[:] = total
 
 
 class EncoderAveraging(Strategy):

@@ -123,15 +123,18 @@ class StackedTrainer:
 
     def chunks(self, records: Sequence[int]) -> Iterator[range]:
         """Which neighbouring clients to train together, given their numbers of records."""
-        start, most = 0, 0.0
+        start, most = 0, 0
         for place, count in enumerate(records):
-            most = max(most, self._bytes(count))
-            if (place - start + 1) * most > self._memory or place - start == self._max_clients:
-                if place > start:
-                    yield range(start, place)
-                start, most = place, self._bytes(count)
+            most = max(most, count)
+            if place > start and not self.fits(place - start + 1, most):
+                yield range(start, place)
+                start, most = place, count
         if start < len(records):
             yield range(start, len(records))
+
+    def fits(self, clients: int, records: int) -> bool:
+        """Whether so many clients of at most so many records each go together."""
+        return clients <= self._max_clients and clients * self._bytes(records) <= self._memory
 
     def train(self, work: Sequence[ClientWork]) -> list[TrainResult]:
         """Run ``plan.steps_per_round`` steps of every client; results in the order of ``work``."""

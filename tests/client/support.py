@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from client.compute import make_noise
 from client.home import ClientHome
 from client.local import assemble
-from client.node import Node, NoiseFactory, make_noise
+from client.node import Node, NoiseFactory
 from client.policy import NodeConfig, schema_of
 from shared.config import RunConfig
 from shared.data.dataset import Dataset

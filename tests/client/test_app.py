@@ -17,7 +17,7 @@ from shared.data.sources import HEARTS_SCHEMA
 from shared.errors import ProtocolError
 from shared.records import from_records, to_records
 from shared.wire import Arrays, ReplyHeader
-from simulations.grid import InProcessGrid
+from simulations.grid import InProcessGrid, by_handlers
 from tests.client.support import request, tiny_node, tiny_run, weights_of
 from tests.client.test_resident import REPOSITORY
 
@@ -27,7 +27,8 @@ def send(content: RecordDict, node_config: dict[str, str | int]) -> tuple[ReplyH
     context = Context(
         run_id=1, node_id=7, node_config=dict(node_config), state=RecordDict(), run_config={}
     )
-    grid = InProcessGrid({7: lambda message: app(message=message, context=context)})
+    handlers = {7: lambda message: app(message=message, context=context)}
+    grid = InProcessGrid(handlers, by_handlers(handlers))
     (reply,) = grid.send_and_receive([Message(content, 7, "train", group_id="1")])
     return from_records(ReplyHeader, reply.content)
 

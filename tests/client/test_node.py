@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from client.compute import make_noise
 from client.home import ClientHome
 from client.local import assemble
-from client.node import Node, make_noise, request_digest
+from client.node import Node, request_digest
 from client.policy import schema_of
 from client.release import Outgoing
 from shared.config import RunConfig

@@ -29,7 +29,7 @@ from shared.wire import (
     ReplyHeader,
     RequestHeader,
 )
-from simulations.grid import InProcessGrid
+from simulations.grid import InProcessGrid, by_handlers
 
 LATENT = 3
 
@@ -146,7 +146,8 @@ def three_sites() -> dict[int, Site]:
 
 def grid_of(sites: Mapping[int, Site], kind: type[InProcessGrid] = InProcessGrid) -> InProcessGrid:
     """A grid on which each site is a real Flower ClientApp."""
-    return kind({node: _client(node, site) for node, site in sites.items()})
+    handlers = {node: _client(node, site) for node, site in sites.items()}
+    return kind(handlers, by_handlers(handlers))
 
 
 class SilentGrid(InProcessGrid):
@@ -154,7 +155,7 @@ class SilentGrid(InProcessGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes, those that never answer too."""
-        return sorted(self.handlers)
+        return sorted(self.nodes)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from server.home import HOME_VARIABLE
 from server.registry import Registry
 from server.results import RunResult
 from shared.errors import ConfigError
-from simulations.grid import InProcessGrid
+from simulations.grid import InProcessGrid, by_handlers
 from tests.server.federation import home_at, tiny_config
 
 
@@ -83,12 +83,11 @@ def test_real_apps_complete_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         100 + number: context_of(100 + number, settings, **{"partition-id": number})
         for number in range(2)
     }
-    grid = InProcessGrid(
-        {
-            node: lambda message, context=context: client_app(message=message, context=context)
-            for node, context in nodes.items()
-        }
-    )
+    handlers = {
+        node: lambda message, context=context: client_app(message=message, context=context)
+        for node, context in nodes.items()
+    }
+    grid = InProcessGrid(handlers, by_handlers(handlers))
     app(grid=grid, context=context_of(1, settings))
     home = home_at(tmp_path / "server")
     result = RunResult.load(home.run("hearts-1") / "result")
@@ -113,5 +112,5 @@ def test_a_run_that_stops_raises_for_flower(
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
     settings = {"config": "", "run-id": "hearts-1", "resume": "hearts-2"}
     with pytest.raises(ConfigError):
-        app(grid=InProcessGrid({}), context=context_of(1, settings))
+        app(grid=InProcessGrid((), by_handlers({})), context=context_of(1, settings))
     assert "Expected run-id to be empty" in caplog.text

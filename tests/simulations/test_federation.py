@@ -19,7 +19,7 @@ from shared.records import from_records
 from shared.wire import HISTOGRAMS_KEY, MOMENTS_KEY, ReplyHeader
 from simulations.evaluation import global_detector, rate, site_detector
 from simulations.federation import datasets, handler, make_node, open_policy, simulate
-from simulations.grid import Handler, InProcessGrid
+from simulations.grid import Handler, InProcessGrid, by_handlers
 from tests.simulations.support import tiny_federation, tiny_run
 
 
@@ -65,7 +65,7 @@ def test_captured_traffic_holds_encoder_keys_and_permitted_records_only(tmp_path
     }
     home = ServerHome(tmp_path / "server")
     home.create()
-    drive(InProcessGrid(handlers), run, home, run_id="tapped", pace=Pace(poll_s=0.01))
+    drive(InProcessGrid(handlers, by_handlers(handlers)), run, home, run_id="tapped", pace=Pace(poll_s=0.01))
     allowed = {
         "train": encoder_keys(run),
         "moments": {MOMENTS_KEY},
@@ -125,7 +125,8 @@ def test_a_lost_node_does_not_stop_the_others(tmp_path: Path) -> None:
         name: make_node(name, data, run, ClientHome(tmp_path / name), open_policy(run))
         for name, data in datasets(federation).items()
     }
-    grid = InProcessGrid({100 + i: handler(node) for i, node in enumerate(nodes.values())})
+    handlers = {100 + i: handler(node) for i, node in enumerate(nodes.values())}
+    grid = InProcessGrid(handlers, by_handlers(handlers))
     grid.online.remove(101)
     home = ServerHome(tmp_path / "server")
     home.create()

@@ -1,10 +1,12 @@
-"""The grid in one process with a handler for all messages of a push."""
+"""The grid in one process: lazy, in order, and never failing as a whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flwr.app import Message, RecordDict
 
-from simulations.grid import BatchHandler, InProcessGrid
+from simulations.grid import Answers, InProcessGrid, by_handlers
+
+NODES = (1, 2, 3)
 
 
 def answer(message: Message) -> Message:
@@ -12,34 +14,72 @@ def answer(message: Message) -> Message:
     return Message(RecordDict(), reply_to=message)
 
 
-def pushed(batch: BatchHandler, offline: int | None = None) -> tuple[list[str], list[Message]]:
-    """Message ids and replies of one push to three nodes."""
-    grid = InProcessGrid({node: answer for node in (1, 2, 3)}, batch=batch)
+def pushed(answers: Answers, offline: int | None = None) -> tuple[InProcessGrid, list[str]]:
+    """A grid and the ids of one push to three nodes."""
+    grid = InProcessGrid(NODES, answers)
     grid.online.discard(offline or 0)
-    messages = [grid.create_message(RecordDict(), "train", node, "1") for node in (1, 2, 3)]
-    ids = list(grid.push_messages(messages))
-    return ids, list(grid.pull_messages(ids))
+    messages = [grid.create_message(RecordDict(), "train", node, "1") for node in NODES]
+    return grid, list(grid.push_messages(messages))
 
 
-def test_batch_sees_the_online_nodes_and_leaves_the_rest_to_them() -> None:
-    """All messages to online nodes come at once; None leaves one to its node's handler."""
+def test_messages_to_online_nodes_come_at_once_and_some_get_no_answer() -> None:
+    """A node that is offline is not asked; one whose answer is None has no reply."""
     seen: list[list[int]] = []
 
-    def batch(messages: Sequence[Message]) -> list[Message | None]:
+    def answers(messages: Sequence[Message]) -> Iterator[Message | None]:
         seen.append([message.metadata.dst_node_id for message in messages])
-        return [answer(messages[0]), None]
+        yield answer(messages[0])
+        yield None
 
-    ids, replies = pushed(batch, offline=2)
+    grid, ids = pushed(answers, offline=2)
+    replies = list(grid.pull_messages(ids))
     assert seen == [[1, 3]]
-    assert [reply.metadata.reply_to_message_id for reply in replies] == [ids[0], ids[2]]
-    assert not any(reply.has_error() for reply in replies)
+    assert [reply.metadata.reply_to_message_id for reply in replies] == [ids[0]]
+    assert not list(grid.pull_messages(ids))
 
 
-def test_batch_that_raises_fails_its_nodes_and_not_the_run() -> None:
-    """An exception in the batch handler becomes an error reply of every node."""
+def test_clients_run_when_their_reply_is_pulled() -> None:
+    """Pulling one reply at a time runs one client at a time, so no reply waits for its turn."""
+    done: list[int] = []
 
-    def batch(messages: Sequence[Message]) -> list[Message | None]:
+    def answers(messages: Sequence[Message]) -> Iterator[Message]:
+        for message in messages:
+            done.append(message.metadata.dst_node_id)
+            yield answer(message)
+
+    grid, ids = pushed(answers)
+    assert done == []
+    for place, identifier in enumerate(ids, start=1):
+        assert len(list(grid.pull_messages([identifier]))) == 1
+        assert done == list(NODES[:place])
+
+
+def test_replies_pulled_in_another_order_are_those_of_their_messages() -> None:
+    """The last message first: its reply is its own, and the others are still there."""
+    grid, ids = pushed(lambda messages: map(answer, messages))
+    for identifier in reversed(ids):
+        (reply,) = grid.pull_messages([identifier])
+        assert reply.metadata.reply_to_message_id == identifier
+
+
+def test_clients_that_raise_fail_and_the_run_goes_on() -> None:
+    """An exception becomes an error reply of every node that had no turn yet."""
+
+    def answers(messages: Sequence[Message]) -> Iterator[Message]:
+        yield answer(messages[0])
         raise RuntimeError(f"no memory for {len(messages)}")
 
-    _, replies = pushed(batch)
-    assert [reply.error.reason for reply in replies] == ["RuntimeError: no memory for 3"] * 3
+    grid, ids = pushed(answers)
+    first, *others = grid.pull_messages(ids)
+    assert not first.has_error()
+    assert [reply.error.reason for reply in others] == ["RuntimeError: no memory for 3"] * 2
+
+
+def test_a_handler_that_raises_fails_its_node_alone() -> None:
+    """With a handler for each node the others still answer."""
+
+    def broken(message: Message) -> Message:
+        raise ValueError("no")
+
+    grid, ids = pushed(by_handlers({1: answer, 2: broken, 3: answer}))
+    assert [reply.has_error() for reply in grid.pull_messages(ids)] == [False, True, False]

@@ -1,0 +1,470 @@
+"""All clients of one run without a process or a home each: what real nodes answer, chunk by chunk.
+
+A client here is a row of numbers. What it is asked, what it computes, what it pays and what it
+answers are those of ``client.node``: the same requests, policy, plan, noise streams, composition
+and reply headers; a test holds whole runs equal. What real nodes also do for their owners, such as
+the ledger file, stored payloads and the release log, has no place here. Noise is seeded, so a
+client's past follows from the run: a phase done again gives the same bits and charges nothing new.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Message
+
+from client.compute import (
+    density_of,
+    latent_radius,
+    latents_of,
+    load_weights,
+    make_noise,
+    own_histograms,
+    own_moments,
+    run_model,
+)
+from client.policy import Policy, schema_of
+from client.release import INTERNAL_SENTENCE
+from client.store import SiteMaterial
+from shared.config import RunConfig
+from shared.data.dataset import Dataset
+from shared.errors import ConfigError, FedlatentError, ProtocolError
+from shared.models import VAE
+from shared.models.base import ENCODER_PREFIX
+from shared.privacy.accounting import GaussianEvent, epsilon_of
+from shared.privacy.noise import NoiseSource
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.summaries import client_mean
+from shared.records import LocalRecords, from_records
+from shared.wire import (
+    DENSITY_PREFIX,
+    HISTOGRAMS_KEY,
+    MOMENTS_KEY,
+    PROTOCOL,
+    Arrays,
+    Kind,
+    ReplyHeader,
+    RequestHeader,
+)
+from simulations.availability import Availability, Presence
+from simulations.stacked.engine import Chunk, StackedTrainer
+from simulations.stacked.states import ClientStates
+
+#: Clients whose summaries are computed together.
+_TOGETHER = 64
+#: Fields of an optimiser that a client keeps, each as wide as the model.
+_MOMENTS: dict[str, tuple[str, ...]] = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """One client's request of a phase."""
+
+    message: Message
+    place: int  # of the client among all
+    site: str
+
+
+class Cohort:
+    """The clients of one run.
+
+    Attributes:
+        losses: mean training loss in nats of each client that trained in the current phase, by
+            site; what the simulator sees and no client releases.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        run_id: str,
+        sites: Mapping[str, Dataset],
+        nodes: Mapping[int, str],
+        folder: Path,
+        *,
+        policy: Policy,
+        availability: Availability,
+        device: str = "cpu",
+    ) -> None:
+        """Prepare the clients.
+
+        Args:
+            run: the run.
+            run_id: its name.
+            sites: records by site name. They are looked up chunk by chunk and not kept, so a
+                mapping that makes or loads them when asked bounds the memory.
+            nodes: site name by node id.
+            folder: receives what the clients keep between rounds.
+            policy: of every client.
+            availability: who is away or late.
+            device: where to compute.
+
+        Raises:
+            ConfigError: noise that is not seeded, a model that cannot be built or stacked, an
+                epsilon that cannot be reached, or a device that is absent.
+        """
+        if run.privacy.rng != "simulation":
+            raise ConfigError(
+                f"Expected privacy.rng 'simulation' on the grid 'stacked', got "
+                f"{run.privacy.rng!r}: its clients keep no ledger file; set it, or choose the grid "
+                "'nodes', 'flower' or 'deployed'."
+            )
+        self._run, self._run_id, self._sites = run, run_id, sites
+        self._places = {node: place for place, node in enumerate(sorted(nodes))}
+        self._names = dict(nodes)
+        self._policy, self._availability = policy, availability
+        self._schema = schema_of(run.data)
+        self._plan, self._model = _plan_of(run), _model_of(run)
+        self._events = _events_of(self._plan)
+        self._trainer = StackedTrainer(self._model, self._plan, run.training, device=device)
+        self._first = {key: value.clone() for key, value in self._model.state_dict().items()}
+        self._kept = _kept_mask(self._trainer)
+        self._refusals: dict[int, FedlatentError | None] = {}
+        self._moments = _MOMENTS[run.training.optimizer] or (
+            ("momentum_buffer",) if run.training.momentum else ()
+        )
+        width = int(self._kept.sum()) + len(self._moments) * self._trainer.size
+        self._states = ClientStates(folder / run_id / "states.f32", width)
+        self.losses: dict[str, float] = {}
+
+    def answers(self, messages: Sequence[Message]) -> Iterator[Message | None]:
+        """Replies to the messages of one phase, lazily and in order; None where none arrives."""
+        if not messages:
+            return
+        self.losses = {}
+        header, arrays = from_records(RequestHeader, messages[0].content)
+        asked = [
+            _Asked(message=one, place=self._places[node], site=self._names[node])
+            for one in messages
+            for node in [one.metadata.dst_node_id]
+        ]
+        kinds: dict[Kind, Callable[..., Iterator[Message]]] = {
+            "train": self._train,
+            "moments": self._summaries,
+            "threshold": self._summaries,
+        }
+        presences = [self._presence(one.site, header.round) for one in asked]
+        working = [one for one, seen in zip(asked, presences, strict=True) if seen != "away"]
+        replies = kinds[header.kind](header, arrays, working)
+        for presence in presences:
+            # A late client works like the others; its answer is lost.
+            reply = next(replies) if presence != "away" else None
+            yield reply if presence == "here" else None
+
+    def material(self, site: str, arrays: Arrays, density: Arrays) -> SiteMaterial:
+        """What the bundle of one site is made of, after the run.
+
+        Args:
+            site: its name.
+            arrays: the shared arrays of the finished run.
+            density: ``LatentDensity.arrays()`` of the finished run.
+        """
+        run, rounds = self._run, self._run.training.rounds
+        records = self._records(site)
+        place = next(i for n, i in self._places.items() if self._names[n] == site)
+        encoder = {k: v for k, v in arrays.items() if k.startswith(ENCODER_PREFIX)}
+        load_weights(self._model, encoder, whole=False)
+        row = self._received(encoder)
+        self._take_own(place, self._trained(site, rounds + 1), row)
+        own = self._views(row)
+        released = self._own_moments(site, latents_of(self._model, records))
+        return SiteMaterial(
+            run_id=self._run_id,
+            config=run,
+            encoder=encoder,
+            decoder={k: v for k, v in own.items() if not k.startswith(ENCODER_PREFIX)},
+            density=density_of(
+                {DENSITY_PREFIX + key: value for key, value in density.items()},
+                self._model.latent_dim,
+            ),
+            center=client_mean(released, latent_radius(run, self._model)),
+            records=len(records),
+            epsilon=self._epsilon(site, rounds + 2, len(records)),
+            delta=self._policy.effective_delta(len(records)),
+        )
+
+    def _train(
+        self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
+    ) -> Iterator[Message]:
+        load_weights(self._model, arrays, whole=self._run.sharing == "full")
+        received = self._received(arrays)
+        for group in self._groups(header, asked):
+            yield from self._train_group(header, received, group)
+
+    def _received(self, arrays: Arrays) -> torch.Tensor:
+        """The row [P] of a client that got ``arrays`` and has nothing of its own yet."""
+        state = self._first | {key: torch.from_numpy(value) for key, value in arrays.items()}
+        return torch.cat([state[name].reshape(-1) for name in self._trainer.shapes])
+
+    def _groups(
+        self, header: RequestHeader, asked: Sequence[_Asked]
+    ) -> Iterator[list[tuple[_Asked, torch.Tensor]]]:
+        """Neighbouring clients that fit the memory together and have trained equally often."""
+        window: list[tuple[_Asked, torch.Tensor]] = []
+        before, most = -1, 0
+        for one in asked:
+            records, trained = self._records(one.site), self._trained(one.site, header.round)
+            most = max(most, len(records))
+            if window and (trained != before or not self._trainer.fits(len(window) + 1, most)):
+                yield window
+                window, most = [], len(records)
+            window.append((one, records))
+            before = trained
+        if window:
+            yield window
+
+    def _train_group(
+        self,
+        header: RequestHeader,
+        received: torch.Tensor,
+        group: Sequence[tuple[_Asked, torch.Tensor]],
+    ) -> Iterator[Message]:
+        refused = [self._refusal(len(records)) for _, records in group]
+        admitted = [pair for pair, no in zip(group, refused, strict=True) if no is None]
+        results: Iterator[tuple[Arrays, bool]] = iter(())
+        if admitted:
+            chunk = self._chunk(header, received, admitted)
+            self._trainer.train_chunk(chunk)
+            results = self._leaving(header, chunk, admitted)
+        for (one, records), error in zip(group, refused, strict=True):
+            if error is not None:
+                yield self._refuse(header, one, error)
+                continue
+            leaving, finite = next(results)
+            if finite:
+                yield self._reply(header, one, len(records), leaving)
+            else:
+                yield self._refuse(header, one, None)
+
+    def _chunk(
+        self,
+        header: RequestHeader,
+        received: torch.Tensor,
+        group: Sequence[tuple[_Asked, torch.Tensor]],
+    ) -> Chunk:
+        weights = received.repeat(len(group), 1)
+        moments = {name: torch.zeros_like(weights) for name in self._moments}
+        trained = self._trained(group[0][0].site, header.round)
+        full = self._run.sharing == "full"
+        for slot, (one, _) in enumerate(group):
+            own = {name: value[slot] for name, value in moments.items()}
+            self._take_own(one.place, trained, None if full else weights[slot], own)
+        return Chunk(
+            weights=weights,
+            records=[records for _, records in group],
+            noises=[self._noise(one.site, header.round, "train") for one, _ in group],
+            steps=trained * self._plan.steps_per_round,
+            moments=moments if trained else {},
+        )
+
+    def _take_own(
+        self,
+        place: int,
+        trained: int,
+        row: torch.Tensor | None,
+        moments: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Write what a client kept into its row [P] and its optimiser's moments [P] each."""
+        if not trained:
+            return
+        kept = torch.from_numpy(self._states.read(place, trained).copy())
+        own = int(self._kept.sum())
+        if row is not None:
+            row[self._kept] = kept[:own]
+        for number, value in enumerate((moments or {}).values()):
+            start = own + number * self._trainer.size
+            value.copy_(kept[start : start + self._trainer.size])
+
+    def _leaving(
+        self, header: RequestHeader, chunk: Chunk, group: Sequence[tuple[_Asked, torch.Tensor]]
+    ) -> Iterator[tuple[Arrays, bool]]:
+        """Keep each client's own state; what the run shares of its weights, and if it may leave."""
+        finite = torch.isfinite(chunk.weights).all(1).tolist()
+        whole = self._run.sharing == "full"
+        for place, (one, _) in enumerate(group):
+            row = chunk.weights[place]
+            kept = [row[self._kept], *(chunk.moments[name][place] for name in self._moments)]
+            trained = self._trained(one.site, header.round)
+            self._states.write(one.place, trained + 1, torch.cat(kept).numpy())
+            self.losses[one.site] = float(chunk.losses[place])
+            arrays = {
+                key: value
+                for key, value in self._views(row).items()
+                if whole or key.startswith(ENCODER_PREFIX)
+            }
+            yield arrays, bool(finite[place])
+
+    def _views(self, row: torch.Tensor) -> Arrays:
+        shapes = self._trainer.shapes
+        parts = torch.split(row, [shape.numel() for shape in shapes.values()])
+        return {
+            name: part.view(shape).numpy()
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+
+    def _summaries(
+        self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
+    ) -> Iterator[Message]:
+        """Latent moments or score histograms, under one encoder for all."""
+        encoder = {k: v for k, v in arrays.items() if not k.startswith(DENSITY_PREFIX)}
+        load_weights(self._model, encoder, whole=False)
+        for start in range(0, len(asked), _TOGETHER):
+            group = asked[start : start + _TOGETHER]
+            records = [self._records(one.site) for one in group]
+            latents = latents_of(self._model, torch.cat(records))
+            offsets = np.cumsum([len(own) for own in records])[:-1]
+            for one, own in zip(group, np.split(latents, offsets), strict=True):
+                error = self._refusal(len(own)) or self._out_of_turn(header, one)
+                if error is not None:
+                    yield self._refuse(header, one, error)
+                elif header.kind == "moments":
+                    released = {MOMENTS_KEY: self._own_moments(one.site, own)}
+                    yield self._reply(header, one, len(own), released)
+                else:
+                    counts = self._histograms(header, arrays, one.site, own)
+                    yield self._reply(header, one, len(own), {HISTOGRAMS_KEY: counts})
+
+    def _own_moments(self, site: str, latents: np.ndarray) -> np.ndarray:
+        noise = self._noise(site, self._run.training.rounds + 1, "moments")
+        return own_moments(self._run, self._model, latents, self._plan, noise)
+
+    def _histograms(
+        self, header: RequestHeader, arrays: Arrays, site: str, latents: np.ndarray
+    ) -> np.ndarray:
+        density = density_of(arrays, self._model.latent_dim)
+        released = self._own_moments(site, latents)  # the same bits as in the phase before
+        center = client_mean(released, latent_radius(self._run, self._model))
+        noise = self._noise(site, header.round, "threshold")
+        return own_histograms(latents, density, center, self._plan, noise)
+
+    def _out_of_turn(self, header: RequestHeader, one: _Asked) -> FedlatentError | None:
+        moments = self._run.training.rounds + 1
+        if header.kind == "threshold" and self._presence(one.site, moments) == "away":
+            return ProtocolError(
+                "Expected moments of this node before its threshold, got none in this run; "
+                "ask for moments first."
+            )
+        return None
+
+    def _records(self, site: str) -> torch.Tensor:
+        normals = self._sites[site].normals()
+        return torch.from_numpy(np.ascontiguousarray(normals.records))
+
+    def _noise(self, site: str, round: int, kind: Kind) -> NoiseSource:
+        return make_noise(self._run, site, round, kind)
+
+    def _presence(self, site: str, phase: int) -> Presence:
+        return self._availability.presence(self._run.seed, site, phase)
+
+    def _trained(self, site: str, before: int) -> int:
+        """How many training rounds before a round a client took part in."""
+        last = min(before - 1, self._run.training.rounds)
+        if not self._availability.dropout:
+            return last
+        return sum(self._presence(site, number) != "away" for number in range(1, last + 1))
+
+    def _epsilon(self, site: str, phase: int, records: int) -> float | None:
+        """Epsilon of a client's records once a phase is paid for; None without privacy."""
+        if not self._plan.private:
+            return None
+        rounds = self._run.training.rounds
+        summaries = tuple(
+            number <= phase and self._presence(site, number) != "away"
+            for number in (rounds + 1, rounds + 2)
+        )
+        delta = self._policy.effective_delta(records)
+        return _composed(self._plan, self._trained(site, phase + 1), summaries, delta)
+
+    def _refusal(self, records: int) -> FedlatentError | None:
+        """The policy's objection to the run, which depends on the number of records alone."""
+        if records not in self._refusals:
+            self._refusals[records] = None
+            try:
+                self._policy.check(self._run, self._schema, records)
+            except FedlatentError as error:
+                self._refusals[records] = error
+        return self._refusals[records]
+
+    def _refuse(self, header: RequestHeader, one: _Asked, error: FedlatentError | None) -> Message:
+        """A no in the words of the release door; None stands for what it keeps to itself."""
+        reply = ReplyHeader(
+            protocol=PROTOCOL,
+            run_id=header.run_id,
+            round=header.round,
+            kind=header.kind,
+            site=one.site,
+            status="refused",
+            code=error.code if error else "internal",
+            text=str(error)[:500] if error else INTERNAL_SENTENCE,
+        )
+        return Message(LocalRecords(reply, {}), reply_to=one.message)
+
+    def _reply(self, header: RequestHeader, one: _Asked, records: int, arrays: Arrays) -> Message:
+        private, event = self._plan.private, self._events.get(header.kind)
+        reply = ReplyHeader(
+            protocol=PROTOCOL,
+            run_id=header.run_id,
+            round=header.round,
+            kind=header.kind,
+            site=one.site,
+            status="ok",
+            records=records,
+            epsilon=self._epsilon(one.site, header.round, records),
+            delta=self._policy.effective_delta(records) if private else None,
+            noise_multiplier=event.noise_multiplier if event else 0.0,
+            sample_rate=event.sample_rate if event else 1.0,
+            steps=event.steps if event else 1,
+            rng=self._plan.rng,
+        )
+        return Message(LocalRecords(reply, arrays), reply_to=one.message)
+
+
+@functools.lru_cache(maxsize=4096)
+def _composed(plan: PrivacyPlan, rounds: int, summaries: tuple[bool, ...], delta: float) -> float:
+    """Epsilon of what a client has paid for; many clients have paid for the same."""
+    paid = [plan.round_event()] * rounds
+    paid += [
+        event
+        for event, done in zip(
+            (plan.moments_event(), plan.threshold_event()), summaries, strict=True
+        )
+        if done
+    ]
+    return epsilon_of(paid, delta)
+
+
+def _plan_of(run: RunConfig) -> PrivacyPlan:
+    try:
+        return PrivacyPlan.from_config(run)
+    except ValueError as error:
+        raise ConfigError(f"{run.name}: {error}") from None
+
+
+def _events_of(plan: PrivacyPlan) -> dict[Kind, GaussianEvent]:
+    """What each kind of request is charged; nothing without privacy."""
+    if not plan.private:
+        return {}
+    return {
+        "train": plan.round_event(),
+        "moments": plan.moments_event(),
+        "threshold": plan.threshold_event(),
+    }
+
+
+def _model_of(run: RunConfig) -> VAE:
+    try:
+        return run_model(run)
+    except ProtocolError as error:
+        raise ConfigError(f"{run.name}: {error}") from None
+
+
+def _kept_mask(trainer: StackedTrainer) -> torch.Tensor:
+    """Which entries of a client's row stay with it between rounds, bool [P]."""
+    return torch.cat(
+        [
+            torch.full((shape.numel(),), not name.startswith(ENCODER_PREFIX))
+            for name, shape in trainer.shapes.items()
+        ]
+    )

@@ -1,0 +1,54 @@
+"""What clients keep between rounds, on disk: one row of numbers each, for any number of clients."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from shared.errors import DataError
+
+
+class ClientStates:
+    """Rows of float32 in one sparse file; memory is that of the rows in use.
+
+    Every client has two places and writes them in turn, by the number of times it has trained. So
+    the state before an interrupted round is still there when the round is done again. What is
+    written survives the death of the process, not that of the machine.
+    """
+
+    def __init__(self, path: Path, width: int) -> None:
+        """Use the file ``path``, making it when absent.
+
+        Args:
+            path: the file.
+            width: numbers that a client keeps.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._width = width
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def read(self, client: int, trained: int) -> np.ndarray:
+        """The row [width] after a client's round number ``trained`` of its own, from 1."""
+        size = self._width * 4
+        data = os.pread(self._file, size, self._place(client, trained))
+        if len(data) != size:
+            raise DataError(
+                f"Expected {size} bytes of client {client}'s state, got {len(data)}; the file of "
+                "states is damaged, so start the simulation anew."
+            )
+        return np.frombuffer(data, dtype=np.float32)
+
+    def write(self, client: int, trained: int, row: np.ndarray) -> None:
+        """Keep the row [width] after a client's round number ``trained`` of its own."""
+        data = memoryview(np.ascontiguousarray(row, dtype=np.float32).tobytes())
+        place = self._place(client, trained)
+        while data:
+            written = os.pwrite(self._file, data, place)
+            data, place = data[written:], place + written
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _place(self, client: int, trained: int) -> int:
+        return (2 * client + trained % 2) * self._width * 4

@@ -1,0 +1,244 @@
+"""Whole runs by the stacked engine: what real nodes give, pay and keep."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.ledger import Ledger
+from shared.config import RunConfig
+from shared.data.dataset import Dataset
+from shared.errors import ConfigError, QuorumLost
+from shared.wire import Arrays
+from simulations.availability import Availability
+from simulations.federation import (
+    Engine,
+    Progress,
+    Simulation,
+    datasets,
+    open_policy,
+    simulate,
+)
+from simulations.stacked import engine as stacked_engine
+from tests.simulations.support import tiny_federation, tiny_run
+
+FEDERATION = tiny_federation(5)
+ENGINES: tuple[Engine, Engine] = ("nodes", "stacked")
+UNRELIABLE = Availability(dropout=0.3, late=0.2)
+
+
+def sites() -> dict[str, Dataset]:
+    """Five sites of unequal size, one with a single record."""
+    sizes = (70, 40, 11, 1, 60)
+    return {
+        name: data.select(np.arange(len(data)) < size)
+        for (name, data), size in zip(datasets(FEDERATION).items(), sizes, strict=True)
+    }
+
+
+def run_of(**changes: object) -> RunConfig:
+    """Three rounds on the five sites."""
+    training = {"rounds": 3, "steps_per_round": 4}
+    federation = {"nodes": 5, "quorum": 1}
+    return tiny_run(FEDERATION, **{"training": training, "federation": federation, **changes})
+
+
+def assert_equal(one: Simulation, other: Simulation) -> None:
+    """Shared arrays, density, thresholds and every site's own material agree."""
+    assert one.result.arrays.keys() == other.result.arrays.keys()
+    for key, value in one.result.arrays.items():
+        np.testing.assert_allclose(other.result.arrays[key], value, rtol=1e-4, atol=1e-6)
+    for key, value in one.result.density.arrays().items():
+        np.testing.assert_allclose(other.result.density.arrays()[key], value, rtol=1e-4, atol=1e-6)
+    assert other.result.thresholds == pytest.approx(one.result.thresholds, rel=1e-4)
+    assert one.result.facts["sites"] == other.result.facts["sites"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"privacy": {"mechanism": "none", "rng": "simulation", "sample_rate": 0.4}},
+        {"sharing": "full"},
+        {"model": {"options": {"network": "conv1d", "hidden": [4, 4], "latent_dim": 3}}},
+        {
+            "training": {
+                "rounds": 3,
+                "steps_per_round": 4,
+                "optimizer": "sgd",
+                "learning_rate": 0.05,
+                "momentum": 0.7,
+                "multiplicity": 2,
+            }
+        },
+    ],
+    ids=["private", "not private", "full", "conv", "momentum and draws"],
+)
+def test_stacked_run_equals_real_nodes(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Encoder, density, thresholds, epsilons and decoders are those of nodes with their ledgers."""
+    run = run_of(**changes)
+    one, other = (simulate(run, sites(), tmp_path / e, engine=e) for e in ENGINES)
+    assert_equal(one, other)
+    for site in one.homes:
+        expected, got = one.material(site), other.material(site)
+        assert (got.epsilon is None) == (expected.epsilon is None)
+        assert got.epsilon or pytest.approx(expected.epsilon or 0.0, rel=1e-9) == 0.0
+        assert (got.records, got.delta) == (expected.records, expected.delta)
+        np.testing.assert_allclose(got.center, expected.center, rtol=1e-4, atol=1e-6)
+        for key, value in expected.decoder.items():
+            np.testing.assert_allclose(got.decoder[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_unreliable_clients_are_the_same_in_both_engines(tmp_path: Path) -> None:
+    """Away and late clients change the result alike, and each pays for what it has done."""
+    run = run_of()
+    one, other = (
+        simulate(run, sites(), tmp_path / e, engine=e, availability=UNRELIABLE) for e in ENGINES
+    )
+    assert_equal(one, other)
+    seen = [(facts.good, facts.late, facts.away) for facts in one.history]
+    assert seen == [(facts.good, facts.late, facts.away) for facts in other.history]
+    assert sum(late for _, late, _ in seen) > 0
+    assert sum(away for _, _, away in seen) > 0
+    for site, home in one.homes.items():
+        spent = Ledger(home.ledger, "records", run.privacy.epsilon, run.privacy.delta)
+        paid = {entry.round for entry in spent.entries()}
+        present = {
+            number
+            for number in range(1, 6)
+            if UNRELIABLE.presence(run.seed, site, number) != "away"
+        }
+        assert paid <= present
+        assert present - paid <= {5}  # no threshold without moments
+
+
+def test_chunks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of one client, of some and of all give the same run."""
+    run = run_of()
+    whole = simulate(run, sites(), tmp_path / "all", engine="stacked")
+    for memory in (1, 30_000):
+        monkeypatch.setattr(stacked_engine, "CPU_MEMORY", memory)
+        part = simulate(run, sites(), tmp_path / str(memory), engine="stacked")
+        assert_equal(whole, part)
+
+
+def test_records_are_looked_up_chunk_by_chunk_and_not_kept(tmp_path: Path) -> None:
+    """A mapping that makes records when asked is never asked for all of them at once."""
+    real = sites()
+
+    class Lazy(Mapping[str, Dataset]):
+        def __getitem__(self, name: str) -> Dataset:
+            return real[name].select(np.arange(len(real[name])))
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(real)
+
+        def __len__(self) -> int:
+            return len(real)
+
+    lazy = simulate(run_of(), Lazy(), tmp_path / "lazy", engine="stacked")
+    assert_equal(simulate(run_of(), real, tmp_path / "real", engine="stacked"), lazy)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("after", [3, 7, 12, 18])
+def test_a_run_cut_off_anywhere_resumes_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, after: int
+) -> None:
+    """Cut off after some answers, in any phase, the resumed run gives the calm one's bits."""
+    run = run_of()
+    calm = simulate(run, sites(), tmp_path / "calm", engine=engine, availability=UNRELIABLE)
+
+    def cut(progress: Progress) -> None:
+        if (progress.phase - 1) * 5 + progress.answered >= after:
+            raise Killed
+
+    options = {"engine": engine, "availability": UNRELIABLE}
+    monkeypatch.setattr("simulations.federation._WATCH_S", -1.0)
+    with pytest.raises(Killed):
+        simulate(run, sites(), tmp_path / "cut", watch=cut, **options)  # type: ignore[arg-type]
+    again = simulate(run, sites(), tmp_path / "cut", resume=True, **options)  # type: ignore[arg-type]
+    for key, value in calm.result.arrays.items():
+        assert np.array_equal(again.result.arrays[key], value)
+    assert again.result.thresholds == calm.result.thresholds
+    assert again.result.facts["sites"] == calm.result.facts["sites"]
+    for before, now in zip(calm.history, again.history, strict=True):
+        assert (before.number, before.good, before.loss) == (now.number, now.good, now.loss)
+
+
+def test_progress_and_facts_tell_what_happened(tmp_path: Path) -> None:
+    """Every phase ends in a report; losses fall in training; bytes are those of the arrays."""
+    reports: list[Progress] = []
+    encoders: dict[int, Arrays] = {}
+    simulation = simulate(
+        run_of(
+            privacy={"mechanism": "none", "rng": "simulation", "sample_rate": 0.5},
+            training={"rounds": 3, "steps_per_round": 20, "learning_rate": 1e-2},
+        ),
+        sites(),
+        tmp_path,
+        engine="stacked",
+        watch=reports.append,
+        after_round=encoders.__setitem__,
+    )
+    last = {report.phase: report for report in reports}
+    assert [(p.kind, p.asked, p.answered, p.phases) for p in last.values()] == [
+        (kind, 5, 5, 5) for kind in ("train", "train", "train", "moments", "threshold")
+    ]
+    losses = [facts.loss for facts in simulation.history]
+    assert losses[3:] == [None, None]
+    assert losses[0] is not None
+    assert losses[2] is not None
+    assert losses[2] < losses[0]
+    size = sum(value.nbytes for value in simulation.result.arrays.values())
+    assert [facts.bytes_up for facts in simulation.history[:3]] == [5 * size] * 3
+    assert [facts.bytes_down for facts in simulation.history[:3]] == [5 * size] * 3
+    assert sorted(encoders) == [1, 2, 3]
+    for key, value in simulation.result.arrays.items():
+        assert np.array_equal(encoders[3][key], value)
+
+
+def test_epsilon_in_the_facts_is_the_plans(tmp_path: Path) -> None:
+    """The highest epsilon grows from phase to phase up to the run's, and never beyond."""
+    run = run_of()
+    simulation = simulate(run, sites(), tmp_path, engine="stacked")
+    spent = [facts.epsilon or 0.0 for facts in simulation.history]
+    assert spent == sorted(spent)
+    assert 0.9 * run.privacy.epsilon < spent[-1] <= run.privacy.epsilon
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_refusing_loses_the_quorum(tmp_path: Path, engine: Engine) -> None:
+    """A policy that forbids the run at every client ends it, naming the reason."""
+    run = run_of()
+    policy = open_policy(run).model_copy(update={"max_epsilon": 0.5})
+    with pytest.raises(QuorumLost, match="policy"):
+        simulate(run, sites(), tmp_path, policy=policy, engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"options": {"depth": 3}}}, "depth"),
+        ({"privacy": {"epsilon": 4.0, "rng": "secure"}}, "simulation"),
+    ],
+)
+def test_what_cannot_be_stacked_is_said_first(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    """An unknown option, or noise without a seed, is named before anything runs."""
+    with pytest.raises(ConfigError, match=words):
+        simulate(run_of(**changes), sites(), tmp_path, engine="stacked")
+    assert not (tmp_path / "server").exists()
+
+
+@pytest.mark.parametrize("values", [(-0.1, 0.0), (0.5, 0.5), (0.0, 1.0)])
+def test_impossible_availability_is_refused(values: tuple[float, float]) -> None:
+    """Probabilities out of range, or that leave nobody, are named."""
+    with pytest.raises(ConfigError, match="dropout"):
+        Availability(dropout=values[0], late=values[1])
