@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +18,8 @@ import numpy as np
 from client.edge.runtime import EdgeModel
 from client.export import export_site
 from client.home import ClientHome
-from client.service import ClientService, init_client
 from server.export import export_global
 from server.home import ServerHome
-from server.service import ServerService, init_server
 from server.watch import Report, watch_run
 from shared.config import RunConfig
 from shared.data.sources import Federation, SiteData
@@ -30,6 +27,7 @@ from shared.detection import baselines
 from shared.errors import DataError, ServiceError
 from shared.export.bundling import BundleReport
 from shared.keys import SigningKey, VerifyKey
+from simulations.deployed import running_federation
 from simulations.evaluation import (
     Detector,
     Rating,
@@ -41,7 +39,6 @@ from simulations.evaluation import (
 )
 
 _RUN_TIMEOUT_S = 1500.0
-_ONLINE_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,49 +207,13 @@ def _train(
     run: RunConfig,
     report: Report,
 ) -> dict[str, Rating]:
-    """Start everything, admit the sites, see the run to its end; meanwhile rate the baselines."""
-    report("certificates, keys and node files", 0.0)
-    init_server(server, port=0)
-    service = ServerService(server)
-    authority = server.ca_certificate.read_bytes()
-    for site in federation.sites:
-        _init_node(homes[site.name], site, service.address, authority, run)
-    with ExitStack() as stack:
-        report("server: SuperLink, SuperExec, gateway", 0.0)
-        stack.enter_context(service)
-        clients = [ClientService(home) for home in homes.values()]
-        for index, (name, home) in enumerate(homes.items()):
-            report("sites admitted by their public keys", index / len(homes))
-            service.control.admit(name, home.node_public_key)
-        report("nodes: one SuperNode and one resident process each", 0.0)
-        with ThreadPoolExecutor(len(clients)) as pool:
-            for client in clients:
-                stack.callback(client.stop)
-            list(pool.map(ClientService.start, clients))
-            for index, client in enumerate(clients):
-                report("nodes: let in by the server", index / len(clients))
-                client.wait_online(_ONLINE_TIMEOUT_S)
+    """Start everything, see the run to its end; meanwhile rate the baselines."""
+    with running_federation(server, homes, federation, run, report) as service:
         submission = service.control.submit(run)
         with ThreadPoolExecutor(1) as background:  # the nodes are other processes
             ratings = background.submit(_baselines, federation, absent, run)
             watch_run(server, submission.run_id, report, _RUN_TIMEOUT_S)
             return ratings.result()
-
-
-def _init_node(
-    home: ClientHome, site: SiteData, address: str, authority: bytes, run: RunConfig
-) -> None:
-    data = home.root / "records.npz"
-    data.parent.mkdir(parents=True)
-    np.savez_compressed(data, X=site.train)
-    init_client(
-        home,
-        site=site.name,
-        server=address,
-        ca_certificate=authority,
-        data={"path": data.name, "schema": run.data.model_dump(mode="json")},
-        policy={"max_epsilon": run.privacy.epsilon, "delta": run.privacy.delta},
-    )
 
 
 def _export(

@@ -17,7 +17,6 @@ import pytest
 
 from client.home import ClientHome
 from client.ledger import Ledger
-from client.service import init_client
 from server.control import Control
 from server.home import ServerHome
 from server.registry import Registry
@@ -27,6 +26,7 @@ from shared.config import RunConfig
 from shared.data.sources import Federation
 from shared.privacy.plan import PrivacyPlan
 from shared.supervisor import end_processes, marked_processes, running_pid
+from simulations.deployed import init_node
 from simulations.federation import datasets, simulate
 from tests.simulations.support import answers, tiny_federation, tiny_run
 
@@ -47,19 +47,7 @@ class Machine:
         self.started: list[subprocess.Popen[bytes]] = []
         for site in federation.sites:
             home = ClientHome(folder / site.name)
-            init_client(
-                home,
-                site=site.name,
-                server=self.address,
-                ca_certificate=self.server.ca_certificate.read_bytes(),
-                data={"path": "records.npz", "schema": run.data.model_dump(mode="json")},
-                policy={
-                    "max_epsilon": run.privacy.epsilon,
-                    "delta": run.privacy.delta,
-                    "allow_simulation_rng": True,
-                },
-            )
-            np.savez(home.root / "records.npz", X=site.train)
+            init_node(home, site, run, self.address, self.server.ca_certificate.read_bytes())
             self.nodes[site.name] = home
 
     def start(self, side: str, home: Path) -> None:
