@@ -120,12 +120,13 @@ class Cohort:
         self._events = _events_of(self._plan)
         self._trainer = StackedTrainer(self._model, self._plan, run.training, device=device)
         self._first = {key: value.clone() for key, value in self._model.state_dict().items()}
-        self._kept = _kept_mask(self._trainer)
+        self._own = _own_parts(self._trainer)
         self._refusals: dict[int, FedlatentError | None] = {}
         self._moments = _MOMENTS[run.training.optimizer] or (
             ("momentum_buffer",) if run.training.momentum else ()
         )
-        width = int(self._kept.sum()) + len(self._moments) * self._trainer.size
+        kept = sum(part.stop - part.start for part in self._own)
+        width = kept + len(self._moments) * self._trainer.size
         self._states = ClientStates(folder / run_id / "states.f32", width)
         self.losses: dict[str, float] = {}
 
@@ -269,25 +270,28 @@ class Cohort:
         """Write what a client kept into its row [P] and its optimiser's moments [P] each."""
         if not trained:
             return
-        kept = torch.from_numpy(self._states.read(place, trained).copy())
-        own = int(self._kept.sum())
-        if row is not None:
-            row[self._kept] = kept[:own]
-        for number, value in enumerate((moments or {}).values()):
-            start = own + number * self._trainer.size
-            value.copy_(kept[start : start + self._trainer.size])
+        places = [torch.empty(0) if row is None else row[part] for part in self._own]
+        places += (moments or {}).values()
+        sizes = [part.stop - part.start for part in self._own]
+        sizes += [self._trainer.size] * len(self._moments)
+        ends = np.cumsum(sizes)
+        kept = self._states.read(place, trained)
+        for own, size, end in zip(places, sizes, ends, strict=False):
+            if len(own):
+                own.numpy()[:] = kept[end - size : end]
 
     def _leaving(
         self, header: RequestHeader, chunk: Chunk, group: Sequence[tuple[_Asked, torch.Tensor]]
     ) -> Iterator[tuple[Arrays, bool]]:
         """Keep each client's own state; what the run shares of its weights, and if it may leave."""
-        finite = torch.isfinite(chunk.weights).all(1).tolist()
+        finite = np.isfinite(chunk.weights.numpy()).all(1)
         whole = self._run.sharing == "full"
         for place, (one, _) in enumerate(group):
             row = chunk.weights[place]
-            kept = [row[self._kept], *(chunk.moments[name][place] for name in self._moments)]
+            kept = [row[part] for part in self._own]
+            kept += [chunk.moments[name][place] for name in self._moments]
             trained = self._trained(one.site, header.round)
-            self._states.write(one.place, trained + 1, torch.cat(kept).numpy())
+            self._states.write(one.place, trained + 1, [part.numpy() for part in kept])
             self.losses[one.site] = float(chunk.losses[place])
             arrays = {
                 key: value
@@ -460,11 +464,16 @@ def _model_of(run: RunConfig) -> VAE:
         raise ConfigError(f"{run.name}: {error}") from None
 
 
-def _kept_mask(trainer: StackedTrainer) -> torch.Tensor:
-    """Which entries of a client's row stay with it between rounds, bool [P]."""
-    return torch.cat(
-        [
-            torch.full((shape.numel(),), not name.startswith(ENCODER_PREFIX))
-            for name, shape in trainer.shapes.items()
-        ]
-    )
+def _own_parts(trainer: StackedTrainer) -> list[slice]:
+    """Which parts of a client's row stay with it between rounds: all but the encoder."""
+    parts: list[slice] = []
+    start = 0
+    for name, shape in trainer.shapes.items():
+        end = start + shape.numel()
+        if not name.startswith(ENCODER_PREFIX):
+            if parts and parts[-1].stop == start:
+                parts[-1] = slice(parts[-1].start, end)
+            else:
+                parts.append(slice(start, end))
+        start = end
+    return parts

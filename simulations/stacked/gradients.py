@@ -196,7 +196,7 @@ class StackedGradients:
         got = torch.zeros_like(weights)
         try:
             self._through_layers(weights, batch, torch.ones(len(_TRIAL_SIZES)), got)
-        except (RuntimeError, ValueError, IndexError):
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             return False
         expected = torch.zeros_like(weights)
         owners = [c for c, count in enumerate(_TRIAL_SIZES) for _ in range(count)]

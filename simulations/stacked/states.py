@@ -1,6 +1,7 @@
 """What clients keep between rounds, on disk: one row of numbers each, for any number of clients."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,24 @@ class ClientStates:
             )
         return np.frombuffer(data, dtype=np.float32)
 
-    def write(self, client: int, trained: int, row: np.ndarray) -> None:
-        """Keep the row [width] after a client's round number ``trained`` of its own."""
-        data = memoryview(np.ascontiguousarray(row, dtype=np.float32).tobytes())
-        place = self._place(client, trained)
-        while data:
-            written = os.pwrite(self._file, data, place)
-            data, place = data[written:], place + written
+    def write(self, client: int, trained: int, parts: Sequence[np.ndarray]) -> None:
+        """Keep the row after a client's round number ``trained`` of its own.
+
+        Args:
+            client: its place among all.
+            trained: the number of the round.
+            parts: contiguous float32 vectors that make up the row.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        size = sum(part.nbytes for part in parts)
+        views = [part.view(np.uint8).data for part in parts]
+        if os.pwritev(self._file, views, self._place(client, trained)) != size:
+            raise DataError(
+                "Expected room on the disk for the clients' states, got a full one; free some "
+                "space and run the simulation again, which goes on from its last round."
+            )
 
     def close(self) -> None:
         """Close the file."""
