@@ -24,7 +24,7 @@ from simulations.stacked.segments import Segments
 
 #: Bytes that the clients of one chunk may take together on a CPU: what leaves the caches costs
 #: more than larger chunks save (measured: 16 to 64 MiB are alike, 512 MiB is 1.2 times slower).
-CPU_MEMORY = 2**27
+CPU_MEMORY = 2**26
 #: Share of an accelerator's free memory that one chunk may take.
 FREE_SHARE = 0.5
 #: Clients of a chunk at most.

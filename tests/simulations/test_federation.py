@@ -65,7 +65,13 @@ def test_captured_traffic_holds_encoder_keys_and_permitted_records_only(tmp_path
     }
     home = ServerHome(tmp_path / "server")
     home.create()
-    drive(InProcessGrid(handlers, by_handlers(handlers)), run, home, run_id="tapped", pace=Pace(poll_s=0.01))
+    drive(
+        InProcessGrid(handlers, by_handlers(handlers)),
+        run,
+        home,
+        run_id="tapped",
+        pace=Pace(poll_s=0.01),
+    )
     allowed = {
         "train": encoder_keys(run),
         "moments": {MOMENTS_KEY},

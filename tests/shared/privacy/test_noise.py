@@ -18,6 +18,33 @@ def test_normal_numbers_are_standard_normal(source: NoiseSource) -> None:
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.012
 
 
+def test_seeded_numbers_have_the_tails_and_the_isotropy_of_normal_ones() -> None:
+    """Beyond 2, 3 and 4 deviations lie as many as should; numbers of one draw do not hang together.
+
+    The bounds are six deviations of the counts of 26 million draws.
+    """
+    draws = np.concatenate([SimulationNoise(5, i).normal(65_536) for i in range(400)])
+    for bound in (2.0, 3.0, 4.0):
+        expected = 2.0 * stats.norm.sf(bound) * len(draws)
+        assert abs((np.abs(draws) > bound).sum() - expected) < 6.0 * np.sqrt(expected)
+    first, second = draws[0::2], draws[1::2]
+    for power in (1, 2):
+        assert abs(np.corrcoef(first**power, second**power)[0, 1]) < 6.0 / np.sqrt(len(first))
+    assert abs(stats.kurtosis(draws)) < 6.0 * np.sqrt(24.0 / len(draws))
+
+
+def test_added_noise_is_the_drawn_noise_scaled() -> None:
+    """Both sources add what they would draw: the seeded one the same bits, also for odd sizes."""
+    for size in (1, 7, 65_537):
+        total = np.ones(size, dtype=np.float32)
+        SimulationNoise(4).add_normal(total, -0.5)
+        expected = 1.0 - 0.5 * SimulationNoise(4).normal(size)
+        np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-6)
+    total = np.zeros(100_000, dtype=np.float32)
+    SecureNoise().add_normal(total, 3.0)
+    assert abs(total.std() - 3.0) < 0.05
+
+
 @pytest.mark.parametrize("source", [SecureNoise(), SimulationNoise(3, 2)], ids=["secure", "seeded"])
 def test_uniform_numbers_fill_the_unit_interval(source: NoiseSource) -> None:
     """Uniform draws lie in [0, 1) and pass a Kolmogorov-Smirnov test at p = 1e-6."""
