@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli import client, demo, edge, export, keys, server
+from cli import client, demo, edge, export, keys, server, simulate
 from cli.console import print_error
 from shared.errors import FedlatentError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
+app.add_typer(simulate.app, name="simulate")
 app.add_typer(export.app, name="export")
 app.add_typer(edge.app, name="edge")
 app.add_typer(keys.app, name="keys")
@@ -60,7 +61,8 @@ def main() -> None:
         print_error(error, as_json="--json" in sys.argv)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        extra = "client" if "client" in sys.argv else "server"
+        extras = {"client": "client", "simulate": "simulation"}
+        extra = next((extras[word] for word in sys.argv if word in extras), "server")
         typer.echo(
             f"error: this command needs the package {error.name!r}, which is not installed; "
             f"install fedlatent[{extra}] (or fedlatent[all]).",

@@ -338,10 +338,12 @@ class Driver:
         nodes = sorted(collector.names)
         waiting = self._send(collector, arrays, nodes)
         state = RoundState.start(nodes, rules.quorum, pace.clock() + rules.round_deadline_s)
-        for node in set(nodes) - set(waiting.values()):
+        untaken = set(nodes) - set(waiting.values())
+        for node in untaken:
             collector.fail(node, _NOT_SENT, 0.0)
-            state = state.reply(node, ok=False)
+        state = state.replies(dict.fromkeys(untaken, False))
         while True:
+            answers: dict[int, bool] = {}
             for node, message in self._pull(waiting):
                 seconds = pace.clock() - started
                 if message is None:
@@ -349,7 +351,8 @@ class Driver:
                 else:
                     outcome = collector.take(node, message, seconds)
                 self._report(collector.phase, outcome)
-                state = state.reply(node, ok=outcome.status == "ok")
+                answers[node] = outcome.status == "ok"
+            state = state.replies(answers)
             verdict = state.decide(pace.clock())
             if verdict is not Verdict.WAIT:
                 break

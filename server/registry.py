@@ -6,7 +6,7 @@ Readers get detached rows; only the methods here write.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -234,9 +234,10 @@ class Registry:
             session.execute(
                 delete(SiteRound).where(SiteRound.run_id == run_id, SiteRound.number == number)
             )
+            known = {site.name: site for site in session.scalars(select(Site))}
             for part in parts:
                 session.add(_site_round(run_id, number, part))
-                _see(session, part, now)
+                _see(session, known, part, now)
 
     def add_artefact(self, run_id: str, name: str, path: Path, sha256: str, size: int) -> None:
         """Write the row of a file; an older file of that name is replaced."""
@@ -307,9 +308,9 @@ def _site_round(run_id: str, number: int, part: SiteOutcome) -> SiteRound:
     )
 
 
-def _see(session: Session, part: SiteOutcome, now: float) -> None:
+def _see(session: Session, known: Mapping[str, Site], part: SiteOutcome, now: float) -> None:
     """Renew what is known about a site; a failure keeps the epsilon it last stated."""
-    site = session.get(Site, part.site)
+    site = known.get(part.site)
     if site is None:
         site = Site(name=part.site, first_seen=now, last_seen=now, epsilon=None, delta=None)
         session.add(site)

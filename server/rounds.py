@@ -4,7 +4,7 @@ Values only: no files, no network, and the time is an argument. A run is a fixed
 numbered from 1: the training rounds, then the latent moments, then the score histogram.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, Self
@@ -100,13 +100,24 @@ class RoundState:
         Raises:
             ValueError: the node was not asked.
         """
-        if node not in self.asked:
-            raise ValueError(f"Expected one of the nodes asked, got node {node}.")
-        if node not in self.pending:
-            return self
-        if ok:
-            return replace(self, good=self.good | {node})
-        return replace(self, failed=self.failed | {node})
+        return self.replies({node: ok})
+
+    def replies(self, answers: Mapping[int, bool]) -> Self:
+        """The state after the answers of several nodes, True where one was good.
+
+        Raises:
+            ValueError: a node was not asked.
+        """
+        strangers = answers.keys() - self.asked
+        if strangers:
+            raise ValueError(f"Expected one of the nodes asked, got node {min(strangers)}.")
+        pending = self.pending
+        new = {node: ok for node, ok in answers.items() if node in pending}
+        return replace(
+            self,
+            good=self.good | {node for node, ok in new.items() if ok},
+            failed=self.failed | {node for node, ok in new.items() if not ok},
+        )
 
     def decide(self, now: float) -> Verdict:
         """Wait while the outcome is open; fail as soon as the quorum cannot be reached."""

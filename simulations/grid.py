@@ -80,7 +80,7 @@ class InProcessGrid(Grid):
         pushed = list(messages)
         for message in pushed:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-        taken = [_own(message) for message in pushed if message.metadata.dst_node_id in self.online]
+        taken = [message for message in pushed if message.metadata.dst_node_id in self.online]
         coming = self._run_clients(taken)
         self._coming |= {message.metadata.message_id: coming for message in taken}
         return [message.metadata.message_id for message in pushed]
@@ -124,12 +124,12 @@ class InProcessGrid(Grid):
 
 
 def by_handlers(handlers: Mapping[int, Handler]) -> Answers:
-    """Each node by a handler of its own; one that raises fails its node and no other."""
+    """Each node by a handler of its own, with records of its own; one that raises fails alone."""
 
     def answers(messages: Sequence[Message]) -> Iterator[Message]:
         for message in messages:
             try:
-                yield handlers[message.metadata.dst_node_id](message)
+                yield handlers[message.metadata.dst_node_id](_own(message))
             except Exception as error:
                 yield failure(message, error)
 

@@ -124,7 +124,8 @@ def _points() -> np.ndarray:
     radii = np.sqrt(-2.0 * np.log((place + 0.5) / _LEVELS))
     radii *= math.sqrt(2.0 / float(np.mean(radii**2)))
     golden = (math.sqrt(5.0) - 1.0) / 2.0
-    return (radii * np.exp(2j * np.pi * golden * place)).astype(np.complex64)
+    points: np.ndarray = (radii * np.exp(2j * np.pi * golden * place)).astype(np.complex64)
+    return points
 
 
 def _uniform(stream: CipherContext, size: int) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""Progress of an experiment on standard error: the cells, and the rounds of the current one."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from cli.console import err
+
+if TYPE_CHECKING:
+    from simulations.experiments.run import Step, Watch
+
+
+_WIDTH = 32  # letters for the name of a cell
+
+
+@contextmanager
+def experiment_progress(*, quiet: bool) -> Iterator["Watch"]:
+    """Two live lines; nothing when ``quiet``."""
+    columns = (
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[facts]}", markup=False),
+    )
+    with Progress(*columns, console=err, disable=quiet) as bars:
+        yield _Bars(bars)
+
+
+class _Bars:
+    """Shows the steps of an experiment."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._started = time.monotonic()
+        self._first: float | None = None  # share that was done before this process
+        self._whole: TaskID | None = None
+        self._task: TaskID | None = None
+        self._cell = ""
+        self._rate = Rate()
+
+    def __call__(self, step: "Step") -> None:
+        """Show one step."""
+        if self._whole is None:
+            self._whole = self._bars.add_task("experiment", total=1.0, facts="")
+        words = f"{step.cell.label}, seed {step.cell.seed}".removeprefix(", ")
+        if step.cell.id != self._cell:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._cell, self._rate = step.cell.id, Rate()
+            short = words if len(words) <= _WIDTH else f"{words[: _WIDTH - 1]}…"
+            self._task = self._bars.add_task(short, total=1.0, facts="")
+        share = step.share
+        done = (step.done + share) / step.cells
+        self._first = done if self._first is None else self._first
+        left = time_left(time.monotonic() - self._started, self._first, done)
+        facts = f"cell {step.number} of {step.cells}{left}"
+        self._bars.update(self._whole, completed=done, facts=facts)
+        if self._task is not None:
+            self._bars.update(self._task, completed=share, facts=self._facts(step))
+
+    def _facts(self, step: "Step") -> str:
+        phase = step.phase
+        if phase is None:
+            return step.doing
+        rounds = phase.phases - 2
+        where = f"round {phase.phase} of {rounds}" if phase.kind == "train" else phase.kind
+        parts = [where]
+        if rate := self._rate(phase.phase, phase.answered):
+            parts.append(f"{rate:,.0f} clients/s" if rate >= 10 else f"{rate:.1f} clients/s")
+        if phase.loss is not None:
+            parts.append(f"loss {phase.loss:.4g}")
+        if phase.epsilon is not None:
+            parts.append(f"epsilon {phase.epsilon:.2f}")
+        return ", ".join(parts)
+
+
+class Rate:
+    """Answers a second since the first phase of a cell began."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+        self._answers: dict[int, int] = {}
+
+    def __call__(self, phase: int, answered: int) -> float:
+        """Take the answers of a phase so far; the rate over all phases seen."""
+        self._answers[phase] = answered
+        seconds = time.monotonic() - self._started
+        return self.answers / seconds if seconds > 0 else 0.0
+
+    @property
+    def answers(self) -> int:
+        """Answers of all phases so far."""
+        return sum(self._answers.values())
+
+
+def time_left(elapsed: float, first: float, done: float) -> str:
+    """``, 0:42 left`` from the seconds that the shares between ``first`` and ``done`` took."""
+    if done <= first or done >= 1:
+        return ""
+    seconds = round(elapsed / (done - first) * (1 - done))
+    hours, rest = divmod(seconds, 3600)
+    clock = f"{rest // 60:02d}:{rest % 60:02d}"
+    return f", {hours}:{clock} left" if hours else f", {clock} left"

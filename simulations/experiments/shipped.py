@@ -1,0 +1,78 @@
+"""The experiments that come with the package, and result folders on this machine."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import ConfigError, FedlatentError
+from simulations.experiments.results import COPY, Results
+from simulations.experiments.spec import Experiment
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A result folder.
+
+    Attributes:
+        folder: where.
+        name: of the experiment; empty when its file cannot be read.
+        cells: of the experiment.
+        done: cells that are done.
+        problem: why the folder cannot be read; empty when it can.
+    """
+
+    folder: Path
+    name: str = ""
+    cells: int = 0
+    done: int = 0
+    problem: str = ""
+
+    @property
+    def state(self) -> str:
+        """In one word."""
+        if self.problem:
+            return "unreadable"
+        return "finished" if self.done == self.cells else "unfinished"
+
+
+def shipped() -> list[Experiment]:
+    """The experiments of the package, by name."""
+    return [Experiment.load(path) for path in sorted(_FOLDER.glob("*.toml"))]
+
+
+def locate(name: str) -> Path:
+    """The file of an experiment: a path, or the name of a shipped one.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        return path
+    known = {path.stem: path for path in _FOLDER.glob("*.toml")}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "; 'fedlatent simulate list' names them."
+    raise ConfigError(f"Expected a .toml file or a shipped experiment, got {name!r}{hint}")
+
+
+def folders(root: Path) -> list[Found]:
+    """Result folders in ``root``, and ``root`` itself if it is one."""
+    copies = [root / COPY, *sorted(root.glob(f"*/{COPY}"))]
+    return [_found(copy.parent) for copy in copies if copy.is_file()]
+
+
+def _found(folder: Path) -> Found:
+    try:
+        results = Results.load(folder)
+    except FedlatentError as error:
+        return Found(folder=folder, problem=str(error))
+    return Found(
+        folder=folder,
+        name=results.experiment.name,
+        cells=len(results.experiment.cells),
+        done=len(results.cells),
+    )

@@ -1,0 +1,201 @@
+"""The tables of an experiment file, and mistakes in them said with line and key."""
+
+import difflib
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.config import RunConfig
+from shared.errors import ConfigError
+from shared.models import FAMILIES
+from simulations.experiments.lines import line_of
+
+Grid = Literal["stacked", "nodes", "flower", "deployed"]
+Source = Literal["hearts", "digits", "mitbih", "smd", "asd", "omniglot", "mnist", "fashion"]
+Kind = Literal["natural", "iid", "dirichlet", "shards", "quantity", "feature-shift"]
+Question = Literal["seen", "absent", "new10", "new30", "new100"]
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Path = tuple[str, ...]
+
+QUESTIONS: tuple[Question, ...] = typing.get_args(Question)
+
+#: Keys of a run file that an experiment says elsewhere.
+_ELSEWHERE = {"name": "name", "seed": "seeds", "data": "[data]"}
+_OPTIONS = ("run", "model", "options")
+_OPTION_KINDS = "expected text, a number, true or false, or a list of whole numbers"
+
+
+class Table(BaseModel):
+    """A table of the experiment file: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataTable(Table):
+    """Which records, how they are shared among clients, and how many clients take no part."""
+
+    source: Source
+    partition: Kind = "natural"
+    clients: Count | None = None
+    alpha: Positive = 0.5  # Dirichlet concentration, of "dirichlet" and "quantity"
+    shards: Count = 2  # shards a client gets, of "shards"
+    strength: Annotated[float, Field(ge=0)] = 0.5  # of "feature-shift"
+    absent: Natural = 0
+
+
+class AvailabilityTable(Table):
+    """How often clients do not answer."""
+
+    dropout: Probability = 0.0
+    late: Probability = 0.0
+
+
+class EvaluateTable(Table):
+    """What is measured."""
+
+    every: Natural = 1  # rounds between two points of the curve; 0: none
+    questions: tuple[Question, ...] = QUESTIONS
+    baselines: bool = True
+    clients: Count = 100  # most clients that are rated, of those that take part and of the absent
+
+
+class FileTable(Table):
+    """The whole file; what may be swept is checked cell by cell."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    description: str = ""
+    grid: object = "stacked"
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    data: dict[str, object]
+    run: dict[str, object] = Field(default_factory=dict)
+    availability: dict[str, object] = Field(default_factory=dict)
+    evaluate: EvaluateTable = EvaluateTable()
+
+
+class CellTable(Table):
+    """The swept part of the file, with one value for each key."""
+
+    grid: Grid
+    data: DataTable
+    availability: AvailabilityTable
+    run: RunConfig
+
+
+class Mistake(Exception):
+    """Something wrong at a key; :meth:`said` makes the sentence for people."""
+
+    def __init__(self, path: Sequence[str], sentence: str) -> None:
+        """Say ``sentence`` of the key at ``path``."""
+        super().__init__(sentence)
+        self.path, self.sentence = tuple(path), sentence
+
+    def said(self, source: str, lines: Mapping[Path, int]) -> ConfigError:
+        """The error with the file, and the line of the key or of the table it belongs in."""
+        line = line_of(lines, self.path)
+        where = f", line {line}" if line else ""
+        key = f"{'.'.join(self.path)}: " if self.path else ""
+        return ConfigError(f"{source}{where}: {key}{self.sentence}")
+
+
+def mistake_of(error: ValidationError, model: type[BaseModel]) -> Mistake:
+    """The first problem that pydantic found; a misspelt key goes before all others."""
+    problems = error.errors(include_url=False)
+    problem = min(problems, key=lambda one: one["type"] != "extra_forbidden")
+    path = tuple(str(part) for part in problem["loc"])
+    if path[:3] == _OPTIONS and len(path) > 3:
+        return Mistake(path[:4], f"{_OPTION_KINDS}, got {_shown(problem['input'])}.")
+    if problem["type"] == "extra_forbidden":
+        return unknown(path, _keys(model, path[:-1]))
+    if problem["type"] == "missing":
+        return Mistake(path, "expected a value, got none; add it.")
+    expected = _expected(problem["msg"])
+    while path and path[-1].isdecimal():
+        path = path[:-1]
+    hint = _near(str(problem["input"]), str(problem.get("ctx", {}).get("expected", "")).split("'"))
+    return Mistake(path, f"{expected}, got {_shown(problem['input'])}{hint or '.'}")
+
+
+def unknown(path: Path, known: Sequence[str]) -> Mistake:
+    """The mistake of a key that does not exist."""
+    if path[0] == "run" and len(path) == 2 and path[1] in _ELSEWHERE:
+        there = _ELSEWHERE[path[1]]
+        return Mistake(path, f"expected no such key under [run], got one; use {there} instead.")
+    hint = _near(path[-1], known) or f"; known are {', '.join(known)}."
+    return Mistake(path, f"expected a known key, got {path[-1]!r}{hint}")
+
+
+def takes_list(path: Path) -> bool:
+    """Whether the value at ``path`` is a list by itself, so that only lists of lists sweep it."""
+    if path[:3] == _OPTIONS and len(path) == 4:
+        return any(
+            _is_list(typing.get_type_hints(family.config).get(path[3]))
+            for family in FAMILIES.values()
+        )
+    return _is_list(_annotation(CellTable, path))
+
+
+#: How pydantic starts a sentence, and how it goes on here.
+_WORDS = (
+    (r"^Value error, ", ""),
+    (r"^Input should be a valid dictionary or instance of \w+", "expected a table"),
+    (r"^Input should be (greater|less|a multiple|finite)", r"expected a number \1"),
+    (r"^Input should be a valid ([aeiou])", r"expected an \1"),
+    (r"^Input should be a valid tuple", "expected a list"),
+    (r"^Input should be a valid dictionary", "expected a table"),
+    (r"^Input should be (a valid )?", r"expected "),
+    (r"^String should match pattern .*", "expected small letters, digits and hyphens"),
+    (r"^(Tuple|List) should have at least (\d+) items?.*", r"expected at least \2 value(s)"),
+)
+
+
+def _expected(message: str) -> str:
+    """Pydantic's sentence in the words of this project."""
+    for pattern, words in _WORDS:
+        if re.search(pattern, message):
+            message = re.sub(pattern, words, message)
+            break
+    return message if message.startswith("expected") else f"expected another value ({message})"
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _keys(model: type[BaseModel], path: Path) -> list[str]:
+    """Keys of the table at ``path``, as a user may write them."""
+    table = _annotation(model, path) if path else model
+    if not (isinstance(table, type) and issubclass(table, BaseModel)):
+        return []
+    hidden = _ELSEWHERE if table is RunConfig else {}
+    return [key for key in table.model_fields if key not in hidden]
+
+
+def _annotation(model: type[BaseModel], path: Path) -> object:
+    """The type of the value at ``path``; None where the models do not say."""
+    found: object = model
+    for part in path:
+        if not (isinstance(found, type) and issubclass(found, BaseModel)):
+            return None
+        if part not in found.model_fields:
+            return None
+        found = found.model_fields[part].annotation
+    return found
+
+
+def _is_list(annotation: object) -> bool:
+    kinds = (annotation, *typing.get_args(annotation))
+    return any((typing.get_origin(kind) or kind) in (list, tuple) for kind in kinds)
