@@ -160,13 +160,15 @@ class StackedTrainer:
     def train_chunk(self, chunk: Chunk) -> None:
         """Run ``plan.steps_per_round`` steps of the clients of one chunk, in place."""
         weights = torch.nn.Parameter(chunk.weights.to(self.device))
-        optimizer = make_optimizer({"rows": weights}, self._training)
-        _restore(optimizer, weights, chunk)
+        optimizer = None
+        if not self._direct:
+            optimizer = make_optimizer({"rows": weights}, self._training)
+            _restore(optimizer, weights, chunk)
         records = torch.cat([one.to(self.device) for one in chunk.records])
         losses = torch.zeros(2, len(chunk.records), device=self.device)
         rows, rate = weights.detach(), self._training.learning_rate
         for _ in range(self._plan.steps_per_round):
-            if self._direct:  # a step of plain SGD is a sum, which needs no gradient of its own
+            if optimizer is None:  # a step of plain SGD is a sum, which needs no gradient
                 self._add_gradients(rows, chunk, records, rows, -rate, losses)
             else:
                 weights.grad = torch.zeros_like(rows)
@@ -175,11 +177,12 @@ class StackedTrainer:
         chunk.steps += self._plan.steps_per_round
         chunk.weights = weights.detach().cpu()
         chunk.losses = (losses[0] / losses[1]).cpu()
-        chunk.moments = {
-            name: value.cpu()
-            for name, value in optimizer.state[weights].items()
-            if isinstance(value, Tensor) and value.shape == weights.shape
-        }
+        if optimizer is not None:
+            chunk.moments = {
+                name: value.cpu()
+                for name, value in optimizer.state[weights].items()
+                if isinstance(value, Tensor) and value.shape == weights.shape
+            }
 
     def cut(self, row: Tensor) -> dict[str, Tensor]:
         """Copies of the parameters that a row [P] holds, by name."""
