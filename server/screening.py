@@ -325,8 +325,6 @@ def update_norm(arrays: Mapping[str, np.ndarray], reference: Mapping[str, np.nda
     for key, value in reference.items():
         ours, theirs = value.reshape(-1), arrays[key].reshape(-1)
         for start in range(0, len(ours), _BLOCK):
-            part = np.subtract(
-                theirs[start : start + _BLOCK], ours[start : start + _BLOCK], dtype=np.float64
-            )
+            part = theirs[start : start + _BLOCK] - ours[start : start + _BLOCK]
             square += float(part @ part)
     return math.sqrt(square)

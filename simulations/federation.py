@@ -31,7 +31,7 @@ from shared.errors import DataError
 from shared.records import LocalRecords, from_records, to_records
 from shared.wire import Arrays, Kind, ReplyHeader, RequestHeader, unpack
 from simulations.availability import Availability
-from simulations.grid import Answers, Handler, InProcessGrid, by_handlers
+from simulations.grid import Answers, ClientsFailed, Handler, InProcessGrid, by_handlers
 from simulations.stacked.cohort import Cohort
 
 #: Who computes what the clients answer.
@@ -204,6 +204,8 @@ def simulate(
     Raises:
         ConfigError: the configuration is wrong, or does not fit the engine.
         QuorumLost: too few clients answered well, for instance because all refused.
+        Exception: whatever ``watch``, ``after_round`` or the clients' computation raise; the run
+            can then be resumed.
     """
     names = {FIRST_NODE_ID + place: site for place, site in enumerate(sites)}
     allowed, present = policy or open_policy(run), availability or Availability()
@@ -231,15 +233,18 @@ def simulate(
     observer = _Observer(run, names, present, cohort, folder / HISTORY, watch, after_round)
     server = ServerHome(folder / "server")
     server.create()
-    result = drive(
-        InProcessGrid(names, observer.watched(answers)),
-        run,
-        server,
-        run_id=run_id,
-        resume=resume,
-        sites=lambda: names,
-        pace=_timeless(),
-    )
+    try:
+        result = drive(
+            InProcessGrid(names, observer.watched(answers)),
+            run,
+            server,
+            run_id=run_id,
+            resume=resume,
+            sites=lambda: names,
+            pace=_timeless(),
+        )
+    except ClientsFailed as failed:
+        raise failed.error from None
     if cohort is None:
         material = home_material(homes, run_id)
     else:

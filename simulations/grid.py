@@ -24,6 +24,21 @@ _SERVER_NODE_ID = 1
 _CLIENT_RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
+class ClientsFailed(BaseException):
+    """Whatever ended the clients of a push: a failure of the simulation, and of no single node.
+
+    No ``Exception``, since the server's loop takes those for unreadable replies and goes on.
+
+    Attributes:
+        error: what was raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        """Carry ``error`` past the server's loop."""
+        super().__init__(str(error))
+        self.error = error
+
+
 class InProcessGrid(Grid):
     """Runs the clients when their replies are asked for, in the order of pushing.
 
@@ -106,18 +121,13 @@ class InProcessGrid(Grid):
         return self._replies.pop(identifier, None)
 
     def _run_clients(self, messages: Sequence[Message]) -> Iterator[tuple[str, Message | None]]:
-        """Each message's id with its reply; an exception fails all that had no turn yet."""
+        """Each message's id with its reply."""
         replies = iter(self._answers(messages))
-        failed: Exception | None = None
         for message in messages:
-            reply: Message | None = None
-            if failed is None:
-                try:
-                    reply = next(replies)
-                except Exception as error:
-                    failed = error
-            if failed is not None:
-                reply = failure(message, failed)
+            try:
+                reply = next(replies)
+            except Exception as error:
+                raise ClientsFailed(error) from error
             if reply is not None:
                 reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
             yield message.metadata.message_id, reply

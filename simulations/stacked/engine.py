@@ -22,8 +22,8 @@ from shared.privacy.plan import PrivacyPlan
 from simulations.stacked.gradients import Batch, StackedGradients, views
 from simulations.stacked.segments import Segments
 
-#: Bytes that the clients of one chunk may take together on a CPU: what leaves the caches costs
-#: more than larger chunks save (measured: 16 to 64 MiB are alike, 512 MiB is 1.2 times slower).
+#: Bytes that the clients of one chunk may take together on a CPU: small enough for the caches, and
+#: enough clients to share the cost of a call (64 and 128 MiB are alike, 32 MiB a third slower).
 CPU_MEMORY = 2**26
 #: Share of an accelerator's free memory that one chunk may take.
 FREE_SHARE = 0.5
@@ -144,8 +144,10 @@ class StackedTrainer:
             for group in _runs([_steps(work[i].optimizer) for i in together]):
                 members = [work[together[i]] for i in group]
                 weights = torch.empty(len(members), self.size)
+                # Clients that begin a run share one state, which is then read once.
+                starts = {id(one.state): self._row(one.state) for one in members}
                 for row, one in zip(weights, members, strict=True):
-                    torch.cat([one.state[name].reshape(-1) for name in self.shapes], out=row)
+                    row.copy_(starts[id(one.state)])
                 chunk = Chunk(
                     weights=weights,
                     records=[one.records for one in members],
@@ -185,8 +187,8 @@ class StackedTrainer:
             }
 
     def cut(self, row: Tensor) -> dict[str, Tensor]:
-        """Copies of the parameters that a row [P] holds, by name."""
-        return {name: value[0].clone() for name, value in views(row[None], self.shapes).items()}
+        """The parameters that a row [P] holds, by name, as views of it."""
+        return {name: value[0] for name, value in views(row[None], self.shapes).items()}
 
     def _add_gradients(
         self,

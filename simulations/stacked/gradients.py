@@ -70,7 +70,7 @@ class StackedGradients:
             self._model, self._layers = stacked
             self.by_layer = self._agrees(model)
         kept = self._kept() if self.by_layer else size
-        self.record_floats = 3 * kept * training.multiplicity
+        self.record_floats = 2 * kept * training.multiplicity
 
     def __call__(self, weights: Tensor, batch: Batch, factors: Tensor, total: Tensor) -> Tensor:
         """Add each client's sum to ``total``; return the loss of each record [N] in nats.

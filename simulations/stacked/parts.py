@@ -38,7 +38,8 @@ class Whole(RecordGradients):
 
     def square_norms(self) -> Tensor:
         """From the entries."""
-        return self.each.square().sum(1)
+        norms: Tensor = torch.linalg.vector_norm(self.each, dim=1)
+        return norms.square()
 
     def drop(self, records: Tensor) -> None:
         """Fill with zeros."""
@@ -168,7 +169,10 @@ def product_norms(left: Tensor, right: Tensor) -> Tensor:
     """
     positions, outputs, inputs = left.shape[2], left.shape[3], right.shape[3]
     if positions == 1:
-        return (left.square().sum(3) * right.square().sum(3)).sum((1, 2))
+        norms: Tensor = torch.linalg.vector_norm(left, dim=3) * torch.linalg.vector_norm(
+            right, dim=3
+        )
+        return norms.square().sum((1, 2))
     if positions * (outputs + inputs) < outputs * inputs:
         gram = torch.matmul(left, left.mT) * torch.matmul(right, right.mT)
         return gram.sum((1, 2, 3)).clamp(min=0.0)  # rounding can make it negative

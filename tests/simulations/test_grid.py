@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+import pytest
 from flwr.app import Message, RecordDict
 
-from simulations.grid import Answers, InProcessGrid, by_handlers
+from simulations.grid import Answers, ClientsFailed, InProcessGrid, by_handlers
 
 NODES = (1, 2, 3)
 
@@ -62,17 +63,19 @@ def test_replies_pulled_in_another_order_are_those_of_their_messages() -> None:
         assert reply.metadata.reply_to_message_id == identifier
 
 
-def test_clients_that_raise_fail_and_the_run_goes_on() -> None:
-    """An exception becomes an error reply of every node that had no turn yet."""
+def test_a_failure_of_the_simulation_is_no_failure_of_a_node() -> None:
+    """An exception outside the handlers ends the run: no server takes it for a bad reply."""
 
     def answers(messages: Sequence[Message]) -> Iterator[Message]:
         yield answer(messages[0])
         raise RuntimeError(f"no memory for {len(messages)}")
 
     grid, ids = pushed(answers)
-    first, *others = grid.pull_messages(ids)
+    (first,) = grid.pull_messages(ids[:1])
     assert not first.has_error()
-    assert [reply.error.reason for reply in others] == ["RuntimeError: no memory for 3"] * 2
+    with pytest.raises(ClientsFailed, match="no memory for 3") as caught:
+        grid.pull_messages(ids[1:2])
+    assert isinstance(caught.value.error, RuntimeError)
 
 
 def test_a_handler_that_raises_fails_its_node_alone() -> None:

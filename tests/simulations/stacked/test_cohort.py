@@ -203,6 +203,20 @@ def test_progress_and_facts_tell_what_happened(tmp_path: Path) -> None:
         assert np.array_equal(encoders[3][key], value)
 
 
+def test_an_error_of_the_caller_ends_the_run_and_can_be_mended(tmp_path: Path) -> None:
+    """What ``after_round`` raises reaches the caller as it is; the run then goes on."""
+
+    def broken(number: int, arrays: Arrays) -> None:
+        raise ZeroDivisionError(f"round {number} of {len(arrays)} arrays")
+
+    with pytest.raises(ZeroDivisionError, match="round 1"):
+        simulate(run_of(), sites(), tmp_path / "a", engine="stacked", after_round=broken)
+    mended = simulate(run_of(), sites(), tmp_path / "a", engine="stacked", resume=True)
+    calm = simulate(run_of(), sites(), tmp_path / "b", engine="stacked")
+    for key, value in calm.result.arrays.items():
+        assert np.array_equal(mended.result.arrays[key], value)
+
+
 def test_epsilon_in_the_facts_is_the_plans(tmp_path: Path) -> None:
     """The highest epsilon grows from phase to phase up to the run's, and never beyond."""
     run = run_of()
