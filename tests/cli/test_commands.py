@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,28 +17,10 @@ from server.export import export_global
 from server.home import ServerHome
 from shared.keys import SigningKey
 from simulations.federation import Simulation, datasets, simulate
+from tests.cli.conftest import Run
 from tests.simulations.support import tiny_federation, tiny_run
 
 FROZEN = Path(__file__).parent / "frozen_options.txt"
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call ``fedlatent`` in this process: exit code, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedlatent", *map(str, arguments)])
-        code = 0
-        try:
-            cli_main.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

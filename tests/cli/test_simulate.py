@@ -1,34 +1,13 @@
 """``fedlatent simulate``: run, list, report and compare."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cli import main as cli_main
 from cli.progress import Rate, time_left
+from tests.cli.conftest import Run
 from tests.simulations.experiments.tiny import TEXT
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call ``fedlatent simulate`` in this process: exit code, output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedlatent", "simulate", *map(str, arguments)])
-        code = 0
-        try:
-            cli_main.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -44,7 +23,9 @@ def test_run_report_list_and_compare(run: Run, file: Path, tmp_path: Path) -> No
     runs = tmp_path / "runs"
     for name, rounds in (("short", 1), ("long", 2)):
         file.write_text(file.read_text().replace("rounds = 2", f"rounds = {rounds}"))
-        status, out, err = run("run", file, "--out", runs / name, "--data", tmp_path, "--json")
+        status, out, err = run(
+            "simulate", "run", file, "--out", runs / name, "--data", tmp_path, "--json"
+        )
         content = json.loads(out)
         assert (status, err) == (0, "")
         assert [row["cell"] for row in content["rows"]] == [
@@ -53,18 +34,18 @@ def test_run_report_list_and_compare(run: Run, file: Path, tmp_path: Path) -> No
         ]
         assert Path(content["report"]).read_text().startswith("<!doctype html>")
         file.write_text(file.read_text().replace("rounds = 1", "rounds = 2"))
-    listed = json.loads(run("list", "--out", runs, "--json")[1])
+    listed = json.loads(run("simulate", "list", "--out", runs, "--json")[1])
     assert {one["name"] for one in listed["shipped"]} >= {"first-look", "mitbih-epsilon"}
     assert [(one["experiment"], one["state"], one["done"]) for one in listed["folders"]] == [
         ("tiny", "finished", 2)
     ] * 2
-    status, out, _ = run("report", runs / "long", "-o", tmp_path / "long.html")
+    status, out, _ = run("simulate", "report", runs / "long", "-o", tmp_path / "long.html")
     assert status == 0
     assert "no privacy" in out
     assert "2 of 2 cells" in out
     assert "</html>" in (tmp_path / "long.html").read_text()
     both = (runs / "short", runs / "long")
-    status, out, _ = run("compare", *both, "-o", tmp_path / "both.html", "--json")
+    status, out, _ = run("simulate", "compare", *both, "-o", tmp_path / "both.html", "--json")
     compared = json.loads(out)
     assert [one["name"] for one in compared["experiments"]] == ["short", "long"]
     assert [row["setting"] for row in compared["measures"]["auroc_seen"]] == [
@@ -72,14 +53,14 @@ def test_run_report_list_and_compare(run: Run, file: Path, tmp_path: Path) -> No
         "no privacy",
     ]
     assert "</html>" in (tmp_path / "both.html").read_text()
-    status, out, _ = run("compare", *both)
+    status, out, _ = run("simulate", "compare", *both)
     assert status == 0
     assert "AUROC: took no part" in out
 
 
 def test_progress_and_a_table_are_for_people(run: Run, file: Path, tmp_path: Path) -> None:
     """Without --json the table goes to standard output and progress to standard error."""
-    status, out, err = run("run", file, "--out", tmp_path / "out", "--data", tmp_path)
+    status, out, err = run("simulate", "run", file, "--out", tmp_path / "out", "--data", tmp_path)
     assert status == 0
     assert "took no part" in out
     assert "report.html" in out
@@ -104,10 +85,10 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     """A wrong name ends with exit code 2, in words and as JSON, and leaves nothing behind."""
     monkeypatch.chdir(tmp_path)
-    status, _, text = run(*arguments)
+    status, _, text = run("simulate", *arguments)
     assert status == 2
     assert words in text.replace("\n", " ")
-    error = json.loads(run(*arguments, "--json")[1])["error"]
+    error = json.loads(run("simulate", *arguments, "--json")[1])["error"]
     assert error["code"] == "config"
     assert list(tmp_path.iterdir()) == []
 
@@ -115,7 +96,7 @@ def test_mistakes_are_one_sentence(
 def test_a_mistake_in_the_file_names_its_line(run: Run, file: Path, tmp_path: Path) -> None:
     """The message has the file, the line, the key and what to write."""
     file.write_text(file.read_text().replace("rounds = 2", "rouds = 2"))
-    status, out, _ = run("run", file, "--out", tmp_path / "out", "--json")
+    status, out, _ = run("simulate", "run", file, "--out", tmp_path / "out", "--json")
     assert status == 2
     message = json.loads(out)["error"]["message"]
     assert message.startswith(f"{file}, line 18: run.training.rouds: ")
@@ -127,11 +108,11 @@ def test_a_folder_that_cannot_be_read_is_listed(run: Run, tmp_path: Path) -> Non
     """A damaged experiment file makes one line, not an error."""
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "experiment.toml").write_text("name = ")
-    status, out, _ = run("list", "--out", tmp_path, "--json")
+    status, out, _ = run("simulate", "list", "--out", tmp_path, "--json")
     (found,) = json.loads(out)["folders"]
     assert (status, found["state"]) == (0, "unreadable")
     assert "line 1" in found["problem"]
-    assert "unreadable" in run("list", "--out", tmp_path)[1]
+    assert "unreadable" in run("simulate", "list", "--out", tmp_path)[1]
 
 
 def test_time_left_is_told_from_the_work_of_this_process() -> None:

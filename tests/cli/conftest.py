@@ -1,0 +1,27 @@
+"""The command line in this process, for every test of a command."""
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from cli import main as cli_main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call ``fedlatent`` in this process: exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedlatent", *map(str, arguments)])
+        code = 0
+        try:
+            cli_main.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
