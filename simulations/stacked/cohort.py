@@ -270,15 +270,11 @@ class Cohort:
         """Write what a client kept into its row [P] and its optimiser's moments [P] each."""
         if not trained:
             return
-        places = [torch.empty(0) if row is None else row[part] for part in self._own]
-        places += (moments or {}).values()
-        sizes = [part.stop - part.start for part in self._own]
-        sizes += [self._trainer.size] * len(self._moments)
-        ends = np.cumsum(sizes)
-        kept = self._states.read(place, trained)
-        for own, size, end in zip(places, sizes, ends, strict=False):
-            if len(own):
-                own.numpy()[:] = kept[end - size : end]
+        # What is not wanted is read all the same, so that the row stays one piece.
+        target = torch.empty(self._trainer.size) if row is None else row
+        found = moments or {name: torch.empty(self._trainer.size) for name in self._moments}
+        places = [target[part] for part in self._own] + [found[name] for name in self._moments]
+        self._states.read(place, trained, [own.numpy() for own in places])
 
     def _leaving(
         self, header: RequestHeader, chunk: Chunk, group: Sequence[tuple[_Asked, torch.Tensor]]

@@ -28,16 +28,25 @@ class ClientStates:
         self._width = width
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
-    def read(self, client: int, trained: int) -> np.ndarray:
-        """The row [width] after a client's round number ``trained`` of its own, from 1."""
-        size = self._width * 4
-        data = os.pread(self._file, size, self._place(client, trained))
-        if len(data) != size:
+    def read(self, client: int, trained: int, parts: Sequence[np.ndarray]) -> None:
+        """Fill ``parts`` with the row after a client's round number ``trained`` of its own.
+
+        Args:
+            client: its place among all.
+            trained: the number of the round, from 1.
+            parts: contiguous float32 vectors that make up the row.
+
+        Raises:
+            DataError: the file is shorter than it must be.
+        """
+        size = sum(part.nbytes for part in parts)
+        views = [part.view(np.uint8).data for part in parts]
+        got = os.preadv(self._file, views, self._place(client, trained))
+        if got != size:
             raise DataError(
-                f"Expected {size} bytes of client {client}'s state, got {len(data)}; the file of "
-                "states is damaged, so start the simulation anew."
+                f"Expected {size} bytes of client {client}'s state, got {got}; the file of states "
+                "is damaged, so start the simulation anew."
             )
-        return np.frombuffer(data, dtype=np.float32)
 
     def write(self, client: int, trained: int, parts: Sequence[np.ndarray]) -> None:
         """Keep the row after a client's round number ``trained`` of its own.
