@@ -30,6 +30,7 @@ from simulations.experiments.spec import Cell, Experiment, bind, parse
 from simulations.experiments.tables import DataTable
 from simulations.federation import Progress, RoundFacts, Simulation, datasets, simulate
 from simulations.partition import Partition, named_federation
+from simulations.stacked.engine import checked_device
 
 FORMAT = 1
 RUN_ID = "simulated"
@@ -93,9 +94,11 @@ def run_experiment(
         watch: told about progress.
 
     Raises:
-        ConfigError: the file does not fit its data, or the folder is another experiment's.
+        ConfigError: the file does not fit its data, the folder is another experiment's, or the
+            device is absent.
         ServiceError: another process works in the folder.
     """
+    checked_device(device)
     with claimed(experiment, out):
         runner = _Runner(experiment, out, data_dir, device, watch)
         runner.check()
