@@ -136,9 +136,11 @@ class StackedTrainer:
         """Whether so many clients of at most so many records each go together."""
         return clients <= self._max_clients and clients * self._bytes(records) <= self._memory
 
-    def train(self, work: Sequence[ClientWork]) -> list[TrainResult]:
-        """Run ``plan.steps_per_round`` steps of every client; results in the order of ``work``."""
-        results: list[TrainResult] = []
+    def train(self, work: Sequence[ClientWork]) -> Iterator[TrainResult]:
+        """Run ``plan.steps_per_round`` steps of every client; results in the order of ``work``.
+
+        They come chunk by chunk; one that is kept keeps the memory of its chunk.
+        """
         for together in self.chunks([len(one.records) for one in work]):
             # One optimiser counts the steps of a chunk, so clients that differ are kept apart.
             for group in _runs([_steps(work[i].optimizer) for i in together]):
@@ -156,8 +158,8 @@ class StackedTrainer:
                     moments=self._moments(members),
                 )
                 self.train_chunk(chunk)
-                results += [self._result(chunk, place) for place in range(len(members))]
-        return results
+                for place in range(len(members)):
+                    yield self._result(chunk, place)
 
     def train_chunk(self, chunk: Chunk) -> None:
         """Run ``plan.steps_per_round`` steps of the clients of one chunk, in place."""

@@ -71,17 +71,16 @@ def stacked(run: RunConfig, rounds: int = 2, **limits: int) -> list[TrainResult]
         for client in range(len(SIZES))
     ]
     for _ in range(rounds):
-        results = trainer.train(
-            [
-                ClientWork(
-                    state=result.state,
-                    records=records_of(client),
-                    noise=noises[client],
-                    optimizer=result.optimizer,
-                )
-                for client, result in enumerate(results)
-            ]
-        )
+        work = [
+            ClientWork(
+                state=result.state,
+                records=records_of(client),
+                noise=noises[client],
+                optimizer=result.optimizer,
+            )
+            for client, result in enumerate(results)
+        ]
+        results = list(trainer.train(work))
     return results
 
 
@@ -161,7 +160,7 @@ def test_layer_outside_the_zoo_takes_the_same_steps() -> None:
     )
     got = StackedTrainer(copy.deepcopy(model), plan, run.training).train([work])
     expected = train_round(model, records_of(0), plan, run.training, SimulationNoise(3), {})
-    assert_equal(got, [expected], 1e-4)
+    assert_equal(list(got), [expected], 1e-4)
 
 
 def test_model_with_a_buffer_is_refused() -> None:
