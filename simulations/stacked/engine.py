@@ -22,9 +22,10 @@ from shared.privacy.plan import PrivacyPlan
 from simulations.stacked.gradients import Batch, StackedGradients, views
 from simulations.stacked.segments import Segments
 
-#: Bytes that the clients of one chunk may take together on a CPU: small enough for the caches, and
-#: enough clients to share the cost of a call (64 and 128 MiB are alike, 32 MiB a third slower).
-CPU_MEMORY = 2**26
+#: Bytes that the clients of one chunk may take together on a CPU: enough clients to share the cost
+#: of a call, few enough to stay near the caches (for 427k parameters 8 to 12 clients; with 2 or 30
+#: a client costs a fifth more).
+CPU_MEMORY = 2**27
 #: Share of an accelerator's free memory that one chunk may take.
 FREE_SHARE = 0.5
 #: Clients of a chunk at most.

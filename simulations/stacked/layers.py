@@ -10,6 +10,7 @@ per-record gradient is a product too, of what went in and of the gradient of wha
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -32,21 +33,29 @@ _Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d
 _Recurrent = nn.GRUCell | nn.LSTMCell | nn.RNNCell
 
 
-class StackedLayer(nn.Module, ABC):
-    """A layer over the records of all clients that keeps a tape of its pass.
+@dataclass
+class _Pass:
+    """What a layer holds during one pass; one object, since modules are slow to assign to."""
 
-    Attributes:
-        tape: the tensors whose gradients ``gradients`` needs, in the order of the calls.
-    """
+    parameters: Mapping[str, Tensor]
+    segments: Segments
+    draws: int
+    tape: list[Tensor] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)
+
+    @property
+    def records(self) -> int:
+        """Records of all clients."""
+        return sum(self.segments.sizes) // self.draws
+
+
+class StackedLayer(nn.Module, ABC):
+    """A layer over the records of all clients that keeps a tape of its pass."""
 
     def __init__(self) -> None:
         """Start without weights."""
         super().__init__()
-        self.tape: list[Tensor] = []
-        self._kept: list[Tensor] = []
-        self._parameters_of: Mapping[str, Tensor] = {}
-        self._segments = Segments((), even=False)
-        self._draws = 1
+        self._pass = _Pass({}, Segments((), even=False), 1)
 
     def load(self, parameters: Mapping[str, Tensor], segments: Segments, draws: int) -> None:
         """Take the clients' parameters [C, *shape] and begin a new pass.
@@ -56,8 +65,12 @@ class StackedLayer(nn.Module, ABC):
             segments: rows of each client.
             draws: rows of each record.
         """
-        self._parameters_of, self._segments, self._draws = parameters, segments, draws
-        self.tape, self._kept = [], []
+        self._pass = _Pass(parameters, segments, draws)
+
+    @property
+    def tape(self) -> list[Tensor]:
+        """The tensors whose gradients ``gradients`` needs, in the order of the calls."""
+        return self._pass.tape
 
     @abstractmethod
     def gradients(self, tape: Sequence[Tensor]) -> dict[str, RecordGradients]:
@@ -65,33 +78,33 @@ class StackedLayer(nn.Module, ABC):
 
     def held(self) -> int:
         """Numbers that the last pass keeps: taped and remembered ones."""
-        return sum(value.numel() for value in [*self.tape, *self._kept])
+        return sum(value.numel() for value in [*self._pass.tape, *self._pass.kept])
 
     def _own(self, name: str) -> Tensor | None:
-        return self._parameters_of.get(name)
+        return self._pass.parameters.get(name)
 
     def _needed(self, name: str) -> Tensor:
-        return self._parameters_of[name]
+        return self._pass.parameters[name]
 
     def _record(self, value: Tensor) -> Tensor:
         """Put ``value`` on the tape; it is a leaf where nothing before it needs a gradient."""
         if not value.requires_grad:
             value.requires_grad_()
-        self.tape.append(value)
+        self._pass.tape.append(value)
         return value
 
     def _rows_of(self, x: Tensor) -> Segments:
         """The segments of a tensor that holds one or more rows for each row of the batch."""
-        return self._segments.times(len(x) // max(sum(self._segments.sizes), 1))
+        return self._pass.segments.times(len(x) // max(sum(self._pass.segments.sizes), 1))
 
     def _by_record(self, value: Tensor) -> Tensor:
         """[rows, ..., width] as [N, L, width]: all that belongs to a record side by side."""
-        records = sum(self._segments.sizes) // self._draws
+        records = self._pass.records
         return value.reshape(records, -1, value.shape[-1])
 
     def _per_channel(self, value: Tensor) -> Tensor:
         """[rows, channels, ...] summed to [N, channels] over the rows and places of a record."""
-        records = sum(self._segments.sizes) // self._draws
+        records = self._pass.records
         return value.reshape(records, -1, value.shape[1], value[0, 0].numel()).sum((1, 3))
 
 
@@ -102,13 +115,13 @@ class StackedLinear(StackedLayer):
         """Map [rows, *, inputs] to [rows, *, outputs]."""
         flat = x.reshape(-1, x.shape[-1])
         out = multiply_rows(flat, self._needed("weight"), self._own("bias"), self._rows_of(flat))
-        self._kept.append(self._by_record(flat.detach()))
+        self._pass.kept.append(self._by_record(flat.detach()))
         return self._record(out).view(*x.shape[:-1], -1)
 
     def gradients(self, tape: Sequence[Tensor]) -> dict[str, RecordGradients]:
         """From the gradients of the outputs."""
         left = _joined([self._by_record(grad) for grad in tape])
-        found: dict[str, RecordGradients] = {"weight": Rows(left, _joined(self._kept))}
+        found: dict[str, RecordGradients] = {"weight": Rows(left, _joined(self._pass.kept))}
         if self._own("bias") is not None:
             found["bias"] = Whole(summed(left, 1))
         return found
@@ -137,7 +150,7 @@ class StackedRecurrent(StackedLayer):
         for value, kind in ((x, "ih"), (hidden, "hh")):
             weight, bias = self._needed(f"weight_{kind}"), self._own(f"bias_{kind}")
             taken.append(self._record(multiply_rows(value, weight, bias, own)))
-            self._kept.append(self._by_record(value.detach()))
+            self._pass.kept.append(self._by_record(value.detach()))
         return self._gates(taken[0], taken[1], state)
 
     def gradients(self, tape: Sequence[Tensor]) -> dict[str, RecordGradients]:
@@ -145,7 +158,7 @@ class StackedRecurrent(StackedLayer):
         found: dict[str, RecordGradients] = {}
         for offset, kind in enumerate(("ih", "hh")):
             left = _joined([self._by_record(grad) for grad in tape[offset::2]])
-            found[f"weight_{kind}"] = Rows(left, _joined(self._kept[offset::2]))
+            found[f"weight_{kind}"] = Rows(left, _joined(self._pass.kept[offset::2]))
             if self._own(f"bias_{kind}") is not None:
                 found[f"bias_{kind}"] = Whole(summed(left, 1))
         return found
@@ -166,7 +179,7 @@ class StackedConv(StackedLayer):
         patches = geometry.patches(x)
         kernels = geometry.kernels(self._needed("weight"))
         out = multiply_columns(patches, kernels, self._rows_of(x))
-        self._kept.append(patches.detach())
+        self._pass.kept.append(patches.detach())
         out = self._record(out).flatten(1, 2)
         bias = self._own("bias")
         if bias is not None:
@@ -175,9 +188,9 @@ class StackedConv(StackedLayer):
 
     def gradients(self, tape: Sequence[Tensor]) -> dict[str, RecordGradients]:
         """From the gradients of the outputs before the bias."""
-        records = sum(self._segments.sizes) // self._draws
+        records = self._pass.records
         left = _joined([_side_by_side(grad, records) for grad in tape], 3)
-        right = _joined([_side_by_side(kept, records) for kept in self._kept], 3)
+        right = _joined([_side_by_side(kept, records) for kept in self._pass.kept], 3)
         found: dict[str, RecordGradients] = {"weight": convolution(left, right)}
         if self._own("bias") is not None:
             found["bias"] = Whole(left.sum(3).flatten(1))
@@ -198,7 +211,7 @@ class StackedTransposed(StackedLayer):
         values = x.reshape(len(x), geometry.groups, x.shape[1] // geometry.groups, -1)
         kernels = geometry.kernels(self._needed("weight")).mT
         columns = multiply_columns(values, kernels, own)
-        self._kept.append(values.detach())
+        self._pass.kept.append(values.detach())
         out = geometry.fold(self._record(columns), x.shape[2:])
         bias = self._own("bias")
         if bias is not None:
@@ -207,10 +220,10 @@ class StackedTransposed(StackedLayer):
 
     def gradients(self, tape: Sequence[Tensor]) -> dict[str, RecordGradients]:
         """From the gradients of the columns and, for a bias, of the output."""
-        records = sum(self._segments.sizes) // self._draws
+        records = self._pass.records
         step = 1 if self._own("bias") is None else 2
         right = _joined([_side_by_side(grad, records) for grad in tape[::step]], 3)
-        left = _joined([_side_by_side(kept, records) for kept in self._kept], 3)
+        left = _joined([_side_by_side(kept, records) for kept in self._pass.kept], 3)
         found: dict[str, RecordGradients] = {"weight": convolution(left, right)}
         if step == 2:
             found["bias"] = Whole(_summed([self._per_channel(grad) for grad in tape[1::2]]))
@@ -239,7 +252,7 @@ class StackedNorm(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [rows, ...], then scale and shift by each client's parameters."""
         plain = self._normalise(x)
-        self._kept.append(plain.detach())
+        self._pass.kept.append(plain.detach())
         scaled = plain * self._spread("weight", x)
         if self._own("bias") is not None:
             scaled = scaled + self._spread("bias", x)
@@ -247,7 +260,7 @@ class StackedNorm(StackedLayer):
 
     def gradients(self, tape: Sequence[Tensor]) -> dict[str, RecordGradients]:
         """From the gradients of the outputs."""
-        pairs = list(zip(tape, self._kept, strict=True))
+        pairs = list(zip(tape, self._pass.kept, strict=True))
         scales = _summed([self._reduce(grad * plain) for grad, plain in pairs])
         found: dict[str, RecordGradients] = {"weight": Whole(scales)}
         if self._own("bias") is not None:
@@ -265,7 +278,7 @@ class StackedNorm(StackedLayer):
     def _reduce(self, value: Tensor) -> Tensor:
         if self._channels:
             return self._per_channel(value)
-        records = sum(self._segments.sizes) // self._draws
+        records = self._pass.records
         return value.reshape(records, -1, *self._shape).sum(1)
 
 
@@ -277,13 +290,13 @@ class StackedEmbedding(StackedLayer):
         table, own = self._needed("weight"), self._rows_of(index)
         parts = zip(table, own.split(index), strict=True)
         found = torch.cat([F.embedding(part, entries) for entries, part in parts])
-        self._kept.append(index.reshape(sum(self._segments.sizes) // self._draws, -1))
+        self._pass.kept.append(index.reshape(self._pass.records, -1))
         return self._record(found)
 
     def gradients(self, tape: Sequence[Tensor]) -> dict[str, RecordGradients]:
         """From the gradients of what was looked up."""
         left = _joined([self._by_record(grad) for grad in tape])
-        return {"weight": Table(_joined(self._kept), left)}
+        return {"weight": Table(_joined(self._pass.kept), left)}
 
 
 def stack_layers(model: nn.Module) -> tuple[nn.Module, dict[str, StackedLayer]] | None:

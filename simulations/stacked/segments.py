@@ -31,7 +31,7 @@ class Segments:
 
     def split(self, rows: Tensor) -> Sequence[Tensor]:
         """The rows of each client."""
-        return torch.split(rows, list(self.sizes))
+        return rows.split_with_sizes(self.sizes)
 
     def stack(self, rows: Tensor) -> Tensor:
         """Even rows as [C, B, ...]."""
