@@ -8,7 +8,6 @@ import datetime
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from client.ledger import Ledger, Reservation
 from shared.errors import FedlatentError, ProtocolError, ReleaseRefused
-from shared.files import sha256_hex, write_atomic
+from shared.files import append_line, sha256_hex, write_atomic
 from shared.models.base import ENCODER_PREFIX
 from shared.wire import (
     HISTOGRAMS_KEY,
@@ -301,8 +300,8 @@ class ReleaseDoor:
             "steps": header.steps,
             "rng": header.rng,
         }
-        _append_line(self._log, line)
-        _append_line(self._journal, json.dumps(record, allow_nan=False, ensure_ascii=False))
+        append_line(self._log, line)
+        append_line(self._journal, json.dumps(record, allow_nan=False, ensure_ascii=False))
 
 
 def _check_arrays(
@@ -328,17 +327,3 @@ def _check_arrays(
             raise ReleaseRefused(
                 f"Expected finite values in {key}, got NaN or infinity; nothing left."
             )
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Append one line durably; a line that an earlier crash cut short is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        text = line.replace("\n", " ").replace("\r", " ")
-        os.write(descriptor, b"\n" * torn + text.encode() + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

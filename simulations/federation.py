@@ -28,6 +28,7 @@ from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.data.sources import Federation
 from shared.errors import DataError
+from shared.files import append_line
 from shared.records import LocalRecords, from_records, to_records
 from shared.wire import Arrays, Kind, ReplyHeader, RequestHeader, unpack
 from simulations.availability import Availability
@@ -367,9 +368,7 @@ class _Observer:
             bytes_up=tally.bytes,
             bytes_down=len(messages) * sum(value.nbytes for value in arrays.values()),
         )
-        torn = self._history.exists() and not self._history.read_bytes().endswith(b"\n")
-        with self._history.open("a") as stream:
-            stream.write("\n" * torn + json.dumps(asdict(facts)) + "\n")
+        append_line(self._history, json.dumps(asdict(facts)))
 
 
 @dataclass

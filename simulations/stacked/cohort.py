@@ -197,7 +197,7 @@ class Cohort:
     def _received(self, arrays: Arrays) -> torch.Tensor:
         """The row [P] of a client that got ``arrays`` and has nothing of its own yet."""
         state = self._first | {key: torch.from_numpy(value) for key, value in arrays.items()}
-        return torch.cat([state[name].reshape(-1) for name in self._trainer.shapes])
+        return self._trainer.row(state)
 
     def _groups(
         self, header: RequestHeader, asked: Sequence[_Asked]
@@ -297,12 +297,7 @@ class Cohort:
             yield arrays, bool(finite[place])
 
     def _views(self, row: torch.Tensor) -> Arrays:
-        shapes = self._trainer.shapes
-        parts = torch.split(row, [shape.numel() for shape in shapes.values()])
-        return {
-            name: part.view(shape).numpy()
-            for (name, shape), part in zip(shapes.items(), parts, strict=True)
-        }
+        return {name: part.numpy() for name, part in self._trainer.cut(row).items()}
 
     def _summaries(
         self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]

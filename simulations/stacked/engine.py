@@ -148,7 +148,7 @@ class StackedTrainer:
                 members = [work[together[i]] for i in group]
                 weights = torch.empty(len(members), self.size)
                 # Clients that begin a run share one state, which is then read once.
-                starts = {id(one.state): self._row(one.state) for one in members}
+                starts = {id(one.state): self.row(one.state) for one in members}
                 for row, one in zip(weights, members, strict=True):
                     row.copy_(starts[id(one.state)])
                 chunk = Chunk(
@@ -214,8 +214,8 @@ class StackedTrainer:
         ]
         factors = [rate / (plan.sample_rate * count) for count in counts]
         starts = np.cumsum([0, *counts[:-1]])
-        # The parts of a large sample see the same weights, which then must not change between.
-        into = total.clone() if max(map(len, samples)) > CHUNK else total
+        # The parts of a large sample see the same weights, which must not change between them.
+        into = total.clone() if total is weights and max(map(len, samples)) > CHUNK else total
         for begin in range(0, max(map(len, samples)), CHUNK):
             part = slice(begin, begin + CHUNK)
             draws = [one[begin * width : (begin + CHUNK) * width] for one in eps]
@@ -277,7 +277,8 @@ class StackedTrainer:
         kept = sample * self._sums.record_floats + _ROW_COPIES * self.size
         return _FLOAT_BYTES * kept
 
-    def _row(self, state: Mapping[str, Tensor]) -> Tensor:
+    def row(self, state: Mapping[str, Tensor]) -> Tensor:
+        """Parameters by name as one row [P]; ``cut`` takes it apart."""
         return torch.cat([state[name].reshape(-1) for name in self.shapes])
 
     def _moments(self, members: Sequence[ClientWork]) -> dict[str, Tensor]:
@@ -285,7 +286,7 @@ class StackedTrainer:
         return {
             name: torch.stack(
                 [
-                    self._row({key: one.optimizer[f"{key}/{name}"] for key in self.shapes})
+                    self.row({key: one.optimizer[f"{key}/{name}"] for key in self.shapes})
                     for one in members
                 ]
             )

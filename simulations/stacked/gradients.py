@@ -163,15 +163,12 @@ class StackedGradients:
         return torch.where(bad, 0.0, scale), bad
 
     def _load(self, weights: Tensor, segments: Segments, draws: int) -> None:
-        own = views(weights, self._shapes)
-        for name, layer in self._layers.items():
-            prefix = f"{name}."
-            parameters = {
-                key.removeprefix(prefix): value
-                for key, value in own.items()
-                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-            }
-            layer.load(parameters, segments, draws)
+        own: dict[str, dict[str, Tensor]] = {name: {} for name in self._layers}
+        for key, value in views(weights, self._shapes).items():
+            layer, _, parameter = key.rpartition(".")
+            own[layer][parameter] = value
+        for name, stacked in self._layers.items():
+            stacked.load(own[name], segments, draws)
 
     def _loss(self, terms: tuple[Tensor, Tensor], draws: int) -> Tensor:
         """Loss of each record [N]: the mean over its draws."""

@@ -149,10 +149,14 @@ def convolution(left: Tensor, right: Tensor) -> RecordGradients:
 
     They are formed where that is no more work than their norms alone.
     """
-    outputs, inputs, positions = left.shape[2], right.shape[2], left.shape[3]
-    if positions * (outputs + inputs) < outputs * inputs:
+    if _wide(left.shape[3], left.shape[2], right.shape[2]):
         return Grams(left, right)
     return Whole(torch.matmul(left, right.mT))
+
+
+def _wide(positions: int, outputs: int, inputs: int) -> bool:
+    """Whether products of positions with each other are less work than the gradient itself."""
+    return positions * (outputs + inputs) < outputs * inputs
 
 
 def summed(value: Tensor, axis: int) -> Tensor:
@@ -173,7 +177,7 @@ def product_norms(left: Tensor, right: Tensor) -> Tensor:
             right, dim=3
         )
         return norms.square().sum((1, 2))
-    if positions * (outputs + inputs) < outputs * inputs:
+    if _wide(positions, outputs, inputs):
         gram = torch.matmul(left, left.mT) * torch.matmul(right, right.mT)
         return gram.sum((1, 2, 3)).clamp(min=0.0)  # rounding can make it negative
     whole: Tensor = torch.matmul(left.mT, right)
