@@ -66,8 +66,7 @@ class _Bars:
         phase = step.phase
         if phase is None:
             return step.doing
-        rounds = phase.phases - 2
-        where = f"round {phase.phase} of {rounds}" if phase.kind == "train" else phase.kind
+        where = f"round {phase.round}" if phase.kind == "train" else phase.kind
         parts = [where]
         if rate := self._rate(phase.phase, phase.answered):
             parts.append(f"{rate:,.0f} clients/s" if rate >= 10 else f"{rate:.1f} clients/s")

@@ -283,11 +283,13 @@ def _print_plan(plan: "PrivacyPlan") -> None:
     if not plan.private:
         err.print("[yellow]This run has no differential privacy.[/]")
         return
+    summaries = ", ".join(
+        f"{kind} {count} x sigma {sigma:g}" for kind, count, sigma in plan.summaries
+    )
     err.print(
         f"privacy plan: epsilon {plan.epsilon():.3f} at delta {plan.delta:g} for each client "
-        f"(zero-out adjacency, one record); sigma {plan.noise_multiplier:g}, q "
-        f"{plan.sample_rate:g}, {plan.rounds} x {plan.steps_per_round} steps, moments sigma "
-        f"{plan.moments_multiplier:g}, threshold sigma {plan.threshold_multiplier:g}, "
+        f"(zero-out adjacency, one record); training {plan.rounds} x {plan.steps_per_round} steps "
+        f"with sigma {plan.noise_multiplier:g}, q {plan.sample_rate:g}; {summaries}; "
         f"{plan.rng} random numbers"
     )
 

@@ -6,19 +6,36 @@
 import functools
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 import torch
 
+from client.store import RoundState
+from client.trainer import averages_of
 from shared.config import RunConfig
+from shared.data.gaussian import DataGaussian, data_features, feature_basis, feature_radius
+from shared.data.scaling import Scaling, bounded_values
 from shared.errors import BudgetExceeded, ConfigError, ProtocolError
 from shared.models import VAE, build, load_encoder, load_state
 from shared.models.base import ENCODER_PREFIX
+from shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal
+from shared.models.warm_start import warm_start
 from shared.privacy import summaries
+from shared.privacy.mixture import LatentMixture
 from shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise
 from shared.privacy.plan import PrivacyPlan
-from shared.wire import DENSITY_PREFIX, Kind
+from shared.privacy.summaries import Form, LatentDensity
+from shared.schedule import Kind
+from shared.wire import (
+    DATA_PREFIX,
+    DENSITY_PREFIX,
+    EXTRA_PREFIXES,
+    MIXTURE_PREFIX,
+    SCALING_PREFIX,
+    below,
+)
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -78,9 +95,9 @@ def without_encoder(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {key: value for key, value in state.items() if not key.startswith(ENCODER_PREFIX)}
 
 
-def latent_radius(run: RunConfig, model: VAE) -> float:
+def latent_radius(run: RunConfig, latent_dim: int) -> float:
     """The public radius that latents are clipped to."""
-    return run.scoring.radius or summaries.default_radius(model.latent_dim)
+    return run.scoring.radius or summaries.default_radius(latent_dim)
 
 
 def latents_of(model: VAE, records: torch.Tensor) -> np.ndarray:
@@ -98,47 +115,144 @@ def latents_of(model: VAE, records: torch.Tensor) -> np.ndarray:
     return latents
 
 
-def density_of(arrays: Arrays, latent_dim: int) -> summaries.LatentDensity:
-    """The latent density of a threshold request; ProtocolError when it is none."""
-    k = latent_dim
-    shapes = {"count": (1,), "mean": (k,), "covariance": (k, k), "within": (k, k)}
-    found = {
-        key.removeprefix(DENSITY_PREFIX): np.asarray(value, dtype=np.float64)
-        for key, value in arrays.items()
-        if key.startswith(DENSITY_PREFIX) and value.dtype.kind == "f"
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The arrays of a request, taken apart and checked; what it does not hold is None.
+
+    Attributes:
+        weights: of the model.
+        scaling: of the records' features.
+        gaussian: of the data, for first weights.
+        density: of the latents.
+        mixture: of the latents.
+    """
+
+    weights: Arrays
+    scaling: Scaling | None = None
+    gaussian: DataGaussian | None = None
+    density: LatentDensity | None = None
+    mixture: LatentMixture | None = None
+
+    def prior(self, run: RunConfig) -> Prior:
+        """What the rate is measured against: the broadcast prior, once there is one."""
+        if run.summaries.prior == "mixture" and self.mixture is not None:
+            return MixturePrior.of(self.mixture)
+        if run.summaries.prior != "none" and self.density is not None:
+            return GaussianPrior.of(self.density)
+        return StandardNormal()
+
+
+def take_apart(run: RunConfig, kind: Kind, arrays: Arrays, latent_dim: int) -> Asked:
+    """Check what a request of a kind brings beside the weights.
+
+    Raises:
+        ProtocolError: an array is missing, unknown or not what its name says.
+    """
+    found = {prefix: below(arrays, prefix) for prefix in EXTRA_PREFIXES}
+    needed = {
+        SCALING_PREFIX: run.summaries.data == "scaling" and kind != "data",
+        DENSITY_PREFIX: kind == "threshold",
+        MIXTURE_PREFIX: kind == "mixture",
     }
-    fits = found.keys() == shapes.keys() and all(
-        found[key].shape == shape and np.isfinite(found[key]).all() for key, shape in shapes.items()
-    )
-    if not fits or any(
-        np.linalg.eigvalsh((m + m.T) / 2).min() <= 0 for m in (found["covariance"], found["within"])
-    ):
+    missing = [prefix for prefix, wanted in needed.items() if wanted and not found[prefix]]
+    if missing:
         raise ProtocolError(
-            f"Expected a latent density of {k} dimensions with positive covariances, got "
-            "another one; send LatentDensity.arrays()."
+            f"Expected arrays {missing[0]}* with a request of kind {kind!r}, got none; "
+            "run the same fedlatent release on both sides."
         )
-    return summaries.LatentDensity.from_arrays(found)
+    scaling, data = found[SCALING_PREFIX], found[DATA_PREFIX]
+    density, mixture = found[DENSITY_PREFIX], found[MIXTURE_PREFIX]
+    return Asked(
+        weights={key: v for key, v in arrays.items() if not key.startswith(EXTRA_PREFIXES)},
+        scaling=Scaling.from_arrays(scaling, run.data) if scaling else None,
+        gaussian=DataGaussian.from_arrays(run, data) if data else None,
+        density=LatentDensity.checked(density, latent_dim) if density else None,
+        mixture=LatentMixture.checked(mixture, latent_dim) if mixture else None,
+    )
 
 
-def own_moments(
-    run: RunConfig, model: VAE, latents: np.ndarray, plan: PrivacyPlan, noise: NoiseSource
+def scaled(records: torch.Tensor, scaling: Scaling | None) -> torch.Tensor:
+    """Preprocessed records as the model takes them."""
+    return records if scaling is None else torch.from_numpy(scaling(records.numpy()))
+
+
+def first_model(run: RunConfig, gaussian: DataGaussian | None) -> VAE:
+    """The model with which a client begins: its seed's weights, or those of a warm start."""
+    model = run_model(run)
+    if gaussian is not None and run.training.warm_start_steps:
+        warm_start(model, run, gaussian)
+    return model
+
+
+def data_sums(run: RunConfig, records: np.ndarray) -> np.ndarray:
+    """The un-noised statistics of preprocessed records in the phase "data"."""
+    if run.summaries.data == "scaling":
+        return summaries.scaling_sums(bounded_values(records, run.data))
+    middle = (run.data.lower + run.data.upper) / 2
+    features = data_features(records, feature_basis(run), middle)
+    return summaries.moments(features, feature_radius(run))
+
+
+def latent_sums(
+    run: RunConfig, kind: Kind, form: Form, latents: np.ndarray, asked: Asked, center: np.ndarray
 ) -> np.ndarray:
-    """The noisy latent moments [k+1, k+1] that a client releases."""
-    radius = latent_radius(run, model)
-    return summaries.release_moments(latents, radius, plan.moments_multiplier, noise)
+    """The un-noised statistics of the latents in a summary phase.
 
+    Args:
+        run: the run.
+        kind: "moments", "mixture" or "threshold".
+        form: of moments.
+        latents: means [N, k] under the released encoder.
+        asked: what the request brought.
+        center: the client's own released mean [k]; only "threshold" looks at it.
 
-def own_histograms(
-    latents: np.ndarray,
-    density: summaries.LatentDensity,
-    center: np.ndarray,
-    plan: PrivacyPlan,
-    noise: NoiseSource,
-) -> np.ndarray:
-    """The noisy histograms [2, bins] of a client's scores, about the common and its own centre."""
-    return summaries.release_histograms(
+    Raises:
+        ProtocolError: the request does not hold what its kind needs.
+    """
+    radius = latent_radius(run, latents.shape[1])
+    if kind == "moments":
+        of_form = summaries.moments if form == "full" else summaries.diagonal_moments
+        return of_form(latents, radius)
+    if kind == "mixture" and asked.mixture is not None:
+        return summaries.mixture_moments(latents, radius, asked.mixture)
+    density = asked.density
+    if kind != "threshold" or density is None:
+        raise ProtocolError(f"Expected a request that {kind!r} can answer, got another one.")
+    return summaries.histograms(
         summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
         summaries.squared_distance(latents, center, density.precision(recentred=True)),
-        plan.threshold_multiplier,
-        noise,
     )
+
+
+def own_density(run: RunConfig, latents: np.ndarray) -> tuple[LatentDensity, np.ndarray]:
+    """A client's exact density [k] and centre under its personal encoder; they stay with it."""
+    radius = latent_radius(run, latents.shape[1])
+    density = summaries.latent_density([summaries.moments(latents, radius)], radius, 0.0)
+    return density, density.mean
+
+
+def site_weights(
+    run: RunConfig,
+    model: VAE,
+    state: RoundState | None,
+    asked: Asked,
+) -> dict[str, torch.Tensor]:
+    """All weights of a site's own model: the final encoder with its newest decoder.
+
+    A run that shares whole models sends the final decoder, too; with averaged weights the
+    average of the site's decoder over rounds takes the place of the newest.
+
+    Args:
+        run: the run.
+        model: with the final encoder loaded.
+        state: what the last training round left, if there was one.
+        asked: what the threshold request brought.
+    """
+    whole = dict(model.state_dict())
+    if state is not None:
+        averaged = averages_of(state.optimizer) if run.training.ema else {}
+        whole |= {**state.decoder, **{k: averaged[k] for k in state.decoder if k in averaged}}
+    if run.shares_decoder:
+        sent = {key: torch.tensor(value) for key, value in asked.weights.items()}
+        whole |= sent
+    return {key: value.detach() for key, value in whole.items()}

@@ -71,6 +71,7 @@ def export_site(
         combine=combine,
         version=version,
         decoder=decoder,
+        scaling=material.scaling,
     )
     target = path or home.bundles / f"{run.name}-{version}{SUFFIX}"
     return make_bundle(target, contents, SigningKey.load(home.signing_key))
@@ -87,7 +88,7 @@ def site_model(material: SiteMaterial) -> VAE:
 
 def site_parts(material: SiteMaterial, model: VAE, records: np.ndarray) -> Parts:
     """The scorer's outputs for preprocessed records, about this site's own centre."""
-    scorer = Scorer(model, material.density, with_decoder=True).eval()
+    scorer = Scorer(model, material.density, with_decoder=True, scaling=material.scaling).eval()
     center = torch.from_numpy(material.center.astype(np.float32))
     with torch.no_grad():
         values = scorer(torch.from_numpy(records), center)

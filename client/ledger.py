@@ -20,7 +20,7 @@ from typing import Literal
 from shared.errors import BudgetExceeded, PolicyRefusal, ReleaseRefused, ServiceError
 from shared.privacy.accounting import GaussianEvent, epsilon_of
 from shared.privacy.noise import RngName
-from shared.wire import Kind
+from shared.schedule import Kind
 
 State = Literal["reserved", "released"]
 

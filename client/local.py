@@ -10,7 +10,7 @@ from client.compute import make_noise
 from client.home import ClientHome
 from client.ledger import Ledger
 from client.node import Node, NoiseFactory
-from client.policy import NodeConfig, NodeData, Policy, schema_of
+from client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy, schema_of
 from client.release import ReleaseDoor
 from client.store import Store
 from shared.config import DataSection
@@ -146,7 +146,7 @@ def simulated_node(run_id: str, partition: int) -> Node:
         policy=Policy(
             max_epsilon=1e6,
             delta=1e-3,
-            allowed_sharing=("encoder", "full"),
+            allowed_sharing=(*DEFAULT_SHARING, "full"),
             allow_simulation_rng=True,
             allow_non_private=True,
         ),

@@ -11,16 +11,21 @@ import torch
 
 from client.compute import (
     Arrays,
-    density_of,
+    Asked,
+    data_sums,
     expected_arrays,
+    first_model,
     latent_radius,
+    latent_sums,
     latents_of,
     load_weights,
     make_noise,
-    own_histograms,
-    own_moments,
+    own_density,
     run_model,
     run_plan,
+    scaled,
+    site_weights,
+    take_apart,
     tensors_of,
     without_encoder,
 )
@@ -28,7 +33,7 @@ from client.ledger import Ledger, Reservation
 from client.policy import NodeConfig
 from client.release import Outgoing, ReleaseDoor
 from client.store import RoundState, SiteMaterial, Store
-from client.trainer import train_round
+from client.trainer import Pull, train_round
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.errors import ProtocolError
@@ -36,26 +41,13 @@ from shared.files import sha256_hex
 from shared.models import VAE, load_state
 from shared.models.base import ENCODER_PREFIX
 from shared.privacy import summaries
-from shared.privacy.accounting import GaussianEvent
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
-from shared.wire import (
-    DENSITY_PREFIX,
-    MOMENTS_KEY,
-    PROTOCOL,
-    Kind,
-    ReplyHeader,
-    RequestHeader,
-    pack,
-    unpack,
-)
+from shared.privacy.specs import spec_of
+from shared.schedule import Kind, Phase, phase_of
+from shared.wire import PROTOCOL, ReplyHeader, RequestHeader, pack, unpack
 
 NoiseFactory = Callable[[RunConfig, str, int, Kind], NoiseSource]
-
-#: Phases after the training rounds, numbered on: moments and threshold.
-SUMMARY_PHASES = 2
-
-_ENCODE_CHUNK = 4096
 
 
 def request_digest(header: RequestHeader, arrays: Arrays) -> str:
@@ -112,95 +104,97 @@ class Node:
             )
         self.config.policy.check(run, self.schema, len(self.records))
         plan = run_plan(run.to_json())
-        last = plan.rounds + (0 if header.kind == "train" else SUMMARY_PHASES)
-        if header.round > last:
+        phase = phase_of(run, header.round)
+        if phase is None or phase.kind != header.kind:
             raise ProtocolError(
-                f"Expected {header.kind} with a round of at most {last}, got {header.round}; "
-                "start a new run."
+                f"Expected {phase.kind if phase else 'nothing'} as phase {header.round} of this "
+                f"run, got {header.kind}; run the same fedlatent release on both sides."
             )
-        kinds = {"train": self._train, "moments": self._moments, "threshold": self._threshold}
-        return kinds[header.kind](header, arrays, plan)
+        if header.kind == "train":
+            return self._train(header, arrays, plan, phase)
+        return self._summary(header, arrays, plan)
 
-    def _reserve(
-        self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan, event: GaussianEvent | None
-    ) -> Reservation:
+    def _reserve(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Reservation:
         run = header.config
         self.ledger.open_run(header.run_id, run.digest(), plan.events())
-        digest = request_digest(header, arrays)
         return self.ledger.reserve(
-            header.run_id, header.round, header.kind, digest, event, plan.rng
+            header.run_id,
+            header.round,
+            header.kind,
+            request_digest(header, arrays),
+            plan.event(header.kind),
+            plan.rng,
         )
 
-    def _train(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
+    def _train(
+        self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan, phase: Phase
+    ) -> Outgoing:
         run = header.config
-        model, full = run_model(run), run.sharing == "full"
-        load_weights(model, arrays, whole=full)
-        reservation = self._reserve(
-            header, arrays, plan, plan.round_event() if plan.private else None
-        )
+        whole, personal = run.shares_decoder, run.strategy.name == "mr-mtl"
+        previous = self._state(header.run_id, header.round)
+        model = run_model(run)
+        asked = take_apart(run, header.kind, arrays, model.latent_dim)
+        if previous is None and not whole:
+            model = first_model(run, asked.gaussian)
+        load_weights(model, asked.weights, whole=whole)
+        reservation = self._reserve(header, arrays, plan)
         if reservation.state == "released":
             return self.door.replay(reservation)
-        previous = self._state(header.run_id, header.round)
-        if previous is not None and not full:
-            load_state(model, {**tensors_of(model, ENCODER_PREFIX), **previous.decoder})
+        model.prior = asked.prior(run)
+        received = {k: v.clone() for k, v in tensors_of(model, ENCODER_PREFIX).items()}
+        if whole:
+            received = {key: v.clone() for key, v in tensors_of(model, "").items()}
+        elif previous is not None:
+            # A personal model goes on from the client's own encoder, which lies with its decoder.
+            load_state(model, {**received, **previous.decoder})
         result = train_round(
             model,
-            self.records,
+            scaled(self.records, asked.scaling),
             plan,
             run.training,
             self._noise(run, self.config.site, header.round, "train"),
             previous.optimizer if previous else {},
+            trained=phase.trained,
+            pull=Pull.of(run, received),
         )
+        kept = result.state if personal else without_encoder(result.state)
         self.store.save(
             header.run_id,
             header.round,
             reservation.id,
-            RoundState(decoder=without_encoder(result.state), optimizer=result.optimizer),
+            RoundState(decoder=kept, optimizer=result.optimizer),
         )
-        expected = expected_arrays(model, "" if full else ENCODER_PREFIX)
+        expected = expected_arrays(model, "" if whole else ENCODER_PREFIX)
         leaving = {key: result.state[key].numpy() for key in expected}
-        release = self.door.whole_model if full else self.door.encoder
+        release = self.door.whole_model if whole else self.door.encoder
         return release(reservation, leaving, expected)
 
-    def _moments(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
-        run = header.config
+    def _summary(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
+        run, kind, radius = header.config, header.kind, 0.0
+        whole = run.shares_decoder and kind == "threshold"
         model = run_model(run)
-        load_weights(model, arrays, whole=False)
-        reservation = self._reserve(
-            header, arrays, plan, plan.moments_event() if plan.private else None
-        )
+        asked = take_apart(run, kind, arrays, model.latent_dim)
+        components = len(asked.mixture.weights) if asked.mixture else 0
+        spec = spec_of(run, kind, header.form, model.latent_dim, components)
+        center = np.zeros(model.latent_dim)
+        if kind != "data":
+            load_weights(model, asked.weights, whole=whole)
+            radius = latent_radius(run, model.latent_dim)
+        if kind == "threshold":
+            center = self._own_center(header.run_id, radius)
+        reservation = self._reserve(header, arrays, plan)
+        if kind == "threshold":
+            self._keep_site(header, model, asked, center, reservation)
         if reservation.state == "released":
             return self.door.replay(reservation)
-        matrix = own_moments(
-            run,
-            model,
-            latents_of(model, self.records),
-            plan,
-            self._noise(run, self.config.site, header.round, "moments"),
-        )
-        return self.door.moments(reservation, matrix, model.latent_dim)
-
-    def _threshold(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
-        run = header.config
-        model = run_model(run)
-        encoder = {k: v for k, v in arrays.items() if not k.startswith(DENSITY_PREFIX)}
-        load_weights(model, encoder, whole=False)
-        density = density_of(arrays, model.latent_dim)
-        center = self._own_center(header.run_id, latent_radius(run, model))
-        reservation = self._reserve(
-            header, arrays, plan, plan.threshold_event() if plan.private else None
-        )
-        self._keep_site(header, model, density, center, reservation)
-        if reservation.state == "released":
-            return self.door.replay(reservation)
-        counts = own_histograms(
-            latents_of(model, self.records),
-            density,
-            center,
-            plan,
-            self._noise(run, self.config.site, header.round, "threshold"),
-        )
-        return self.door.threshold(reservation, counts, len(summaries.SCORE_EDGES) + 1)
+        if kind == "data":
+            exact = data_sums(run, self.records.numpy())
+        else:
+            latents = latents_of(model, scaled(self.records, asked.scaling))
+            exact = latent_sums(run, kind, header.form, latents, asked, center)
+        noise = self._noise(run, self.config.site, header.round, kind)
+        released = summaries.release(exact, spec, plan.multiplier(kind), noise)
+        return self.door.summary(reservation, released, spec)
 
     def _own_center(self, run_id: str, radius: float) -> np.ndarray:
         """This node's latent mean as its released moments tell it, never the exact one."""
@@ -215,7 +209,8 @@ class Node:
                 "ask for moments first."
             )
         _, arrays = unpack(ReplyHeader, self.door.stored(released[-1]))
-        return summaries.client_mean(arrays[MOMENTS_KEY], radius)
+        (moments,) = arrays.values()
+        return summaries.client_mean(moments, radius)
 
     def _state(self, run_id: str, before: int) -> RoundState | None:
         released = {entry.id for entry in self.ledger.entries() if entry.state == "released"}
@@ -225,25 +220,34 @@ class Node:
         self,
         header: RequestHeader,
         model: VAE,
-        density: summaries.LatentDensity,
+        asked: Asked,
         center: np.ndarray,
         reservation: Reservation,
     ) -> None:
         """Save what a bundle of this site needs; the newest decoder joins the final encoder."""
         run = header.config
-        state = self._state(header.run_id, run.training.rounds + 1)
-        decoder = state.decoder if state else without_encoder(model.state_dict())
+        state = self._state(header.run_id, header.round)
         private = np.isfinite(reservation.epsilon_after)
+        own = site_weights(run, model, state, asked)
+        density = asked.density
+        if run.strategy.name == "mr-mtl":
+            load_state(model, own)
+            latents = latents_of(model, scaled(self.records, asked.scaling))
+            density, center = own_density(run, latents)
+        if density is None:
+            raise ProtocolError("Expected a latent density with a threshold request, got none.")
+        arrays = {key: value.numpy() for key, value in own.items()}
         self.store.save_site(
             SiteMaterial(
                 run_id=header.run_id,
                 config=run,
-                encoder={k: v.numpy() for k, v in tensors_of(model, ENCODER_PREFIX).items()},
-                decoder={k: v.detach().numpy() for k, v in decoder.items()},
+                encoder={k: v for k, v in arrays.items() if k.startswith(ENCODER_PREFIX)},
+                decoder={k: v for k, v in arrays.items() if not k.startswith(ENCODER_PREFIX)},
                 density=density,
                 center=center,
                 records=len(self.records),
                 epsilon=reservation.epsilon_after if private else None,
                 delta=self.ledger.delta,
+                scaling=asked.scaling,
             )
         )

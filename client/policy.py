@@ -6,13 +6,17 @@ run does not fit which public number of the policy; nothing about the records be
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.config import DataSection, RunConfig, first_problem
+from shared.config import DataSection, RunConfig, Sharing, first_problem
 from shared.data.schema import Schema
 from shared.errors import ConfigError, PolicyRefusal
+from shared.schedule import training_rounds
+
+#: What a node shares unless its owner says otherwise: never a decoder.
+DEFAULT_SHARING: tuple[Sharing, ...] = ("encoder", "summary", "encoder+summary")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -57,7 +61,7 @@ class Policy(_Table):
 
     max_epsilon: Positive  # over the life of the data, all runs together
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    allowed_sharing: tuple[Literal["encoder", "full"], ...] = ("encoder",)
+    allowed_sharing: tuple[Sharing, ...] = DEFAULT_SHARING
     allow_simulation_rng: bool = False
     allow_non_private: bool = False
     max_steps: Annotated[int, Field(ge=1)] = 1_000_000  # of training, in one run
@@ -80,7 +84,7 @@ class Policy(_Table):
                     f"Expected records of schema {schema.name!r} with {key} {own!r}, got "
                     f"{wanted[key]!r} in the run; use this node's schema or leave it out."
                 )
-        steps = run.training.rounds * run.training.steps_per_round
+        steps = training_rounds(run) * run.training.steps_per_round
         if steps > self.max_steps:
             raise PolicyRefusal(
                 f"Expected at most {self.max_steps} training steps in a run, got {steps}; "

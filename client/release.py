@@ -18,19 +18,28 @@ from client.ledger import Ledger, Reservation
 from shared.errors import FedlatentError, ProtocolError, ReleaseRefused
 from shared.files import append_line, sha256_hex, write_atomic
 from shared.models.base import ENCODER_PREFIX
-from shared.wire import (
+from shared.privacy.summaries import (
+    DIAGONAL_KEY,
     HISTOGRAMS_KEY,
+    MIXTURE_KEY,
     MOMENTS_KEY,
-    PROTOCOL,
-    Kind,
-    ReplyHeader,
-    RequestHeader,
-    pack,
-    unpack,
+    SCALING_KEY,
+    SummarySpec,
 )
+from shared.schedule import Kind
+from shared.wire import PROTOCOL, ReplyHeader, RequestHeader, pack, unpack
 
 #: Payloads of training rounds kept for repeated requests, newest rounds first.
 KEEP_ROUNDS = 4
+
+#: Which arrays each kind of summary may bring out.
+SUMMARY_KEYS: dict[Kind, tuple[str, ...]] = {
+    "data": (SCALING_KEY, MOMENTS_KEY),
+    "moments": (MOMENTS_KEY, DIAGONAL_KEY),
+    "mixture": (MIXTURE_KEY,),
+    "scores": (MOMENTS_KEY,),
+    "threshold": (HISTOGRAMS_KEY,),
+}
 
 INTERNAL_SENTENCE = "The node could not do this; its operator finds the reason in the node's log."
 
@@ -142,24 +151,19 @@ class ReleaseDoor:
             )
         return self._release(reservation, "train", arrays, expected, np.float32)
 
-    def moments(self, reservation: Reservation, matrix: np.ndarray, latent_dim: int) -> Outgoing:
-        """Release noisy latent moments, float64 [k+1, k+1].
+    def summary(self, reservation: Reservation, array: np.ndarray, spec: SummarySpec) -> Outgoing:
+        """Release a noisy summary of the entry's kind, float64 of the shape that ``spec`` states.
 
         Raises:
-            ReleaseRefused: as for ``encoder``.
+            ReleaseRefused: as for ``encoder``, or the entry pays for training.
         """
-        shape = (latent_dim + 1, latent_dim + 1)
-        arrays, expected = {MOMENTS_KEY: matrix}, {MOMENTS_KEY: shape}
-        return self._release(reservation, "moments", arrays, expected, np.float64)
-
-    def threshold(self, reservation: Reservation, counts: np.ndarray, bins: int) -> Outgoing:
-        """Release noisy score histograms, float64 [2, bins].
-
-        Raises:
-            ReleaseRefused: as for ``encoder``.
-        """
-        arrays, expected = {HISTOGRAMS_KEY: counts}, {HISTOGRAMS_KEY: (2, bins)}
-        return self._release(reservation, "threshold", arrays, expected, np.float64)
+        if spec.key not in SUMMARY_KEYS.get(reservation.kind, ()):
+            raise ReleaseRefused(
+                f"Expected a reserved ledger entry that pays for {spec.key}, got one for "
+                f"{reservation.kind}; nothing left."
+            )
+        arrays, expected = {spec.key: array}, {spec.key: spec.shape}
+        return self._release(reservation, reservation.kind, arrays, expected, np.float64)
 
     def replay(self, entry: Reservation) -> Outgoing:
         """Send again what already left for the same request; costs nothing.

@@ -24,9 +24,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from shared.config import RunConfig
+from shared.data.scaling import Scaling
 from shared.errors import DataError
 from shared.files import canonical_json, write_atomic
 from shared.privacy.summaries import LatentDensity
+from shared.wire import DENSITY_PREFIX, SCALING_PREFIX, below
 
 #: Training rounds whose state is kept; a server may go back one checkpoint, a node one attempt.
 KEEP_ROUNDS = 3
@@ -63,6 +65,7 @@ class SiteMaterial:
         records: number of this site's records.
         epsilon: spent on this site's records when the threshold was paid, or None without privacy.
         delta: of that epsilon.
+        scaling: of the records' features, or None.
     """
 
     run_id: str
@@ -74,6 +77,7 @@ class SiteMaterial:
     records: int
     epsilon: float | None
     delta: float
+    scaling: Scaling | None = None
 
 
 class Store:
@@ -121,6 +125,8 @@ class Store:
             **{f"density.{key}": value for key, value in material.density.arrays().items()},
             "center": material.center,
         }
+        if material.scaling is not None:
+            arrays |= {f"scaling.{key}": v for key, v in material.scaling.arrays().items()}
         meta = {
             "run_id": material.run_id,
             "config": material.config.to_json(),
@@ -141,22 +147,19 @@ class Store:
         """
         tensors, meta = _read(self._folder(run_id) / "site.safetensors")
         arrays = {key: value.numpy() for key, value in tensors.items()}
+        run = RunConfig.from_json(meta["config"])
+        scaling = below(arrays, SCALING_PREFIX)
         return SiteMaterial(
             run_id=meta["run_id"],
-            config=RunConfig.from_json(meta["config"]),
+            config=run,
             encoder={key: arrays[key] for key in meta["encoder"]},
             decoder={key: arrays[key] for key in meta["decoder"]},
-            density=LatentDensity.from_arrays(
-                {
-                    key.removeprefix("density."): value
-                    for key, value in arrays.items()
-                    if key.startswith("density.")
-                }
-            ),
+            density=LatentDensity.from_arrays(below(arrays, DENSITY_PREFIX)),
             center=arrays["center"],
             records=meta["records"],
             epsilon=meta["epsilon"],
             delta=meta["delta"],
+            scaling=Scaling.from_arrays(scaling, run.data) if scaling else None,
         )
 
     def site_runs(self) -> list[str]:

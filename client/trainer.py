@@ -8,6 +8,7 @@ encoder, whose gradients pass through it.
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from torch import Tensor
 
-from shared.config import TrainingSection
+from shared.config import RunConfig, TrainingSection
 from shared.errors import ReleaseRefused
 from shared.models import VAE
 from shared.models.objective import elbo
@@ -26,6 +27,9 @@ from shared.privacy.plan import PrivacyPlan
 
 #: Records per forward pass; a larger Poisson sample is processed in parts of this size.
 CHUNK = 1024
+
+#: Field of the averages of weights among an optimiser's tensors.
+EMA = "ema"
 
 _ADAM_BETAS = (0.9, 0.99)
 #: Added to a norm before the clip is divided by it.
@@ -52,6 +56,9 @@ def train_round(
     training: TrainingSection,
     noise: NoiseSource,
     optimizer_state: Mapping[str, Tensor],
+    *,
+    trained: int = 0,
+    pull: "Pull | None" = None,
 ) -> TrainResult:
     """Run ``plan.steps_per_round`` noisy steps on ``model``, in place.
 
@@ -66,6 +73,8 @@ def train_round(
         training: optimiser, learning rate and objective.
         noise: source of the samples, of the latent draws and of the noise.
         optimizer_state: what the previous round returned, or nothing.
+        trained: rounds of the run before this one, for the schedule of the learning rate.
+        pull: towards the received weights, or None.
 
     Raises:
         ReleaseRefused: training changed a buffer, through which raw data would pass un-noised.
@@ -75,14 +84,19 @@ def train_round(
     optimizer = make_optimizer(parameters, training)
     _restore(optimizer, parameters, optimizer_state)
     model.train()
+    first = trained * plan.steps_per_round
     with gradient_sums(model, plan, training) as sums:
-        for _ in range(plan.steps_per_round):
+        for step in range(first, first + plan.steps_per_round):
+            rate = learning_rate(training, plan, step)
+            optimizer.param_groups[0]["lr"] = rate
             chosen = torch.from_numpy(plan.sample(len(records), noise))
             total = sums(records, chosen, noise)
             total += torch.from_numpy(plan.gradient_noise(len(total), noise))
             total /= plan.sample_rate * len(records)
             _assign(parameters, total)
             optimizer.step()
+            if pull is not None:
+                pull(parameters, rate)
     model.eval()
     for name, value in model.named_buffers():
         if not torch.equal(value, buffers[name]):
@@ -92,8 +106,78 @@ def train_round(
             )
     return TrainResult(
         state={key: value.detach().clone() for key, value in model.state_dict().items()},
-        optimizer=_saved(optimizer, parameters),
+        optimizer=_saved(optimizer, parameters) | averaged(training, parameters, optimizer_state),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Pulls weights towards those that were received, beside the optimiser.
+
+    After each step w <- w - rate * strength * (w - anchor): the proximal term of FedProx (Li et al.
+    2020) and of mean-regularised personal models (MR-MTL; Liu et al. 2022), decoupled from the
+    optimiser as weight decay is in AdamW, so that the noise in Adam's normaliser does not drown
+    it. It depends on released weights alone, so it needs no clipping.
+
+    Attributes:
+        anchor: received weights by name.
+        strength: lambda.
+    """
+
+    anchor: Mapping[str, Tensor]
+    strength: float
+
+    @classmethod
+    def of(cls, run: RunConfig, received: Mapping[str, Tensor]) -> "Pull | None":
+        """The pull of a run's strategy; None where it has none."""
+        if run.strategy.name == "fedavg" or not run.strategy.proximal:
+            return None
+        return cls(anchor=received, strength=run.strategy.proximal)
+
+    def __call__(self, parameters: Mapping[str, Tensor], rate: float) -> None:
+        """Move ``parameters`` in place."""
+        share = pull_share(rate, self.strength)
+        with torch.no_grad():
+            for name, value in self.anchor.items():
+                parameters[name].lerp_(value, share)
+
+
+def pull_share(rate: float, strength: float) -> float:
+    """Which part of the way to the anchor one step goes; the whole way at most."""
+    return min(rate * strength, 1.0)
+
+
+def learning_rate(training: TrainingSection, plan: PrivacyPlan, step: int) -> float:
+    """The learning rate of a step, counted from 0 over the whole run."""
+    if training.schedule == "constant":
+        return training.learning_rate
+    share = step / max(plan.rounds * plan.steps_per_round, 1)
+    return training.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+
+
+def averaged(
+    training: TrainingSection,
+    parameters: Mapping[str, Tensor],
+    saved: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Averages of the weights over rounds as ``<parameter>/ema``; empty when a run has none.
+
+    The first round's average is its weights.
+    """
+    if not training.ema:
+        return {}
+    return {
+        f"{name}/{EMA}": value.detach().clone()
+        if f"{name}/{EMA}" not in saved
+        else torch.lerp(value.detach(), saved[f"{name}/{EMA}"], training.ema)
+        for name, value in parameters.items()
+    }
+
+
+def averages_of(saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averages among an optimiser's tensors, by parameter."""
+    end = f"/{EMA}"
+    return {key.removesuffix(end): value for key, value in saved.items() if key.endswith(end)}
 
 
 class GradientSums:
@@ -233,6 +317,8 @@ def _restore(
 ) -> None:
     for key, value in saved.items():
         name, field = key.rsplit("/", 1)
+        if field == EMA:
+            continue
         optimizer.state[parameters[name]][field] = value.clone()
 
 

@@ -16,11 +16,12 @@ from safetensors.numpy import save as save_arrays
 
 from shared.errors import DataError
 from shared.files import canonical_json, read_json, sha256_hex, write_atomic, write_json
-from shared.wire import Arrays
+from shared.wire import Arrays, below, under
 
 KEPT = 2
-_FORMAT = 1
-_ENCODER, _MOMENTS, _DENSITY = "encoder/", "moments/", "density/"
+_FORMAT = 2
+_GROUPS = ("encoder", "density", "data", "mixture", "optimizer", "average")
+_MOMENTS = "moments/"
 
 _log = getLogger("fedlatent.server")
 
@@ -34,8 +35,12 @@ class Checkpoint:
         digest: digest of its configuration.
         done: number of completed phases.
         encoder: the shared arrays that the next phase sends.
-        moments: released matrix [k+1, k+1] by node id, once the moments phase is done.
-        density: arrays of the latent density, once the moments phase is done.
+        moments: released moments by node id, of the newest moments phase.
+        density: arrays of the latent density, of the newest moments phase.
+        data: arrays of the scaling, or of the Gaussian of the data, once that phase is done.
+        mixture: arrays of the latent mixture, of the newest mixture phase.
+        optimizer: state of the server optimiser.
+        average: the shared arrays averaged over rounds, where the run wants that.
         thresholds: "absolute" and "recentred", once the threshold phase is done.
         sites: public facts of each site's last good reply, by site name.
         history: one entry for each completed phase.
@@ -47,6 +52,10 @@ class Checkpoint:
     encoder: Arrays
     moments: dict[int, np.ndarray] = field(default_factory=dict)
     density: Arrays = field(default_factory=dict)
+    data: Arrays = field(default_factory=dict)
+    mixture: Arrays = field(default_factory=dict)
+    optimizer: Arrays = field(default_factory=dict)
+    average: Arrays = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
     sites: dict[str, dict[str, object]] = field(default_factory=dict)
     history: list[dict[str, object]] = field(default_factory=list)
@@ -118,14 +127,13 @@ class CheckpointStore:
             arrays = load_arrays(data)
         except SafetensorError as error:
             raise DataError(f"Expected safetensors arrays, got: {error}.") from None
-        moments = _below(arrays, _MOMENTS)
+        moments = below(arrays, _MOMENTS)
         return Checkpoint(
             run_id=facts["run_id"],
             digest=facts["digest"],
             done=facts["done"],
-            encoder=_below(arrays, _ENCODER),
+            **{group: below(arrays, f"{group}/") for group in _GROUPS},
             moments={int(node): moments[node] for node in sorted(moments, key=int)},
-            density=_below(arrays, _DENSITY),
             thresholds=facts["thresholds"],
             sites=facts["sites"],
             history=facts["history"],
@@ -143,19 +151,8 @@ class CheckpointStore:
 
 
 def _flatten(checkpoint: Checkpoint) -> Arrays:
-    groups: tuple[tuple[str, dict[str, np.ndarray]], ...] = (
-        (_ENCODER, checkpoint.encoder),
-        (_MOMENTS, {str(node): value for node, value in checkpoint.moments.items()}),
-        (_DENSITY, checkpoint.density),
-    )
-    return {
-        prefix + key: np.ascontiguousarray(value)
-        for prefix, group in groups
-        for key, value in group.items()
-    }
-
-
-def _below(arrays: Arrays, prefix: str) -> Arrays:
-    return {
-        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
-    }
+    moments = {str(node): value for node, value in checkpoint.moments.items()}
+    flat = under(_MOMENTS, moments)
+    for group in _GROUPS:
+        flat |= under(f"{group}/", getattr(checkpoint, group))
+    return {key: np.ascontiguousarray(value) for key, value in flat.items()}

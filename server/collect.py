@@ -1,15 +1,15 @@
 """One attempt at one phase: every answer is screened and folded as it comes, then forgotten."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from flwr.app import Message
 
 from server.registry import SiteOutcome
-from server.rounds import Phase
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
 from server.strategies.averaging import WeightedMean
-from shared.wire import HISTOGRAMS_KEY, MOMENTS_KEY, Arrays, ReplyHeader
+from shared.schedule import Phase
+from shared.wire import Arrays, ReplyHeader
 
 
 class Collector:
@@ -19,7 +19,8 @@ class Collector:
         names: site name by node id, of the nodes that were asked.
         admitted: whether the names are those of admitted sites, so that a reply must claim its own.
         outcomes: what each node did, by node id.
-        moments: released matrix by node id (moments phase only).
+        sent: bytes of the arrays that each node was sent.
+        released: the summary of each node, float64 by node id, in the phases that need them singly.
     """
 
     def __init__(
@@ -30,15 +31,18 @@ class Collector:
         names: Mapping[int, str],
         *,
         admitted: bool,
+        weight: Callable[[ReplyHeader], float] = lambda header: float(header.records),
     ) -> None:
-        """Collect for ``phase``; ``mean`` is empty."""
+        """Collect for ``phase``; ``mean`` is empty, ``weight`` is that of a node's weights."""
         self.phase = phase
         self.names = dict(names)
         self.admitted = admitted
         self.outcomes: dict[int, SiteOutcome] = {}
-        self.moments: dict[int, np.ndarray] = {}
+        self.sent = 0
+        self.released: dict[int, np.ndarray] = {}
         self._spec = spec
         self._mean = mean
+        self._weight = weight
 
     def take(self, node: int, message: Message, seconds: float) -> SiteOutcome:
         """Screen the answer of ``node``; fold it in when it passes."""
@@ -46,10 +50,11 @@ class Collector:
         if isinstance(opened, ScreeningFailure):
             return self.fail(node, opened, seconds)
         header, arrays = opened
-        if self.phase.kind == "moments":
-            self.moments[node] = arrays[MOMENTS_KEY].astype(np.float64)
+        if self.phase.kind == "train":
+            self._mean.add(arrays, self._weight(header))
         else:
-            self._mean.add(arrays, header.records if self.phase.kind == "train" else 1.0)
+            (summary,) = arrays.values()
+            self.released[node] = summary.astype(np.float64)
         return self._keep(
             SiteOutcome(
                 site=self.names[node],
@@ -80,10 +85,9 @@ class Collector:
         """The weighted mean of the shared arrays (training phases)."""
         return self._mean.result()
 
-    def histograms(self) -> np.ndarray:
-        """The sum of the score histograms [2, bins] (threshold phase)."""
-        total: np.ndarray = self._mean.result()[HISTOGRAMS_KEY] * self._mean.count
-        return total
+    def summaries(self) -> list[np.ndarray]:
+        """The released summaries in the order of the nodes' ids."""
+        return [self.released[node] for node in sorted(self.released)]
 
     def _open(self, node: int, message: Message) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
         if message.has_error():

@@ -26,18 +26,43 @@ from server.checkpoint import Checkpoint, CheckpointStore
 from server.collect import Collector
 from server.home import ServerHome
 from server.registry import Registry, SiteOutcome
-from server.results import RunResult, write_result
-from server.rounds import JoinState, Phase, RoundState, Verdict, phases
+from server.results import RunResult, form_of, write_result
+from server.rounds import JoinState, RoundState, Verdict
 from server.screening import ReplySpec, ScreeningFailure
 from server.strategies.averaging import EncoderAveraging
+from server.strategies.optimizer import server_step
 from shared.config import RunConfig
+from shared.data.gaussian import DataGaussian
+from shared.data.scaling import pool_scaling
 from shared.errors import ConfigError, DataError, FedlatentError, QuorumLost, ServiceError
 from shared.files import sha256_hex, write_json
 from shared.models import VAE, build
 from shared.models.base import ENCODER_PREFIX
-from shared.privacy.summaries import HISTOGRAM_SENSITIVITY, default_radius, latent_density
+from shared.models.warm_start import warm_start
+from shared.privacy.accounting import epsilon_of
+from shared.privacy.em import first_mixture, next_mixture
+from shared.privacy.mixture import LatentMixture
+from shared.privacy.specs import spec_of
+from shared.privacy.summaries import (
+    Form,
+    LatentDensity,
+    SummarySpec,
+    choose_form,
+    default_radius,
+    latent_density,
+    threshold_spec,
+)
 from shared.privacy.threshold import threshold_from_histogram
-from shared.wire import DENSITY_PREFIX, Arrays, check_run_id
+from shared.schedule import Phase, phases, training_rounds
+from shared.wire import (
+    DATA_PREFIX,
+    DENSITY_PREFIX,
+    MIXTURE_PREFIX,
+    SCALING_PREFIX,
+    Arrays,
+    check_run_id,
+    under,
+)
 
 _log = getLogger("fedlatent.server")
 
@@ -93,6 +118,7 @@ def drive(
     run_id: str,
     strategy: EncoderAveraging | None = None,
     resume: bool = False,
+    start: Arrays | None = None,
     sites: Callable[[], SiteTable] = dict,
     pace: Pace | None = None,
 ) -> RunResult:
@@ -105,6 +131,8 @@ def drive(
         run_id: name of the run, as :func:`new_run_id` makes it.
         strategy: the aggregation rule; averaging by default.
         resume: go on with a run that exists; a run without a checkpoint starts from the beginning.
+        start: shared weights to begin with; by default those of ``model.start``, a finished run
+            of the same server, or the seed's.
         sites: reads the table of admitted sites; called before each phase. When the table has
             entries, nodes that are not in it are not asked.
         pace: clock and waits.
@@ -128,6 +156,7 @@ def drive(
                 store=CheckpointStore(folder / "checkpoints"),
                 sites=sites,
                 pace=pace or Pace(),
+                start=start or _started_from(config, home),
             )
             result = driver.finish(driver.run(), folder / "result")
         except FedlatentError as error:
@@ -139,6 +168,12 @@ def drive(
             raise
         registry.set_status(run_id, "complete")
         return result
+
+
+def _started_from(config: RunConfig, home: ServerHome) -> Arrays | None:
+    """The shared arrays of the finished run that ``model.start`` names."""
+    name = config.model.start
+    return RunResult.load(home.run(check_run_id(name)) / "result").arrays if name else None
 
 
 @contextmanager
@@ -199,6 +234,7 @@ class Driver:
     store: CheckpointStore
     sites: Callable[[], SiteTable]
     pace: Pace
+    start: Arrays | None = None
 
     def __post_init__(self) -> None:
         """Build the model once, for its first weights and its size."""
@@ -245,7 +281,7 @@ class Driver:
                 run_id=self.run_id,
                 digest=self.config.digest(),
                 done=0,
-                encoder=_shared_arrays(self._model, whole=self.config.sharing == "full"),
+                encoder=self._first_arrays(),
             )
             self.store.save(state)
         if (state.run_id, state.digest) != (self.run_id, self.config.digest()):
@@ -267,14 +303,17 @@ class Driver:
 
     def _attempt(self, state: Checkpoint, phase: Phase, wanted: int, attempt: int) -> Collector:
         names, admitted = self._join(phase, wanted)
+        request = self._request(state, phase, len(names))
         self.registry.start_round(self.run_id, phase.number, phase.kind, attempt, len(names))
-        arrays = self._arrays(state, phase)
         spec = ReplySpec.of(
-            self.run_id, self.config, self.strategy.plan, phase, arrays, self._model.latent_dim
+            self.run_id, self.config, self.strategy.plan, phase, request.summary or state.encoder
         )
         mean = self.strategy.accumulator()
-        collector = Collector(phase, spec, mean, names, admitted=admitted)
-        verdict = self._collect(collector, arrays)
+        collector = Collector(
+            phase, spec, mean, names, admitted=admitted, weight=self.strategy.weight
+        )
+        collector.sent = sum(value.nbytes for value in request.arrays.values())
+        verdict = self._collect(collector, request)
         outcomes = collector.outcomes.values()
         good = sum(outcome.status == "ok" for outcome in outcomes)
         _log.info(
@@ -322,21 +361,45 @@ class Driver:
             _log.warning("run %s: node %d is not an admitted site; not asked", self.run_id, node)
         self._strangers |= nodes
 
-    def _arrays(self, state: Checkpoint, phase: Phase) -> Arrays:
-        """What a phase sends: summaries need the encoder alone, the threshold the density too."""
-        if phase.kind == "train":
-            return state.encoder
-        arrays = {k: v for k, v in state.encoder.items() if k.startswith(ENCODER_PREFIX)}
-        if phase.kind == "threshold":
-            arrays |= {DENSITY_PREFIX + key: value for key, value in state.density.items()}
-        return arrays
+    def _request(self, state: Checkpoint, phase: Phase, clients: int) -> "_Request":
+        """What a phase sends, and what it wants back."""
+        run, kind = self.config, phase.kind
+        arrays = {} if kind == "data" else dict(state.encoder)
+        if kind not in ("data", "train") and not (run.shares_decoder and kind == "threshold"):
+            arrays = {k: v for k, v in arrays.items() if k.startswith(ENCODER_PREFIX)}
+        if kind != "data" and run.summaries.data == "scaling":
+            arrays |= under(SCALING_PREFIX, state.data)
+        if kind == "train" and run.training.warm_start_steps:
+            arrays |= under(DATA_PREFIX, state.data)
+        prior = kind == "train" and run.summaries.prior != "none"
+        if state.density and (prior or kind == "threshold"):
+            arrays |= under(DENSITY_PREFIX, state.density)
+        if state.mixture and (prior or kind == "mixture"):
+            arrays |= under(MIXTURE_PREFIX, state.mixture)
+        form = self._form(state, clients) if kind == "moments" else form_of(state.moments)
+        if kind == "train":
+            return _Request(arrays=arrays, form=form, summary=None)
+        components = len(state.mixture["weights"]) if kind == "mixture" else 0
+        spec = spec_of(run, kind, form, self._model.latent_dim, components)
+        return _Request(arrays=arrays, form=form, summary=spec)
 
-    def _collect(self, collector: Collector, arrays: Arrays) -> Verdict:
+    def _form(self, state: Checkpoint, clients: int) -> Form:
+        """Full or diagonal moments: as the run says, or by what the clients' records bear."""
+        wanted, plan = self.config.summaries.moments, self.strategy.plan
+        if wanted != "auto":
+            return wanted
+        records = sum(int(str(site["records"])) for site in state.sites.values())
+        if not plan.private or not records:
+            return "full"
+        epsilon = epsilon_of([plan.required("moments")], plan.delta)
+        return choose_form(records, clients, epsilon, self._model.latent_dim)
+
+    def _collect(self, collector: Collector, request: "_Request") -> Verdict:
         """Send, then poll until the phase is decided; the deadline starts once all is sent."""
         pace, rules = self.pace, self.config.federation
         started = pace.clock()
         nodes = sorted(collector.names)
-        waiting = self._send(collector, arrays, nodes)
+        waiting = self._send(collector, request, nodes)
         state = RoundState.start(nodes, rules.quorum, pace.clock() + rules.round_deadline_s)
         untaken = set(nodes) - set(waiting.values())
         for node in untaken:
@@ -361,9 +424,9 @@ class Driver:
             self._report(collector.phase, collector.fail(node, _LATE, pace.clock() - started))
         return verdict
 
-    def _send(self, collector: Collector, arrays: Arrays, nodes: list[int]) -> dict[str, int]:
+    def _send(self, collector: Collector, request: "_Request", nodes: list[int]) -> dict[str, int]:
         """Push one message for each node; node by message id, of those that were taken."""
-        messages = self.strategy.request(collector.phase, arrays, nodes)
+        messages = self.strategy.request(collector.phase, request.arrays, nodes, request.form)
         ids: list[str | None] = list(self.grid.push_messages(messages))
         if len(ids) != len(nodes):  # the grid took none and has logged why
             return {}
@@ -402,7 +465,6 @@ class Driver:
 
     def _advance(self, state: Checkpoint, phase: Phase, collector: Collector) -> Checkpoint:
         """The state after a phase whose quorum was reached."""
-        scoring, plan = self.config.scoring, self.strategy.plan
         state = replace(
             state,
             done=phase.number,
@@ -410,24 +472,126 @@ class Driver:
             history=[*state.history, _entry(phase, collector)],
         )
         if phase.kind == "train":
-            return replace(state, encoder=collector.average())
-        if phase.kind == "moments":
-            released = {node: collector.moments[node] for node in sorted(collector.moments)}
-            radius = scoring.radius or default_radius(self._model.latent_dim)
-            try:
-                density = latent_density(list(released.values()), radius, plan.moments_multiplier)
-            except ValueError as error:
-                raise DataError(f"The latent moments cannot be pooled: {error}") from None
-            return replace(state, moments=released, density=density.arrays())
-        good = [one.records for one in collector.outcomes.values() if one.status == "ok"]
-        deviation = HISTOGRAM_SENSITIVITY * plan.threshold_multiplier * math.sqrt(len(good))
-        thresholds = {
-            name: threshold_from_histogram(
-                counts, scoring.quantile, total=sum(good), noise_deviation=deviation
-            )
-            for name, counts in zip(("absolute", "recentred"), collector.histograms(), strict=True)
+            return self._trained(state, phase, collector.average())
+        try:
+            return {
+                "data": self._data,
+                "moments": self._moments,
+                "mixture": self._mixture,
+                "threshold": self._threshold,
+            }[phase.kind](state, collector)
+        except ValueError as error:
+            raise DataError(f"The summaries ({phase.kind}) cannot be pooled: {error}") from None
+
+    def _trained(self, state: Checkpoint, phase: Phase, mean: Arrays) -> Checkpoint:
+        """After a training round: the server optimiser's step, and the average over rounds."""
+        number, decay = phase.trained + 1, self.config.training.ema
+        arrays, kept = server_step(
+            self.config.strategy, number, state.encoder, mean, state.optimizer
+        )
+        state = replace(state, encoder=arrays, optimizer=kept)
+        if not decay:
+            return state
+        average = {
+            key: value if not state.average else decay * state.average[key] + (1 - decay) * value
+            for key, value in arrays.items()
         }
-        return replace(state, thresholds=thresholds)
+        average = {key: np.asarray(value, arrays[key].dtype) for key, value in average.items()}
+        last = number == training_rounds(self.config)
+        return replace(state, average=average, encoder=average if last else arrays)
+
+    def _data(self, state: Checkpoint, collector: Collector) -> Checkpoint:
+        """Pool the scaling or the Gaussian of the data; the latter may warm the first weights."""
+        run, sigma = self.config, self.strategy.plan.multiplier("data")
+        if run.summaries.data == "scaling":
+            scaling = pool_scaling(collector.summaries(), run.data, sigma)
+            return replace(state, data=scaling.arrays())
+        gaussian = DataGaussian.pooled(run, collector.summaries(), sigma)
+        state = replace(state, data=gaussian.density.arrays())
+        if not run.training.warm_start_steps:
+            return state
+        warm_start(self._model, run, gaussian)
+        return replace(state, encoder=_shared_arrays(self._model, whole=run.shares_decoder))
+
+    def _moments(self, state: Checkpoint, collector: Collector) -> Checkpoint:
+        """Pool the latent moments; a first mixture is spread over them."""
+        run, sigma = self.config, self.strategy.plan.multiplier("moments")
+        density = latent_density(collector.summaries(), self._radius, sigma)
+        mixture: Arrays = {}
+        if run.summaries.components:
+            mixture = first_mixture(density, run.summaries.components, run.seed).arrays()
+        released = dict(sorted(collector.released.items()))
+        return replace(state, moments=released, density=density.arrays(), mixture=mixture)
+
+    def _mixture(self, state: Checkpoint, collector: Collector) -> Checkpoint:
+        """One maximisation step."""
+        plan, stacks = self.strategy.plan, collector.summaries()
+        mixture = next_mixture(
+            LatentMixture.from_arrays(state.mixture),
+            np.sum(stacks, axis=0),
+            radius=self._radius,
+            clients=len(stacks),
+            noise_multiplier=plan.multiplier("mixture"),
+            epsilon=epsilon_of([plan.required("mixture")], plan.delta) if plan.private else 1.0,
+            density=LatentDensity.from_arrays(state.density),
+        )
+        return replace(state, mixture=mixture.arrays())
+
+    def _threshold(self, state: Checkpoint, collector: Collector) -> Checkpoint:
+        """Thresholds of the federation, and of each client where the run wants them."""
+        noise = self.strategy.plan.multiplier("threshold")
+        deviation = threshold_spec().sensitivity * noise
+        records = {o.node_id: o.records for o in collector.outcomes.values() if o.status == "ok"}
+        counts = collector.summaries()
+        thresholds = self._thresholds(
+            np.sum(counts, axis=0), sum(records.values()), deviation * math.sqrt(len(counts))
+        )
+        sites = state.sites
+        if self.config.scoring.per_client:
+            sites = {name: dict(facts) for name, facts in sites.items()}
+            for node, own in sorted(collector.released.items()):
+                name = collector.names[node]
+                sites[name]["thresholds"] = self._thresholds(own, records[node], deviation)
+        return replace(state, thresholds=thresholds, sites=sites)
+
+    def _thresholds(self, counts: np.ndarray, total: int, deviation: float) -> dict[str, float]:
+        quantile = self.config.scoring.quantile
+        return {
+            name: threshold_from_histogram(one, quantile, total=total, noise_deviation=deviation)
+            for name, one in zip(("absolute", "recentred"), counts, strict=True)
+        }
+
+    @property
+    def _radius(self) -> float:
+        return self.config.scoring.radius or default_radius(self._model.latent_dim)
+
+    def _first_arrays(self) -> Arrays:
+        """What the run begins with: the seed's weights, or those of the run that it starts from."""
+        arrays = _shared_arrays(self._model, whole=self.config.shares_decoder)
+        if self.start is None:
+            return arrays
+        fits = {key: self.start[key] for key in arrays if key in self.start}
+        if {k: v.shape for k, v in fits.items()} != {k: v.shape for k, v in arrays.items()}:
+            raise ConfigError(
+                "Expected a run to start from whose shared weights are those of this run's model, "
+                "got others; name a run of the same model that shares as much."
+            )
+        return {key: value.astype(arrays[key].dtype) for key, value in fits.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What a phase sends.
+
+    Attributes:
+        arrays: by name.
+        form: of moments.
+        summary: what it wants back; None for weights.
+    """
+
+    arrays: Arrays
+    form: Form
+    summary: SummarySpec | None
 
 
 def _shared_arrays(model: VAE, *, whole: bool) -> Arrays:
@@ -470,6 +634,7 @@ def _entry(phase: Phase, collector: Collector) -> dict[str, object]:
     return {
         "number": phase.number,
         "kind": phase.kind,
+        "bytes_sent": collector.sent,
         "asked": len(collector.names),
         "good": len(good),
         "records": sum(outcome.records for outcome in good),

@@ -82,6 +82,7 @@ def _contents(result: RunResult, run_id: str, version: int) -> BundleContents:
         run=run,
         model=model,
         density=result.density,
+        scaling=result.scaling,
         thresholds=Thresholds(
             quantile=run.scoring.quantile,
             absolute=result.thresholds["absolute"],

@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from server.rounds import SiteStatus
 from shared.errors import ServiceError
-from shared.wire import Kind
+from shared.schedule import Kind
 
 #: "interrupted": an unexpected error, worth a resume; "paused": quorum lost, a person decides.
 RunStatus = Literal["running", "interrupted", "paused", "failed", "stopped", "complete"]

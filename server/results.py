@@ -6,26 +6,32 @@ absent; writing it again gives the same bytes.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from server.checkpoint import Checkpoint
 from shared.config import RunConfig
+from shared.data.gaussian import DataGaussian
+from shared.data.scaling import Scaling
 from shared.errors import DataError
 from shared.files import read_json, sha256_hex, write_atomic, write_json
+from shared.privacy.mixture import LatentMixture
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import LatentDensity, default_radius
-from shared.wire import PROTOCOL, Arrays
+from shared.privacy.summaries import Form, LatentDensity, default_radius
+from shared.wire import DATA_PREFIX, MIXTURE_PREFIX, PROTOCOL, Arrays, below, under
 
 FACTS = "result.json"
 DENSITY = "density.safetensors"
-_FORMAT = 1
+EXTRA = "extra.safetensors"
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class RunResult:
         config: the run configuration.
         arrays: the shared arrays: the encoder, or all parameters when the run shares "full".
         density: the released latent density.
+        extra: arrays of the latent mixture and of the data's scaling or Gaussian, under
+            "mixture." and "data."; empty where the run released none.
         thresholds: "absolute" and "recentred", of squared latent distances.
         facts: the whole of ``result.json``.
     """
@@ -45,8 +53,34 @@ class RunResult:
     config: RunConfig
     arrays: Arrays
     density: LatentDensity
+    extra: Arrays
     thresholds: dict[str, float]
     facts: dict[str, object]
+
+    @property
+    def form(self) -> Form:
+        """In which form the latent moments were released."""
+        return "diagonal" if self.facts.get("moments") == "diagonal" else "full"
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """How records are scaled before the model, or None."""
+        if self.config.summaries.data != "scaling":
+            return None
+        return Scaling.from_arrays(below(self.extra, DATA_PREFIX), self.config.data)
+
+    @property
+    def mixture(self) -> LatentMixture | None:
+        """The released latent mixture, or None."""
+        found = below(self.extra, MIXTURE_PREFIX)
+        return LatentMixture.from_arrays(found) if found else None
+
+    @property
+    def gaussian(self) -> DataGaussian | None:
+        """The released Gaussian of the data, or None."""
+        if self.config.summaries.data != "gaussian":
+            return None
+        return DataGaussian.from_arrays(self.config, below(self.extra, DATA_PREFIX))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -64,7 +98,7 @@ class RunResult:
             config = RunConfig.parse(facts["config"], str(folder / FACTS))
             read = {
                 part: _load(folder, facts[part]["file"], facts[part]["sha256"])
-                for part in ("model", "density")
+                for part in ("model", "density", "extra")
             }
             density = LatentDensity.from_arrays(read["density"])
             thresholds = {key: facts["thresholds"][key] for key in ("absolute", "recentred")}
@@ -78,6 +112,7 @@ class RunResult:
             config=config,
             arrays=read["model"],
             density=density,
+            extra=read["extra"],
             thresholds=thresholds,
             facts=facts,
         )
@@ -87,13 +122,14 @@ class RunResult:
         return {
             "model": self.folder / model_file(self.config),
             "density": self.folder / DENSITY,
+            "extra": self.folder / EXTRA,
             "result": self.folder / FACTS,
         }
 
 
 def model_file(config: RunConfig) -> str:
     """Name of the weights file of a run."""
-    return "encoder.safetensors" if config.sharing == "encoder" else "model.safetensors"
+    return "model.safetensors" if config.shares_decoder else "encoder.safetensors"
 
 
 def write_result(
@@ -103,6 +139,7 @@ def write_result(
     files = {
         "model": (model_file(config), save_arrays(state.encoder)),
         "density": (DENSITY, save_arrays(state.density)),
+        "extra": (EXTRA, save_arrays(_extra(state))),
     }
     finished = state.history[-1]["finished"]
     facts: dict[str, object] = {
@@ -116,6 +153,7 @@ def write_result(
         "rounds": state.history,
         "sites": state.sites,
         "latent_dim": latent_dim,
+        "moments": form_of(state.moments),
         "radius": config.scoring.radius or default_radius(latent_dim),
         "thresholds": {"quantile": config.scoring.quantile, **state.thresholds},
     }
@@ -126,11 +164,24 @@ def write_result(
     return RunResult.load(folder)
 
 
+def _extra(state: Checkpoint) -> Arrays:
+    return {**under(MIXTURE_PREFIX, state.mixture), **under(DATA_PREFIX, state.data)}
+
+
+def form_of(moments: Mapping[int, np.ndarray]) -> Form:
+    """The form in which the newest moments were released; "full" where there are none yet."""
+    return "diagonal" if any(one.ndim == 1 for one in moments.values()) else "full"
+
+
 def plan_facts(plan: PrivacyPlan) -> dict[str, object]:
     """The plan's public numbers, with the epsilon they add up to (null when not private)."""
     epsilon = plan.epsilon()
     return {
         **dataclasses.asdict(plan),
+        "summaries": {
+            kind: {"releases": count, "noise_multiplier": sigma}
+            for kind, count, sigma in plan.summaries
+        },
         "epsilon": epsilon if math.isfinite(epsilon) else None,
         "adjacency": "zero-out",
         "unit": "record",

@@ -1,7 +1,7 @@
-"""The round state machine: which phases a run has, and when one phase is over.
+"""The round state machine: when one phase is over.
 
-Values only: no files, no network, and the time is an argument. A run is a fixed list of phases,
-numbered from 1: the training rounds, then the latent moments, then the score histogram.
+Values only: no files, no network, and the time is an argument. Which phases a run has says
+``shared.schedule``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,30 +9,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, Self
 
-from shared.config import RunConfig
-from shared.wire import Kind
-
 #: What a node did in a phase; "refused" is a no in words by the node itself.
 SiteStatus = Literal["ok", "refused", "failed", "late"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """One exchange with the nodes: a number that is unique in the run, and what is asked."""
-
-    number: int
-    kind: Kind
-
-
-def phases(config: RunConfig) -> tuple[Phase, ...]:
-    """All phases of a run in order: ``training.rounds`` of training, moments, threshold."""
-    rounds = config.training.rounds
-    training = [Phase(number=number, kind="train") for number in range(1, rounds + 1)]
-    return (
-        *training,
-        Phase(number=rounds + 1, kind="moments"),
-        Phase(number=rounds + 2, kind="threshold"),
-    )
 
 
 class Verdict(Enum):

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
 
-from server.rounds import Phase, SiteStatus
+from server.rounds import SiteStatus
 from shared.config import RunConfig
 from shared.errors import ProtocolError
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import HISTOGRAM_SENSITIVITY, MOMENTS_SENSITIVITY, SCORE_EDGES
+from shared.privacy.summaries import SummarySpec
 from shared.records import ARRAYS, HEADER, LocalRecords, from_records
-from shared.wire import HISTOGRAMS_KEY, MAX_HEADER_BYTES, MOMENTS_KEY, PROTOCOL, Arrays, ReplyHeader
+from shared.schedule import Phase
+from shared.wire import MAX_HEADER_BYTES, PROTOCOL, Arrays, ReplyHeader
 
 #: Gaussian noise stays within this many deviations but with probability 1e-23 for each entry.
 _NOISE_REACH = 10.0
@@ -70,6 +71,7 @@ class ReplySpec:
         plan: the privacy plan whose numbers a reply must repeat.
         max_records: cap on the weight one node may claim.
         reference: arrays that were sent, for the norm of the update; None for summaries.
+        summary: what the summary is; None for training.
         max_update_norm: greatest L2 norm of (reply - reference).
     """
 
@@ -79,6 +81,7 @@ class ReplySpec:
     plan: PrivacyPlan
     max_records: int
     reference: Mapping[str, np.ndarray] | None
+    summary: SummarySpec | None
     max_update_norm: float
 
     @classmethod
@@ -88,35 +91,27 @@ class ReplySpec:
         config: RunConfig,
         plan: PrivacyPlan,
         phase: Phase,
-        sent: Mapping[str, np.ndarray],
-        latent_dim: int,
+        asked: Mapping[str, np.ndarray] | SummarySpec,
     ) -> "ReplySpec":
-        """The check for one phase, given the encoder arrays that the nodes were ``sent``."""
-        shapes: dict[str, tuple[int, ...]]
-        if phase.kind == "train":
-            shapes = {key: value.shape for key, value in sent.items()}
-        elif phase.kind == "moments":
-            shapes = {MOMENTS_KEY: (latent_dim + 1, latent_dim + 1)}
-        else:
-            shapes = {HISTOGRAMS_KEY: (2, len(SCORE_EDGES) + 1)}
+        """The check for one phase: the weights that nodes were sent, or the summary asked for."""
+        summary = asked if isinstance(asked, SummarySpec) else None
+        sent = None if isinstance(asked, SummarySpec) else asked
+        shapes = {summary.key: summary.shape} if summary else {}
         return cls(
             run_id=run_id,
             phase=phase,
-            shapes=shapes,
+            shapes=shapes if sent is None else {key: value.shape for key, value in sent.items()},
             plan=plan,
             max_records=config.federation.max_records,
-            reference=sent if phase.kind == "train" else None,
+            reference=sent,
+            summary=summary,
             max_update_norm=config.federation.max_update_norm,
         )
 
     @property
     def noise_multiplier(self) -> float:
         """The noise multiplier that the plan sets for this phase."""
-        return {
-            "train": self.plan.noise_multiplier,
-            "moments": self.plan.moments_multiplier,
-            "threshold": self.plan.threshold_multiplier,
-        }[self.phase.kind]
+        return self.plan.multiplier(self.phase.kind)
 
 
 def open_reply(
@@ -302,8 +297,9 @@ def _screen_values(
                 f"Expected an update of norm {spec.max_update_norm:g} at most, got {norm:g}.",
             )
         return None
-    moments = spec.phase.kind == "moments"
-    sensitivity = MOMENTS_SENSITIVITY if moments else HISTOGRAM_SENSITIVITY
+    if spec.summary is None:
+        return None
+    sensitivity, symmetric = spec.summary.sensitivity, spec.summary.symmetric
     # Each entry of the exact summary is at most the number of records.
     bound = header.records + _NOISE_REACH * sensitivity * header.noise_multiplier
     for key, value in arrays.items():
@@ -314,7 +310,7 @@ def _screen_values(
                 f"Expected entries of {key} within {bound:g} for {header.records} records, "
                 f"got {largest:g}.",
             )
-        if moments and not np.allclose(value, value.T, atol=1e-6 * bound):
+        if symmetric and not np.allclose(value, value.swapaxes(-1, -2), atol=1e-6 * bound):
             return _failed("range", f"Expected a symmetric matrix {key}, got one that is not.")
     return None
 

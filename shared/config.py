@@ -17,6 +17,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
+#: What of a model clients send. "encoder": its encoder after each round, and the summaries that
+#: score and threshold need at the end. "encoder+summary": moments in between, too, for the prior.
+#: "summary": no weights at all, summaries of an encoder they are given. "full": the decoder, too.
+Sharing = Literal["encoder", "summary", "encoder+summary", "full"]
+
 
 class _Section(BaseModel):
     """A table of the run file: frozen, unknown keys refused."""
@@ -29,6 +34,7 @@ class ModelSection(_Section):
 
     family: str = "gaussian"
     options: dict[str, str | int | float | bool | list[int]] = Field(default_factory=dict)
+    start: str = ""  # a finished run of the same server whose shared weights come first
 
 
 class DataSection(_Section):
@@ -53,12 +59,17 @@ class PrivacySection(_Section):
     """The record-level guarantee of the whole run, for each client by itself."""
 
     mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
-    epsilon: Positive = 4.0  # of the whole run: training, moments and threshold together
+    epsilon: Positive = 4.0  # of the whole run: training and all summaries together
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     clip: Positive = 1.0  # L2 norm of one record's gradient
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1  # Poisson, per step
     rng: Literal["secure", "simulation"] = "secure"
-    moments_share: Share = 0.10  # of the budget, in sum of 1/sigma^2
+    # Shares of the budget in sum of 1/sigma^2, of all releases of a kind together; training gets
+    # what the kinds that take place leave. Without training they are proportions.
+    data_share: Share = 0.05
+    moments_share: Share = 0.10
+    mixture_share: Share = 0.10
+    scores_share: Share = 0.05
     threshold_share: Share = 0.05
 
 
@@ -73,6 +84,35 @@ class TrainingSection(_Section):
     multiplicity: Count = 1  # latent draws of a record, averaged before its gradient is clipped
     beta: Annotated[float, Field(ge=0)] = 1.0  # weight of the rate (KL) term
     free_bits: Annotated[float, Field(ge=0)] = 0.0  # nats per record
+    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, over the whole run
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay a round of averaged weights; 0 = off
+    warm_start_steps: Annotated[int, Field(ge=0)] = (
+        0  # of the server, on draws of the released data
+    )
+
+
+class SummariesSection(_Section):
+    """What clients release about their latents, and what the server makes of it."""
+
+    moments: Literal["auto", "full", "diagonal"] = "auto"
+    every: Annotated[int, Field(ge=0)] = 0  # rounds between moments in training; 0 = 5
+    prior: Literal["none", "gaussian", "mixture"] = "none"  # broadcast for the next round's KL
+    components: Annotated[int, Field(ge=0, le=64)] = 0  # of the mixture; 0 = none
+    em_rounds: Count = 3
+    data: Literal["none", "scaling", "gaussian"] = "none"  # of the records themselves: mean and
+    # deviation of each feature, or a Gaussian of their lowest frequencies
+    features: Annotated[int, Field(ge=1, le=512)] = 32  # of that Gaussian
+    data_radius: Annotated[float, Field(ge=0)] = 0.0  # their clipping; 0 = a quarter of the bounds
+
+
+class StrategySection(_Section):
+    """How clients and server bring their weights together."""
+
+    name: Literal["fedavg", "fedprox", "mr-mtl"] = "fedavg"
+    proximal: Annotated[float, Field(ge=0)] = 0.1  # lambda of fedprox and mr-mtl
+    weighting: Literal["records", "noise-aware", "uniform"] = "records"
+    server_optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = "none"
+    server_learning_rate: Positive = 1.0
 
 
 class FederationSection(_Section):
@@ -91,6 +131,8 @@ class ScoringSection(_Section):
 
     radius: Annotated[float, Field(ge=0)] = 0.0  # latent clipping; 0 = 1.3 * sqrt(latent_dim)
     quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99  # of normal scores
+    combined: bool = False  # release a small density of the score's parts, too
+    per_client: bool = False  # a threshold for each client from its own histogram, too
 
 
 class RunConfig(_Section):
@@ -98,13 +140,40 @@ class RunConfig(_Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    sharing: Literal["encoder", "full"] = "encoder"
+    sharing: Sharing = "encoder"
     data: DataSection
     model: ModelSection = ModelSection()
     privacy: PrivacySection = PrivacySection()
     training: TrainingSection = TrainingSection()
+    summaries: SummariesSection = SummariesSection()
+    strategy: StrategySection = StrategySection()
     federation: FederationSection = FederationSection()
     scoring: ScoringSection = ScoringSection()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        summaries, personal = self.summaries, self.strategy.name == "mr-mtl"
+        if summaries.prior == "mixture" and not summaries.components:
+            raise ValueError("expected summaries.components of 1 or more for a mixture, got 0")
+        if summaries.prior != "none" and self.sharing != "encoder+summary":
+            raise ValueError(
+                f"expected sharing 'encoder+summary' for a broadcast prior, got {self.sharing!r}"
+            )
+        if self.training.warm_start_steps and summaries.data != "gaussian":
+            raise ValueError(
+                "expected summaries.data 'gaussian' for a warm start on released data, got "
+                f"{summaries.data!r}"
+            )
+        if personal and self.sharing in ("summary", "full"):
+            raise ValueError(
+                f"expected sharing of the encoder for strategy 'mr-mtl', got {self.sharing!r}"
+            )
+        return self
+
+    @property
+    def shares_decoder(self) -> bool:
+        """Whether whole models leave the clients."""
+        return self.sharing == "full"
 
     @classmethod
     def parse(cls, value: object, source: str) -> Self:

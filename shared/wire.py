@@ -18,21 +18,24 @@ from safetensors.numpy import save as save_arrays
 
 from shared.config import RunConfig, first_problem
 from shared.errors import ConfigError, ProtocolError
+from shared.privacy.summaries import Form
+from shared.schedule import Kind
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
-
-Kind = Literal["train", "moments", "threshold"]
 
 #: What a run may be called; it names a folder on both sides.
 RUN_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,80}$"
 Arrays = dict[str, np.ndarray]
 
-#: Names of the arrays of a summary; encoder arrays keep their state-dict names.
-MOMENTS_KEY = "summary.moments"
-HISTOGRAMS_KEY = "summary.histograms"
+#: What the names of the arrays beside the weights begin with in a request.
+SCALING_PREFIX = "scaling."
+DATA_PREFIX = "data."
 DENSITY_PREFIX = "density."
+MIXTURE_PREFIX = "mixture."
+SCORES_PREFIX = "scores."
+EXTRA_PREFIXES = (SCALING_PREFIX, DATA_PREFIX, DENSITY_PREFIX, MIXTURE_PREFIX, SCORES_PREFIX)
 
 _LENGTH = struct.Struct("<II")
 
@@ -50,6 +53,7 @@ class RequestHeader(_Header):
     """What the server asks of a node."""
 
     config: RunConfig
+    form: Form = "full"  # of moments
     deadline_s: Annotated[float, Field(gt=0)]
 
 
@@ -71,6 +75,18 @@ class ReplyHeader(_Header):
     sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
     steps: Annotated[int, Field(ge=0)] = 0
     rng: Literal["secure", "simulation"] = "secure"
+
+
+def below(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    """The arrays whose names begin with ``prefix``, without it."""
+    return {
+        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
+    }
+
+
+def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """The same arrays with ``prefix`` before their names."""
+    return {prefix + key: value for key, value in arrays.items()}
 
 
 HeaderT = TypeVar("HeaderT", RequestHeader, ReplyHeader)

@@ -19,15 +19,13 @@ from server.driver import ATTEMPTS
 from server.home import ServerHome
 from server.registry import Registry, Round, SiteRound
 from server.results import RunResult
-from server.rounds import phases
 from server.service import OVER, ServerService, init_server
 from server.watch import Report, watch_run
 from shared.config import RunConfig
 from shared.data.sources import Federation, SiteData
 from shared.errors import FedlatentError, ServiceError
 from shared.files import write_atomic
-from shared.models.base import ENCODER_PREFIX
-from shared.wire import Kind
+from shared.schedule import Kind, phases, training_round
 from simulations.federation import Progress, RoundFacts, Simulation, home_material, open_policy
 
 _ONLINE_TIMEOUT_S = 120.0
@@ -203,12 +201,10 @@ def outcome(server: ServerHome, result: RunResult, homes: Mapping[str, ClientHom
         result: of the run.
         homes: of all nodes by site name.
     """
-    encoder = [value for key, value in result.arrays.items() if key.startswith(ENCODER_PREFIX)]
-    sent = {
-        "train": _bytes(result.arrays.values()),
-        "moments": _bytes(encoder),
-        "threshold": _bytes(encoder) + _bytes(result.density.arrays().values()),
-    }
+    entries = result.facts["rounds"]
+    sent = (
+        {one["number"]: one["bytes_sent"] for one in entries} if isinstance(entries, list) else {}
+    )
     history, run_id = [], str(result.facts["run_id"])
     for row, parts in _phases(server, run_id):
         statuses = [part.status for part in parts]
@@ -217,6 +213,7 @@ def outcome(server: ServerHome, result: RunResult, homes: Mapping[str, ClientHom
             RoundFacts(
                 number=row.number,
                 kind=cast(Kind, row.kind),
+                round=training_round(result.config, row.number),
                 seconds=(row.finished or row.started) - row.started,
                 asked=row.asked,
                 good=row.good,
@@ -226,7 +223,7 @@ def outcome(server: ServerHome, result: RunResult, homes: Mapping[str, ClientHom
                 loss_spread=None,
                 epsilon=_epsilon(parts),
                 bytes_up=sum(part.bytes for part in parts),
-                bytes_down=row.asked * sent[row.kind],
+                bytes_down=row.asked * sent.get(row.number, 0),
             )
         )
     return Simulation(
@@ -240,11 +237,13 @@ def _progress(server: ServerHome, run_id: str) -> Iterator[Progress]:
         run = registry.run(run_id)
     if run is None:
         return
+    config = RunConfig.from_json(run.config)
     for row, parts in _phases(server, run_id):
         yield Progress(
             phase=row.number,
             phases=run.phases,
             kind=cast(Kind, row.kind),
+            round=training_round(config, row.number),
             asked=row.asked,
             answered=sum(part.status != "late" for part in parts),
             loss=None,

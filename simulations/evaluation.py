@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.compute import scaled
 from client.export import fit_score, site_model, site_parts
 from client.policy import schema_of
 from client.store import SiteMaterial
 from client.trainer import train_round
 from server.results import RunResult
 from shared.config import RunConfig
+from shared.data.scaling import Scaling
 from shared.data.schema import Schema
 from shared.data.sources import Federation, SiteData
 from shared.detection import baselines
@@ -93,7 +95,7 @@ def site_detector(material: SiteMaterial, site: SiteData) -> Detector:
 
 def global_detector(result: RunResult, normals: NDArray[np.generic] | None = None) -> Detector:
     """The score of the global bundle, re-centred on ``normals`` when there are some."""
-    latents = _latents(result.config, result.arrays)
+    latents = _latents(result.config, result.arrays, result.scaling)
     density = result.density
     center = density.mean if normals is None else latents(normals).mean(axis=0)
     precision = density.precision(recentred=normals is not None)
@@ -129,7 +131,8 @@ def train_alone(run: RunConfig, records: NDArray[np.float32], key: int) -> VAE:
     data = torch.from_numpy(np.ascontiguousarray(records))
     for number in range(run.training.rounds):
         noise = SimulationNoise(run.seed, key, number)
-        state = train_round(model, data, plan, run.training, noise, state).optimizer
+        result = train_round(model, data, plan, run.training, noise, state, trained=number)
+        state = result.optimizer
     return model
 
 
@@ -186,7 +189,7 @@ def three_questions(
 
 
 def _latents(
-    run: RunConfig, arrays: Mapping[str, np.ndarray]
+    run: RunConfig, arrays: Mapping[str, np.ndarray], scaling: Scaling | None = None
 ) -> Callable[[NDArray[np.generic]], NDArray[np.float64]]:
     """Latent means [N, k] of raw records under the encoder in ``arrays``."""
     model, schema = _model(run), schema_of(run.data)
@@ -195,7 +198,8 @@ def _latents(
 
     def latents(rows: NDArray[np.generic]) -> NDArray[np.float64]:
         with torch.no_grad():
-            mean = model.encode(torch.from_numpy(schema.preprocess(rows)))[0]
+            records = scaled(torch.from_numpy(schema.preprocess(rows)), scaling)
+            mean = model.encode(records)[0]
         return np.asarray(mean.double().numpy())
 
     return latents

@@ -18,19 +18,19 @@ from flwr.app import Message
 from client.home import ClientHome
 from client.local import assemble
 from client.node import Node
-from client.policy import NodeConfig, NodeData, Policy
+from client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy
 from client.store import SiteMaterial, Store
 from server.driver import Pace, drive
 from server.home import ServerHome
 from server.results import RunResult
-from server.rounds import phases
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.data.sources import Federation
 from shared.errors import DataError
 from shared.files import append_line
 from shared.records import LocalRecords, from_records, to_records
-from shared.wire import Arrays, Kind, ReplyHeader, RequestHeader, unpack
+from shared.schedule import Kind, phase_of, phases, training_round
+from shared.wire import EXTRA_PREFIXES, Arrays, ReplyHeader, RequestHeader, unpack
 from simulations.availability import Availability
 from simulations.grid import Answers, ClientsFailed, Handler, InProcessGrid, by_handlers
 from simulations.stacked.cohort import Cohort
@@ -50,8 +50,9 @@ class Progress:
 
     Attributes:
         phase: number of the phase, from 1.
-        phases: how many there are: the rounds, the moments and the threshold.
+        phases: how many there are: the rounds and the summaries.
         kind: what is asked.
+        round: of training, from 1: this one, or the last before a summary.
         asked: clients that were asked in this phase.
         answered: those that had their turn.
         loss: mean training loss of the clients so far in nats a record, which the simulator sees
@@ -62,6 +63,7 @@ class Progress:
     phase: int
     phases: int
     kind: Kind
+    round: int
     asked: int
     answered: int
     loss: float | None
@@ -75,6 +77,7 @@ class RoundFacts:
     Attributes:
         number: of the phase, from 1.
         kind: what was asked.
+        round: of training, from 1: this one, or the last before a summary.
         seconds: from the request to the last answer.
         asked: clients that got a message.
         good: answers that arrived and were no refusal.
@@ -89,6 +92,7 @@ class RoundFacts:
 
     number: int
     kind: Kind
+    round: int
     seconds: float
     asked: int
     good: int
@@ -134,7 +138,7 @@ def open_policy(run: RunConfig) -> Policy:
         max_epsilon=run.privacy.epsilon,
         delta=run.privacy.delta,
         max_steps=steps,
-        allowed_sharing=("encoder", "full"),
+        allowed_sharing=(*DEFAULT_SHARING, "full"),
         allow_simulation_rng=True,
         allow_non_private=True,
     )
@@ -249,8 +253,8 @@ def simulate(
     if cohort is None:
         material = home_material(homes, run_id)
     else:
-        arrays, density, own = result.arrays, result.density.arrays(), cohort
-        material = lambda site: own.material(site, arrays, density)  # noqa: E731
+        own = cohort
+        material = lambda site: own.material(site, result)  # noqa: E731
     return Simulation(
         result=result, history=read_history(folder / HISTORY), material=material, homes=homes
     )
@@ -303,8 +307,10 @@ class _Observer:
             if not messages:
                 return
             header, arrays = from_records(RequestHeader, messages[0].content)
-            if self._after_round and 1 < header.round <= self._run.training.rounds + 1:
-                self._after_round(header.round - 1, arrays)
+            before = phase_of(self._run, header.round - 1)
+            if self._after_round and before is not None and before.kind == "train":
+                weights = {k: v for k, v in arrays.items() if not k.startswith(EXTRA_PREFIXES)}
+                self._after_round(before.trained + 1, weights)
             tally = _Tally()
             started = reported = time.monotonic()
             for place, reply in enumerate(answers(messages), start=1):
@@ -332,6 +338,7 @@ class _Observer:
             phase=header.round,
             phases=self._phases,
             kind=header.kind,
+            round=training_round(self._run, header.round),
             asked=asked,
             answered=answered,
             loss=float(losses.mean()) if len(losses) else None,
@@ -357,6 +364,7 @@ class _Observer:
         facts = RoundFacts(
             number=header.round,
             kind=header.kind,
+            round=training_round(self._run, header.round),
             seconds=seconds,
             asked=len(messages),
             good=tally.good,

@@ -8,12 +8,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from server.rounds import Phase
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from server.strategies.weighting import weight_of
 from shared.config import RunConfig
 from shared.privacy.plan import PrivacyPlan
+from shared.privacy.summaries import Form
 from shared.records import to_records
-from shared.wire import PROTOCOL, Arrays, RequestHeader
+from shared.schedule import Phase
+from shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
 
 _log = getLogger("fedlatent.server")
 
@@ -114,7 +116,11 @@ class EncoderAveraging(Strategy):
         self._sent: Arrays = {}
 
     def request(
-        self, phase: Phase, arrays: Mapping[str, np.ndarray], nodes: Iterable[int]
+        self,
+        phase: Phase,
+        arrays: Mapping[str, np.ndarray],
+        nodes: Iterable[int],
+        form: Form = "full",
     ) -> list[Message]:
         """One message for each node; the records are built once and their payloads shared."""
         header = RequestHeader(
@@ -123,6 +129,7 @@ class EncoderAveraging(Strategy):
             round=phase.number,
             kind=phase.kind,
             config=self.config,
+            form=form,
             deadline_s=self.config.federation.round_deadline_s,
         )
         content = to_records(header, arrays)
@@ -137,6 +144,10 @@ class EncoderAveraging(Strategy):
             for node in nodes
         ]
 
+    def weight(self, header: ReplyHeader) -> float:
+        """How much a node's weights count in the average."""
+        return weight_of(self.config.strategy.weighting, header)
+
     def accumulator(self) -> WeightedMean:
         """The empty accumulator of one training round."""
         return WeightedMean()
@@ -146,15 +157,15 @@ class EncoderAveraging(Strategy):
     ) -> Iterable[Message]:
         """Ask every node that is online; Flower's loop calls this."""
         self._sent = {key: value.numpy() for key, value in arrays.items()}
-        phase = Phase(number=server_round, kind="train")
+        phase = Phase(number=server_round, kind="train", trained=server_round - 1)
         return self.request(phase, self._sent, sorted(grid.get_node_ids()))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen and fold the replies; below the quorum the arrays stay as they are."""
-        phase = Phase(number=server_round, kind="train")
-        spec = ReplySpec.of(self.run_id, self.config, self.plan, phase, self._sent, latent_dim=0)
+        phase = Phase(number=server_round, kind="train", trained=server_round - 1)
+        spec = ReplySpec.of(self.run_id, self.config, self.plan, phase, self._sent)
         mean = self.accumulator()
         for reply in replies:
             opened = (
@@ -164,7 +175,7 @@ class EncoderAveraging(Strategy):
                 _log.warning("round %d: dropped a reply: %s", server_round, opened.sentence)
                 continue
             header, arrays = opened
-            mean.add(arrays, header.records)
+            mean.add(arrays, self.weight(header))
         if mean.count < self.config.federation.quorum:
             _log.warning(
                 "round %d: expected %d good replies, got %d; the arrays stay as they are",
@@ -193,7 +204,7 @@ class EncoderAveraging(Strategy):
         _log.info(
             "run %s: weighted mean of the %s, quorum %d, noise multiplier %g",
             self.run_id,
-            "encoder" if self.config.sharing == "encoder" else "whole model",
+            "whole model" if self.config.shares_decoder else "encoder",
             self.config.federation.quorum,
             self.plan.noise_multiplier,
         )

@@ -23,6 +23,7 @@ from shared.bundle.manifest import (
     Training,
 )
 from shared.config import RunConfig
+from shared.data.scaling import Scaling
 from shared.data.schema import Schema
 from shared.detection.combine import ScoreCombination
 from shared.errors import ConfigError
@@ -63,7 +64,8 @@ class BundleContents:
         clients: how many took part.
         combine: makes ``score`` of a site bundle.
         version: rises with every bundle of the same name.
-        decoder: also ship the decoder as a graph of its own.
+        decoder: also ship the decoder as a graph of its own; its records are scaled ones.
+        scaling: of the records before the model, or None.
     """
 
     kind: Kind
@@ -78,6 +80,7 @@ class BundleContents:
     combine: ScoreCombination | None = None
     version: int = 1
     decoder: bool = False
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,19 +177,21 @@ def _graphs(
     extremes = (schema.lower, schema.upper, 0.0)
     records: Mapping[str, np.ndarray] = {"x": checked}
     center = {"center": density.mean.astype(np.float32)}
+    scaling, combine = contents.scaling, contents.combine
     files = {
-        ENCODER: export_encoder(model),
-        SCORER: export_scorer(model, density, with_decoder=site, combine=contents.combine),
+        ENCODER: export_encoder(model, scaling),
+        SCORER: export_scorer(model, density, with_decoder=site, combine=combine, scaling=scaling),
     }
-    scorer = Scorer(model, density, with_decoder=site, combine=contents.combine)
+    scorer = Scorer(model, density, with_decoder=site, combine=combine, scaling=scaling)
+    encoder = Encoder(model, scaling)
     reports = {
-        ENCODER: parity(files[ENCODER], Encoder(model), records, extremes),
+        ENCODER: parity(files[ENCODER], encoder, records, extremes),
         SCORER: parity(files[SCORER], scorer, records, extremes, fixed=center),
     }
     if contents.decoder:
         files[DECODER] = export_decoder(model)
         with torch.no_grad():
-            latents = model.encode(torch.from_numpy(checked))[0].numpy()
+            latents = encoder(torch.from_numpy(checked))[0].numpy()
         reports[DECODER] = parity(files[DECODER], Decoder(model), {"z": latents}, (0.0, 5.0, -5.0))
     return files, reports
 

@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from shared.data.scaling import LIMIT, Scaling
 from shared.detection.combine import ScoreCombination
 from shared.errors import BundleError
 from shared.models.base import VAE
@@ -36,17 +37,40 @@ LATENT_PARTS = ("latent_norm", "latent_distance", "recentred_distance", "posteri
 _NOISY_LOGGER = "torch.onnx._internal.exporter._registration"  # says that torchvision is absent
 
 
+class Scaled(nn.Module):
+    """Standardises records `[B, *shape]` as a run's released scaling says; none changes nothing."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, scaling: Scaling | None, shape: tuple[int, ...]) -> None:
+        """Bake the constants in float32."""
+        super().__init__()
+        self.active = scaling is not None
+        if scaling is not None:
+            places = (len(scaling.mean),) + (1,) * (len(shape) - 1)
+            for name, value in scaling.arrays().items():
+                self.register_buffer(name, torch.from_numpy(value).float().reshape(places))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the records as the model takes them."""
+        if not self.active:
+            return x
+        return ((x - self.mean) / self.deviation).clamp(-LIMIT, LIMIT)
+
+
 class Encoder(nn.Module):
     """Records `[B, *shape]` to posterior mean and log variance `[B, k]`."""
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: VAE, scaling: Scaling | None = None) -> None:
         """Wrap `model`."""
         super().__init__()
         self.model = model
+        self.scaled = Scaled(scaling, model.input_shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `mu` and `logvar`."""
-        return self.model.encode(x)
+        return self.model.encode(self.scaled(x))
 
 
 class Decoder(nn.Module):
@@ -70,6 +94,7 @@ class Scorer(nn.Module):
         density: The released density of latents.
         with_decoder: Whether the reconstruction error is computed; false leaves the decoder out.
         combine: How parts become `score`; None makes it the latent distance.
+        scaling: Of the records before the model, or None.
 
     Raises:
         ValueError: `combine` names a part that the graph does not compute.
@@ -85,10 +110,12 @@ class Scorer(nn.Module):
         *,
         with_decoder: bool = False,
         combine: ScoreCombination | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
         """Bake the constants in float32."""
         super().__init__()
         self.model = model
+        self.scaled = Scaled(scaling, model.input_shape)
         self.with_decoder = with_decoder
         self.combine = combine
         known = scorer_outputs(with_decoder)[:-1]
@@ -101,6 +128,7 @@ class Scorer(nn.Module):
 
     def forward(self, x: Tensor, center: Tensor) -> tuple[Tensor, ...]:
         """Score records `[B, *shape]` about `center` `[k]`."""
+        x = self.scaled(x)
         mu_Bk, logvar_Bk = self.model.encode(x)
         offset_Bk = mu_Bk - center
         # |L^T d|^2 with P = L L^T: never negative, unlike d^T P d in float32.
@@ -137,11 +165,10 @@ def scorer_outputs(with_decoder: bool) -> tuple[str, ...]:
     return (*LATENT_PARTS, *(("reconstruction_error",) if with_decoder else ()), "score")
 
 
-def export_encoder(model: VAE) -> bytes:
+def export_encoder(model: VAE, scaling: Scaling | None = None) -> bytes:
     """Export `x` `[B, *shape]` to `mu` and `logvar` `[B, k]`, all float32."""
-    return _export(
-        Encoder(model), {"x": torch.zeros(2, *model.input_shape)}, {"x"}, ("mu", "logvar")
-    )
+    inputs = {"x": torch.zeros(2, *model.input_shape)}
+    return _export(Encoder(model, scaling), inputs, {"x"}, ("mu", "logvar"))
 
 
 def export_decoder(model: VAE) -> bytes:
@@ -157,6 +184,7 @@ def export_scorer(
     *,
     with_decoder: bool = False,
     combine: ScoreCombination | None = None,
+    scaling: Scaling | None = None,
 ) -> bytes:
     """Export `Scorer`: `x` `[B, *shape]` and `center` `[k]` to `scorer_outputs`, all float32.
 
@@ -167,7 +195,7 @@ def export_scorer(
         ValueError: `combine` names a part that the graph does not compute.
     """
     return _export(
-        Scorer(model, density, with_decoder=with_decoder, combine=combine),
+        Scorer(model, density, with_decoder=with_decoder, combine=combine, scaling=scaling),
         {"x": torch.zeros(2, *model.input_shape), "center": torch.zeros(model.latent_dim)},
         {"x"},
         scorer_outputs(with_decoder),

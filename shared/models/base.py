@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import ProtocolError
+from shared.models.priors import Prior, StandardNormal
 
 ENCODER_PREFIX = "encoder."
 LOGVAR_MIN, LOGVAR_MAX = -8.0, 4.0
@@ -35,12 +36,14 @@ class VAE(nn.Module, ABC):
         decoder: The private part.
         latent_dim: Number k of latent dimensions.
         input_shape: Shape of one record.
+        prior: What the rate is measured against; a value, no part of the state.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     latent_dim: int
     input_shape: tuple[int, ...]
+    prior: Prior = StandardNormal()
 
     @abstractmethod
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

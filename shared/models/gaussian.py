@@ -191,7 +191,7 @@ class GaussianVAE(VAE):
         z_Bk = mu_Bk + (0.5 * logvar_Bk).exp() * eps
         return Terms(
             self.distortion(x, self.decode(z_Bk)),
-            functional.kl_standard_normal(mu_Bk, logvar_Bk),
+            self.prior.rate(mu_Bk, logvar_Bk, z_Bk),
         )
 
     def _encoder_layers(self) -> list[nn.Module]:

@@ -5,6 +5,7 @@ account with another. Server and nodes derive the same plan from the same run co
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,6 +14,7 @@ import numpy as np
 from shared.config import RunConfig
 from shared.privacy.accounting import GaussianEvent, calibrate, epsilon_of
 from shared.privacy.noise import NoiseSource, RngName
+from shared.schedule import Kind, phases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,7 @@ class PrivacyPlan:
         noise_multiplier: sigma of DP-SGD; the noise on the summed gradient has deviation sigma * C.
         steps_per_round: DP-SGD steps of one round.
         rounds: training rounds.
-        moments_multiplier: sigma of the latent moments release.
-        threshold_multiplier: sigma of the score histogram release.
+        summaries: kind, number of releases and sigma of each kind of summary that the run has.
         rng: which random numbers the noise comes from.
     """
 
@@ -39,57 +40,41 @@ class PrivacyPlan:
     noise_multiplier: float
     steps_per_round: int
     rounds: int
-    moments_multiplier: float
-    threshold_multiplier: float
+    summaries: tuple[tuple[Kind, int, float], ...]
     rng: RngName
 
     @classmethod
     def from_config(cls, run: RunConfig) -> Self:
         """Solve for the noise that spends exactly the run's epsilon; deterministic.
 
-        The shares are of ``sum 1/sigma^2`` of a single Gaussian release at (epsilon, delta); what
-        they leave goes to DP-SGD. Multipliers are rounded up to four decimals.
+        The shares are of ``sum 1/sigma^2`` of a single Gaussian release at (epsilon, delta), for
+        all releases of a kind together; what they leave goes to DP-SGD. Without training they are
+        proportions. Multipliers are rounded up to four decimals.
+
+        Raises:
+            ValueError: the epsilon cannot be reached, or the shares leave nothing for training.
         """
         privacy, training = run.privacy, run.training
-        private = privacy.mechanism == "dp-sgd"
-        sgd = moments = threshold = 0.0
-        if private:
-            one = calibrate(
-                privacy.epsilon,
-                privacy.delta,
-                lambda s: [GaussianEvent(noise_multiplier=s)],
-            )
-            moments = _round_up(one / math.sqrt(privacy.moments_share))
-            threshold = _round_up(one / math.sqrt(privacy.threshold_share))
-            fixed = [
-                GaussianEvent(noise_multiplier=moments),
-                GaussianEvent(noise_multiplier=threshold),
-            ]
-            steps = training.rounds * training.steps_per_round
-            sgd = _round_up(
-                calibrate(
-                    privacy.epsilon,
-                    privacy.delta,
-                    lambda s: [
-                        GaussianEvent(
-                            noise_multiplier=s,
-                            sample_rate=privacy.sample_rate,
-                            steps=steps,
-                        ),
-                        *fixed,
-                    ],
-                )
-            )
+        counts = Counter(phase.kind for phase in phases(run))
+        rounds = counts.pop("train", 0)
+        multipliers, sgd = dict.fromkeys(counts, 0.0), 0.0
+        if privacy.mechanism == "dp-sgd":
+            multipliers = _summary_multipliers(run, counts, training=rounds > 0)
+            if rounds:
+                fixed = [
+                    GaussianEvent(noise_multiplier=sigma, steps=counts[kind])
+                    for kind, sigma in multipliers.items()
+                ]
+                sgd = _training_multiplier(run, rounds * training.steps_per_round, fixed)
         return cls(
-            private=private,
+            private=privacy.mechanism == "dp-sgd",
             delta=privacy.delta,
             clip=privacy.clip,
             sample_rate=privacy.sample_rate,
             noise_multiplier=sgd,
             steps_per_round=training.steps_per_round,
-            rounds=training.rounds,
-            moments_multiplier=moments,
-            threshold_multiplier=threshold,
+            rounds=rounds,
+            summaries=tuple((kind, counts[kind], multipliers[kind]) for kind in counts),
             rng=privacy.rng,
         )
 
@@ -103,35 +88,119 @@ class PrivacyPlan:
             return np.zeros(size)
         return noise.normal(size) * (self.noise_multiplier * self.clip)
 
-    def round_event(self) -> GaussianEvent:
-        """Accounting entry of one training round."""
-        return GaussianEvent(
-            noise_multiplier=self.noise_multiplier,
-            sample_rate=self.sample_rate,
-            steps=self.steps_per_round,
-        )
+    def multiplier(self, kind: Kind) -> float:
+        """Sigma of one release of a kind; 0 without privacy.
 
-    def moments_event(self) -> GaussianEvent:
-        """Accounting entry of the latent moments release."""
-        return GaussianEvent(noise_multiplier=self.moments_multiplier)
+        Raises:
+            KeyError: the run has no such phase.
+        """
+        if kind == "train":
+            return self.noise_multiplier
+        return {name: sigma for name, _, sigma in self.summaries}[kind]
 
-    def threshold_event(self) -> GaussianEvent:
-        """Accounting entry of the score histogram release."""
-        return GaussianEvent(noise_multiplier=self.threshold_multiplier)
+    def event(self, kind: Kind) -> GaussianEvent | None:
+        """Accounting entry of one phase of a kind; None without privacy."""
+        if not self.private:
+            return None
+        if kind == "train":
+            return GaussianEvent(
+                noise_multiplier=self.noise_multiplier,
+                sample_rate=self.sample_rate,
+                steps=self.steps_per_round,
+            )
+        return GaussianEvent(noise_multiplier=self.multiplier(kind))
+
+    def required(self, kind: Kind) -> GaussianEvent:
+        """Accounting entry of one phase of a kind of a private run.
+
+        Raises:
+            ValueError: the run is not private.
+        """
+        event = self.event(kind)
+        if event is None:
+            raise ValueError("Expected a private run, got one without noise.")
+        return event
 
     def events(self) -> list[GaussianEvent]:
         """Everything the whole run releases about one client; empty when not private."""
-        if not self.private:
-            return []
+        counts: list[tuple[Kind, int]] = [("train", self.rounds)] if self.rounds else []
+        counts += [(kind, count) for kind, count, _ in self.summaries]
         return [
-            *[self.round_event()] * self.rounds,
-            self.moments_event(),
-            self.threshold_event(),
+            event
+            for kind, count in counts
+            for event in [self.event(kind)] * count
+            if event is not None
         ]
 
     def epsilon(self) -> float:
         """Epsilon of the whole run for one client; infinity when not private."""
         return epsilon_of(self.events(), self.delta) if self.private else math.inf
+
+
+def shares_of(run: RunConfig) -> dict[Kind, float]:
+    """Share of the budget of each kind of phase that the run has; they add up to 1.
+
+    Raises:
+        ValueError: the summaries leave nothing for training.
+    """
+    privacy = run.privacy
+    whole: dict[Kind, float] = {
+        "data": privacy.data_share,
+        "moments": privacy.moments_share,
+        "mixture": privacy.mixture_share,
+        "scores": privacy.scores_share,
+        "threshold": privacy.threshold_share,
+    }
+    kinds = {phase.kind for phase in phases(run)}
+    shares = {kind: share for kind, share in whole.items() if kind in kinds}
+    total = sum(shares.values())
+    if "train" not in kinds:
+        return {kind: share / total for kind, share in shares.items()}
+    if total >= 1:
+        raise ValueError(
+            f"Expected shares of the summaries with a sum below 1, got {total:g}; lower them."
+        )
+    return shares | {"train": 1.0 - total}
+
+
+def _summary_multipliers(
+    run: RunConfig, counts: Counter[Kind], *, training: bool
+) -> dict[Kind, float]:
+    """Sigma of each kind of summary. Without training the composition fills the whole epsilon."""
+    epsilon, delta = run.privacy.epsilon, run.privacy.delta
+    # A release that got all of the budget would have sigma 1 here; shares widen that.
+    widths = {
+        kind: math.sqrt(counts[kind] / share)
+        for kind, share in shares_of(run).items()
+        if kind in counts
+    }
+    one = calibrate(
+        epsilon,
+        delta,
+        lambda s: (
+            [GaussianEvent(noise_multiplier=s)]
+            if training
+            else [
+                GaussianEvent(noise_multiplier=s * width, steps=counts[kind])
+                for kind, width in widths.items()
+            ]
+        ),
+    )
+    return {kind: _round_up(one * width) for kind, width in widths.items()}
+
+
+def _training_multiplier(run: RunConfig, steps: int, fixed: list[GaussianEvent]) -> float:
+    """Sigma of DP-SGD that spends what the summaries ``fixed`` leave."""
+    privacy = run.privacy
+    scale = calibrate(
+        privacy.epsilon,
+        privacy.delta,
+        lambda s: [
+            GaussianEvent(noise_multiplier=s, sample_rate=privacy.sample_rate, steps=steps),
+            *fixed,
+        ],
+    )
+    return _round_up(scale)
 
 
 def _round_up(value: float) -> float:

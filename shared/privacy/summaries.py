@@ -1,28 +1,147 @@
-"""Latent summaries: moments and histograms, each a Gaussian release of stated sensitivity.
+"""Latent summaries: moments, mixtures, scaling and histograms, Gaussian releases all of them.
 
 Notation: z_i in R^k are latent means of the released encoder, clipped to a public radius R,
 u_i = (z_i / R, 1). Un-noised sums and their releases are separate functions, so that tests can
-check the sensitivity of the first and the variance of the second. numpy only.
+check the sensitivity of the first and the variance of the second. Sensitivities are L2 under
+zero-out: what one record adds to the sum. numpy only.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 
+from shared.errors import ProtocolError
 from shared.privacy.noise import NoiseSource
 
-#: L2 sensitivity of ``moments`` under zero-out: |u|^2 <= 2 in Frobenius norm.
+#: How the moments of a client are released: with all products, or each dimension by itself.
+Form = Literal["full", "diagonal"]
+
+#: Names of the summaries' arrays in messages.
+MOMENTS_KEY = "summary.moments"
+DIAGONAL_KEY = "summary.diagonal"
+MIXTURE_KEY = "summary.mixture"
+SCALING_KEY = "summary.scaling"
+HISTOGRAMS_KEY = "summary.histograms"
+
+#: L2 sensitivity of ``moments`` and of ``mixture_moments``: |u|^2 <= 2 in Frobenius norm.
 MOMENTS_SENSITIVITY = 2.0
-#: L2 sensitivity of ``histograms``: one record adds one count to each of two histograms.
-HISTOGRAM_SENSITIVITY = math.sqrt(2.0)
+#: L2 sensitivity of ``diagonal_moments`` and ``scaling_sums``: three parts of norm 1 at most.
+DIAGONAL_SENSITIVITY = math.sqrt(3.0)
 #: Public edges of squared latent distances, 128 logarithmic bins; the outer ones are open.
 SCORE_EDGES = np.geomspace(1e-2, 1e4, 127)
+
+#: The full covariance pays from so many records * epsilon for each k^2 (spectral error of 0.3).
+FULL_FROM = 30.0
 
 _EIGENVALUE_FLOOR = 1e-3
 #: Share of the noise level below which an eigenvalue counts as noise.
 _NOISE_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummarySpec:
+    """What one kind of summary is.
+
+    Attributes:
+        key: name of its array in messages.
+        shape: of that array.
+        sensitivity: L2 norm of what one record adds at most; Frobenius norm for matrices.
+        symmetric: a symmetric matrix, or a stack of them.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    sensitivity: float
+    symmetric: bool
+
+
+def moments_spec(k: int) -> SummarySpec:
+    """Of ``moments`` of k dimensions."""
+    return SummarySpec(
+        key=MOMENTS_KEY,
+        shape=(k + 1, k + 1),
+        sensitivity=MOMENTS_SENSITIVITY,
+        symmetric=True,
+    )
+
+
+def diagonal_spec(k: int) -> SummarySpec:
+    """Of ``diagonal_moments`` of k dimensions."""
+    return SummarySpec(
+        key=DIAGONAL_KEY,
+        shape=(2 * k + 1,),
+        sensitivity=DIAGONAL_SENSITIVITY,
+        symmetric=False,
+    )
+
+
+def mixture_spec(components: int, k: int) -> SummarySpec:
+    """Of ``mixture_moments`` of so many components and k dimensions."""
+    return SummarySpec(
+        key=MIXTURE_KEY,
+        shape=(components, k + 1, k + 1),
+        sensitivity=MOMENTS_SENSITIVITY,
+        symmetric=True,
+    )
+
+
+def scaling_spec(features: int) -> SummarySpec:
+    """Of ``scaling_sums`` of so many features."""
+    return SummarySpec(
+        key=SCALING_KEY,
+        shape=(2 * features + 1,),
+        sensitivity=DIAGONAL_SENSITIVITY,
+        symmetric=False,
+    )
+
+
+def threshold_spec(scores: int = 2) -> SummarySpec:
+    """Of ``histograms`` of so many scores; one record adds one count to each."""
+    return SummarySpec(
+        key=HISTOGRAMS_KEY,
+        shape=(scores, len(SCORE_EDGES) + 1),
+        sensitivity=math.sqrt(scores),
+        symmetric=False,
+    )
+
+
+def release(
+    exact: np.ndarray, spec: SummarySpec, noise_multiplier: float, noise: NoiseSource
+) -> np.ndarray:
+    """``exact`` with Gaussian noise of deviation s = sensitivity * noise_multiplier; 0 means none.
+
+    A symmetric matrix gets a symmetric noise matrix of deviation s on the diagonal and s / sqrt(2)
+    off it, that is, an isotropic Gaussian in the space of symmetric matrices with the Frobenius
+    norm.
+
+    Raises:
+        ValueError: ``exact`` is not of the shape that ``spec`` states.
+    """
+    if exact.shape != spec.shape:
+        raise ValueError(f"Expected a summary of shape {spec.shape}, got {exact.shape}.")
+    draws = noise.normal(exact.size).reshape(exact.shape)
+    if spec.symmetric:
+        draws = (draws + draws.swapaxes(-1, -2)) / 2.0  # variance 1 on the diagonal, 1/2 off it
+    released: np.ndarray = exact + draws * (spec.sensitivity * noise_multiplier)
+    return released
+
+
+def choose_form(records: int, clients: int, epsilon: float, k: int) -> Form:
+    """Whether the pooled moments of several clients bear a full covariance.
+
+    Each client adds its own noise, so that of the sum grows with the root of their number.
+
+    Args:
+        records: of all clients together; public.
+        clients: how many release moments.
+        epsilon: of the one release.
+        k: latent dimensions.
+    """
+    strength = records * epsilon / math.sqrt(max(clients, 1))
+    return "full" if strength >= FULL_FROM * k * k else "diagonal"
 
 
 def default_radius(latent_dim: int) -> float:
@@ -38,27 +157,94 @@ def clip_rows(latents: np.ndarray, radius: float) -> np.ndarray:
 
 
 def moments(latents: np.ndarray, radius: float) -> np.ndarray:
-    """Sum of u_i u_i^T over records: float64 [k+1, k+1], without noise."""
-    scaled = clip_rows(np.asarray(latents, dtype=np.float64), radius) / radius
-    rows = np.hstack([scaled, np.ones((len(scaled), 1))])
+    """Sum of u_i u_i^T over records [N, k]: float64 [k+1, k+1], without noise.
+
+    Raises:
+        ValueError: a latent is not finite.
+    """
+    rows = _unit_rows(latents, radius)
     product: np.ndarray = rows.T @ rows
     return product
+
+
+def diagonal_moments(latents: np.ndarray, radius: float) -> np.ndarray:
+    """Sum of (1, z/R, z^2/R^2) over records [N, k]: float64 [2k+1], without noise.
+
+    Each of the three parts has a norm of at most 1, since |z/R| <= 1.
+
+    Raises:
+        ValueError: a latent is not finite.
+    """
+    scaled = _unit_rows(latents, radius)[:, :-1]
+    return np.concatenate([[len(scaled)], scaled.sum(axis=0), np.square(scaled).sum(axis=0)])
+
+
+class Responsible(Protocol):
+    """What shares a latent out over the components of a mixture."""
+
+    def responsibilities(self, latents: np.ndarray) -> np.ndarray:
+        """Shares [N, K] of each latent [N, k]: not negative, with a sum of 1."""
+        ...
+
+
+def mixture_moments(latents: np.ndarray, radius: float, mixture: Responsible) -> np.ndarray:
+    """Stack of sum_i r_ik u_i u_i^T for each component: float64 [K, k+1, k+1], without noise.
+
+    One step of expectation maximisation. The shares r_i of a record lie on the simplex, so
+    |r_i|_2 <= 1 and the whole stack has the sensitivity of a single Gaussian's moments.
+
+    Raises:
+        ValueError: a latent is not finite, or shares do not lie on the simplex.
+    """
+    rows = _unit_rows(latents, radius)
+    shares = np.asarray(mixture.responsibilities(rows[:, :-1] * radius), dtype=np.float64)
+    if shares.min(initial=0.0) < 0 or not np.allclose(shares.sum(axis=1), 1.0):
+        raise ValueError("Expected shares on the simplex, got others.")
+    stack: np.ndarray = np.einsum("nK,ni,nj->Kij", shares, rows, rows, optimize=True)
+    return stack
+
+
+def scaling_sums(values: np.ndarray) -> np.ndarray:
+    """Sum of (1, m / sqrt(d), q / sqrt(d)) over records: float64 [2d+1], without noise.
+
+    m and q are the means of a record's values and of their squares over the last axis.
+
+    Args:
+        values: [N, d, T]: d features of a record at T places, within the public bounds, which are
+            mapped to [-1, 1].
+
+    Raises:
+        ValueError: a value is not finite or lies outside.
+    """
+    whole = np.asarray(values, dtype=np.float64)
+    if whole.ndim != 3 or not np.isfinite(whole).all() or np.abs(whole).max(initial=0.0) > 1.0:
+        raise ValueError("Expected values [N, d, T] within [-1, 1], got others; map them first.")
+    root = math.sqrt(whole.shape[1])
+    firsts, seconds = whole.mean(axis=2), np.square(whole).mean(axis=2)
+    return np.concatenate([[len(whole)], firsts.sum(axis=0) / root, seconds.sum(axis=0) / root])
 
 
 def release_moments(
     latents: np.ndarray, radius: float, noise_multiplier: float, noise: NoiseSource
 ) -> np.ndarray:
-    """The moments with symmetric Gaussian noise; ``noise_multiplier`` 0 means none.
-
-    The noise has deviation s = 2 * noise_multiplier on the diagonal and s / sqrt(2) off it, that
-    is, an isotropic Gaussian in the space of symmetric matrices with the Frobenius norm.
-    """
+    """The full moments [k+1, k+1] with noise; ``noise_multiplier`` 0 means none."""
     exact = moments(latents, radius)
-    size = len(exact)
-    draws = noise.normal(size * size).reshape(size, size)
-    symmetric = (draws + draws.T) / 2.0  # variance 1 on the diagonal, 1/2 off it
-    released: np.ndarray = exact + symmetric * (MOMENTS_SENSITIVITY * noise_multiplier)
-    return released
+    return release(exact, moments_spec(len(exact) - 1), noise_multiplier, noise)
+
+
+def as_matrix(released: np.ndarray) -> np.ndarray:
+    """Released moments of either form as a matrix [k+1, k+1]; products left out are zero.
+
+    What a diagonal release does not tell is taken as uncorrelated about the mean later on.
+    """
+    if released.ndim == 2:
+        return released
+    k = len(released) // 2
+    matrix = np.zeros((k + 1, k + 1))
+    matrix[-1, -1] = released[0]
+    matrix[-1, :-1] = matrix[:-1, -1] = released[1 : k + 1]
+    matrix[np.arange(k), np.arange(k)] = released[k + 1 :]
+    return matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +278,30 @@ class LatentDensity:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "LatentDensity":
+    def checked(cls, arrays: Mapping[str, np.ndarray], k: int) -> "LatentDensity":
+        """Read what ``arrays`` wrote, from another party.
+
+        Raises:
+            ProtocolError: it is no density of ``k`` dimensions with positive covariances.
+        """
+        shapes = {"count": (1,), "mean": (k,), "covariance": (k, k), "within": (k, k)}
+        fits = arrays.keys() == shapes.keys() and all(
+            value.dtype.kind == "f" and value.shape == shapes[key] and np.isfinite(value).all()
+            for key, value in arrays.items()
+        )
+        found = {key: np.asarray(value, dtype=np.float64) for key, value in arrays.items()}
+        if not fits or any(
+            np.linalg.eigvalsh((m + m.T) / 2).min() <= 0
+            for m in (found["covariance"], found["within"])
+        ):
+            raise ProtocolError(
+                f"Expected a density of {k} dimensions with positive covariances, got another "
+                "one; send LatentDensity.arrays()."
+            )
+        return cls.from_arrays(found)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "LatentDensity":
         """Read what ``arrays`` wrote."""
         return cls(
             count=float(arrays["count"][0]),
@@ -108,7 +317,7 @@ def latent_density(
     """Pool the released moments of several clients; post-processing, so free of privacy cost.
 
     Args:
-        released: one noisy matrix [k+1, k+1] per client.
+        released: one noisy matrix [k+1, k+1] or vector [2k+1] per client, all of one form.
         radius: the public radius they were clipped with.
         noise_multiplier: of each release; used to take the noise's own variance out of the
             spread of client means.
@@ -118,25 +327,34 @@ def latent_density(
     """
     if not released:
         raise ValueError("Expected moments of at least one client, got none.")
-    total = np.sum(np.asarray(released, dtype=np.float64), axis=0)
+    diagonal = released[0].ndim == 1
+    total = as_matrix(np.sum(np.asarray(released, dtype=np.float64), axis=0))
     count = float(total[-1, -1])
     if count < 1:
         raise ValueError(f"Expected a pooled count of at least 1, got {count:.1f}; add records.")
     mean = total[-1, :-1] / count
     covariance = total[:-1, :-1] / count - np.outer(mean, mean)
     k = len(mean)
+    # The deviation of the noise on the linear part: off the diagonal of a symmetric matrix.
+    spread = MOMENTS_SENSITIVITY / math.sqrt(2.0) if not diagonal else DIAGONAL_SENSITIVITY
+    spread *= noise_multiplier
     between = np.zeros((k, k))
-    for matrix in released:
+    for one in released:
+        matrix = as_matrix(one)
         own_count = max(float(matrix[-1, -1]), 1.0)
         offset = matrix[-1, :-1] / own_count - mean
-        noise_variance = (MOMENTS_SENSITIVITY * noise_multiplier) ** 2 / 2.0 / own_count**2
+        noise_variance = (spread / own_count) ** 2
         between += own_count * (np.outer(offset, offset) - noise_variance * np.eye(k))
     within = covariance - between / count
     scale = radius**2
     # The spectral norm of the pooled symmetric noise concentrates at 2 * tau * sqrt(k), where tau
     # is the deviation off the diagonal (Wigner): smaller eigenvalues than that are mostly noise.
-    tau = MOMENTS_SENSITIVITY * noise_multiplier * math.sqrt(len(released) / 2.0) / count
-    floor = max(_EIGENVALUE_FLOOR, _NOISE_SHARE * 2.0 * tau * math.sqrt(k) * scale)
+    # Without products there is nothing to amplify: the noise of one entry counts.
+    tau = spread * math.sqrt(len(released)) / count
+    level = _NOISE_SHARE * 2.0 * tau * (1.0 if diagonal else math.sqrt(k)) * scale
+    floor = max(_EIGENVALUE_FLOOR, level)
+    if diagonal:
+        covariance, within = np.diag(np.diag(covariance)), np.diag(np.diag(within))
     return LatentDensity(
         count=count,
         mean=mean * radius,
@@ -146,8 +364,9 @@ def latent_density(
 
 
 def client_mean(released: np.ndarray, radius: float) -> np.ndarray:
-    """A client's own latent mean [k] from its released moments."""
-    mean: np.ndarray = released[-1, :-1] / max(float(released[-1, -1]), 1.0) * radius
+    """A client's own latent mean [k] from its released moments of either form."""
+    matrix = as_matrix(released)
+    mean: np.ndarray = matrix[-1, :-1] / max(float(matrix[-1, -1]), 1.0) * radius
     return mean
 
 
@@ -158,15 +377,21 @@ def squared_distance(latents: np.ndarray, center: np.ndarray, precision: np.ndar
     return distance
 
 
-def histograms(absolute: np.ndarray, recentred: np.ndarray) -> np.ndarray:
-    """Counts of two scores of the same records on the public bins: float64 [2, 128]."""
+def histograms(*scores: np.ndarray) -> np.ndarray:
+    """Counts of several scores [N] of the same records on the public bins: float64 [scores, 128].
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    if not all(np.isfinite(one).all() for one in scores):
+        raise ValueError("Expected finite scores, got NaN or infinity; leave such records out.")
+    bins = len(SCORE_EDGES) + 1
     return np.stack(
         [
-            np.bincount(
-                np.searchsorted(SCORE_EDGES, scores, side="right"),
-                minlength=len(SCORE_EDGES) + 1,
-            ).astype(np.float64)
-            for scores in (absolute, recentred)
+            np.bincount(np.searchsorted(SCORE_EDGES, one, side="right"), minlength=bins).astype(
+                np.float64
+            )
+            for one in scores
         ]
     )
 
@@ -178,9 +403,26 @@ def release_histograms(
     noise: NoiseSource,
 ) -> np.ndarray:
     """The two histograms with Gaussian noise of deviation sqrt(2) * noise_multiplier."""
-    exact = histograms(absolute, recentred)
-    draws = noise.normal(exact.size).reshape(exact.shape)
-    return exact + draws * (HISTOGRAM_SENSITIVITY * noise_multiplier)
+    return release(histograms(absolute, recentred), threshold_spec(), noise_multiplier, noise)
+
+
+def _unit_rows(latents: np.ndarray, radius: float) -> np.ndarray:
+    """(z/R, 1) of each latent, clipped: float64 [N, k+1]."""
+    scaled = clip_rows(_finite_rows(latents), radius) / radius
+    # Rounding may leave a norm above 1 by an ulp, which a sensitivity may not.
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+    scaled = scaled / np.maximum(norms, 1.0)
+    return np.hstack([scaled, np.ones((len(scaled), 1))])
+
+
+def _finite_rows(values: np.ndarray) -> np.ndarray:
+    """Float64 [N, d]; ValueError for anything else or for NaN and infinity."""
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"Expected rows [N, d], got shape {rows.shape}.")
+    if not np.isfinite(rows).all():
+        raise ValueError("Expected finite values, got NaN or infinity; leave such records out.")
+    return rows
 
 
 def _positive(matrix: np.ndarray, floor: float) -> np.ndarray:

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from shared.schedule import SUMMARY_KINDS
 from simulations.experiments.results import Results, Row, Spread, Summary
 from simulations.experiments.spec import label_of, text_of
 
@@ -142,7 +143,7 @@ def bytes_figure(results: Results) -> str | None:
     cells = max(1, len(results.cells) // max(1, len(totals)))
     if len(set(totals.values())) == 1:
         rows = [row for row in results.rounds() if row["good"]]
-        names = {"train": "one training round", "moments": "moments", "threshold": "threshold"}
+        names = {"train": "one training round", **{kind: kind for kind in SUMMARY_KINDS}}
         bars = {
             name: tuple(
                 statistics.fmean(row[key] / row["good"] for row in rows if row["kind"] == kind)

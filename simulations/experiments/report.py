@@ -169,8 +169,10 @@ _GRIDS = {
 
 def _sharing(run: RunConfig) -> str:
     if run.sharing == "full":
-        return "all weights, two noisy summaries"
-    return "encoder weights and two noisy summaries; decoders stay"
+        return "all weights, noisy summaries"
+    if run.sharing == "summary":
+        return "noisy summaries alone; no weights"
+    return "encoder weights and noisy summaries; decoders stay"
 
 
 def _partition(data: Row) -> str:
@@ -231,7 +233,10 @@ def _privacy(results: Results) -> list[str]:
                     f"{plan['sample_rate']:g}",
                     f"{plan['rounds'] * plan['steps_per_round']:,}",
                     f"{plan['clip']:g}",
-                    f"{plan['moments_multiplier']:.1f}, {plan['threshold_multiplier']:.1f}",
+                    ", ".join(
+                        f"{kind} {one['releases']} x {one['noise_multiplier']:.1f}"
+                        for kind, one in plan["summaries"].items()
+                    ),
                     plan["rng"],
                 )
                 if plan["private"]

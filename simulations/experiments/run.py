@@ -344,7 +344,7 @@ def _round(facts: RoundFacts, curve: Curve) -> dict[str, object]:
     row = asdict(facts)
     if facts.loss is not None and not math.isfinite(facts.loss):
         row["loss"] = None
-    point = curve.points.get(facts.number) if facts.kind == "train" else None
+    point = curve.points.get(facts.round) if facts.kind == "train" else None
     row["auroc"] = point["pooled"] if point else None
     row["auroc_sites"] = point["site_mean"] if point else None
     return row

@@ -8,7 +8,8 @@ client's past follows from the run: a phase done again gives the same bits and c
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,37 +18,45 @@ import torch
 from flwr.app import Message
 
 from client.compute import (
-    density_of,
+    Asked,
+    data_sums,
+    first_model,
     latent_radius,
+    latent_sums,
     latents_of,
     load_weights,
     make_noise,
-    own_histograms,
-    own_moments,
+    own_density,
     run_model,
+    scaled,
+    site_weights,
+    take_apart,
 )
 from client.policy import Policy, schema_of
 from client.release import INTERNAL_SENTENCE
-from client.store import SiteMaterial
+from client.store import RoundState, SiteMaterial
+from client.trainer import EMA, Pull
+from server.results import RunResult
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.errors import ConfigError, FedlatentError, ProtocolError
-from shared.models import VAE
+from shared.models import VAE, load_state
 from shared.models.base import ENCODER_PREFIX
-from shared.privacy.accounting import GaussianEvent, epsilon_of
+from shared.privacy.accounting import epsilon_of
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import client_mean
+from shared.privacy.specs import spec_of
+from shared.privacy.summaries import Form, client_mean, release
 from shared.records import LocalRecords, from_records
+from shared.schedule import Kind, Phase, last_moments, phase_of, phases
 from shared.wire import (
     DENSITY_PREFIX,
-    HISTOGRAMS_KEY,
-    MOMENTS_KEY,
     PROTOCOL,
+    SCALING_PREFIX,
     Arrays,
-    Kind,
     ReplyHeader,
     RequestHeader,
+    under,
 )
 from simulations.availability import Availability, Presence
 from simulations.stacked.engine import Chunk, StackedTrainer
@@ -117,14 +126,17 @@ class Cohort:
         self._policy, self._availability = policy, availability
         self._schema = schema_of(run.data)
         self._plan, self._model = _plan_of(run), _model_of(run)
-        self._events = _events_of(self._plan)
         self._trainer = StackedTrainer(self._model, self._plan, run.training, device=device)
         self._first = {key: value.clone() for key, value in self._model.state_dict().items()}
-        self._own = _own_parts(self._trainer)
+        self._personal = run.strategy.name == "mr-mtl"
+        self._own = _own_parts(self._trainer, whole=self._personal)
         self._refusals: dict[int, FedlatentError | None] = {}
+        self._phases: tuple[Phase, ...] = phases(run)
         self._moments = _MOMENTS[run.training.optimizer] or (
             ("momentum_buffer",) if run.training.momentum else ()
         )
+        self._moments += (EMA,) if run.training.ema else ()
+        self._warmed = False
         kept = sum(part.stop - part.start for part in self._own)
         width = kept + len(self._moments) * self._trainer.size
         self._states = ClientStates(folder / run_id / "states.f32", width)
@@ -141,60 +153,89 @@ class Cohort:
             for one in messages
             for node in [one.metadata.dst_node_id]
         ]
-        kinds: dict[Kind, Callable[..., Iterator[Message]]] = {
-            "train": self._train,
-            "moments": self._summaries,
-            "threshold": self._summaries,
-        }
+        answer = self._train if header.kind == "train" else self._summaries
         presences = [self._presence(one.site, header.round) for one in asked]
         working = [one for one, seen in zip(asked, presences, strict=True) if seen != "away"]
-        replies = kinds[header.kind](header, arrays, working)
+        replies = answer(header, arrays, working)
         for presence in presences:
             # A late client works like the others; its answer is lost.
             reply = next(replies) if presence != "away" else None
             yield reply if presence == "here" else None
 
-    def material(self, site: str, arrays: Arrays, density: Arrays) -> SiteMaterial:
+    def material(self, site: str, result: RunResult) -> SiteMaterial:
         """What the bundle of one site is made of, after the run.
 
         Args:
             site: its name.
-            arrays: the shared arrays of the finished run.
-            density: ``LatentDensity.arrays()`` of the finished run.
+            result: of the finished run.
         """
-        run, rounds = self._run, self._run.training.rounds
-        records = self._records(site)
-        place = next(i for n, i in self._places.items() if self._names[n] == site)
-        encoder = {k: v for k, v in arrays.items() if k.startswith(ENCODER_PREFIX)}
-        load_weights(self._model, encoder, whole=False)
-        row = self._received(encoder)
-        self._take_own(place, self._trained(site, rounds + 1), row)
-        own = self._views(row)
-        released = self._own_moments(site, latents_of(self._model, records))
+        run, last = self._run, phases(self._run)[-1].number
+        asked = take_apart(
+            run,
+            "threshold",
+            {
+                **result.arrays,
+                **under(DENSITY_PREFIX, result.density.arrays()),
+                **(under(SCALING_PREFIX, result.scaling.arrays()) if result.scaling else {}),
+            },
+            self._model.latent_dim,
+        )
+        load_weights(self._model, asked.weights, whole=run.shares_decoder)
+        records = scaled(self._records(site), asked.scaling)
+        center = self._center(site, last, result.form, latents_of(self._model, records))
+        own = site_weights(run, self._model, self._kept(site), asked)
+        density = result.density
+        if self._personal:
+            load_state(self._model, own)
+            density, center = own_density(run, latents_of(self._model, records))
+        arrays = {key: value.numpy() for key, value in own.items()}
         return SiteMaterial(
             run_id=self._run_id,
             config=run,
-            encoder=encoder,
-            decoder={k: v for k, v in own.items() if not k.startswith(ENCODER_PREFIX)},
-            density=density_of(
-                {DENSITY_PREFIX + key: value for key, value in density.items()},
-                self._model.latent_dim,
-            ),
-            center=client_mean(released, latent_radius(run, self._model)),
+            encoder={k: v for k, v in arrays.items() if k.startswith(ENCODER_PREFIX)},
+            decoder={k: v for k, v in arrays.items() if not k.startswith(ENCODER_PREFIX)},
+            density=density,
+            center=center,
             records=len(records),
-            epsilon=self._epsilon(site, rounds + 2, len(records)),
+            epsilon=self._epsilon(site, last, len(records)),
             delta=self._policy.effective_delta(len(records)),
+            scaling=asked.scaling,
         )
+
+    def _kept(self, site: str) -> RoundState | None:
+        """What a client kept of its last training round; None when it never trained."""
+        trained = self._trained(site, phases(self._run)[-1].number + 1)
+        if not trained:
+            return None
+        row = torch.zeros(self._trainer.size)
+        averages = torch.zeros(self._trainer.size)
+        found = {name: torch.empty(self._trainer.size) for name in self._moments}
+        if EMA in found:
+            found[EMA] = averages
+        place = next(i for n, i in self._places.items() if self._names[n] == site)
+        self._take_own(place, trained, row, found)
+        own = {
+            name: value.clone()
+            for name, value in self._trainer.cut(row).items()
+            if self._personal or not name.startswith(ENCODER_PREFIX)
+        }
+        means = {f"{k}/{EMA}": v.clone() for k, v in self._trainer.cut(averages).items()}
+        return RoundState(decoder=own, optimizer=means if self._run.training.ema else {})
 
     def _train(
         self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
     ) -> Iterator[Message]:
-        load_weights(self._model, arrays, whole=self._run.sharing == "full")
-        received = self._received(arrays)
+        request = take_apart(self._run, header.kind, arrays, self._model.latent_dim)
+        if request.gaussian is not None and not self._warmed:
+            self._first = dict(first_model(self._run, request.gaussian).state_dict())
+            self._warmed = True
+        load_weights(self._model, request.weights, whole=self._run.shares_decoder)
+        self._trainer.set_prior(request.prior(self._run))
+        received = self._received(request.weights)
         for group in self._groups(header, asked):
-            yield from self._train_group(header, received, group)
+            yield from self._train_group(header, request, received, group)
 
-    def _received(self, arrays: Arrays) -> torch.Tensor:
+    def _received(self, arrays: Mapping[str, np.ndarray]) -> torch.Tensor:
         """The row [P] of a client that got ``arrays`` and has nothing of its own yet."""
         state = self._first | {key: torch.from_numpy(value) for key, value in arrays.items()}
         return self._trainer.row(state)
@@ -219,6 +260,7 @@ class Cohort:
     def _train_group(
         self,
         header: RequestHeader,
+        request: Asked,
         received: torch.Tensor,
         group: Sequence[tuple[_Asked, torch.Tensor]],
     ) -> Iterator[Message]:
@@ -226,8 +268,9 @@ class Cohort:
         admitted = [pair for pair, no in zip(group, refused, strict=True) if no is None]
         results: Iterator[tuple[Arrays, bool]] = iter(())
         if admitted:
-            chunk = self._chunk(header, received, admitted)
-            self._trainer.train_chunk(chunk)
+            chunk = self._chunk(header, request, received, admitted)
+            phase = phase_of(self._run, header.round)
+            self._trainer.train_chunk(chunk, phase.trained if phase else 0)
             results = self._leaving(header, chunk, admitted)
         for (one, records), error in zip(group, refused, strict=True):
             if error is not None:
@@ -242,23 +285,33 @@ class Cohort:
     def _chunk(
         self,
         header: RequestHeader,
+        request: Asked,
         received: torch.Tensor,
         group: Sequence[tuple[_Asked, torch.Tensor]],
     ) -> Chunk:
         weights = received.repeat(len(group), 1)
         moments = {name: torch.zeros_like(weights) for name in self._moments}
         trained = self._trained(group[0][0].site, header.round)
-        full = self._run.sharing == "full"
+        full = self._run.shares_decoder
         for slot, (one, _) in enumerate(group):
             own = {name: value[slot] for name, value in moments.items()}
             self._take_own(one.place, trained, None if full else weights[slot], own)
         return Chunk(
             weights=weights,
-            records=[records for _, records in group],
+            records=[scaled(records, request.scaling) for _, records in group],
             noises=[self._noise(one.site, header.round, "train") for one, _ in group],
             steps=trained * self._plan.steps_per_round,
             moments=moments if trained else {},
+            pull=Pull.of(self._run, self._sent(received)),
         )
+
+    def _sent(self, received: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The shared weights among those of a received row."""
+        return {
+            name: value
+            for name, value in self._trainer.cut(received).items()
+            if self._run.shares_decoder or name.startswith(ENCODER_PREFIX)
+        }
 
     def _take_own(
         self,
@@ -281,7 +334,7 @@ class Cohort:
     ) -> Iterator[tuple[Arrays, bool]]:
         """Keep each client's own state; what the run shares of its weights, and if it may leave."""
         finite = np.isfinite(chunk.weights.numpy()).all(1)
-        whole = self._run.sharing == "full"
+        whole = self._run.shares_decoder
         for place, (one, _) in enumerate(group):
             row = chunk.weights[place]
             kept = [row[part] for part in self._own]
@@ -302,41 +355,65 @@ class Cohort:
     def _summaries(
         self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
     ) -> Iterator[Message]:
-        """Latent moments or score histograms, under one encoder for all."""
-        encoder = {k: v for k, v in arrays.items() if not k.startswith(DENSITY_PREFIX)}
-        load_weights(self._model, encoder, whole=False)
+        """A summary of every client, under one encoder for all."""
+        run, kind = self._run, header.kind
+        request = take_apart(run, kind, arrays, self._model.latent_dim)
+        if kind != "data":
+            whole = run.shares_decoder and kind == "threshold"
+            load_weights(self._model, request.weights, whole=whole)
         for start in range(0, len(asked), _TOGETHER):
             group = asked[start : start + _TOGETHER]
             records = [self._records(one.site) for one in group]
-            latents = latents_of(self._model, torch.cat(records))
-            offsets = np.cumsum([len(own) for own in records])[:-1]
-            for one, own in zip(group, np.split(latents, offsets), strict=True):
+            latents = [np.zeros((0, self._model.latent_dim))] * len(group)
+            if kind != "data":
+                together = latents_of(self._model, scaled(torch.cat(records), request.scaling))
+                offsets = np.cumsum([len(own) for own in records])[:-1]
+                latents = np.split(together, offsets)
+            for one, own, means in zip(group, records, latents, strict=True):
                 error = self._refusal(len(own)) or self._out_of_turn(header, one)
                 if error is not None:
                     yield self._refuse(header, one, error)
-                elif header.kind == "moments":
-                    released = {MOMENTS_KEY: self._own_moments(one.site, own)}
-                    yield self._reply(header, one, len(own), released)
-                else:
-                    counts = self._histograms(header, arrays, one.site, own)
-                    yield self._reply(header, one, len(own), {HISTOGRAMS_KEY: counts})
+                    continue
+                released = self._summary(header, request, one.site, own, means)
+                yield self._reply(header, one, len(own), released)
 
-    def _own_moments(self, site: str, latents: np.ndarray) -> np.ndarray:
-        noise = self._noise(site, self._run.training.rounds + 1, "moments")
-        return own_moments(self._run, self._model, latents, self._plan, noise)
+    def _summary(
+        self,
+        header: RequestHeader,
+        request: Asked,
+        site: str,
+        records: torch.Tensor,
+        latents: np.ndarray,
+    ) -> Arrays:
+        run, kind = self._run, header.kind
+        components = len(request.mixture.weights) if request.mixture else 0
+        spec = spec_of(run, kind, header.form, self._model.latent_dim, components)
+        if kind == "data":
+            exact = data_sums(run, records.numpy())
+        else:
+            center = np.zeros(latents.shape[1])
+            if kind == "threshold":
+                center = self._center(site, header.round, header.form, latents)
+            exact = latent_sums(run, kind, header.form, latents, request, center)
+        noise = self._noise(site, header.round, kind)
+        return {spec.key: release(exact, spec, self._plan.multiplier(kind), noise)}
 
-    def _histograms(
-        self, header: RequestHeader, arrays: Arrays, site: str, latents: np.ndarray
-    ) -> np.ndarray:
-        density = density_of(arrays, self._model.latent_dim)
-        released = self._own_moments(site, latents)  # the same bits as in the phase before
-        center = client_mean(released, latent_radius(self._run, self._model))
-        noise = self._noise(site, header.round, "threshold")
-        return own_histograms(latents, density, center, self._plan, noise)
+    def _center(self, site: str, before: int, form: Form, latents: np.ndarray) -> np.ndarray:
+        """A client's own mean as its last moments told it: the same bits as in that phase."""
+        run, k = self._run, latents.shape[1]
+        phase = last_moments(run, before)
+        number = phase.number if phase else 0
+        asked = Asked(weights={})
+        exact = latent_sums(run, "moments", form, latents, asked, np.zeros(k))
+        noise, spec = self._noise(site, number, "moments"), spec_of(run, "moments", form, k, 0)
+        released = release(exact, spec, self._plan.multiplier("moments"), noise)
+        return client_mean(released, latent_radius(run, k))
 
     def _out_of_turn(self, header: RequestHeader, one: _Asked) -> FedlatentError | None:
-        moments = self._run.training.rounds + 1
-        if header.kind == "threshold" and self._presence(one.site, moments) == "away":
+        if header.kind != "threshold":
+            return None
+        phase = last_moments(self._run, header.round)
+        if phase is None or self._presence(one.site, phase.number) == "away":
             return ProtocolError(
                 "Expected moments of this node before its threshold, got none in this run; "
                 "ask for moments first."
@@ -354,23 +431,23 @@ class Cohort:
         return self._availability.presence(self._run.seed, site, phase)
 
     def _trained(self, site: str, before: int) -> int:
-        """How many training rounds before a round a client took part in."""
-        last = min(before - 1, self._run.training.rounds)
-        if not self._availability.dropout:
-            return last
-        return sum(self._presence(site, number) != "away" for number in range(1, last + 1))
+        """How many training phases before a phase a client took part in."""
+        return self._paid(site, before - 1).count("train")
+
+    def _paid(self, site: str, last: int) -> tuple[Kind, ...]:
+        """The kinds of the phases up to ``last`` that a client took part in."""
+        found = [one for one in self._phases if one.number <= last]
+        if self._availability.dropout:
+            found = [one for one in found if self._presence(site, one.number) != "away"]
+        return tuple(one.kind for one in found)
 
     def _epsilon(self, site: str, phase: int, records: int) -> float | None:
         """Epsilon of a client's records once a phase is paid for; None without privacy."""
         if not self._plan.private:
             return None
-        rounds = self._run.training.rounds
-        summaries = tuple(
-            number <= phase and self._presence(site, number) != "away"
-            for number in (rounds + 1, rounds + 2)
-        )
         delta = self._policy.effective_delta(records)
-        return _composed(self._plan, self._trained(site, phase + 1), summaries, delta)
+        counts = tuple(sorted(Counter(self._paid(site, phase)).items()))
+        return _composed(self._plan, counts, delta)
 
     def _refusal(self, records: int) -> FedlatentError | None:
         """The policy's objection to the run, which depends on the number of records alone."""
@@ -397,7 +474,7 @@ class Cohort:
         return Message(LocalRecords(reply, {}), reply_to=one.message)
 
     def _reply(self, header: RequestHeader, one: _Asked, records: int, arrays: Arrays) -> Message:
-        private, event = self._plan.private, self._events.get(header.kind)
+        private, event = self._plan.private, self._plan.event(header.kind)
         reply = ReplyHeader(
             protocol=PROTOCOL,
             run_id=header.run_id,
@@ -417,16 +494,9 @@ class Cohort:
 
 
 @functools.lru_cache(maxsize=4096)
-def _composed(plan: PrivacyPlan, rounds: int, summaries: tuple[bool, ...], delta: float) -> float:
-    """Epsilon of what a client has paid for; many clients have paid for the same."""
-    paid = [plan.round_event()] * rounds
-    paid += [
-        event
-        for event, done in zip(
-            (plan.moments_event(), plan.threshold_event()), summaries, strict=True
-        )
-        if done
-    ]
+def _composed(plan: PrivacyPlan, counts: tuple[tuple[Kind, int], ...], delta: float) -> float:
+    """Epsilon of so many phases of each kind; many clients have paid for the same."""
+    paid = [plan.required(kind) for kind, count in counts for _ in range(count)]
     return epsilon_of(paid, delta)
 
 
@@ -437,17 +507,6 @@ def _plan_of(run: RunConfig) -> PrivacyPlan:
         raise ConfigError(f"{run.name}: {error}") from None
 
 
-def _events_of(plan: PrivacyPlan) -> dict[Kind, GaussianEvent]:
-    """What each kind of request is charged; nothing without privacy."""
-    if not plan.private:
-        return {}
-    return {
-        "train": plan.round_event(),
-        "moments": plan.moments_event(),
-        "threshold": plan.threshold_event(),
-    }
-
-
 def _model_of(run: RunConfig) -> VAE:
     try:
         return run_model(run)
@@ -455,13 +514,13 @@ def _model_of(run: RunConfig) -> VAE:
         raise ConfigError(f"{run.name}: {error}") from None
 
 
-def _own_parts(trainer: StackedTrainer) -> list[slice]:
-    """Which parts of a client's row stay with it between rounds: all but the encoder."""
+def _own_parts(trainer: StackedTrainer, *, whole: bool) -> list[slice]:
+    """Which parts of a client's row stay with it between rounds: all but a shared encoder."""
     parts: list[slice] = []
     start = 0
     for name, shape in trainer.shapes.items():
         end = start + shape.numel()
-        if not name.startswith(ENCODER_PREFIX):
+        if whole or not name.startswith(ENCODER_PREFIX):
             if parts and parts[-1].stop == start:
                 parts[-1] = slice(parts[-1].start, end)
             else:

@@ -13,10 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.trainer import CHUNK, TrainResult, make_optimizer
+from client.trainer import (
+    CHUNK,
+    EMA,
+    Pull,
+    TrainResult,
+    learning_rate,
+    make_optimizer,
+    pull_share,
+)
 from shared.config import TrainingSection
 from shared.errors import ConfigError
 from shared.models import VAE
+from shared.models.priors import Prior
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
 from simulations.stacked.gradients import Batch, StackedGradients, views
@@ -65,6 +74,7 @@ class Chunk:
         noises: of each client.
         steps: optimiser steps taken before; one number for the whole chunk.
         moments: the optimiser's tensors [C, P] by field; training replaces them.
+        pull: towards the weights that all of them received, or None.
         losses: mean loss of a client's training records in nats [C]; training fills it in, NaN
             where no record was drawn.
     """
@@ -74,6 +84,7 @@ class Chunk:
     noises: Sequence[NoiseSource]
     steps: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
+    pull: Pull | None = None
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -137,10 +148,17 @@ class StackedTrainer:
         """Whether so many clients of at most so many records each go together."""
         return clients <= self._max_clients and clients * self._bytes(records) <= self._memory
 
-    def train(self, work: Sequence[ClientWork]) -> Iterator[TrainResult]:
+    def set_prior(self, prior: Prior) -> None:
+        """Measure the rate of all clients against ``prior`` from now on."""
+        self._sums.set_prior(prior)
+
+    def train(
+        self, work: Sequence[ClientWork], *, trained: int = 0, pull: Pull | None = None
+    ) -> Iterator[TrainResult]:
         """Run ``plan.steps_per_round`` steps of every client; results in the order of ``work``.
 
-        They come chunk by chunk; one that is kept keeps the memory of its chunk.
+        They come chunk by chunk; one that is kept keeps the memory of its chunk. ``trained`` and
+        ``pull`` are those of ``client.trainer.train_round``.
         """
         for together in self.chunks([len(one.records) for one in work]):
             # One optimiser counts the steps of a chunk, so clients that differ are kept apart.
@@ -157,13 +175,20 @@ class StackedTrainer:
                     noises=[one.noise for one in members],
                     steps=_steps(members[0].optimizer),
                     moments=self._moments(members),
+                    pull=pull,
                 )
-                self.train_chunk(chunk)
+                self.train_chunk(chunk, trained)
                 for place in range(len(members)):
                     yield self._result(chunk, place)
 
-    def train_chunk(self, chunk: Chunk) -> None:
-        """Run ``plan.steps_per_round`` steps of the clients of one chunk, in place."""
+    def train_chunk(self, chunk: Chunk, trained: int) -> None:
+        """Run ``plan.steps_per_round`` steps of the clients of one chunk, in place.
+
+        Args:
+            chunk: the clients.
+            trained: rounds of the run before this one, for the schedule of the learning rate.
+        """
+        averages = chunk.moments.pop(EMA, None)
         weights = torch.nn.Parameter(chunk.weights.to(self.device))
         optimizer = None
         if not self._direct:
@@ -171,14 +196,21 @@ class StackedTrainer:
             _restore(optimizer, weights, chunk)
         records = torch.cat([one.to(self.device) for one in chunk.records])
         losses = torch.zeros(2, len(chunk.records), device=self.device)
-        rows, rate = weights.detach(), self._training.learning_rate
-        for _ in range(self._plan.steps_per_round):
+        rows, first = weights.detach(), trained * self._plan.steps_per_round
+        anchor = self._anchor(chunk.pull)
+        for step in range(first, first + self._plan.steps_per_round):
+            rate = learning_rate(self._training, self._plan, step)
             if optimizer is None:  # a step of plain SGD is a sum, which needs no gradient
                 self._add_gradients(rows, chunk, records, rows, -rate, losses)
             else:
                 weights.grad = torch.zeros_like(rows)
                 self._add_gradients(rows, chunk, records, weights.grad, 1.0, losses)
+                optimizer.param_groups[0]["lr"] = rate
                 optimizer.step()
+            if chunk.pull is not None:
+                share = pull_share(rate, chunk.pull.strength)
+                for part, target in anchor:
+                    rows[:, part].lerp_(target, share)
         chunk.steps += self._plan.steps_per_round
         chunk.weights = weights.detach().cpu()
         chunk.losses = (losses[0] / losses[1]).cpu()
@@ -188,6 +220,21 @@ class StackedTrainer:
                 for name, value in optimizer.state[weights].items()
                 if isinstance(value, Tensor) and value.shape == weights.shape
             }
+        if self._training.ema:
+            rows = chunk.weights
+            chunk.moments[EMA] = (
+                rows.clone() if averages is None else torch.lerp(rows, averages, self._training.ema)
+            )
+
+    def _anchor(self, pull: Pull | None) -> list[tuple[slice, Tensor]]:
+        """The received weights by their place in a row."""
+        made, start = [], 0
+        for name, shape in self.shapes.items():
+            part = slice(start, start + shape.numel())
+            if pull is not None and name in pull.anchor:
+                made.append((part, pull.anchor[name].reshape(-1).to(self.device)))
+            start = part.stop
+        return made
 
     def cut(self, row: Tensor) -> dict[str, Tensor]:
         """The parameters that a row [P] holds, by name, as views of it."""

@@ -17,6 +17,7 @@ from client.trainer import NORM_FLOOR
 from shared.config import TrainingSection
 from shared.models import VAE, Terms
 from shared.models.objective import elbo
+from shared.models.priors import Prior
 from simulations.stacked.layers import StackedLayer, stack_layers
 from simulations.stacked.segments import Segments
 
@@ -71,6 +72,12 @@ class StackedGradients:
             self.by_layer = self._agrees(model)
         kept = self._kept() if self.by_layer else size
         self.record_floats = 2 * kept * training.multiplicity
+
+    def set_prior(self, prior: Prior) -> None:
+        """Measure the rate against ``prior`` from now on."""
+        for model in (self._plain, self._model):
+            if isinstance(model, VAE):
+                model.prior = prior
 
     def __call__(self, weights: Tensor, batch: Batch, factors: Tensor, total: Tensor) -> Tensor:
         """Add each client's sum to ``total``; return the loss of each record [N] in nats.

@@ -23,10 +23,9 @@ from shared.models import encoder_state, load_encoder
 from shared.privacy import summaries
 from shared.privacy.noise import NoiseSource, RngName, SecureNoise, SimulationNoise
 from shared.privacy.plan import PrivacyPlan
+from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
 from shared.wire import (
     DENSITY_PREFIX,
-    HISTOGRAMS_KEY,
-    MOMENTS_KEY,
     Arrays,
     Kind,
     ReplyHeader,
@@ -55,7 +54,7 @@ def arrays_of(outgoing: Outgoing) -> Arrays:
 
 def density_of(moments: np.ndarray, run: RunConfig) -> summaries.LatentDensity:
     """The density a server makes of one client's moments."""
-    multiplier = PrivacyPlan.from_config(run).moments_multiplier
+    multiplier = PrivacyPlan.from_config(run).multiplier("moments")
     return summaries.latent_density([moments], RADIUS, multiplier)
 
 
@@ -92,8 +91,8 @@ def test_whole_run_spends_exactly_its_plan(tmp_path: Path) -> None:
     assert all(o.header.records == RECORDS for o in out)
     assert [o.header.noise_multiplier for o in out] == [
         *[plan.noise_multiplier] * 3,
-        plan.moments_multiplier,
-        plan.threshold_multiplier,
+        plan.multiplier("moments"),
+        plan.multiplier("threshold"),
     ]
 
 
@@ -285,7 +284,7 @@ def test_threshold_recentres_on_the_released_mean(tmp_path: Path) -> None:
     expected = summaries.release_histograms(
         summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
         summaries.squared_distance(latents, center, density.precision(recentred=True)),
-        plan.threshold_multiplier,
+        plan.multiplier("threshold"),
         make_noise(private, "north", 5, "threshold"),
     )
     np.testing.assert_allclose(noisy, expected)
@@ -395,10 +394,10 @@ def test_run_may_not_change_its_configuration(tmp_path: Path) -> None:
 def test_other_protocol_is_refused(tmp_path: Path) -> None:
     """A request of another protocol version is refused with both versions named."""
     run = tiny_run()
-    header = request(run, 1).model_copy(update={"protocol": 2})
+    header = request(run, 1).model_copy(update={"protocol": 1})
     out = tiny_node(tmp_path, run).handle(header, weights_of(run))
     assert out.header.code == "protocol"
-    assert "version 1, got 2" in out.header.text
+    assert "version 2, got 1" in out.header.text
 
 
 def test_threshold_needs_own_moments_and_a_density(tmp_path: Path) -> None:

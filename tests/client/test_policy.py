@@ -33,7 +33,7 @@ def test_node_file_is_read() -> None:
     assert config.data.record_schema.shape == (128,)
     assert config.server is not None
     assert config.server.address == "aggregator.example:8443"
-    assert config.policy.allowed_sharing == ("encoder",)
+    assert config.policy.allowed_sharing == ("encoder", "summary", "encoder+summary")
     assert not config.policy.allow_simulation_rng
     assert not config.policy.allow_non_private
 

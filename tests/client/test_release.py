@@ -12,7 +12,9 @@ from client.ledger import Entry, Ledger
 from client.release import INTERNAL_SENTENCE, KEEP_ROUNDS, Outgoing, ReleaseDoor
 from shared.errors import DataError, PolicyRefusal, ProtocolError, ReleaseRefused
 from shared.privacy.accounting import GaussianEvent
-from shared.wire import MOMENTS_KEY, Kind, ReplyHeader, unpack
+from shared.privacy.summaries import MOMENTS_KEY, moments_spec, threshold_spec
+from shared.schedule import Kind
+from shared.wire import PROTOCOL, ReplyHeader, unpack
 from tests.client.support import RUN_ID, request, tiny_run
 
 EXPECTED = {"encoder.weight": (3, 2), "encoder.bias": (3,)}
@@ -63,7 +65,7 @@ def test_release_carries_public_numbers(desk: Desk) -> None:
     header, arrays = unpack(ReplyHeader, out.payload)
     assert header == out.header
     assert header.model_dump() == {
-        "protocol": 1,
+        "protocol": PROTOCOL,
         "run_id": RUN_ID,
         "round": 1,
         "kind": "train",
@@ -150,25 +152,30 @@ def test_whole_model_needs_the_policy(tmp_path: Path, desk: Desk) -> None:
 def test_release_must_be_paid(desk: Desk) -> None:
     """No release without a reserved entry of the same kind, and only one for each."""
     with pytest.raises(ReleaseRefused, match="reserved ledger entry"):
-        desk.door.moments(desk.reserve("train"), np.eye(3), 2)
+        desk.door.summary(desk.reserve("train"), np.eye(3), moments_spec(2))
     entry = desk.reserve("train")
     desk.door.encoder(entry, weights(), EXPECTED)
     with pytest.raises(ReleaseRefused, match="reserved ledger entry"):
         desk.door.encoder(entry, weights(), EXPECTED)
     other = Desk(desk.root / "other").reserve("moments")
     with pytest.raises(ReleaseRefused, match="reserved ledger entry"):
-        desk.door.moments(other, np.eye(3), 2)
+        desk.door.summary(other, np.eye(3), moments_spec(2))
 
 
 def test_summaries_have_fixed_shapes(desk: Desk) -> None:
     """Moments and histograms leave in float64 of exactly their shape."""
-    out = desk.door.moments(desk.reserve("moments"), np.eye(3), 2)
+    out = desk.door.summary(desk.reserve("moments"), np.eye(3), moments_spec(2))
     assert unpack(ReplyHeader, out.payload)[1][MOMENTS_KEY].shape == (3, 3)
     with pytest.raises(ReleaseRefused):
-        desk.door.moments(desk.reserve("moments", 2), np.eye(4), 2)
+        desk.door.summary(desk.reserve("moments", 2), np.eye(4), moments_spec(2))
     with pytest.raises(ReleaseRefused):
-        desk.door.threshold(desk.reserve("threshold"), np.ones((2, 128), np.float32), 128)
-    assert desk.door.threshold(desk.reserve("threshold"), np.ones((2, 128)), 128).header.steps == 1
+        desk.door.summary(
+            desk.reserve("threshold"), np.ones((2, 128), np.float32), threshold_spec()
+        )
+    whole = desk.door.summary(desk.reserve("threshold"), np.ones((2, 128)), threshold_spec())
+    assert whole.header.steps == 1
+    with pytest.raises(ReleaseRefused, match=r"pays for summary\.histograms"):
+        desk.door.summary(desk.reserve("moments", 3), np.ones((2, 128)), threshold_spec())
 
 
 def test_only_the_door_makes_outgoing(desk: Desk) -> None:
@@ -202,7 +209,7 @@ def test_replay_detects_other_bytes(desk: Desk) -> None:
 
 def test_old_payloads_are_dropped(desk: Desk) -> None:
     """The outbox keeps the payloads of the last training rounds and of every summary."""
-    desk.door.moments(desk.reserve("moments", 1), np.eye(3), 2)
+    desk.door.summary(desk.reserve("moments", 1), np.eye(3), moments_spec(2))
     for number in range(1, KEEP_ROUNDS + 4):
         desk.door.encoder(desk.reserve(round=number), weights(), EXPECTED)
     names = sorted(path.name for path in (desk.root / "outbox").rglob("*.bin"))

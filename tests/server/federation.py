@@ -19,11 +19,10 @@ from shared.config import RunConfig
 from shared.privacy import summaries
 from shared.privacy.noise import SimulationNoise
 from shared.privacy.plan import PrivacyPlan
+from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
 from shared.records import from_records, to_records
 from shared.wire import (
     DENSITY_PREFIX,
-    HISTOGRAMS_KEY,
-    MOMENTS_KEY,
     PROTOCOL,
     Arrays,
     ReplyHeader,
@@ -84,11 +83,11 @@ class Site:
             multiplier = plan.noise_multiplier
             released = {key: value + np.float32(self.shift) for key, value in arrays.items()}
         elif header.kind == "moments":
-            multiplier = plan.moments_multiplier
+            multiplier = plan.multiplier("moments")
             matrix = summaries.release_moments(latents, radius, multiplier, noise)
             released = {MOMENTS_KEY: matrix}
         else:
-            multiplier = plan.threshold_multiplier
+            multiplier = plan.multiplier("threshold")
             density = summaries.LatentDensity.from_arrays(
                 {
                     key.removeprefix(DENSITY_PREFIX): value

@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.rounds import JoinState, Phase, RoundState, Verdict, phases
+from server.rounds import JoinState, RoundState, Verdict
+from shared.schedule import Phase, phases
 from tests.server.federation import tiny_config
 
 

@@ -9,10 +9,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.rounds import Phase
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
 from shared.records import ARRAYS, HEADER, to_records
-from shared.wire import HISTOGRAMS_KEY, MOMENTS_KEY, PROTOCOL, Arrays, Kind, ReplyHeader
+from shared.schedule import Kind, Phase
+from shared.wire import PROTOCOL, Arrays, ReplyHeader
 from tests.server.federation import LATENT, plan_of, tiny_config
 
 SENT: Arrays = {

@@ -15,8 +15,9 @@ from shared.errors import QuorumLost
 from shared.models import build
 from shared.privacy.accounting import GaussianEvent, epsilon_of
 from shared.privacy.plan import PrivacyPlan
+from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
 from shared.records import from_records
-from shared.wire import HISTOGRAMS_KEY, MOMENTS_KEY, ReplyHeader
+from shared.wire import ReplyHeader
 from simulations.evaluation import global_detector, rate, site_detector
 from simulations.federation import datasets, handler, make_node, open_policy, simulate
 from simulations.grid import Handler, InProcessGrid, by_handlers
@@ -46,7 +47,7 @@ def test_two_runs_with_one_seed_agree(tmp_path: Path) -> None:
 def test_captured_traffic_holds_encoder_keys_and_permitted_records_only(tmp_path: Path) -> None:
     """Every reply of a whole run is the header, one metric, and exactly the arrays of its kind."""
     federation = tiny_federation()
-    run = tiny_run(federation)
+    run = tiny_run(federation, summaries={"moments": "full"})
     captured: list[RecordDict] = []
 
     def tapped(inner: Handler) -> Handler:

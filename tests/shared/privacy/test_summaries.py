@@ -8,7 +8,6 @@ from hypothesis.extra.numpy import arrays
 
 from shared.privacy.noise import SimulationNoise
 from shared.privacy.summaries import (
-    HISTOGRAM_SENSITIVITY,
     MOMENTS_SENSITIVITY,
     SCORE_EDGES,
     LatentDensity,
@@ -19,6 +18,7 @@ from shared.privacy.summaries import (
     release_histograms,
     release_moments,
     squared_distance,
+    threshold_spec,
 )
 
 LATENTS = arrays(
@@ -47,7 +47,7 @@ def test_one_record_moves_the_histograms_by_at_most_the_sensitivity(
     difference = histograms(np.append(base, absolute), np.append(base, recentred)) - histograms(
         base, base
     )
-    assert np.linalg.norm(difference) <= HISTOGRAM_SENSITIVITY * (1 + 1e-9)
+    assert np.linalg.norm(difference) <= threshold_spec().sensitivity * (1 + 1e-9)
 
 
 def test_moments_noise_is_isotropic_in_the_symmetric_matrices() -> None:
@@ -69,7 +69,7 @@ def test_histogram_noise_has_the_stated_deviation() -> None:
     scores = np.full(100, 3.0)
     released = release_histograms(scores, scores, 2.0, SimulationNoise(6))
     residual = released - histograms(scores, scores)
-    assert residual.std() == pytest.approx(2.0 * HISTOGRAM_SENSITIVITY, rel=0.15)
+    assert residual.std() == pytest.approx(2.0 * threshold_spec().sensitivity, rel=0.15)
     assert released.shape == (2, len(SCORE_EDGES) + 1)
 
 

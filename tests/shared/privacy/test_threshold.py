@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from shared.privacy.summaries import HISTOGRAM_SENSITIVITY, SCORE_EDGES, histograms
+from shared.privacy.summaries import SCORE_EDGES, histograms, threshold_spec
 from shared.privacy.threshold import threshold_from_histogram
 
 
 def noisy(scores: np.ndarray, clients: int, sigma: float, seed: int) -> tuple[np.ndarray, float]:
     """Pooled counts of ``clients`` releases at ``sigma``, and the deviation of a bin."""
-    deviation = HISTOGRAM_SENSITIVITY * sigma * math.sqrt(clients)
+    deviation = threshold_spec().sensitivity * sigma * math.sqrt(clients)
     exact = histograms(scores, scores)[0]
     noise = np.random.default_rng([seed, 1]).normal(size=exact.shape) * deviation
     return exact + noise, deviation

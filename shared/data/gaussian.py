@@ -1,0 +1,98 @@
+"""The Gaussian of the data that clients release together: low frequencies with mean and covariance.
+
+It is made of released moments, so all that is computed from it is free of privacy cost: draws to
+train first weights on, and a distance that tells an unusual record without any network.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.config import RunConfig
+from shared.data.frequencies import cosine_basis
+from shared.data.scaling import data_radius
+from shared.privacy.summaries import LatentDensity, latent_density, squared_distance
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataGaussian:
+    """Mean and covariance of the records' features, as released.
+
+    Attributes:
+        density: of the features [m] about the middle of the bounds.
+        basis: float64 [m, size], public.
+        middle: of the bounds.
+        shape: of one record.
+    """
+
+    density: LatentDensity
+    basis: NDArray[np.float64]
+    middle: float
+    shape: tuple[int, ...]
+
+    def features(self, records: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Features [N, m] of preprocessed records [N, *shape]."""
+        return data_features(records, self.basis, self.middle)
+
+    def distance(self, records: NDArray[np.float32], *, recentred: bool = False) -> np.ndarray:
+        """Squared Mahalanobis distance [N] of preprocessed records to the common mean."""
+        precision = self.density.precision(recentred=recentred)
+        return squared_distance(self.features(records), self.density.mean, precision)
+
+    def draws(self, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Synthetic preprocessed records [count, *shape]; what the features leave out is zero."""
+        factor = np.linalg.cholesky(self.density.covariance)
+        normal = rng.standard_normal((count, len(self.basis)))
+        features = self.density.mean + normal @ factor.T
+        values = features @ self.basis + self.middle
+        return values.reshape(count, *self.shape).astype(np.float32)
+
+    @classmethod
+    def pooled(
+        cls, run: RunConfig, released: Sequence[np.ndarray], noise_multiplier: float
+    ) -> Self:
+        """Pool what clients released in the phase "data".
+
+        Raises:
+            ValueError: noise has driven the pooled count below one.
+        """
+        return cls._of(run, latent_density(released, feature_radius(run), noise_multiplier))
+
+    @classmethod
+    def from_arrays(cls, run: RunConfig, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Read ``LatentDensity.arrays`` of the features.
+
+        Raises:
+            ProtocolError: they are not a density of the run's features.
+        """
+        return cls._of(run, LatentDensity.checked(arrays, len(feature_basis(run))))
+
+    @classmethod
+    def _of(cls, run: RunConfig, density: LatentDensity) -> Self:
+        return cls(
+            density=density,
+            basis=feature_basis(run),
+            middle=(run.data.lower + run.data.upper) / 2,
+            shape=run.data.shape,
+        )
+
+
+def feature_basis(run: RunConfig) -> NDArray[np.float64]:
+    """The public map of a run from records to features [m, size]."""
+    return cosine_basis(run.data.shape, run.summaries.features)
+
+
+def feature_radius(run: RunConfig) -> float:
+    """The public radius that the features of a record are clipped to."""
+    return run.summaries.data_radius or data_radius(run.data)
+
+
+def data_features(
+    records: NDArray[np.float32], basis: NDArray[np.float64], middle: float
+) -> NDArray[np.float64]:
+    """Features [N, m] of preprocessed records [N, *shape] about the middle of their bounds."""
+    flat = records.reshape(len(records), basis.shape[1]).astype(np.float64) - middle
+    return np.asarray(flat @ basis.T)

@@ -1,0 +1,87 @@
+"""A mixture of Gaussians over latents, as a federation has released it. numpy only."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.errors import ProtocolError
+
+#: Components that a message may bring at most.
+MAX_COMPONENTS = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentMixture:
+    """Weights, means and covariances of K components.
+
+    Attributes:
+        weights: [K], positive, with a sum of 1.
+        means: [K, k].
+        covariances: [K, k, k], positive definite.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+
+    def log_density(self, latents: np.ndarray) -> np.ndarray:
+        """Logarithm of the density in nats of latents [N, k]: [N]."""
+        parts = self._log_parts(latents)
+        top = parts.max(axis=1, keepdims=True)
+        total: np.ndarray = top[:, 0] + np.log(np.exp(parts - top).sum(axis=1))
+        return total
+
+    def responsibilities(self, latents: np.ndarray) -> np.ndarray:
+        """Share [N, K] of each component in latents [N, k]; rows add up to 1."""
+        parts = self._log_parts(latents)
+        shares = np.exp(parts - parts.max(axis=1, keepdims=True))
+        normalised: np.ndarray = shares / shares.sum(axis=1, keepdims=True)
+        return normalised
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The mixture as float64 arrays, for files and messages."""
+        return {"weights": self.weights, "means": self.means, "covariances": self.covariances}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "LatentMixture":
+        """Read what ``arrays`` wrote."""
+        return cls(**{key: np.asarray(value, dtype=np.float64) for key, value in arrays.items()})
+
+    @classmethod
+    def checked(cls, arrays: Mapping[str, np.ndarray], k: int) -> "LatentMixture":
+        """Read what ``arrays`` wrote, from another party.
+
+        Raises:
+            ProtocolError: it is no mixture of ``k`` dimensions.
+        """
+        wrong = ProtocolError(
+            f"Expected a mixture of 1 to {MAX_COMPONENTS} Gaussians of {k} dimensions, got another "
+            "one; send LatentMixture.arrays()."
+        )
+        if arrays.keys() != {"weights", "means", "covariances"}:
+            raise wrong
+        count = len(np.atleast_1d(arrays["weights"]))
+        shapes = {"weights": (count,), "means": (count, k), "covariances": (count, k, k)}
+        if not 1 <= count <= MAX_COMPONENTS or any(
+            value.shape != shapes[key] or value.dtype.kind != "f" or not np.isfinite(value).all()
+            for key, value in arrays.items()
+        ):
+            raise wrong
+        made = cls.from_arrays(arrays)
+        symmetric = (made.covariances + made.covariances.swapaxes(1, 2)) / 2
+        if not (made.weights > 0).all() or np.linalg.eigvalsh(symmetric).min() <= 0:
+            raise wrong
+        return made
+
+    def _log_parts(self, latents: np.ndarray) -> np.ndarray:
+        """Logarithm of weight times density of each component: [N, K]."""
+        rows = np.asarray(latents, dtype=np.float64)
+        precisions = np.linalg.inv(self.covariances)
+        _, log_determinants = np.linalg.slogdet(self.covariances)
+        offset = rows[:, None, :] - self.means
+        square = np.einsum("nKi,Kij,nKj->nK", offset, precisions, offset, optimize=True)
+        constant = log_determinants + rows.shape[1] * math.log(2.0 * math.pi)
+        parts: np.ndarray = np.log(self.weights) - 0.5 * (square + constant)
+        return parts

@@ -1,0 +1,32 @@
+"""What each summary phase of a run releases; server and nodes derive it alike."""
+
+from shared.config import RunConfig
+from shared.data.gaussian import feature_basis
+from shared.data.scaling import features_of
+from shared.privacy import summaries
+from shared.privacy.summaries import Form, SummarySpec
+from shared.schedule import Kind
+
+
+def spec_of(
+    run: RunConfig, kind: Kind, form: Form, latent_dim: int, components: int
+) -> SummarySpec:
+    """What a client releases in a summary phase; both sides derive it.
+
+    Args:
+        run: the run.
+        kind: of the phase.
+        form: of moments.
+        latent_dim: of the model.
+        components: of the mixture that the phase brings.
+    """
+    if kind == "data":
+        if run.summaries.data == "scaling":
+            return summaries.scaling_spec(features_of(run.data))
+        return summaries.moments_spec(len(feature_basis(run)))
+    if kind == "moments":
+        full = form == "full"
+        return summaries.moments_spec(latent_dim) if full else summaries.diagonal_spec(latent_dim)
+    if kind == "mixture":
+        return summaries.mixture_spec(components, latent_dim)
+    return summaries.threshold_spec()

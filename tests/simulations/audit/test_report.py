@@ -1,0 +1,46 @@
+"""The whole audit: same seed, same result; and its report."""
+
+from pathlib import Path
+
+from simulations.audit.report import write_report
+from simulations.audit.run import Audit, Sizes, run_audit
+from tests.simulations.audit.conftest import unwatched
+
+#: Too few draws for tight bounds, enough for every part to run.
+TINY = Sizes(
+    steps=20,
+    sampled=20,
+    summaries=200,
+    broken=20,
+    toys=200,
+    canaries=60,
+    rounds=2,
+    beats=100,
+)
+
+
+def test_equal_seeds_give_equal_audits() -> None:
+    """All numbers, and their order, are functions of sizes and seed."""
+    first, again, other = (run_audit(TINY, seed, unwatched).to_json() for seed in (3, 3, 4))
+    assert first == again
+    assert first["claims"] != other["claims"]
+
+
+def test_quick_audit_is_good(audit: Audit) -> None:
+    """Every claim holds and every control is caught: this is what continuous runs check."""
+    assert audit.good
+    assert audit.to_json()["good"] is True
+
+
+def test_report_opens_offline_and_says_what_failed(audit: Audit, tmp_path: Path) -> None:
+    """One file with tables and pictures inside and no address; a failed audit names its findings."""
+    text = write_report(audit, tmp_path / "good").read_text()
+    assert text.count("data:image/png;base64,") == 3
+    assert "http" not in text.replace("http-equiv", "")
+    assert "No attack passed a claim" in text
+    for one in (*audit.claims, *audit.controls):
+        assert one.name in text
+    names = sorted(path.name for path in (tmp_path / "good").iterdir())
+    assert names == ["bounds.png", "canaries.png", "inversion.png", "report.html"]
+    failed = write_report(run_audit(TINY, 0, unwatched), tmp_path / "failed").read_text()
+    assert "The audit failed for: training step" in failed
