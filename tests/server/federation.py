@@ -19,7 +19,7 @@ from shared.config import RunConfig
 from shared.privacy import summaries
 from shared.privacy.noise import SimulationNoise
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
+from shared.privacy.summaries import HISTOGRAMS_KEY
 from shared.records import from_records, to_records
 from shared.wire import (
     DENSITY_PREFIX,
@@ -84,8 +84,10 @@ class Site:
             released = {key: value + np.float32(self.shift) for key, value in arrays.items()}
         elif header.kind == "moments":
             multiplier = plan.multiplier("moments")
-            matrix = summaries.release_moments(latents, radius, multiplier, noise)
-            released = {MOMENTS_KEY: matrix}
+            full = header.form == "full"
+            sums = summaries.moments if full else summaries.diagonal_moments
+            spec = (summaries.moments_spec if full else summaries.diagonal_spec)(LATENT)
+            released = {spec.key: summaries.release(sums(latents, radius), spec, multiplier, noise)}
         else:
             multiplier = plan.multiplier("threshold")
             density = summaries.LatentDensity.from_arrays(

@@ -133,7 +133,7 @@ def test_other_protocol_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     sites[11].edit = lambda h, a: (h.model_copy(update={"protocol": 0}), a)
     with caplog.at_level(logging.WARNING, "fedlatent"):
         drive(grid_of(sites), tiny_config(), home, run_id=RUN)
-    assert "node node-11 failed (protocol): the node speaks protocol 0, this server 1" in (
+    assert "node node-11 failed (protocol): the node speaks protocol 0, this server 2" in (
         caplog.text
     )
     assert outcomes(home, 4)["node-11"].code == "protocol"
@@ -401,7 +401,7 @@ def test_damaged_result_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="without 'density'"):
         RunResult.load(result.folder)
     (result.folder / "result.json").write_text("[]")
-    with pytest.raises(DataError, match="result of format 1"):
+    with pytest.raises(DataError, match="result of format 2"):
         RunResult.load(result.folder)
 
 

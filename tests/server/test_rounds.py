@@ -10,10 +10,10 @@ from tests.server.federation import tiny_config
 def test_phases_are_training_then_moments_then_threshold() -> None:
     """A run of R rounds has R + 2 phases with the numbers 1 to R + 2."""
     assert phases(tiny_config()) == (
-        Phase(number=1, kind="train"),
-        Phase(number=2, kind="train"),
-        Phase(number=3, kind="moments"),
-        Phase(number=4, kind="threshold"),
+        Phase(number=1, kind="train", trained=0),
+        Phase(number=2, kind="train", trained=1),
+        Phase(number=3, kind="moments", trained=2),
+        Phase(number=4, kind="threshold", trained=2),
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from shared.privacy.specs import spec_of as summary_spec
 from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
 from shared.records import ARRAYS, HEADER, to_records
 from shared.schedule import Kind, Phase
@@ -28,7 +29,9 @@ def spec_of(kind: Kind = "train", **federation: float) -> ReplySpec:
     config = tiny_config(federation=sections)
     number = {"train": 2, "moments": 3, "threshold": 4}[kind]
     plan = plan_of(config.to_json())
-    return ReplySpec.of("tiny-1", config, plan, Phase(number=number, kind=kind), SENT, LATENT)
+    phase = Phase(number=number, kind=kind, trained=min(number - 1, 2))
+    asked = SENT if kind == "train" else summary_spec(config, kind, "full", LATENT, 0)
+    return ReplySpec.of("tiny-1", config, plan, phase, asked)
 
 
 def header_of(spec: ReplySpec, **changes: object) -> ReplyHeader:
