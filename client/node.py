@@ -231,8 +231,9 @@ class Node:
         own = site_weights(run, model, state, asked)
         density = asked.density
         if run.strategy.name == "mr-mtl":
-            load_state(model, own)
-            latents = latents_of(model, scaled(self.records, asked.scaling))
+            personal = run_model(run)  # what is released afterwards is about the shared encoder
+            load_state(personal, own)
+            latents = latents_of(personal, scaled(self.records, asked.scaling))
             density, center = own_density(run, latents)
         if density is None:
             raise ProtocolError("Expected a latent density with a threshold request, got none.")

@@ -72,8 +72,60 @@ def assert_equal(one: Simulation, other: Simulation) -> None:
                 "multiplicity": 2,
             }
         },
+        {"sharing": "summary", "summaries": {"components": 2, "em_rounds": 2}},
+        {
+            "sharing": "encoder+summary",
+            "summaries": {"prior": "mixture", "components": 2, "em_rounds": 1, "every": 1},
+        },
+        {
+            "sharing": "encoder+summary",
+            "summaries": {"prior": "gaussian", "every": 2, "moments": "full"},
+        },
+        {"summaries": {"data": "scaling"}},
+        {
+            "summaries": {"data": "gaussian", "features": 12},
+            "training": {
+                "rounds": 3,
+                "steps_per_round": 4,
+                "warm_start_steps": 5,
+                "ema": 0.5,
+                "schedule": "cosine",
+            },
+        },
+        {
+            "strategy": {"name": "mr-mtl", "proximal": 20.0},
+            "training": {"rounds": 3, "steps_per_round": 4, "ema": 0.3},
+        },
+        {
+            "strategy": {
+                "name": "fedprox",
+                "proximal": 5.0,
+                "weighting": "noise-aware",
+                "server_optimizer": "adam",
+                "server_learning_rate": 0.01,
+            }
+        },
+        {
+            "sharing": "full",
+            "strategy": {"server_optimizer": "momentum", "weighting": "uniform"},
+            "scoring": {"per_client": True},
+        },
     ],
-    ids=["private", "not private", "full", "conv", "momentum and draws"],
+    ids=[
+        "private",
+        "not private",
+        "full",
+        "conv",
+        "momentum and draws",
+        "summaries alone",
+        "summaries in training, mixture prior",
+        "gaussian prior, full moments",
+        "scaling",
+        "warm start, average, cosine",
+        "mr-mtl, average",
+        "fedprox, noise-aware, server adam",
+        "full, momentum of the server, thresholds of clients",
+    ],
 )
 def test_stacked_run_equals_real_nodes(tmp_path: Path, changes: dict[str, object]) -> None:
     """Encoder, density, thresholds, epsilons and decoders are those of nodes with their ledgers."""
@@ -86,8 +138,9 @@ def test_stacked_run_equals_real_nodes(tmp_path: Path, changes: dict[str, object
         assert got.epsilon or pytest.approx(expected.epsilon or 0.0, rel=1e-9) == 0.0
         assert (got.records, got.delta) == (expected.records, expected.delta)
         np.testing.assert_allclose(got.center, expected.center, rtol=1e-4, atol=1e-6)
-        for key, value in expected.decoder.items():
-            np.testing.assert_allclose(got.decoder[key], value, rtol=1e-4, atol=1e-6)
+        for key, value in {**expected.encoder, **expected.decoder}.items():
+            found = {**got.encoder, **got.decoder}[key]
+            np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-6)
 
 
 def test_unreliable_clients_are_the_same_in_both_engines(tmp_path: Path) -> None:
