@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli import client, demo, edge, export, keys, server, simulate
+from cli import audit, client, demo, edge, export, keys, server, simulate
 from cli.console import print_error
 from shared.errors import FedlatentError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
 app.add_typer(simulate.app, name="simulate")
@@ -61,7 +62,7 @@ def main() -> None:
         print_error(error, as_json="--json" in sys.argv)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        extras = {"client": "client", "simulate": "simulation"}
+        extras = {"client": "client", "simulate": "simulation", "audit": "simulation"}
         extra = next((extras[word] for word in sys.argv if word in extras), "server")
         typer.echo(
             f"error: this command needs the package {error.name!r}, which is not installed; "

@@ -17,6 +17,8 @@ from client.trainer import averages_of
 from shared.config import RunConfig
 from shared.data.gaussian import DataGaussian, data_features, feature_basis, feature_radius
 from shared.data.scaling import Scaling, bounded_values
+from shared.detection.density import ScoreDensity, score_radius, statistics
+from shared.detection.parts import score_centres, score_names, score_parts
 from shared.errors import BudgetExceeded, ConfigError, ProtocolError
 from shared.models import VAE, build, load_encoder, load_state
 from shared.models.base import ENCODER_PREFIX
@@ -34,6 +36,7 @@ from shared.wire import (
     EXTRA_PREFIXES,
     MIXTURE_PREFIX,
     SCALING_PREFIX,
+    SCORES_PREFIX,
     below,
 )
 
@@ -125,6 +128,7 @@ class Asked:
         gaussian: of the data, for first weights.
         density: of the latents.
         mixture: of the latents.
+        scores: of the score's parts.
     """
 
     weights: Arrays
@@ -132,6 +136,7 @@ class Asked:
     gaussian: DataGaussian | None = None
     density: LatentDensity | None = None
     mixture: LatentMixture | None = None
+    scores: ScoreDensity | None = None
 
     def prior(self, run: RunConfig) -> Prior:
         """What the rate is measured against: the broadcast prior, once there is one."""
@@ -151,7 +156,9 @@ def take_apart(run: RunConfig, kind: Kind, arrays: Arrays, latent_dim: int) -> A
     found = {prefix: below(arrays, prefix) for prefix in EXTRA_PREFIXES}
     needed = {
         SCALING_PREFIX: run.summaries.data == "scaling" and kind != "data",
-        DENSITY_PREFIX: kind == "threshold",
+        DATA_PREFIX: run.summaries.data == "gaussian" and kind == "scores",
+        DENSITY_PREFIX: kind in ("scores", "threshold"),
+        SCORES_PREFIX: run.scoring.combined and kind == "threshold",
         MIXTURE_PREFIX: kind == "mixture",
     }
     missing = [prefix for prefix, wanted in needed.items() if wanted and not found[prefix]]
@@ -162,12 +169,14 @@ def take_apart(run: RunConfig, kind: Kind, arrays: Arrays, latent_dim: int) -> A
         )
     scaling, data = found[SCALING_PREFIX], found[DATA_PREFIX]
     density, mixture = found[DENSITY_PREFIX], found[MIXTURE_PREFIX]
+    scores = found[SCORES_PREFIX]
     return Asked(
         weights={key: v for key, v in arrays.items() if not key.startswith(EXTRA_PREFIXES)},
         scaling=Scaling.from_arrays(scaling, run.data) if scaling else None,
         gaussian=DataGaussian.from_arrays(run, data) if data else None,
         density=LatentDensity.checked(density, latent_dim) if density else None,
         mixture=LatentMixture.checked(mixture, latent_dim) if mixture else None,
+        scores=ScoreDensity.of(run, latent_dim, scores) if scores else None,
     )
 
 
@@ -193,35 +202,60 @@ def data_sums(run: RunConfig, records: np.ndarray) -> np.ndarray:
     return summaries.moments(features, feature_radius(run))
 
 
+def parts_of(
+    run: RunConfig, model: VAE, records: torch.Tensor, asked: Asked
+) -> Mapping[str, np.ndarray]:
+    """The parts [N] of the combined score by name; none where the run has no such score."""
+    if not run.scoring.combined or asked.density is None:
+        return {}
+    taken = scaled(records, asked.scaling)
+    return score_parts(model, records, taken, asked.density, asked.gaussian)
+
+
 def latent_sums(
-    run: RunConfig, kind: Kind, form: Form, latents: np.ndarray, asked: Asked, center: np.ndarray
+    run: RunConfig,
+    kind: Kind,
+    form: Form,
+    latents: np.ndarray,
+    asked: Asked,
+    center: np.ndarray,
+    parts: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """The un-noised statistics of the latents in a summary phase.
+    """The un-noised statistics of a summary phase that looks at records through the model.
 
     Args:
         run: the run.
-        kind: "moments", "mixture" or "threshold".
+        kind: "moments", "mixture", "scores" or "threshold".
         form: of moments.
         latents: means [N, k] under the released encoder.
         asked: what the request brought.
         center: the client's own released mean [k]; only "threshold" looks at it.
+        parts: of the combined score; only "scores" and "threshold" look at them.
 
     Raises:
         ProtocolError: the request does not hold what its kind needs.
     """
-    radius = latent_radius(run, latents.shape[1])
+    k = latents.shape[1]
+    radius = latent_radius(run, k)
     if kind == "moments":
         of_form = summaries.moments if form == "full" else summaries.diagonal_moments
         return of_form(latents, radius)
     if kind == "mixture" and asked.mixture is not None:
         return summaries.mixture_moments(latents, radius, asked.mixture)
+    if kind == "scores" and parts:
+        names = score_names(run)
+        mapped = statistics(parts, names, score_centres(run, k))
+        return summaries.moments(mapped, score_radius(len(names)))
     density = asked.density
     if kind != "threshold" or density is None:
         raise ProtocolError(f"Expected a request that {kind!r} can answer, got another one.")
-    return summaries.histograms(
+    scores = [
         summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
         summaries.squared_distance(latents, center, density.precision(recentred=True)),
-    )
+    ]
+    if asked.scores is not None:
+        scores.append(asked.scores(parts))
+    return summaries.histograms(*scores)
 
 
 def own_density(run: RunConfig, latents: np.ndarray) -> tuple[LatentDensity, np.ndarray]:

@@ -21,6 +21,7 @@ from client.compute import (
     load_weights,
     make_noise,
     own_density,
+    parts_of,
     run_model,
     run_plan,
     scaled,
@@ -44,7 +45,7 @@ from shared.privacy import summaries
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.specs import spec_of
-from shared.schedule import Kind, Phase, phase_of
+from shared.schedule import WHOLE_KINDS, Kind, Phase, phase_of
 from shared.wire import PROTOCOL, ReplyHeader, RequestHeader, pack, unpack
 
 NoiseFactory = Callable[[RunConfig, str, int, Kind], NoiseSource]
@@ -171,7 +172,7 @@ class Node:
 
     def _summary(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
         run, kind, radius = header.config, header.kind, 0.0
-        whole = run.shares_decoder and kind == "threshold"
+        whole = run.shares_decoder and kind in WHOLE_KINDS
         model = run_model(run)
         asked = take_apart(run, kind, arrays, model.latent_dim)
         components = len(asked.mixture.weights) if asked.mixture else 0
@@ -191,7 +192,8 @@ class Node:
             exact = data_sums(run, self.records.numpy())
         else:
             latents = latents_of(model, scaled(self.records, asked.scaling))
-            exact = latent_sums(run, kind, header.form, latents, asked, center)
+            parts = parts_of(run, model, self.records, asked)
+            exact = latent_sums(run, kind, header.form, latents, asked, center, parts)
         noise = self._noise(run, self.config.site, header.round, kind)
         released = summaries.release(exact, spec, plan.multiplier(kind), noise)
         return self.door.summary(reservation, released, spec)

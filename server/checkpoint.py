@@ -20,7 +20,7 @@ from shared.wire import Arrays, below, under
 
 KEPT = 2
 _FORMAT = 2
-_GROUPS = ("encoder", "density", "data", "mixture", "optimizer", "average")
+_GROUPS = ("encoder", "density", "data", "mixture", "optimizer", "average", "scores")
 _MOMENTS = "moments/"
 
 _log = getLogger("fedlatent.server")
@@ -39,6 +39,7 @@ class Checkpoint:
         density: arrays of the latent density, of the newest moments phase.
         data: arrays of the scaling, or of the Gaussian of the data, once that phase is done.
         mixture: arrays of the latent mixture, of the newest mixture phase.
+        scores: arrays of the density of the score's parts, once that phase is done.
         optimizer: state of the server optimiser.
         average: the shared arrays averaged over rounds, where the run wants that.
         thresholds: "absolute" and "recentred", once the threshold phase is done.
@@ -54,6 +55,7 @@ class Checkpoint:
     density: Arrays = field(default_factory=dict)
     data: Arrays = field(default_factory=dict)
     mixture: Arrays = field(default_factory=dict)
+    scores: Arrays = field(default_factory=dict)
     optimizer: Arrays = field(default_factory=dict)
     average: Arrays = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)

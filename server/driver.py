@@ -34,6 +34,8 @@ from server.strategies.optimizer import server_step
 from shared.config import RunConfig
 from shared.data.gaussian import DataGaussian
 from shared.data.scaling import pool_scaling
+from shared.detection.density import pool_scores
+from shared.detection.parts import score_centres, score_names
 from shared.errors import ConfigError, DataError, FedlatentError, QuorumLost, ServiceError
 from shared.files import sha256_hex, write_json
 from shared.models import VAE, build
@@ -53,12 +55,13 @@ from shared.privacy.summaries import (
     threshold_spec,
 )
 from shared.privacy.threshold import threshold_from_histogram
-from shared.schedule import Phase, phases, training_rounds
+from shared.schedule import WHOLE_KINDS, Phase, phases, training_rounds
 from shared.wire import (
     DATA_PREFIX,
     DENSITY_PREFIX,
     MIXTURE_PREFIX,
     SCALING_PREFIX,
+    SCORES_PREFIX,
     Arrays,
     check_run_id,
     under,
@@ -68,6 +71,9 @@ _log = getLogger("fedlatent.server")
 
 #: Times that a phase is tried before its run is paused.
 ATTEMPTS = 2
+
+#: Names of the thresholds, in the order of the histograms; the last only of combined scores.
+THRESHOLDS = ("absolute", "recentred", "combined")
 
 #: Node id -> site name of the admitted sites; empty when the server keeps no such table.
 SiteTable = Mapping[int, str]
@@ -365,14 +371,17 @@ class Driver:
         """What a phase sends, and what it wants back."""
         run, kind = self.config, phase.kind
         arrays = {} if kind == "data" else dict(state.encoder)
-        if kind not in ("data", "train") and not (run.shares_decoder and kind == "threshold"):
+        if kind not in ("data", "train", *(WHOLE_KINDS if run.shares_decoder else ())):
             arrays = {k: v for k, v in arrays.items() if k.startswith(ENCODER_PREFIX)}
         if kind != "data" and run.summaries.data == "scaling":
             arrays |= under(SCALING_PREFIX, state.data)
-        if kind == "train" and run.training.warm_start_steps:
+        warm = kind == "train" and run.training.warm_start_steps
+        if run.summaries.data == "gaussian" and (warm or kind in WHOLE_KINDS):
             arrays |= under(DATA_PREFIX, state.data)
+        if kind == "threshold":
+            arrays |= under(SCORES_PREFIX, state.scores)
         prior = kind == "train" and run.summaries.prior != "none"
-        if state.density and (prior or kind == "threshold"):
+        if state.density and (prior or kind in WHOLE_KINDS):
             arrays |= under(DENSITY_PREFIX, state.density)
         if state.mixture and (prior or kind == "mixture"):
             arrays |= under(MIXTURE_PREFIX, state.mixture)
@@ -478,6 +487,7 @@ class Driver:
                 "data": self._data,
                 "moments": self._moments,
                 "mixture": self._mixture,
+                "scores": self._scores,
                 "threshold": self._threshold,
             }[phase.kind](state, collector)
         except ValueError as error:
@@ -537,12 +547,23 @@ class Driver:
         )
         return replace(state, mixture=mixture.arrays())
 
+    def _scores(self, state: Checkpoint, collector: Collector) -> Checkpoint:
+        """Pool the moments of the score's parts."""
+        run, k = self.config, self._model.latent_dim
+        pooled = pool_scores(
+            collector.summaries(),
+            score_names(run),
+            score_centres(run, k),
+            self.strategy.plan.multiplier("scores"),
+        )
+        return replace(state, scores=pooled.density.arrays())
+
     def _threshold(self, state: Checkpoint, collector: Collector) -> Checkpoint:
         """Thresholds of the federation, and of each client where the run wants them."""
         noise = self.strategy.plan.multiplier("threshold")
-        deviation = threshold_spec().sensitivity * noise
-        records = {o.node_id: o.records for o in collector.outcomes.values() if o.status == "ok"}
         counts = collector.summaries()
+        deviation = threshold_spec(len(counts[0])).sensitivity * noise
+        records = {o.node_id: o.records for o in collector.outcomes.values() if o.status == "ok"}
         thresholds = self._thresholds(
             np.sum(counts, axis=0), sum(records.values()), deviation * math.sqrt(len(counts))
         )
@@ -558,7 +579,7 @@ class Driver:
         quantile = self.config.scoring.quantile
         return {
             name: threshold_from_histogram(one, quantile, total=total, noise_deviation=deviation)
-            for name, one in zip(("absolute", "recentred"), counts, strict=True)
+            for name, one in zip(THRESHOLDS, counts, strict=False)
         }
 
     @property

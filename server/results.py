@@ -21,12 +21,13 @@ from server.checkpoint import Checkpoint
 from shared.config import RunConfig
 from shared.data.gaussian import DataGaussian
 from shared.data.scaling import Scaling
+from shared.detection.density import ScoreDensity
 from shared.errors import DataError
 from shared.files import read_json, sha256_hex, write_atomic, write_json
 from shared.privacy.mixture import LatentMixture
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import Form, LatentDensity, default_radius
-from shared.wire import DATA_PREFIX, MIXTURE_PREFIX, PROTOCOL, Arrays, below, under
+from shared.wire import DATA_PREFIX, MIXTURE_PREFIX, PROTOCOL, SCORES_PREFIX, Arrays, below, under
 
 FACTS = "result.json"
 DENSITY = "density.safetensors"
@@ -43,8 +44,8 @@ class RunResult:
         config: the run configuration.
         arrays: the shared arrays: the encoder, or all parameters when the run shares "full".
         density: the released latent density.
-        extra: arrays of the latent mixture and of the data's scaling or Gaussian, under
-            "mixture." and "data."; empty where the run released none.
+        extra: arrays of the latent mixture, of the data's scaling or Gaussian and of the score's
+            density, under "mixture.", "data." and "scores."; empty where the run released none.
         thresholds: "absolute" and "recentred", of squared latent distances.
         facts: the whole of ``result.json``.
     """
@@ -82,6 +83,13 @@ class RunResult:
             return None
         return DataGaussian.from_arrays(self.config, below(self.extra, DATA_PREFIX))
 
+    @property
+    def scores(self) -> ScoreDensity | None:
+        """The released density of the score's parts, or None."""
+        found = below(self.extra, SCORES_PREFIX)
+        k = len(self.density.mean)
+        return ScoreDensity.of(self.config, k, found) if found else None
+
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a result folder and check its hashes.
@@ -101,7 +109,9 @@ class RunResult:
                 for part in ("model", "density", "extra")
             }
             density = LatentDensity.from_arrays(read["density"])
-            thresholds = {key: facts["thresholds"][key] for key in ("absolute", "recentred")}
+            thresholds = {
+                key: value for key, value in facts["thresholds"].items() if key != "quantile"
+            }
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"Expected a whole result in {folder / FACTS}, got one without {error}; "
@@ -165,7 +175,11 @@ def write_result(
 
 
 def _extra(state: Checkpoint) -> Arrays:
-    return {**under(MIXTURE_PREFIX, state.mixture), **under(DATA_PREFIX, state.data)}
+    return {
+        **under(MIXTURE_PREFIX, state.mixture),
+        **under(DATA_PREFIX, state.data),
+        **under(SCORES_PREFIX, state.scores),
+    }
 
 
 def form_of(moments: Mapping[int, np.ndarray]) -> Form:

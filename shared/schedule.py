@@ -16,6 +16,9 @@ Kind = Literal["train", "moments", "threshold", "data", "mixture", "scores"]
 
 SUMMARY_KINDS: tuple[Kind, ...] = ("data", "moments", "mixture", "scores", "threshold")
 
+#: Summaries that look through the decoder, too, where a run shares whole models.
+WHOLE_KINDS: tuple[Kind, ...] = ("scores", "threshold")
+
 #: Training rounds between two releases of moments when a run names none.
 EVERY = 5
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shared.data import benchmarks, sources
+from shared.data import benchmarks, sources, tabular
 from shared.data.sources import Federation, SiteData
 from shared.data.transforms import Transform, draw_shift
 from shared.errors import ConfigError
@@ -112,6 +112,15 @@ _SOURCES = {
     "mnist": _Source(
         load=lambda folder, _, __: benchmarks.mnist(folder), images=True, natural=False
     ),
+    "mnist_one": _Source(
+        load=lambda folder, _, seed: benchmarks.mnist_one(folder, digit=seed % 10),
+        images=True,
+        natural=False,
+    ),
+    "heart_disease": _Source(
+        load=lambda folder, _, seed: tabular.heart_disease(folder, seed), images=False
+    ),
+    "nsl_kdd": _Source(load=lambda folder, _, __: tabular.nsl_kdd(folder), images=False),
     "fashion": _Source(
         load=lambda folder, _, __: benchmarks.fashion(folder), images=True, natural=False
     ),

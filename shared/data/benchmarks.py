@@ -174,6 +174,41 @@ def mnist(data_dir: Path, *, anomaly: int = 2) -> Federation:
     )
 
 
+def mnist_one(data_dir: Path, *, digit: int) -> Federation:
+    """Load handwritten digits one against the rest, as one site named "pool".
+
+    Training records show ``digit`` alone (about 2,000); in the official test all other digits are
+    anomalies.
+
+    Args:
+        data_dir: Folder of `mnist_train20k.npz` and `mnist_test10k.npz`.
+        digit: The normal digit.
+
+    Raises:
+        DataError: If a file is not in `data_dir` or is not that file.
+        ValueError: If `digit` is no digit.
+    """
+    whole = mnist(data_dir, anomaly=(digit + 1) % CLASSES)
+    (pool,) = whole.sites
+    if pool.train_kind is None or not 0 <= digit < CLASSES:
+        raise ValueError(f"Expected a digit from 0 to {CLASSES - 1}, got {digit}.")
+    mine = pool.train_kind == str(digit)
+    site = replace(
+        pool,
+        train=pool.train[mine],
+        train_kind=None,
+        test_label=(pool.test_kind != str(digit)).astype(np.uint8),
+        test_kind=np.where(pool.test_kind == str(digit), "normal", pool.test_kind),
+    )
+    return replace(
+        whole,
+        name="mnist_one",
+        sites=(site,),
+        note=f"Handwritten digits (MNIST, LeCun and Cortes), without natural clients; the digit "
+        f"{digit} is normal, all others are anomalies.",
+    )
+
+
 def fashion(data_dir: Path, *, anomaly: int = 9) -> Federation:
     """Load images of clothing as one site named "pool"; there are no natural clients.
 

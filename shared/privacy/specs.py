@@ -3,6 +3,7 @@
 from shared.config import RunConfig
 from shared.data.gaussian import feature_basis
 from shared.data.scaling import features_of
+from shared.detection.parts import score_names
 from shared.privacy import summaries
 from shared.privacy.summaries import Form, SummarySpec
 from shared.schedule import Kind
@@ -29,4 +30,6 @@ def spec_of(
         return summaries.moments_spec(latent_dim) if full else summaries.diagonal_spec(latent_dim)
     if kind == "mixture":
         return summaries.mixture_spec(components, latent_dim)
-    return summaries.threshold_spec()
+    if kind == "scores":
+        return summaries.moments_spec(len(score_names(run)))
+    return summaries.threshold_spec(3 if run.scoring.combined else 2)

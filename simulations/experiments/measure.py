@@ -12,6 +12,7 @@ import numpy as np
 
 from shared.config import RunConfig
 from shared.data.sources import Federation, SiteData
+from shared.data.tabular import contaminate
 from shared.detection import baselines
 from shared.errors import ConfigError, DataError
 from shared.wire import Arrays
@@ -55,14 +56,17 @@ class Split:
         return self.rated_absent or self.rated_present
 
 
-def split(federation: Federation, absent: int, cap: int, seed: int) -> Split:
+def split(
+    federation: Federation, absent: int, cap: int, seed: int, contamination: float = 0.0
+) -> Split:
     """Draw who stays away and who is rated.
 
     Args:
         federation: all clients.
         absent: how many take no part.
         cap: most clients that are rated on either side.
-        seed: of both draws.
+        seed: of all draws.
+        contamination: share of anomalies among the participants' training records.
 
     Raises:
         ConfigError: too few clients, or none of the rated ones has normal and abnormal records.
@@ -73,6 +77,7 @@ def split(federation: Federation, absent: int, cap: int, seed: int) -> Split:
     present, away = federation, None
     if absent:
         present, away = federation.hold_out(absent, seed + _ABSENT_OFFSET)
+    present = contaminate(present, contamination, seed)
     made = Split(
         present=present,
         absent=away,

@@ -193,7 +193,9 @@ class _Runner:
             federation = self._federation(cell)
             try:
                 cap = self.experiment.evaluate.clients
-                made = measure.split(federation, cell.data.absent, cap, cell.seed)
+                made = measure.split(
+                    federation, cell.data.absent, cap, cell.seed, cell.data.contamination
+                )
             except ConfigError as error:
                 raise self.experiment.error(("data", "absent"), str(error)) from None
             self._data = (key, federation, made)

@@ -14,7 +14,19 @@ from shared.models import FAMILIES
 from simulations.experiments.lines import line_of
 
 Grid = Literal["stacked", "nodes", "flower", "deployed"]
-Source = Literal["hearts", "digits", "mitbih", "smd", "asd", "omniglot", "mnist", "fashion"]
+Source = Literal[
+    "hearts",
+    "digits",
+    "mitbih",
+    "smd",
+    "asd",
+    "omniglot",
+    "mnist",
+    "mnist_one",
+    "fashion",
+    "heart_disease",
+    "nsl_kdd",
+]
 Kind = Literal["natural", "iid", "dirichlet", "shards", "quantity", "feature-shift"]
 Question = Literal["seen", "absent", "new10", "new30", "new100"]
 
@@ -49,6 +61,7 @@ class DataTable(Table):
     shards: Count = 2  # shards a client gets, of "shards"
     strength: Annotated[float, Field(ge=0)] = 0.5  # of "feature-shift"
     absent: Natural = 0
+    contamination: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # anomalies in training records
 
 
 class AvailabilityTable(Table):

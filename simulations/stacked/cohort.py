@@ -27,6 +27,7 @@ from client.compute import (
     load_weights,
     make_noise,
     own_density,
+    parts_of,
     run_model,
     scaled,
     site_weights,
@@ -48,7 +49,7 @@ from shared.privacy.plan import PrivacyPlan
 from shared.privacy.specs import spec_of
 from shared.privacy.summaries import Form, client_mean, release
 from shared.records import LocalRecords, from_records
-from shared.schedule import Kind, Phase, last_moments, phase_of, phases
+from shared.schedule import WHOLE_KINDS, Kind, Phase, last_moments, phase_of, phases
 from shared.wire import (
     DENSITY_PREFIX,
     PROTOCOL,
@@ -172,7 +173,7 @@ class Cohort:
         run, last = self._run, phases(self._run)[-1].number
         asked = take_apart(
             run,
-            "threshold",
+            "train",
             {
                 **result.arrays,
                 **under(DENSITY_PREFIX, result.density.arrays()),
@@ -359,22 +360,17 @@ class Cohort:
         run, kind = self._run, header.kind
         request = take_apart(run, kind, arrays, self._model.latent_dim)
         if kind != "data":
-            whole = run.shares_decoder and kind == "threshold"
+            whole = run.shares_decoder and kind in WHOLE_KINDS
             load_weights(self._model, request.weights, whole=whole)
         for start in range(0, len(asked), _TOGETHER):
             group = asked[start : start + _TOGETHER]
             records = [self._records(one.site) for one in group]
-            latents = [np.zeros((0, self._model.latent_dim))] * len(group)
-            if kind != "data":
-                together = latents_of(self._model, scaled(torch.cat(records), request.scaling))
-                offsets = np.cumsum([len(own) for own in records])[:-1]
-                latents = np.split(together, offsets)
-            for one, own, means in zip(group, records, latents, strict=True):
+            for one, own in zip(group, records, strict=True):
                 error = self._refusal(len(own)) or self._out_of_turn(header, one)
                 if error is not None:
                     yield self._refuse(header, one, error)
                     continue
-                released = self._summary(header, request, one.site, own, means)
+                released = self._summary(header, request, one.site, own)
                 yield self._reply(header, one, len(own), released)
 
     def _summary(
@@ -383,7 +379,6 @@ class Cohort:
         request: Asked,
         site: str,
         records: torch.Tensor,
-        latents: np.ndarray,
     ) -> Arrays:
         run, kind = self._run, header.kind
         components = len(request.mixture.weights) if request.mixture else 0
@@ -391,10 +386,12 @@ class Cohort:
         if kind == "data":
             exact = data_sums(run, records.numpy())
         else:
-            center = np.zeros(latents.shape[1])
+            latents = latents_of(self._model, scaled(records, request.scaling))
+            center = np.zeros(self._model.latent_dim)
             if kind == "threshold":
                 center = self._center(site, header.round, header.form, latents)
-            exact = latent_sums(run, kind, header.form, latents, request, center)
+            parts = parts_of(run, self._model, records, request)
+            exact = latent_sums(run, kind, header.form, latents, request, center, parts)
         noise = self._noise(site, header.round, kind)
         return {spec.key: release(exact, spec, self._plan.multiplier(kind), noise)}
 
@@ -403,8 +400,8 @@ class Cohort:
         run, k = self._run, latents.shape[1]
         phase = last_moments(run, before)
         number = phase.number if phase else 0
-        asked = Asked(weights={})
-        exact = latent_sums(run, "moments", form, latents, asked, np.zeros(k))
+        none = Asked(weights={})
+        exact = latent_sums(run, "moments", form, latents, none, np.zeros(k), {})
         noise, spec = self._noise(site, number, "moments"), spec_of(run, "moments", form, k, 0)
         released = release(exact, spec, self._plan.multiplier("moments"), noise)
         return client_mean(released, latent_radius(run, k))

@@ -22,10 +22,7 @@ def test_membership_stays_within_what_epsilon_allows(audit: Audit) -> None:
 
 
 def test_a_latent_says_much_and_a_release_little(audit: Audit) -> None:
-    """A stolen latent shows its beat; what left shows no more than public beats do at epsilon 2.
-
-    Without privacy the released moments show the client's typical beat.
-    """
+    """A stolen latent shows its beat; noise blurs the typical beat that released moments show."""
     private, plain = audit.inversion.qualities, audit.inversion_plain.qualities
     assert private[STOLEN].error < 0.8 * private[PUBLIC].error
     assert private[RELEASED].correlation < private[STOLEN].correlation
@@ -39,7 +36,7 @@ def test_training_records_are_recovered_no_better_than_others(audit: Audit) -> N
 
 
 def test_quality_of_known_recoveries() -> None:
-    """The record itself is perfect; a shifted one keeps its correlation and has the shift's error."""
+    """A shifted record keeps its correlation and has the shift's error."""
     records = np.random.default_rng(0).normal(size=(5, 30))
     assert Quality.of(records, records).correlation > 0.999999
     assert Quality.of(records, records).error == 0.0

@@ -1,10 +1,13 @@
 """Unit audits: every release is as private as stated, and no more noisy."""
 
+import math
+
 import numpy as np
 import pytest
 
 from client.compute import Asked, latent_sums
 from shared.errors import ProtocolError
+from shared.privacy import summaries
 from shared.privacy.audit import gaussian_epsilon, gdp_lower_bound
 from shared.privacy.noise import SecureNoise, SimulationNoise
 from shared.privacy.plan import PrivacyPlan
@@ -19,6 +22,7 @@ from simulations.audit.unit import (
     step_finding,
     summary_cases,
     summary_draws,
+    summary_findings,
 )
 from tests.simulations.audit.conftest import unwatched
 
@@ -31,7 +35,7 @@ def plan_of(kind: Kind, sigma: float) -> PrivacyPlan:
 
 
 def test_all_unit_claims_hold_and_are_tight(audit: Audit) -> None:
-    """The bound lies between 0.8 and 1 times the exact epsilon of every release, below the claim."""
+    """Every bound lies between 0.8 and 1 times the exact epsilon, and that below the claim."""
     tight = [one for one in audit.claims if one.tight]
     assert [one.name for one in tight] == ["training step", *CASES]
     for one in tight:
@@ -66,6 +70,14 @@ def test_too_little_noise_breaks_a_claim(name: str) -> None:
     )
     lower = gdp_lower_bound(scores.with_, scores.without, DELTA)
     assert finding(lower).verdict == "BROKEN"
+
+
+def test_understated_sensitivity_breaks_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise for a sensitivity of sqrt 2, where a record adds sqrt 3, is caught in both users."""
+    monkeypatch.setattr(summaries, "DIAGONAL_SENSITIVITY", math.sqrt(2))
+    verdicts = {one.name: one.verdict for one in summary_findings(10_000, 4, unwatched)}
+    broken = {name for name, verdict in verdicts.items() if verdict == "BROKEN"}
+    assert broken == {"moments, diagonal", "feature scaling"}
 
 
 def test_too_much_noise_is_named() -> None:

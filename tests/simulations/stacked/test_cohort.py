@@ -110,6 +110,11 @@ def assert_equal(one: Simulation, other: Simulation) -> None:
             "strategy": {"server_optimizer": "momentum", "weighting": "uniform"},
             "scoring": {"per_client": True},
         },
+        {
+            "sharing": "full",
+            "scoring": {"combined": True},
+            "summaries": {"data": "gaussian", "features": 6},
+        },
     ],
     ids=[
         "private",
@@ -125,6 +130,7 @@ def assert_equal(one: Simulation, other: Simulation) -> None:
         "mr-mtl, average",
         "fedprox, noise-aware, server adam",
         "full, momentum of the server, thresholds of clients",
+        "combined score",
     ],
 )
 def test_stacked_run_equals_real_nodes(tmp_path: Path, changes: dict[str, object]) -> None:

@@ -1,0 +1,66 @@
+"""``fedlatent audit``: attack the privacy claim, and see whether it stands."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.console import JsonOption, err, out, print_json, progress, table
+
+if TYPE_CHECKING:
+    from simulations.audit.run import Audit
+
+EXAMPLES = (
+    "Examples: fedlatent audit --quick | fedlatent audit --out runs/audit | "
+    "fedlatent audit --quick --json"
+)
+
+
+def audit(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer draws: half a minute, looser bounds.")
+    ] = False,
+    folder: Annotated[
+        Path, typer.Option("--out", help="The report and its pictures go into this folder.")
+    ] = Path("runs/audit"),
+    seed: Annotated[int, typer.Option(min=0, help="Draws records, weights and noise.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Attack every kind of release; exit 1 if a claim breaks or a control stays silent."""
+    import torch
+
+    from simulations.audit.report import write_report
+    from simulations.audit.run import FULL, QUICK, run_audit
+
+    torch.set_num_threads(1)  # tensors are tiny, and sums keep their order
+    with progress(quiet=json) as stages:
+        found = run_audit(QUICK if quick else FULL, seed, stages)
+    page = write_report(found, folder)
+    if json:
+        print_json(found.to_json() | {"report": str(page)})
+    else:
+        _print(found, page)
+    if not found.good:
+        raise typer.Exit(1)
+
+
+def _print(found: "Audit", page: Path) -> None:
+    from simulations.audit.report import row
+    from simulations.audit.unit import DELTA
+
+    columns = ("#claimed epsilon", "#exact", "#95 % lower bound", "#ratio", "verdict")
+    for title, findings in (
+        ("claims under attack", found.claims),
+        ("negative controls", found.controls),
+    ):
+        rows = table(title, "release", *columns)
+        for one in findings:
+            rows.add_row(*row(one), style=None if one.good else "bold red")
+        out.print(rows)
+    out.print(
+        f"epsilon at delta {DELTA:g}, zero-out adjacency, one record; ratio of the bound to the "
+        "exact epsilon, or to the claim where no exact one is known"
+    )
+    out.print(f"report {page}", soft_wrap=True)
+    if not found.good:
+        err.print("[bold red]the audit failed[/]: see the verdicts above")

@@ -1,0 +1,102 @@
+"""A small density of a detector's parts, fitted under differential privacy, and its one score.
+
+Parts have different units and long tails, so each is mapped to [-1, 1] by a public function first:
+the logarithm about a public centre, squashed. Then one record's part in the released moments is
+bounded, and a Gaussian of few dimensions pools what sites release. The score adds what stands out
+above the mean of normal records, in deviations; a part below its mean says nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.config import RunConfig
+from shared.detection.parts import score_centres, score_names
+from shared.privacy.summaries import LatentDensity, latent_density
+
+#: Parts in their order, each with the width of its logarithm that is resolved.
+PARTS: dict[str, float] = {
+    "latent_distance": 3.0,
+    "data_distance": 3.0,
+    "reconstruction_error": 4.0,
+    "posterior_logvar": 4.0,
+}
+
+_LEAST_DEVIATION = 0.02
+_FLOOR = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreDensity:
+    """Means and deviations of mapped parts on normal records, as released.
+
+    Attributes:
+        names: the parts, out of ``PARTS``.
+        centres: public centre of each; of a logarithm but for the log-variance.
+        density: of the mapped parts.
+    """
+
+    names: tuple[str, ...]
+    centres: tuple[float, ...]
+    density: LatentDensity
+
+    @classmethod
+    def of(
+        cls, run: RunConfig, latent_dim: int, arrays: Mapping[str, np.ndarray]
+    ) -> "ScoreDensity":
+        """Read ``density.arrays()`` of a run's parts.
+
+        Raises:
+            ProtocolError: they are not a density of that many parts.
+        """
+        names = score_names(run)
+        return cls(
+            names=names,
+            centres=score_centres(run, latent_dim),
+            density=LatentDensity.checked(arrays, len(names)),
+        )
+
+    def __call__(self, parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """One score [B] from the parts [B] by name; higher is more anomalous."""
+        mapped = statistics(parts, self.names, self.centres)
+        deviation = np.sqrt(np.maximum(np.diag(self.density.covariance), _LEAST_DEVIATION**2))
+        standard = (mapped - self.density.mean) / deviation
+        return np.asarray(np.maximum(standard, 0.0).sum(axis=1) + 1e-3 * standard.sum(axis=1))
+
+
+def statistics(
+    parts: Mapping[str, NDArray[np.float64]], names: Sequence[str], centres: Sequence[float]
+) -> NDArray[np.float64]:
+    """The parts by name, mapped to [-1, 1]: [B, parts]. What is not finite counts as 1."""
+    columns = []
+    for name, centre in zip(names, centres, strict=True):
+        values = np.asarray(parts[name], dtype=np.float64)
+        if name != "posterior_logvar":
+            values = np.log(np.maximum(values, _FLOOR))
+        mapped = np.tanh((values - centre) / PARTS[name])
+        columns.append(np.where(np.isfinite(mapped), mapped, 1.0))
+    return np.stack(columns, axis=1)
+
+
+def score_radius(parts: int) -> float:
+    """Clipping radius of mapped parts: none is clipped, since each lies in [-1, 1]."""
+    return math.sqrt(parts)
+
+
+def pool_scores(
+    released: Sequence[np.ndarray],
+    names: Sequence[str],
+    centres: Sequence[float],
+    noise_multiplier: float,
+) -> ScoreDensity:
+    """Pool the released moments [m+1, m+1] of several sites.
+
+    Raises:
+        ValueError: noise has driven the pooled count below one.
+    """
+    radius = score_radius(len(names))
+    density = latent_density(released, radius, noise_multiplier)
+    return ScoreDensity(names=tuple(names), centres=tuple(centres), density=density)

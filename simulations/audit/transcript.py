@@ -1,0 +1,107 @@
+"""Everything that leaves the clients of one federated run, as an attacker at the server has it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Message
+
+from server.driver import drive
+from server.home import ServerHome
+from server.results import RunResult
+from shared.config import RunConfig
+from shared.data.dataset import Dataset
+from shared.records import LocalRecords, from_records
+from shared.schedule import Kind
+from shared.wire import Arrays, ReplyHeader, RequestHeader
+from simulations.availability import Availability
+from simulations.federation import FIRST_NODE_ID, open_policy
+from simulations.grid import InProcessGrid
+from simulations.stacked.cohort import Cohort
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """One answer of one client.
+
+    Attributes:
+        site: who answered.
+        phase: number of the phase.
+        kind: what was asked.
+        sent: arrays that the client got.
+        released: arrays that it answered with.
+        epsilon: spent so far, as the client says; None without privacy.
+    """
+
+    site: str
+    phase: int
+    kind: Kind
+    sent: Arrays
+    released: Arrays
+    epsilon: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """One federated run.
+
+    Attributes:
+        heard: all answers, in order.
+        result: of the server.
+    """
+
+    heard: tuple[Heard, ...]
+    result: RunResult
+
+    @property
+    def epsilon(self) -> float | None:
+        """The highest of the clients; None without privacy."""
+        return max((one.epsilon for one in self.heard if one.epsilon is not None), default=None)
+
+
+def record(run: RunConfig, sites: Mapping[str, Dataset], folder: Path) -> Transcript:
+    """Train ``run`` with the real server loop and stacked clients, and keep what leaves them.
+
+    Args:
+        run: with seeded noise.
+        sites: preprocessed records by site name.
+        folder: receives the files of server and clients; new or empty.
+    """
+    names = {FIRST_NODE_ID + place: site for place, site in enumerate(sites)}
+    cohort = Cohort(
+        run,
+        run.name,
+        sites,
+        names,
+        folder / "clients",
+        policy=open_policy(run),
+        availability=Availability(),
+    )
+    heard: list[Heard] = []
+
+    def answers(messages: Sequence[Message]) -> Iterator[Message | None]:
+        for message, reply in zip(messages, cohort.answers(messages), strict=True):
+            if reply is not None:
+                heard.append(_heard(message, reply))
+            yield reply
+
+    server = ServerHome(folder / "server")
+    server.create()
+    result = drive(InProcessGrid(names, answers), run, server, run_id=run.name, sites=lambda: names)
+    return Transcript(heard=tuple(heard), result=result)
+
+
+def _heard(message: Message, reply: Message) -> Heard:
+    request, sent = from_records(RequestHeader, message.content)
+    if isinstance(reply.content, LocalRecords):
+        header, released = reply.content.header, reply.content.arrays
+    else:
+        header, released = from_records(ReplyHeader, reply.content)
+    return Heard(
+        site=header.site,
+        phase=request.round,
+        kind=request.kind,
+        sent=sent,
+        released={key: value.copy() for key, value in released.items()},
+        epsilon=header.epsilon,
+    )
