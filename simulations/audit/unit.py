@@ -18,6 +18,7 @@ from torch import Tensor
 from client.compute import Asked, data_sums, latent_sums
 from client.trainer import NORM_FLOOR, gradient_sums, train_round
 from shared.config import RunConfig
+from shared.detection.parts import score_names
 from shared.models import VAE, build
 from shared.privacy import summaries
 from shared.privacy.accounting import epsilon_of
@@ -216,6 +217,7 @@ def summary_cases(seed: int) -> list[SummaryCase]:
     run, rng = audit_run(), np.random.default_rng(seed)
     return [
         *(_latent_case(run, rng, *one) for one in _LATENT_KINDS),
+        _scores_case(run, rng),
         _data_case(run, rng, "scaling", "feature scaling"),
         _data_case(run, rng, "gaussian", "Gaussian of the data"),
     ]
@@ -253,6 +255,23 @@ def _latent_case(
     ]
     spec = spec_of(run, kind, form, _LATENT, 2)
     return SummaryCase(name=name, kind=kind, with_=sums[0], without=sums[1], spec=spec)
+
+
+def _scores_case(run: RunConfig, rng: np.random.Generator) -> SummaryCase:
+    """Parts of a combined score; the canary's are so large that all map to the end of the scale."""
+    names = score_names(run)
+    canary = np.append(np.zeros(_OTHERS), np.inf)
+    parts = {name: rng.uniform(0.5, 2.0, _OTHERS + 1) + canary for name in names}
+    others = {name: values[:-1] for name, values in parts.items()}
+    asked, center = Asked(weights={}), np.zeros(_LATENT)
+    sums = [
+        latent_sums(run, "scores", "full", np.zeros((1, _LATENT)), asked, center, one)
+        for one in (parts, others)
+    ]
+    spec = spec_of(run, "scores", "full", _LATENT, 0)
+    return SummaryCase(
+        name="parts of the score", kind="scores", with_=sums[0], without=sums[1], spec=spec
+    )
 
 
 def _data_case(run: RunConfig, rng: np.random.Generator, data: str, name: str) -> SummaryCase:

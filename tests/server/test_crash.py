@@ -23,7 +23,7 @@ from tests.server.federation import grid_of, home_at, three_sites, tiny_config
 
 RUN = "tiny-1"
 PHASES = 3
-#: Durable writes of an uninterrupted run: config, two for each of four checkpoints, the four of the result.
+#: Durable writes of an uninterrupted run: config, two a checkpoint, the four of the result.
 WRITES = 1 + 2 * (PHASES + 1) + 4
 
 _processes = multiprocessing.get_context("forkserver")

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from client.compute import Asked, latent_sums
-from shared.errors import ProtocolError
 from shared.privacy import summaries
 from shared.privacy.audit import gaussian_epsilon, gdp_lower_bound
 from shared.privacy.noise import SecureNoise, SimulationNoise
@@ -17,7 +15,6 @@ from simulations.audit.run import Audit
 from simulations.audit.unit import (
     DELTA,
     SUMMARY_SIGMA,
-    audit_run,
     one_step_plan,
     step_finding,
     summary_cases,
@@ -46,11 +43,7 @@ def test_all_unit_claims_hold_and_are_tight(audit: Audit) -> None:
 
 def test_every_kind_of_release_is_audited() -> None:
     """A kind that clients answer but no case attacks fails here."""
-    missing = set(SUMMARY_KINDS) - {case.kind for case in CASES.values()}
-    for kind in missing:
-        asked = Asked(weights={})
-        with pytest.raises(ProtocolError):
-            latent_sums(audit_run(), kind, "full", np.zeros((3, 3)), asked, np.zeros(3))
+    assert {case.kind for case in CASES.values()} == set(SUMMARY_KINDS)
 
 
 @pytest.mark.parametrize("name", CASES)
