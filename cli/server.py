@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import insight
 from cli.console import JsonOption, err, figure, out, print_json, progress, size, table
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from shared.privacy.plan import PrivacyPlan
 
 app = typer.Typer(no_args_is_help=True, help="Set up, run and watch the aggregation server.")
+app.command("sites", epilog=insight.EXAMPLES)(insight.sites)
 
 HomeOption = Annotated[
     Path | None,

@@ -43,6 +43,7 @@ from shared.wire import (
 Arrays = Mapping[str, np.ndarray]
 
 _ENCODE_CHUNK = 4096
+_SHRINK = 2.0
 
 
 def make_noise(run: RunConfig, site: str, round: int, kind: Kind) -> NoiseSource:
@@ -258,11 +259,27 @@ def latent_sums(
     return summaries.histograms(*scores)
 
 
-def own_density(run: RunConfig, latents: np.ndarray) -> tuple[LatentDensity, np.ndarray]:
-    """A client's exact density [k] and centre under its personal encoder; they stay with it."""
-    radius = latent_radius(run, latents.shape[1])
-    density = summaries.latent_density([summaries.moments(latents, radius)], radius, 0.0)
-    return density, density.mean
+def own_density(
+    run: RunConfig, latents: np.ndarray, released: LatentDensity
+) -> tuple[LatentDensity, np.ndarray]:
+    """A client's exact density [k] and centre, drawn to the released ones where it is small.
+
+    They stay with the client, for the bundle of its own devices.
+
+    Args:
+        run: the run.
+        latents: means [N, k] of the client's records under its own model.
+        released: of all clients; its spread within clients counts as much as ``_SHRINK`` records
+            for each dimension.
+    """
+    radius, k = latent_radius(run, latents.shape[1]), latents.shape[1]
+    exact = summaries.latent_density([summaries.moments(latents, radius)], radius, 0.0)
+    share = len(latents) / (len(latents) + _SHRINK * k)
+    within = share * exact.covariance + (1.0 - share) * released.within
+    density = LatentDensity(
+        count=float(len(latents)), mean=exact.mean, covariance=within, within=within
+    )
+    return density, exact.mean
 
 
 def site_weights(

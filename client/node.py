@@ -185,7 +185,7 @@ class Node:
             center = self._own_center(header.run_id, radius)
         reservation = self._reserve(header, arrays, plan)
         if kind == "threshold":
-            self._keep_site(header, model, asked, center, reservation)
+            self._keep_site(header, model, asked, reservation)
         if reservation.state == "released":
             return self.door.replay(reservation)
         if kind == "data":
@@ -223,7 +223,6 @@ class Node:
         header: RequestHeader,
         model: VAE,
         asked: Asked,
-        center: np.ndarray,
         reservation: Reservation,
     ) -> None:
         """Save what a bundle of this site needs; the newest decoder joins the final encoder."""
@@ -231,14 +230,12 @@ class Node:
         state = self._state(header.run_id, header.round)
         private = np.isfinite(reservation.epsilon_after)
         own = site_weights(run, model, state, asked)
-        density = asked.density
-        if run.strategy.name == "mr-mtl":
-            personal = run_model(run)  # what is released afterwards is about the shared encoder
-            load_state(personal, own)
-            latents = latents_of(personal, scaled(self.records, asked.scaling))
-            density, center = own_density(run, latents)
-        if density is None:
+        if asked.density is None:
             raise ProtocolError("Expected a latent density with a threshold request, got none.")
+        site = run_model(run)  # what is released afterwards is about the shared encoder
+        load_state(site, own)
+        latents = latents_of(site, scaled(self.records, asked.scaling))
+        density, center = own_density(run, latents, asked.density)
         arrays = {key: value.numpy() for key, value in own.items()}
         self.store.save_site(
             SiteMaterial(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.compute import scaled
+from client.compute import load_weights, scaled
 from client.export import fit_score, site_model, site_parts
 from client.policy import schema_of
 from client.store import SiteMaterial
@@ -27,7 +27,8 @@ from shared.data.scaling import Scaling
 from shared.data.schema import Schema
 from shared.data.sources import Federation, SiteData
 from shared.detection import baselines
-from shared.detection.metrics import auroc, per_site_mean, pooled
+from shared.detection.metrics import auprc, auroc, fpr_at_tpr, per_site_mean, pooled
+from shared.detection.parts import score_parts
 from shared.models import VAE, build, load_encoder
 from shared.privacy.noise import SimulationNoise
 from shared.privacy.plan import PrivacyPlan
@@ -45,15 +46,19 @@ NEW_COUNTS = (10, 30, 100)
 
 @dataclass(frozen=True, kw_only=True)
 class Rating:
-    """AUROC of one answer.
+    """Measures of one answer.
 
     Attributes:
-        pooled: all sites' records together, under one threshold.
-        site_mean: mean over the sites that hold both classes.
+        pooled: AUROC of all sites' records together, under one threshold.
+        site_mean: mean AUROC over the sites that hold both classes.
+        auprc: area under precision and recall, all sites together.
+        fpr95: share of normals flagged where 95 % of anomalies are, all sites together.
     """
 
     pooled: float
     site_mean: float
+    auprc: float
+    fpr95: float
 
 
 def rate(pairs: Sequence[tuple[SiteData, Detector]], kind: str = "V") -> Rating:
@@ -76,7 +81,12 @@ def rate(pairs: Sequence[tuple[SiteData, Detector]], kind: str = "V") -> Rating:
             rows = np.concatenate([site.test[normal], extra])
             label = np.concatenate([np.zeros(normal.sum()), np.ones(len(extra))]).astype(np.uint8)
         answers.append((label, detector(rows)))
-    return Rating(pooled=pooled(auroc, answers), site_mean=per_site_mean(auroc, answers))
+    return Rating(
+        pooled=pooled(auroc, answers),
+        site_mean=per_site_mean(auroc, answers),
+        auprc=pooled(auprc, answers),
+        fpr95=pooled(fpr_at_tpr, answers),
+    )
 
 
 def normals_of(site: SiteData, count: int, seed: int) -> NDArray[np.generic]:
@@ -100,6 +110,38 @@ def global_detector(result: RunResult, normals: NDArray[np.generic] | None = Non
     center = density.mean if normals is None else latents(normals).mean(axis=0)
     precision = density.precision(recentred=normals is not None)
     return lambda rows: squared_distance(latents(rows), center, precision)
+
+
+def combined_detector(
+    result: RunResult, normals: NDArray[np.generic] | None = None
+) -> Detector | None:
+    """The score that adds all parts under their released density; None where a run has none.
+
+    Re-centred on ``normals``, distances are about their mean and within clients, and the density's
+    mean moves to that of the normals' parts, as far as their number bears it.
+    """
+    scores, density, gaussian = result.scores, result.density, result.gaussian
+    if scores is None:
+        return None
+    run, schema = result.config, schema_of(result.config.data)
+    model = _model(run)
+    load_weights(model, result.arrays, whole=run.shares_decoder)
+    center: NDArray[np.float64] | None = None
+    if normals is not None:
+        center = _latents(run, result.arrays, result.scaling)(normals).mean(axis=0)
+        if gaussian is not None:
+            gaussian = gaussian.recentred(schema.preprocess(normals))
+
+    def parts(rows: NDArray[np.generic]) -> dict[str, NDArray[np.float64]]:
+        records = torch.from_numpy(schema.preprocess(rows))
+        return score_parts(
+            model, records, scaled(records, result.scaling), density, gaussian, center
+        )
+
+    if normals is not None:
+        scores = scores.recentred(parts(normals))
+    chosen = scores
+    return lambda rows: chosen(parts(rows))
 
 
 def latent_detector(

@@ -5,7 +5,7 @@ train first weights on, and a distance that tells an unusual record without any 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -37,10 +37,15 @@ class DataGaussian:
         """Features [N, m] of preprocessed records [N, *shape]."""
         return data_features(records, self.basis, self.middle)
 
-    def distance(self, records: NDArray[np.float32], *, recentred: bool = False) -> np.ndarray:
-        """Squared Mahalanobis distance [N] of preprocessed records to the common mean."""
-        precision = self.density.precision(recentred=recentred)
+    def distance(self, records: NDArray[np.float32]) -> np.ndarray:
+        """Squared Mahalanobis distance [N] of preprocessed records to the mean."""
+        precision = self.density.precision(recentred=False)
         return squared_distance(self.features(records), self.density.mean, precision)
+
+    def recentred(self, normals: NDArray[np.float32]) -> Self:
+        """The same about a device's own normal records [N, *shape], with the spread in clients."""
+        density, mean = self.density, self.features(normals).mean(axis=0)
+        return replace(self, density=replace(density, mean=mean, covariance=density.within))
 
     def draws(self, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
         """Synthetic preprocessed records [count, *shape]; what the features leave out is zero."""

@@ -1,7 +1,8 @@
 """Detectors without a network that a VAE must beat to have a case.
 
 Each function fits on normal records [N, ...] and returns a scorer: records [B, ...] -> [B], higher
-for anomalies. Records are those of `Schema.preprocess`; they are flattened here.
+for anomalies. Records are those of `Schema.preprocess`; they are flattened here. The two private
+ones, `dp_mahalanobis` and `dp_gaussian_mixture`, fit on one set of records per site.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +11,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shared.data.frequencies import cosine_basis
+from shared.privacy.accounting import GaussianEvent, epsilon_of
+from shared.privacy.em import first_mixture, next_mixture
+from shared.privacy.mixture import LatentMixture
 from shared.privacy.noise import NoiseSource
 from shared.privacy.summaries import (
     LatentDensity,
     latent_density,
+    mixture_moments,
+    mixture_spec,
+    release,
     release_moments,
     squared_distance,
 )
 
 Scorer = Callable[[ArrayLike], NDArray[np.float64]]
+
+#: Most records that the kernel methods keep; fitting or scoring takes time in proportion to them.
+MOST_NEIGHBOURS, MOST_VECTORS = 20_000, 4_000
+
+_FORM_DELTA = 1e-5  # of the epsilon that only decides on the form of a covariance
 
 
 def pca(normals: ArrayLike, components: int = 8) -> Scorer:
@@ -58,8 +71,10 @@ def mahalanobis(normals: ArrayLike, ridge: float = 1e-2) -> Scorer:
     return lambda records: squared_distance(_rows(records), mean, precision)
 
 
-def knn(normals: ArrayLike, neighbours: int = 5) -> Scorer:
+def knn(normals: ArrayLike, neighbours: int = 5, seed: int = 0) -> Scorer:
     """Score by the Euclidean distance to the `neighbours`-th nearest normal record.
+
+    Of more than `MOST_NEIGHBOURS` records so many are drawn by `seed`, which bounds the time.
 
     Raises:
         ValueError: If there are fewer records than neighbours.
@@ -68,8 +83,66 @@ def knn(normals: ArrayLike, neighbours: int = 5) -> Scorer:
 
     if neighbours < 1:
         raise ValueError(f"Expected at least 1 neighbour, got {neighbours}.")
-    index = NearestNeighbors(n_neighbors=neighbours).fit(_rows(normals, least=neighbours))
+    rows = _drawn(_rows(normals, least=neighbours), max(MOST_NEIGHBOURS, neighbours), seed)
+    index = NearestNeighbors(n_neighbors=neighbours).fit(rows)
     return lambda records: np.asarray(index.kneighbors(_rows(records))[0][:, -1], dtype=np.float64)
+
+
+def isolation_forest(normals: ArrayLike, trees: int = 100, seed: int = 0) -> Scorer:
+    """Score by how few random cuts set a record apart (Liu, Ting and Zhou 2008).
+
+    Each tree grows on 256 records that `seed` draws, so the size of the set costs nothing. The
+    score is that of the paper, 2^(-depth / expected depth), in (0, 1].
+
+    Raises:
+        ValueError: If there are fewer than two records or `trees` is not positive.
+    """
+    from sklearn.ensemble import IsolationForest
+
+    if trees < 1:
+        raise ValueError(f"Expected at least 1 tree, got {trees}.")
+    forest = IsolationForest(n_estimators=trees, random_state=seed).fit(_rows(normals, least=2))
+    return lambda records: -np.asarray(forest.score_samples(_rows(records)), dtype=np.float64)
+
+
+def one_class_svm(normals: ArrayLike, outliers: float = 0.1, seed: int = 0) -> Scorer:
+    """Score by the negative value of a one-class support vector machine (Schoelkopf et al. 2001).
+
+    The kernel is Gaussian with exponent |x - y|^2 / (size * variance of all values). Of more than
+    `MOST_VECTORS` records so many are drawn by `seed`: fitting takes quadratic time.
+
+    Args:
+        normals: Records [N, ...].
+        outliers: nu, the share of the records that may lie outside.
+        seed: Draws records where there are too many.
+
+    Raises:
+        ValueError: If there are fewer than two records or `outliers` lies outside (0, 1].
+    """
+    from sklearn.svm import OneClassSVM
+
+    if not 0.0 < outliers <= 1.0:
+        raise ValueError(f"Expected a share of outliers in (0, 1], got {outliers}.")
+    rows = _drawn(_rows(normals, least=2), MOST_VECTORS, seed)
+    machine = OneClassSVM(kernel="rbf", gamma="scale", nu=outliers).fit(rows)
+    return lambda records: -np.asarray(machine.score_samples(_rows(records)), dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PublicMap:
+    """A linear map from records to few features that depends on no record.
+
+    Attributes:
+        projection: float64 [features, size], orthonormal rows.
+        center: Taken from every value of a record first.
+    """
+
+    projection: NDArray[np.float64]
+    center: float
+
+    def __call__(self, records: ArrayLike, least: int = 0) -> NDArray[np.float64]:
+        """Return features [B, features]; raise ValueError for fewer than `least` records."""
+        return (_rows(records, least) - self.center) @ self.projection.T
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,17 +150,17 @@ class PrivateGaussian:
     """The scorer that `dp_mahalanobis` fits: a public map and a released density.
 
     Attributes:
-        projection: float64 [features, size], public.
-        density: Mean and covariances of the projected records, released with noise.
+        features: The public map.
+        density: Mean and covariances of the records' features, released with noise.
     """
 
-    projection: NDArray[np.float64]
+    features: PublicMap
     density: LatentDensity
 
     def __call__(self, records: ArrayLike) -> NDArray[np.float64]:
         """Return squared distances [B] to the common mean."""
         precision = self.density.precision(recentred=False)
-        return squared_distance(_rows(records) @ self.projection.T, self.density.mean, precision)
+        return squared_distance(self.features(records), self.density.mean, precision)
 
     def recentre(self, normals: ArrayLike) -> Scorer:
         """Score by the distance to the mean of a site's own few normal records, kept at home.
@@ -97,11 +170,9 @@ class PrivateGaussian:
         Raises:
             ValueError: If there is no record.
         """
-        center = (_rows(normals, least=1) @ self.projection.T).mean(axis=0)
+        center = self.features(normals, least=1).mean(axis=0)
         precision = self.density.precision(recentred=True)
-        return lambda records: squared_distance(
-            _rows(records) @ self.projection.T, center, precision
-        )
+        return lambda records: squared_distance(self.features(records), center, precision)
 
 
 def dp_mahalanobis(
@@ -111,49 +182,139 @@ def dp_mahalanobis(
     radius: float,
     noise_multiplier: float,
     noise: NoiseSource,
+    center: float = 0.0,
 ) -> PrivateGaussian:
     """Score by Mahalanobis distance under moments that each site releases with noise.
 
-    Records pass a public linear map (the lowest `features` frequencies of an orthonormal cosine
-    transform, along each axis alike), then each site makes one `release_moments`, and the sum
-    gives mean and covariance. Privacy per site: one Gaussian release with `noise_multiplier`.
+    Records pass a public linear map (`cosine_basis`: the lowest `features` frequencies along each
+    axis alike, or the values themselves where `features` is not below their number, as suits
+    tables), then each site makes one `release_moments`, and the sum gives mean and covariance.
+    Privacy per site: one Gaussian release with `noise_multiplier`.
 
     Args:
         sites: Normal records of each site, [N_i, ...].
-        features: Number of coefficients kept.
+        features: Number of coefficients kept; more than a record's values means all of these.
         radius: Public norm that a record's features are clipped to, for the moments only.
         noise_multiplier: sigma of each release; 0 gives the same detector without privacy.
         noise: Source of the noise.
+        center: Public value taken from every value of a record first. Where records lie about the
+            middle of their bounds rather than about 0, that middle lets `radius` be smaller, and
+            with it the noise.
 
     Raises:
-        ValueError: If there is no site, `radius` is not positive, or `features` lies outside
-            1 to the size of a record.
+        ValueError: If there is no site, `radius` or `features` is not positive, or noise has
+            driven the pooled count below one.
     """
-    if not sites or radius <= 0.0:
-        raise ValueError(f"Expected sites and a positive radius, got {len(sites)} and {radius}.")
-    projection = _cosines(np.asarray(sites[0]).shape[1:], features)
-    released = [
-        release_moments(_rows(site) @ projection.T, radius, noise_multiplier, noise)
-        for site in sites
-    ]
-    density = latent_density(released, radius, noise_multiplier)
-    return PrivateGaussian(projection=projection, density=density)
+    public = _public_map(sites, features, radius, center)
+    density = _released_density(list(map(public, sites)), radius, noise_multiplier, noise)
+    return PrivateGaussian(features=public, density=density)
 
 
-def _cosines(shape: tuple[int, ...], features: int) -> NDArray[np.float64]:
-    """Return the lowest rows of the orthonormal cosine transform (DCT-II): [features, size]."""
-    size = int(np.prod(shape))
-    if not 1 <= features <= size:
-        raise ValueError(f"Expected 1 to {size} features, got {features}.")
-    matrix: NDArray[np.float64] = np.ones((1, 1))
-    order: NDArray[np.float64] = np.zeros(1)
-    for length in shape:
-        index = np.arange(length)
-        axis = np.cos(np.pi * index[:, None] * (2 * index + 1) / (2 * length))
-        axis *= np.sqrt(np.where(index == 0, 1.0, 2.0) / length)[:, None]
-        matrix = np.asarray(np.kron(matrix, axis), dtype=np.float64)
-        order = (order[:, None] + index / length).ravel()
-    return matrix[np.argsort(order, kind="stable")[:features]]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrivateMixture:
+    """The scorer that `dp_gaussian_mixture` fits: a public map and a released mixture.
+
+    Attributes:
+        features: The public map.
+        mixture: Of the records' features, fitted on releases with noise alone.
+    """
+
+    features: PublicMap
+    mixture: LatentMixture
+
+    def __call__(self, records: ArrayLike) -> NDArray[np.float64]:
+        """Return negative logarithms of the density, in nats [B]."""
+        return -self.mixture.log_density(self.features(records))
+
+
+def dp_gaussian_mixture(
+    sites: Sequence[ArrayLike],
+    *,
+    features: int,
+    radius: float,
+    components: int,
+    em_rounds: int,
+    noise_multiplier: float,
+    noise: NoiseSource,
+    center: float = 0.0,
+    seed: int = 0,
+) -> PrivateMixture:
+    """Score by the density of a mixture of Gaussians, fitted by federated EM on noisy releases.
+
+    Records pass the map of `dp_mahalanobis`. Each site first releases its moments; components
+    start as seeded draws from that Gaussian, so that the start reads no record either. Then each
+    round of expectation maximisation is one release of `mixture_moments` per site (Park et al.
+    2017, "DP-EM", with the releases of a whole component stack at once).
+
+    Privacy per site: 1 + `em_rounds` Gaussian releases with `noise_multiplier` each, which cost as
+    much as a single one with `noise_multiplier` / sqrt(1 + `em_rounds`). To spend what
+    `dp_mahalanobis` spends at sigma, give sigma * sqrt(1 + `em_rounds`).
+
+    Args:
+        sites: Normal records of each site, [N_i, ...].
+        features: Number of coefficients kept; more than a record's values means all of these.
+        radius: Public norm that a record's features are clipped to, for the releases only.
+        components: Gaussians at the start; those that noise drowns are dropped.
+        em_rounds: Rounds of expectation maximisation.
+        noise_multiplier: sigma of each release; 0 gives the same detector without privacy.
+        noise: Source of the noise.
+        center: Public value taken from every value of a record first, as in `dp_mahalanobis`.
+        seed: Draws where the components start, in the released Gaussian.
+
+    Raises:
+        ValueError: As `dp_mahalanobis`, or if `components` or `em_rounds` is not positive.
+    """
+    if components < 1 or em_rounds < 1:
+        raise ValueError(
+            f"Expected positive components and rounds, got {components} and {em_rounds}."
+        )
+    public = _public_map(sites, features, radius, center)
+    rows = list(map(public, sites))
+    density = _released_density(rows, radius, noise_multiplier, noise)
+    mixture = first_mixture(density, components, seed)
+    event = [GaussianEvent(noise_multiplier=noise_multiplier)] if noise_multiplier else []
+    for _ in range(em_rounds):
+        stacks = [mixture_moments(one, radius, mixture) for one in rows]
+        spec = mixture_spec(len(mixture.weights), rows[0].shape[1])
+        released = [release(one, spec, noise_multiplier, noise) for one in stacks]
+        mixture = next_mixture(
+            mixture,
+            np.sum(released, axis=0),
+            radius=radius,
+            clients=len(sites),
+            noise_multiplier=noise_multiplier,
+            epsilon=epsilon_of(event, _FORM_DELTA),
+            density=density,
+        )
+    return PrivateMixture(features=public, mixture=mixture)
+
+
+def _public_map(
+    sites: Sequence[ArrayLike], features: int, radius: float, center: float
+) -> PublicMap:
+    """Return the public map of the sites' records, after checking arguments."""
+    if not sites or radius <= 0.0 or features < 1:
+        raise ValueError(
+            "Expected sites, a positive radius and at least 1 feature, "
+            f"got {len(sites)}, {radius} and {features}."
+        )
+    projection = cosine_basis(np.asarray(sites[0]).shape[1:], features)
+    return PublicMap(projection=projection, center=center)
+
+
+def _released_density(
+    rows: Sequence[NDArray[np.float64]], radius: float, noise_multiplier: float, noise: NoiseSource
+) -> LatentDensity:
+    """Pool one release of the moments of each site's rows [N_i, features]."""
+    released = [release_moments(one, radius, noise_multiplier, noise) for one in rows]
+    return latent_density(released, radius, noise_multiplier)
+
+
+def _drawn(rows: NDArray[np.float64], most: int, seed: int) -> NDArray[np.float64]:
+    """Return at most so many of the rows, drawn without replacement."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.random.default_rng(seed).choice(len(rows), most, replace=False)]
 
 
 def _rows(records: ArrayLike, least: int = 0) -> NDArray[np.float64]:

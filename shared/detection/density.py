@@ -8,7 +8,7 @@ above the mean of normal records, in deviations; a part below its mean says noth
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ PARTS: dict[str, float] = {
     "posterior_logvar": 4.0,
 }
 
+_PRIOR_RECORDS = 10.0
 _LEAST_DEVIATION = 0.02
 _FLOOR = 1e-9
 
@@ -58,6 +59,13 @@ class ScoreDensity:
             centres=score_centres(run, latent_dim),
             density=LatentDensity.checked(arrays, len(names)),
         )
+
+    def recentred(self, parts: Mapping[str, NDArray[np.float64]]) -> "ScoreDensity":
+        """About a device's own normal records, given their parts [N]; few of them count little."""
+        mapped = statistics(parts, self.names, self.centres)
+        share = len(mapped) / (len(mapped) + _PRIOR_RECORDS)
+        mean = share * mapped.mean(axis=0) + (1.0 - share) * self.density.mean
+        return replace(self, density=replace(self.density, mean=mean))
 
     def __call__(self, parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         """One score [B] from the parts [B] by name; higher is more anomalous."""

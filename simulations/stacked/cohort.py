@@ -182,13 +182,11 @@ class Cohort:
             self._model.latent_dim,
         )
         load_weights(self._model, asked.weights, whole=run.shares_decoder)
-        records = scaled(self._records(site), asked.scaling)
-        center = self._center(site, last, result.form, latents_of(self._model, records))
         own = site_weights(run, self._model, self._kept(site), asked)
-        density = result.density
-        if self._personal:
-            load_state(self._model, own)
-            density, center = own_density(run, latents_of(self._model, records))
+        load_state(self._model, own)
+        records = scaled(self._records(site), asked.scaling)
+        latents = latents_of(self._model, records)
+        density, center = own_density(run, latents, result.density)
         arrays = {key: value.numpy() for key, value in own.items()}
         return SiteMaterial(
             run_id=self._run_id,
