@@ -197,7 +197,8 @@ def pooled(
         synthetic=present.synthetic,
         note=present.note,
     )
-    run = run_of({}, together, epsilon, seed)
+    delta = min(DELTA, 1.0 / (10.0 * len(union.train)))  # no larger for so many records
+    run = run_of({"privacy": {"delta": delta}}, together, epsilon, seed)
     simulation = simulate(run, datasets(together), folder, engine="stacked")
     detector = site_detector(simulation.material(name), union)
     yield "score", "seen", rate([(site, detector) for site in present.sites])

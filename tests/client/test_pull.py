@@ -234,7 +234,8 @@ def test_rounds_carry_averages_that_do_not_change_training(optimizer: str) -> No
     results = []
     for ema in (0.0, 0.6):
         run = tiny_run(training={"ema": ema, "optimizer": optimizer, "momentum": 0.5})
-        plan, model, state, seen = PrivacyPlan.from_config(run), model_of(run), {}, []
+        plan, model, seen = PrivacyPlan.from_config(run), model_of(run), []
+        state: dict[str, Tensor] = {}
         for number in range(2):
             result = train_round(
                 model, RECORDS, plan, run.training, SimulationNoise(number), state, trained=number

@@ -198,7 +198,8 @@ def _message(mean: Arrays) -> Message:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_carried_state_equals_one_flower_object(name: str) -> None:
     """Four rounds with carried state give what one Flower strategy gives in four rounds."""
-    rule, state, ours, theirs = _flower(name), {}, BEFORE, BEFORE
+    rule, ours, theirs = _flower(name), BEFORE, BEFORE
+    state: Arrays = {}
     for number in range(1, 5):
         mean = arrays_of(10 + number)
         ours, state = server_step(section(name), number, ours, shuffled(mean), state)
@@ -246,7 +247,8 @@ def test_arrays_keep_their_dtype_order_and_shape(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_repeated_steps_come_to_a_fixed_mean(name: str) -> None:
     """Where the clients always answer the same, the server ends there."""
-    arrays, state = BEFORE, {}
+    arrays = BEFORE
+    state: Arrays = {}
     for number in range(1, 400):
         arrays, state = server_step(section(name, 0.1), number, arrays, MEAN, state)
     assert all(np.allclose(arrays[key], MEAN[key], atol=0.05) for key in MEAN)

@@ -314,7 +314,8 @@ def test_made_data_have_as_many_clients_as_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "clients"), [("mitbih", 22), ("smd", 5), ("asd", 8), ("omniglot", 100)]
+    ("name", "clients"),
+    [("mitbih", 22), ("smd", 5), ("asd", 8), ("omniglot", 100), ("nsl_kdd", 9)],
 )
 def test_natural_clients_of_real_data(data_dir: Path, name: str, clients: int) -> None:
     """All natural clients with their names, or a seeded choice in their order."""
@@ -348,6 +349,25 @@ def test_every_data_set_can_be_shared_anew(data_dir: Path, name: str) -> None:
             assert set(site.test_label) == {0, 1}
 
 
+def test_hospitals_are_the_natural_clients(data_dir: Path) -> None:
+    """Heart patients have four clients, and as many as asked when they are pooled."""
+    whole = named_federation("heart_disease", data_dir, Partition(), 0)
+    assert [site.name for site in whole.sites] == ["cleveland", "hungarian", "switzerland", "va"]
+    pooled = named_federation("heart_disease", data_dir, Partition(kind="iid", clients=6), 0)
+    assert {len(site.train) for site in pooled.sites} <= {47, 48}
+    assert rows_of(pooled, "test") == rows_of(whole, "test")
+
+
+def test_each_seed_has_its_digit(data_dir: Path) -> None:
+    """One digit against the rest: ten seeds try all ten digits, shared at random."""
+    partition = Partition(kind="iid", clients=10)
+    for seed in (3, 13):
+        shared = named_federation("mnist_one", data_dir, partition, seed)
+        kinds = np.concatenate([site.test_kind for site in shared.sites])
+        assert set(kinds) == {"normal", *"0123456789"} - {"3"}
+        assert all(set(site.test_label) == {0, 1} for site in shared.sites)
+
+
 def test_a_thousand_clients_share_mnist(data_dir: Path) -> None:
     """Strong label skew over 1,000 clients: the official test once, and no class trained on."""
     partition = Partition(kind="dirichlet", clients=1000, alpha=0.1)
@@ -363,7 +383,7 @@ def test_a_thousand_clients_share_mnist(data_dir: Path) -> None:
 
 def test_what_does_not_fit_is_refused(data_dir: Path, tmp_path: Path) -> None:
     """Pools without natural clients, unknown names, wrong seeds and absent files are said."""
-    for name in ("mnist", "fashion"):
+    for name in ("mnist", "mnist_one", "fashion"):
         with pytest.raises(ConfigError, match=rf"kind to be one of iid, .* for {name}, .*natural"):
             named_federation(name, data_dir, Partition(), 0)
     with pytest.raises(ConfigError, match=r"hearts, .*fashion, got 'cifar'"):

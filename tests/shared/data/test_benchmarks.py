@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.data import benchmarks
-from shared.data.benchmarks import asd, fashion, mnist, omniglot, smd, windows
+from shared.data.benchmarks import asd, fashion, mnist, mnist_one, omniglot, smd, windows
 from shared.data.sources import Federation
 from shared.detection.baselines import pca
 from shared.detection.metrics import auroc, per_site_mean
@@ -165,6 +165,28 @@ def test_mnist_and_fashion_are_pools(data_dir: Path) -> None:
             mnist(data_dir, anomaly=wrong)
         with pytest.raises(ValueError, match="class"):
             fashion(data_dir, anomaly=wrong)
+
+
+def test_one_digit_against_the_rest(data_dir: Path) -> None:
+    """Training shows one digit; all others of the official test are anomalies, found by PCA."""
+    values = []
+    for digit in (0, 4):
+        federation = mnist_one(data_dir, digit=digit)
+        check(federation)
+        assert federation.name == "mnist_one"
+        (site,) = federation.sites
+        with np.load(data_dir / "mnist_train20k.npz") as archive:
+            np.testing.assert_array_equal(site.train, archive["X"][archive["y"] == digit])
+        assert site.train_kind is None
+        assert len(site.test) == 10_000
+        np.testing.assert_array_equal(site.test_kind == "normal", site.test_label == 0)
+        assert set(site.test_kind) == {"normal", *"0123456789"} - {str(digit)}
+        values.append(local_auroc(federation))
+    assert 0.95 < values[0] < 0.995
+    assert 0.85 < values[1] < values[0]
+    for wrong in (-1, 10):
+        with pytest.raises(ValueError, match="Expected"):
+            mnist_one(data_dir, digit=wrong)
 
 
 @pytest.mark.parametrize("load", [smd, asd, omniglot, mnist, fashion])

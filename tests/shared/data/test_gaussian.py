@@ -30,7 +30,8 @@ def records_of(count: int, seed: int = 0) -> np.ndarray:
     rng, place = np.random.default_rng(seed), (np.arange(12) + 0.5) / 12
     waves = np.stack([np.ones(12), np.cos(np.pi * place)])
     rough = 0.05 * rng.normal(size=(count, 12))
-    return (rng.normal(size=(count, 2)) * [0.4, 0.8] @ waves + 0.3 + rough).astype(np.float32)
+    smooth = rng.normal(size=(count, 2)) * np.array([0.4, 0.8]) @ waves
+    return np.asarray(smooth + 0.3 + rough, dtype=np.float32)
 
 
 def released(run: RunConfig, records: np.ndarray, sigma: float = 0.0, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from shared.config import DataSection
 from shared.data.scaling import (
@@ -73,14 +74,14 @@ def test_scaled_records_are_standard(data: DataSection) -> None:
 def test_scaled_values_are_clipped() -> None:
     """Nothing passes the limit of deviations, infinity neither."""
     scaling = Scaling(mean=np.zeros(4), deviation=np.full(4, 0.01))
-    records = np.array([[6.0, -2.0, 0.05, np.inf]], np.float32)
+    records = np.array([[6.0, -2.0, 0.05, np.inf]], dtype=np.float32)
     assert np.allclose(scaling(records), [[LIMIT, -LIMIT, 5.0, LIMIT]])
     assert scaling(np.zeros((0, 4), np.float32)).shape == (0, 4)
 
 
 @settings(max_examples=50, deadline=None)
-@given(arrays(np.float32, (3, 4), elements=st.floats(-(2**30), 2**30, width=32)))
-def test_bounded_values_never_leave_the_ball(records: np.ndarray) -> None:
+@given(arrays(np.float32, (3, 4), elements=st.floats(-(2.0**30), 2.0**30, width=32)))
+def test_bounded_values_never_leave_the_ball(records: NDArray[np.float32]) -> None:
     """Whatever comes, mapped values lie within [-1, 1], so that the sums take them."""
     values = bounded_values(records, FLAT)
     assert values.shape == (3, 4, 1)
@@ -92,7 +93,7 @@ def test_bounds_are_mapped_to_one() -> None:
     """The lower bound goes to -1, the upper to 1, the middle to 0; places come last."""
     records = np.array([[-2.0, 6.0, 2.0, 4.0]], np.float32)
     assert np.allclose(bounded_values(records, FLAT)[0, :, 0], [-1.0, 1.0, 0.0, 0.5])
-    series = np.arange(15, dtype=np.float32).reshape(1, 3, 5) / 15
+    series = np.linspace(-1, 1, 15, dtype=np.float32).reshape(1, 3, 5)
     assert np.allclose(bounded_values(series, SERIES)[0, 1], series[0, 1])
     assert features_of(SERIES) == 3
 

@@ -12,12 +12,16 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.func import functional_call, grad, vmap
 
+from client.trainer import gradient_sums
 from shared.models import VAE, Terms
 from shared.models.functional import kl_standard_normal
 from shared.models.objective import elbo
 from shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal
 from shared.privacy.mixture import LatentMixture
+from shared.privacy.noise import SimulationNoise
+from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import latent_density, moments
+from tests.client.support import model_of, tiny_records, tiny_run
 from tests.shared.models.cases import CASES, noise, records
 
 K = 3
@@ -121,12 +125,13 @@ def test_mixture_rate_is_unbiased() -> None:
         covariances=torch.tensor([[[0.4]], [[0.8]]]).double(),
     )
     grid = torch.linspace(-14, 14, 40_001).double()[:, None]
-    log_p = prior.log_prob(grid)
+    log_p: Tensor = prior.log_prob(grid)
     count = 40_000
     z = _draws(mu, logvar, count)
     got = prior.rate(mu.repeat(count, 1), logvar.repeat(count, 1), z).view(count, 2)
     for record in range(2):
-        log_q = torch.distributions.Normal(mu[record], (0.5 * logvar[record]).exp()).log_prob(grid)
+        own = torch.distributions.Normal(mu[record], (0.5 * logvar[record]).exp())
+        log_q: Tensor = own.log_prob(grid)  # type: ignore[no-untyped-call]
         exact = torch.trapezoid(log_q[:, 0].exp() * (log_q[:, 0] - log_p), grid[:, 0])
         error = 5 * got[:, record].std() / count**0.5
         assert abs(got[:, record].mean() - exact) < error
@@ -246,7 +251,8 @@ def test_rates_work_in_single_precision(prior: Prior) -> None:
 def loss_of_one(model: VAE, params: dict[str, Tensor], x: Tensor, eps: Tensor) -> Tensor:
     """Loss of a single record through a functional call."""
     terms = functional_call(model, params, (x[None], eps[None]))
-    return (terms.distortion + terms.rate).sum()
+    total: Tensor = (terms.distortion + terms.rate).sum()
+    return total
 
 
 def gradients(prior: Prior, x: Tensor, eps: Tensor) -> dict[str, Tensor]:
@@ -292,3 +298,42 @@ def test_opacus_gradients_and_norms_are_exact(prior: Prior) -> None:
         torch.testing.assert_close(parameter.grad_sample, wanted, rtol=1e-9, atol=1e-9)
     norms = torch.cat([value.flatten(1) for value in expected.values()], 1).norm(dim=1)
     torch.testing.assert_close(ghost.get_norm_sample(), norms)
+
+
+@pytest.mark.parametrize("multiplicity", [1, 3])
+@pytest.mark.parametrize("kind", ["gaussian", "mix"])
+def test_a_prior_that_overflows_for_one_record_leaves_no_trace(
+    kind: str, multiplicity: int
+) -> None:
+    """A broadcast prior may be hostile: the record is left out of the sum."""
+    options = {"hidden": [6], "latent_dim": 2, "activation": "relu"}
+    run = tiny_run(training={"multiplicity": multiplicity}, model={"options": options})
+    plan, model = PrivacyPlan.from_config(run), model_of(run).train()
+    batch = torch.from_numpy(tiny_records(20).astype(np.float32))
+    batch[7] *= 1e3
+    # The square of the far record's gradient passes float32, those of the others do not.
+    tiny = 1e-15 * torch.eye(2, dtype=torch.float64)
+    zero = torch.zeros(2, dtype=torch.float64)
+    one = GaussianPrior(mean=zero, covariance=tiny)
+    model.prior = one if kind == "gaussian" else lone(one)
+    others = torch.tensor([i for i in range(20) if i != 7])
+    with gradient_sums(model, plan, run.training) as sums:
+        present = sums(batch, torch.arange(20), SimulationNoise(1))
+        # The draws of the other records are those that they had.
+        absent = sums(batch, others, _Skipping(7, multiplicity))
+    assert bool(torch.isfinite(present).all())
+    assert float(present.norm()) > 0
+    assert float((present - absent).norm()) < 1e-3 * plan.clip
+
+
+class _Skipping(SimulationNoise):
+    """Latent draws of twenty records without those of one."""
+
+    def __init__(self, left_out: int, multiplicity: int) -> None:
+        super().__init__(1)
+        self._left_out, self._multiplicity = left_out, multiplicity
+
+    def normal(self, size: int) -> np.ndarray:
+        """Of the others; [size]."""
+        whole = super().normal(20 * self._multiplicity * 2).reshape(20, -1)
+        return np.delete(whole, self._left_out, axis=0).reshape(-1)[:size]

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
@@ -28,7 +29,7 @@ def run_of(
     data: str = "gaussian",
     components: int = 3,
     combined: bool = True,
-    **privacy: object,
+    **privacy: Any,  # noqa: ANN401
 ) -> RunConfig:
     """A run that releases all there is."""
     return RunConfig.parse(
@@ -143,7 +144,7 @@ def test_any_plan_costs_what_dp_accounting_says_at_the_same_orders(run: RunConfi
 @pytest.mark.parametrize("sharing", ["encoder", "encoder+summary", "full"])
 def test_shares_that_leave_nothing_for_training_are_refused(sharing: str) -> None:
     """A sum of shares of 1 or more raises, whichever kinds make it."""
-    greedy = {f"{name}_share": 0.2 for name in SHARE_NAMES}
+    greedy: dict[str, Any] = {f"{name}_share": 0.2 for name in SHARE_NAMES}
     with pytest.raises(ValueError, match="sum below 1"):
         PrivacyPlan.from_config(run_of(sharing, **greedy))
     # A kind that the run does not have takes nothing away.
@@ -153,13 +154,13 @@ def test_shares_that_leave_nothing_for_training_are_refused(sharing: str) -> Non
 
 def test_a_run_of_summaries_alone_spends_all_on_them() -> None:
     """Without training shares are proportions, so even small ones use up the whole epsilon."""
-    small = {f"{name}_share": 0.01 for name in SHARE_NAMES}
+    small: dict[str, Any] = {f"{name}_share": 0.01 for name in SHARE_NAMES}
     plan = PrivacyPlan.from_config(run_of("summary", epsilon=2.0, **small))
     assert plan.rounds == 0
     assert plan.noise_multiplier == 0.0
     assert all(event.sample_rate == 1.0 for event in plan.events())
     assert 1.99 < plan.epsilon() <= 2.0
-    large = {f"{name}_share": 0.9 for name in SHARE_NAMES}
+    large: dict[str, Any] = {f"{name}_share": 0.9 for name in SHARE_NAMES}
     assert PrivacyPlan.from_config(run_of("summary", epsilon=2.0, **large)) == plan
 
 

@@ -164,6 +164,22 @@ def test_the_limit_is_three_deviations_of_the_pooled_noise() -> None:
     assert left(limit * 0.999) == 1
 
 
+def test_a_mean_that_noise_drove_out_of_the_ball_is_brought_back() -> None:
+    """Clipped latents have no mean outside, so the estimate goes to the sphere, direction kept."""
+    total = np.zeros((1, 3, 3))
+    total[0] = [[90.0, 0.0, 150.0], [0.0, 90.0, -200.0], [150.0, -200.0, 100.0]]
+    made = next_mixture(
+        rough(),
+        total,
+        radius=RADIUS,
+        clients=1,
+        noise_multiplier=1.0,
+        epsilon=1.0,
+        density=density_of(CLIENTS),
+    )
+    assert np.allclose(made.means, [[0.6 * RADIUS, -0.8 * RADIUS]])
+
+
 def test_the_previous_mixture_stays_when_all_are_drowned() -> None:
     """Where no component survives the noise, nothing is learnt and nothing is lost."""
     previous = _three()

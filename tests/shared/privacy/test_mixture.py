@@ -104,7 +104,7 @@ INDEFINITE = np.array([[1.0, 2.0], [2.0, 1.0]])
         _put("weights", np.array([0.9, 0.3, -0.2])),
         _put("weights", np.array([0.5, np.nan, 0.5])),
         _put("weights", np.array([1, 1, 1])),
-        _put("weights", np.float64(1.0)),
+        _put("weights", np.array(1.0)),
         _put("means", np.zeros((3, 3))),
         _put("means", np.array([[0.0, 0.0], [np.inf, 0.0], [0.0, 0.0]])),
         _put("covariances", np.zeros((3, 2, 2))),

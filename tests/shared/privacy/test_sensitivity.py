@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from client.compute import Asked, data_sums, latent_sums, take_apart
 from shared.config import RunConfig
-from shared.detection.density import pool_scores
+from shared.detection.density import pool_scores, score_radius
 from shared.detection.parts import score_centres, score_names
 from shared.privacy.mixture import LatentMixture
 from shared.privacy.noise import SimulationNoise
@@ -299,6 +299,14 @@ def test_what_a_client_releases_of_its_latents_keeps_the_sensitivity(
 
     assert sums(0).shape == spec.shape
     assert np.linalg.norm(sums(0) - sums(1)) <= spec.sensitivity * SLACK
+
+
+def test_no_mapped_part_of_a_score_is_clipped() -> None:
+    """The radius of the parts holds the cube that they are mapped to, and is not larger."""
+    corner = np.ones((1, 4))
+    assert np.linalg.norm(corner) == pytest.approx(score_radius(4))
+    assert moved(lambda rows: moments(rows, score_radius(4)), corner) == pytest.approx(2.0)
+    assert np.allclose(client_mean(moments(corner, score_radius(4)), score_radius(4)), corner)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
