@@ -26,10 +26,13 @@ _HEART_RANGES: dict[str, tuple[float, float, float]] = {
     "thalach": (60.0, 210.0, 140.0),
     "exang": (0.0, 1.0, 0.0),
     "oldpeak": (-2.0, 5.0, 0.0),
+    "ca": (0.0, 3.0, 0.0),
 }
 _HEART_CHOICES: dict[str, tuple[float, ...]] = {
     "cp": (1.0, 2.0, 3.0, 4.0),
     "restecg": (0.0, 1.0, 2.0),
+    "slope": (1.0, 2.0, 3.0),
+    "thal": (3.0, 6.0, 7.0),
 }
 #: Zero stands for "not measured" in these.
 _HEART_ZERO = ("trestbps", "chol")
@@ -73,7 +76,7 @@ def heart_disease(data_dir: Path, seed: int = 0) -> Federation:
     """Load heart patients of four hospitals, one client a hospital; disease is the anomaly.
 
     A hospital trains on 70 % of its patients without disease and is tested on the others and on
-    all with disease. Columns that most hospitals did not measure (slope, ca, thal) are left out.
+    all with disease. What was not measured is a public constant, or none of the choices.
 
     Args:
         data_dir: Folder of `heart_disease.csv.gz`.

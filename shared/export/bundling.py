@@ -1,6 +1,5 @@
 """From a trained model to a signed bundle: graphs, their parity with torch, and the manifest."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +39,7 @@ from shared.export.parity import ParityReport, parity
 from shared.keys import SigningKey
 from shared.models import VAE
 from shared.privacy.accounting import ADJACENCY
+from shared.privacy.clipping import synthetic_records
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import LatentDensity
 
@@ -141,11 +141,7 @@ def make_bundle(
 
 def golden_records(schema: Schema) -> NDArray[np.float64]:
     """Synthetic raw records [8, *shape]: smooth random curves over the public range."""
-    steps = np.random.default_rng(0).normal(size=(_GOLDEN_RECORDS, schema.size))
-    walk = np.cumsum(steps, axis=1) / math.sqrt(schema.size)
-    low, high = schema.lower, schema.upper
-    values = (low + high) / 2 + (high - low) / 4 * walk
-    return (np.clip(values, low, high) / schema.scale).reshape(-1, *schema.shape)
+    return synthetic_records(schema, _GOLDEN_RECORDS)
 
 
 def next_version(folder: Path, name: str) -> int:

@@ -38,8 +38,9 @@ def next_mixture(
 ) -> LatentMixture:
     """The maximisation step from the sum of the clients' released stacks.
 
-    A component that noise drowns is dropped; where its count does not bear products of
-    dimensions, they are left out. Of no component left, the previous mixture stays.
+    A component that noise drowns is dropped; one whose count does not bear products of dimensions
+    takes the covariance within components, which the density gives less the spread of their means.
+    Of no component left, the previous mixture stays.
 
     Args:
         previous: the mixture that the clients shared their records out over.
@@ -47,13 +48,13 @@ def next_mixture(
         radius: they were clipped with.
         clients: how many released.
         noise_multiplier: of each release.
-        epsilon: of one release; decides on the form of covariances.
-        density: of all latents; sets the least variance.
+        epsilon: of one release; decides whose covariance is its own.
+        density: of all latents; sets the least variance and the covariance that is shared.
     """
     deviation = MOMENTS_SENSITIVITY * noise_multiplier * math.sqrt(clients)
     k = len(density.mean)
     floor = _VARIANCE_SHARE * float(np.trace(density.covariance)) / k
-    weights, means, covariances = [], [], []
+    counts, means, own = [], [], []
     for matrix in total:
         count = float(matrix[-1, -1])
         if count < max(_LEAST_DEVIATIONS * deviation, 1.0):
@@ -61,18 +62,32 @@ def next_mixture(
         mean = matrix[-1, :-1] / count
         norm = float(np.linalg.norm(mean))
         mean = mean / max(norm, 1.0)  # a mean of points within the ball lies within it
-        covariance = (matrix[:-1, :-1] / count - np.outer(mean, mean)) * radius**2
-        if noise_multiplier and choose_form(int(count), clients, epsilon, k) == "diagonal":
-            covariance = np.diag(np.diag(covariance))
-        level = max(floor, deviation * radius**2 / count)
-        values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-        weights.append(count)
+        counts.append(count)
         means.append(mean * radius)
-        covariances.append((vectors * np.maximum(values, level)) @ vectors.T)
-    if not weights:
+        own.append((matrix[:-1, :-1] / count - np.outer(mean, mean)) * radius**2)
+    if not counts:
         return previous
-    return LatentMixture(
-        weights=np.asarray(weights) / np.sum(weights),
-        means=np.stack(means),
-        covariances=np.stack(covariances),
-    )
+    weights = np.asarray(counts) / np.sum(counts)
+    shared = _within(density, weights, np.stack(means))
+    covariances = []
+    for count, covariance in zip(counts, own, strict=True):
+        if noise_multiplier and choose_form(int(count), clients, epsilon, k) == "diagonal":
+            covariances.append(shared)
+        else:
+            level = max(floor, deviation * radius**2 / count)
+            covariances.append(_floored(covariance, level))
+    return LatentMixture(weights=weights, means=np.stack(means), covariances=np.stack(covariances))
+
+
+def _within(density: LatentDensity, weights: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Covariance [k, k] that is left within components; not below the density's least variance."""
+    offset = means - weights @ means
+    between = (weights[:, None] * offset).T @ offset
+    return _floored(density.covariance - between, np.linalg.eigvalsh(density.covariance).min())
+
+
+def _floored(covariance: np.ndarray, level: float) -> np.ndarray:
+    """The covariance with eigenvalues of at least ``level``."""
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    floored: np.ndarray = (vectors * np.maximum(values, level)) @ vectors.T
+    return floored
