@@ -1,8 +1,8 @@
 """Synthetic data from a decoder trained under privacy, judged by a classifier that learns from it.
 
-A record is an image with its label beside it, so that one model draws pairs of both. The decoder leaves the clients (``sharing = "full"``), trained under DP-SGD;
-latents are drawn from the released Gaussian, the released mixture, or N(0, I). All that happens
-after the run is free of privacy cost.
+A record is an image with its label beside it, so that one model draws pairs of both. The decoder
+leaves the clients (``sharing = "full"``), trained under DP-SGD; latents are drawn from the released
+Gaussian, the released mixture, or N(0, I). All that happens after the run is free of privacy cost.
 """
 
 import argparse
