@@ -250,13 +250,16 @@ def latent_sums(
     density = asked.density
     if kind != "threshold" or density is None:
         raise ProtocolError(f"Expected a request that {kind!r} can answer, got another one.")
-    scores = [
-        summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
-        summaries.squared_distance(latents, center, density.precision(recentred=True)),
-    ]
-    if asked.scores is not None:
-        scores.append(asked.scores(parts))
-    return summaries.histograms(*scores)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = [
+            summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
+            summaries.squared_distance(latents, center, density.precision(recentred=True)),
+        ]
+        if asked.scores is not None:
+            scores.append(asked.scores(parts))
+    # A density chosen so that one record's score overflows must not make its presence show.
+    most = np.finfo(np.float64).max
+    return summaries.histograms(*(np.nan_to_num(one, nan=most, posinf=most) for one in scores))
 
 
 def own_density(

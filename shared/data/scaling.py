@@ -76,7 +76,8 @@ def bounded_values(records: NDArray[np.float32], data: DataSection) -> NDArray[n
     """Preprocessed records [N, *shape] mapped from the bounds to [-1, 1]: [N, d, T]."""
     middle, half = (data.upper + data.lower) / 2, (data.upper - data.lower) / 2
     values = (records.astype(np.float64) - middle) / half
-    return np.clip(values, -1.0, 1.0).reshape(len(records), features_of(data), -1)
+    places = math.prod(data.shape[1:])
+    return np.clip(values, -1.0, 1.0).reshape(len(records), features_of(data), places)
 
 
 def pool_scaling(

@@ -20,7 +20,8 @@ def elbo(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
         free_bits: Rate in nats below which a record pays nothing more, per record and never per
             batch, so that records stay independent (Kingma et al., 2016, appendix C.8).
     """
-    return terms.distortion + beta * terms.rate.clamp(min=free_bits)
+    rate = terms.rate.clamp(min=free_bits) if free_bits > 0 else terms.rate
+    return terms.distortion + beta * rate
 
 
 def iwae(model: VAE, x: Tensor, eps_KBk: Tensor) -> Tensor:

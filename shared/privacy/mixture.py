@@ -11,6 +11,8 @@ from shared.errors import ProtocolError
 #: Components that a message may bring at most.
 MAX_COMPONENTS = 64
 
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LatentMixture:
@@ -34,9 +36,17 @@ class LatentMixture:
         return total
 
     def responsibilities(self, latents: np.ndarray) -> np.ndarray:
-        """Share [N, K] of each component in latents [N, k]; rows add up to 1."""
-        parts = self._log_parts(latents)
-        shares = np.exp(parts - parts.max(axis=1, keepdims=True))
+        """Share [N, K] of each component in latents [N, k]; rows add up to 1.
+
+        A latent that is too far from every component for a finite density has equal shares.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = np.nan_to_num(self._log_parts(latents), nan=-np.inf, neginf=-np.inf)
+            top = parts.max(axis=1, keepdims=True)
+            shares = np.exp(parts - np.where(np.isfinite(top), top, 0.0))
+        # Covariances chosen so that one record overflows must not make its presence show.
+        lost = ~np.isfinite(top[:, 0])
+        shares[lost] = 1.0
         normalised: np.ndarray = shares / shares.sum(axis=1, keepdims=True)
         return normalised
 
@@ -70,8 +80,11 @@ class LatentMixture:
         ):
             raise wrong
         made = cls.from_arrays(arrays)
-        symmetric = (made.covariances + made.covariances.swapaxes(1, 2)) / 2
-        if not (made.weights > 0).all() or np.linalg.eigvalsh(symmetric).min() <= 0:
+        turned = made.covariances.swapaxes(1, 2)
+        scale = np.abs(made.covariances).max()
+        symmetric = (np.abs(made.covariances - turned) <= _ROUNDING * scale).all()
+        whole = (made.weights > 0).all() and abs(made.weights.sum() - 1.0) <= _ROUNDING
+        if not whole or not symmetric or np.linalg.eigvalsh(made.covariances).min() <= 0:
             raise wrong
         return made
 

@@ -36,6 +36,7 @@ SCORE_EDGES = np.geomspace(1e-2, 1e4, 127)
 #: The full covariance pays from so many records * epsilon for each k^2 (spectral error of 0.3).
 FULL_FROM = 30.0
 
+_ROUNDING = 1e-6
 _EIGENVALUE_FLOOR = 1e-3
 #: Share of the noise level below which an eigenvalue counts as noise.
 _NOISE_SHARE = 0.25
@@ -291,7 +292,7 @@ class LatentDensity:
         )
         found = {key: np.asarray(value, dtype=np.float64) for key, value in arrays.items()}
         if not fits or any(
-            np.linalg.eigvalsh((m + m.T) / 2).min() <= 0
+            np.abs(m - m.T).max() > _ROUNDING * np.abs(m).max() or np.linalg.eigvalsh(m).min() <= 0
             for m in (found["covariance"], found["within"])
         ):
             raise ProtocolError(

@@ -21,14 +21,17 @@ from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.models import encoder_state, load_encoder
 from shared.privacy import summaries
+from shared.privacy.mixture import LatentMixture
 from shared.privacy.noise import NoiseSource, RngName, SecureNoise, SimulationNoise
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
+from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, LatentDensity
+from shared.schedule import phases
 from shared.wire import (
     DENSITY_PREFIX,
     Arrays,
     Kind,
     ReplyHeader,
+    under,
     unpack,
 )
 from tests.client.support import (
@@ -312,6 +315,32 @@ def test_threshold_leaves_material_for_a_site_bundle(tmp_path: Path) -> None:
     np.testing.assert_allclose(material.center, exact.mean)
     distance = np.linalg.norm(material.density.within - exact.covariance)
     assert distance > 0
+
+
+@pytest.mark.parametrize("kind", ["mixture", "threshold"])
+def test_a_summary_cannot_be_made_to_fail_for_one_record(tmp_path: Path, kind: Kind) -> None:
+    """Tiny covariances, under which the farthest record alone overflows, get the same yes."""
+    run = tiny_run(sharing="summary", summaries={"components": 1, "em_rounds": 1})
+    number = next(phase.number for phase in phases(run) if phase.kind == kind)
+    unit = np.eye(2)
+    for name, drop in (("present", False), ("away", True)):
+        node = tiny_node(tmp_path / name, run)
+        clipped = summaries.clip_rows(latents_of(run, weights_of(run))[: len(node.records)], RADIUS)
+        mean = -50.0 * clipped[0] / np.linalg.norm(clipped[0])
+        square = ((clipped - mean) ** 2).sum(axis=1)
+        last, before = np.argsort(square)[[-1, -2]]
+        if drop:
+            node.records = node.records[[i for i in range(len(node.records)) if i != last]]
+        tiny = (square[last] + square[before]) / 2 / np.finfo(np.float64).max * unit
+        density = LatentDensity(count=1.0, mean=mean, covariance=tiny, within=tiny)
+        mixture = LatentMixture(weights=np.ones(1), means=mean[None], covariances=tiny[None])
+        arrays = {
+            **weights_of(run),
+            **under(DENSITY_PREFIX, density.arrays()),
+            **(under("mixture.", mixture.arrays()) if kind == "mixture" else {}),
+        }
+        node.handle(request(run, 1, "moments"), weights_of(run))
+        assert node.handle(request(run, number, kind), arrays).header.status == "ok"
 
 
 def _bad_weights() -> dict[str, Arrays]:

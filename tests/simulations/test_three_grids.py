@@ -19,7 +19,10 @@ from simulations.flower import run_on_flower
 from tests.simulations.support import tiny_federation, tiny_run
 
 SITES, ROUNDS = 5, 3
-PHASES = ["train"] * ROUNDS + ["moments", "threshold"]
+PHASES = [
+    *("data", "train", "train", "moments", "mixture"),
+    *("train", "moments", "mixture", "scores", "threshold"),
+]
 
 ENGINES: tuple[Engine, ...] = ("nodes", "stacked")
 OUTSIDE = ("flower", "deployed")
@@ -29,10 +32,23 @@ pytest.importorskip("ray", reason="Flower's simulation engine needs Ray")
 
 
 def experiment(federation: Federation) -> RunConfig:
-    """Three rounds of three steps with seeded noise; deadlines that a loaded machine keeps."""
+    """Three rounds of three steps and every kind of summary; deadlines that a loaded machine keeps.
+
+    The records' Gaussian warms the first weights, and a mixture becomes the prior of the last round.
+    """
     return tiny_run(
         federation,
-        training={"rounds": ROUNDS, "steps_per_round": 3},
+        sharing="encoder+summary",
+        training={"rounds": ROUNDS, "steps_per_round": 3, "warm_start_steps": 3},
+        summaries={
+            "data": "gaussian",
+            "features": 8,
+            "every": 2,
+            "prior": "mixture",
+            "components": 2,
+            "em_rounds": 1,
+        },
+        scoring={"combined": True},
         federation={
             "nodes": len(federation.sites),
             "quorum": len(federation.sites),
@@ -92,8 +108,9 @@ def test_every_grid_gives_the_same_result(grids: Grids, grid: str) -> None:
     for key, value in wanted.arrays.items():
         np.testing.assert_allclose(found.arrays[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
     density = found.density.arrays()
-    for key, value in wanted.density.arrays().items():
-        np.testing.assert_allclose(density[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
+    for key, value in {**wanted.density.arrays(), **wanted.extra}.items():
+        other = {**density, **found.extra}[key]
+        np.testing.assert_allclose(other, value, rtol=1e-4, atol=1e-6, err_msg=key)
     assert found.thresholds == pytest.approx(wanted.thresholds, rel=1e-4, abs=1e-6)
 
 

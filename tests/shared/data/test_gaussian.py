@@ -74,6 +74,12 @@ def test_low_frequencies_come_first() -> None:
     assert np.allclose(square[0], square[1].T)
 
 
+def test_an_axis_counts_by_the_waves_that_it_bears() -> None:
+    """On a record of two rows and eight columns the first four features vary along the columns."""
+    basis = cosine_basis((2, 8), 4).reshape(4, 2, 8)
+    assert np.allclose(basis[:, 0], basis[:, 1])
+
+
 def test_all_features_are_the_record_itself() -> None:
     """With as many features as values the map is the identity, and nothing is lost in a draw."""
     assert np.array_equal(cosine_basis((3, 2), 6), np.eye(6))
