@@ -32,9 +32,9 @@ pytest.importorskip("ray", reason="Flower's simulation engine needs Ray")
 
 
 def experiment(federation: Federation) -> RunConfig:
-    """Three rounds of three steps and every kind of summary; deadlines that a loaded machine keeps.
+    """Three rounds and every kind of summary; deadlines that a loaded machine keeps.
 
-    The records' Gaussian warms the first weights, and a mixture becomes the prior of the last round.
+    The records' Gaussian warms the first weights, and a mixture becomes the last round's prior.
     """
     return tiny_run(
         federation,
