@@ -30,16 +30,16 @@ def iwae(model: VAE, x: Tensor, eps_KBk: Tensor) -> Tensor:
     Burda et al., 2016, "Importance Weighted Autoencoders", equation 8, with K proposals.
 
     Args:
-        model: A model with a standard normal prior and a Gaussian posterior.
+        model: A model with a Gaussian posterior; its `prior` is that of the evidence.
         x: Records `[B, *shape]`.
         eps_KBk: Standard normal noise.
     """
     draws, batch, _ = eps_KBk.shape
     mu_Bk, logvar_Bk = model.encode(x)
     z_KBk = mu_Bk + (0.5 * logvar_Bk).exp() * eps_KBk
-    # log p(z) - log q(z|x): the constants of both normal densities cancel.
-    log_ratio_KB = 0.5 * (logvar_Bk + eps_KBk.square() - z_KBk.square()).sum(2)
+    log_p_KB = model.prior.log_prob(z_KBk.flatten(0, 1)).view(draws, batch)
+    log_q_KB = -0.5 * (eps_KBk.square() + logvar_Bk + math.log(2.0 * math.pi)).sum(2)
     repeated = x.expand(draws, *x.shape).flatten(0, 1)
     distortion_KB = model.distortion(repeated, model.decode(z_KBk.flatten(0, 1)))
-    log_weight_KB = log_ratio_KB - distortion_KB.view(draws, batch)
+    log_weight_KB = log_p_KB - log_q_KB - distortion_KB.view(draws, batch)
     return math.log(draws) - torch.logsumexp(log_weight_KB, 0)

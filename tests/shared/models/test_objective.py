@@ -1,10 +1,13 @@
 """Objectives against hand-computed values and exact evidences."""
 
+import pytest
 import torch
+from torch.distributions import MultivariateNormal
 
 from shared.models import Terms
 from shared.models.functional import gaussian_nll
 from shared.models.objective import elbo, iwae
+from shared.models.priors import GaussianPrior, MixturePrior, Prior
 from tests.shared.models.cases import CASES, noise, records
 
 
@@ -59,3 +62,55 @@ def test_iwae_is_per_record() -> None:
     eps = torch.stack([noise(case, 4, seed) for seed in range(5)])
     alone = torch.cat([iwae(model, x[i : i + 1], eps[:, i : i + 1]) for i in range(4)])
     torch.testing.assert_close(iwae(model, x, eps), alone)
+
+
+def _gaussian() -> GaussianPrior:
+    factor = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.7, 0.0], [-0.4, 0.3, 0.8]]).double()
+    return GaussianPrior(mean=torch.tensor([0.5, -1.0, 0.2]).double(), covariance=factor @ factor.T)
+
+
+def _mixture() -> MixturePrior:
+    one = _gaussian()
+    return MixturePrior(
+        weights=torch.tensor([0.3, 0.7]).double(),
+        means=torch.stack([one.mean, -one.mean]),
+        covariances=torch.stack([one.covariance, torch.eye(3).double()]),
+    )
+
+
+@pytest.mark.parametrize("prior", [_gaussian(), _mixture()], ids=["gaussian", "mixture"])
+def test_iwae_of_a_linear_decoder_under_a_prior_is_exact(prior: Prior) -> None:
+    """A linear decoder has a Gaussian evidence, or a mixture of them, under the model's prior."""
+    case = CASES["mlp"]
+    model, decoder = case.model(), torch.nn.Linear(3, 12).double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        decoder.weight.normal_(generator=generator).mul_(0.1)
+        decoder.bias.normal_(generator=generator).mul_(0.1)
+        # A proposal that covers the prior; a narrow one would need many more draws.
+        *_, head = model.encoder.parameters()
+        for parameter in model.encoder.parameters():
+            parameter.zero_()
+        head[3:] = 0.7
+    model.decoder, model.prior = decoder, prior
+    x, weight, bias = records(case, 3), decoder.weight.detach(), decoder.bias.detach()
+    eps = torch.randn(100_000, 3, 3, generator=generator, dtype=x.dtype)
+
+    def evidence(mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        spread = weight @ covariance @ weight.T
+        noise = model.config.variance * torch.eye(12, dtype=x.dtype)
+        return MultivariateNormal(weight @ mean + bias, spread + noise).log_prob(x)
+
+    if isinstance(prior, MixturePrior):
+        parts = torch.stack(
+            [evidence(m, c) for m, c in zip(prior.means, prior.covariances, strict=True)]
+        )
+        exact = -torch.logsumexp(parts + prior.weights.log()[:, None], 0)
+    else:
+        exact = -evidence(prior.mean, prior.covariance)
+    with torch.no_grad():
+        got = iwae(model, x, eps)
+        model.prior = case.model().prior
+        plain = iwae(model, x, eps)
+    assert (exact - got).abs().max() < 0.05
+    assert (exact - plain).abs().max() > 0.1
