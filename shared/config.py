@@ -235,5 +235,8 @@ def first_problem(error: ValidationError) -> str:
         return f"expected only known keys, got {where!r}; remove it or fix its spelling."
     if problem["type"] == "missing":
         return f"expected a value for {where!r}, got none; add it."
+    if problem["type"] == "value_error":  # a sentence of our own about several fields
+        place = f"{where}: " if problem["loc"] else ""
+        return f"{place}{problem['ctx']['error']}; change one of them."
     shown = repr(problem["input"])[:80]
     return f"{where}: {problem['msg']}, got {shown}."

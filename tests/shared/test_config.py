@@ -57,3 +57,34 @@ def test_inverted_bounds_and_missing_schema_are_refused() -> None:
         RunConfig.from_toml(GOOD.replace("upper = 2.5", "upper = -3.0"))
     with pytest.raises(ConfigError, match="'data'"):
         RunConfig.from_toml('name = "x"')
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        (
+            {"sharing": "encoder+summary", "summaries": {"prior": "mixture"}},
+            "expected summaries.components of 1 or more for a mixture, got 0",
+        ),
+        (
+            {"sharing": "full", "summaries": {"prior": "gaussian"}},
+            "expected sharing 'encoder+summary' for a broadcast prior, got 'full'",
+        ),
+        (
+            {"training": {"warm_start_steps": 5}},
+            "expected summaries.data 'gaussian' for a warm start on released data, got 'none'",
+        ),
+        (
+            {"sharing": "full", "strategy": {"name": "mr-mtl"}},
+            "expected sharing of the encoder for strategy 'mr-mtl', got 'full'",
+        ),
+    ],
+)
+def test_settings_that_exclude_each_other_are_said(
+    tables: dict[str, object], sentence: str
+) -> None:
+    """What does not fit together is one sentence, without the rest of the file."""
+    value = {"name": "try", "data": {"name": "any", "shape": [4]}, **tables}
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.parse(value, "run.toml")
+    assert str(caught.value) == f"run.toml: {sentence}; change one of them."
