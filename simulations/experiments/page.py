@@ -31,7 +31,7 @@ tbody th { font-weight: 500; }
 th + th, th + td, td + td { padding-left: .8rem; }
 .number { text-align: right; }
 td.number { white-space: nowrap; }
-td small { color: #616e7c; display: block; }
+td small, th small { color: #616e7c; display: block; }
 tr.plain td, tr.plain th { color: #52606d; background: #f9fafb; }
 figure { margin: 1.2rem 0 1.8rem; }
 figure svg { width: 100%; height: auto; display: block; }
