@@ -397,16 +397,6 @@ def histograms(*scores: np.ndarray) -> np.ndarray:
     )
 
 
-def release_histograms(
-    absolute: np.ndarray,
-    recentred: np.ndarray,
-    noise_multiplier: float,
-    noise: NoiseSource,
-) -> np.ndarray:
-    """The two histograms with Gaussian noise of deviation sqrt(2) * noise_multiplier."""
-    return release(histograms(absolute, recentred), threshold_spec(), noise_multiplier, noise)
-
-
 def _unit_rows(latents: np.ndarray, radius: float) -> np.ndarray:
     """(z/R, 1) of each latent, clipped: float64 [N, k+1]."""
     scaled = clip_rows(_finite_rows(latents), radius) / radius

@@ -284,9 +284,12 @@ def test_threshold_recentres_on_the_released_mean(tmp_path: Path) -> None:
     asked = request(private, 5, "threshold")
     noisy = arrays_of(node.handle(asked, threshold_arrays(final, density)))[HISTOGRAMS_KEY]
     plan = PrivacyPlan.from_config(private)
-    expected = summaries.release_histograms(
-        summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
-        summaries.squared_distance(latents, center, density.precision(recentred=True)),
+    expected = summaries.release(
+        summaries.histograms(
+            summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
+            summaries.squared_distance(latents, center, density.precision(recentred=True)),
+        ),
+        summaries.threshold_spec(),
         plan.multiplier("threshold"),
         make_noise(private, "north", 5, "threshold"),
     )

@@ -97,13 +97,16 @@ class Site:
                     if key.startswith(DENSITY_PREFIX)
                 }
             )
-            counts = summaries.release_histograms(
-                summaries.squared_distance(
-                    latents, density.mean, density.precision(recentred=False)
+            counts = summaries.release(
+                summaries.histograms(
+                    summaries.squared_distance(
+                        latents, density.mean, density.precision(recentred=False)
+                    ),
+                    summaries.squared_distance(
+                        latents, latents.mean(axis=0), density.precision(recentred=True)
+                    ),
                 ),
-                summaries.squared_distance(
-                    latents, latents.mean(axis=0), density.precision(recentred=True)
-                ),
+                summaries.threshold_spec(),
                 multiplier,
                 noise,
             )

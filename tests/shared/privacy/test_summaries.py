@@ -15,7 +15,7 @@ from shared.privacy.summaries import (
     histograms,
     latent_density,
     moments,
-    release_histograms,
+    release,
     release_moments,
     squared_distance,
     threshold_spec,
@@ -67,7 +67,7 @@ def test_moments_noise_is_isotropic_in_the_symmetric_matrices() -> None:
 def test_histogram_noise_has_the_stated_deviation() -> None:
     """Every bin of both histograms carries deviation sqrt(2) sigma."""
     scores = np.full(100, 3.0)
-    released = release_histograms(scores, scores, 2.0, SimulationNoise(6))
+    released = release(histograms(scores, scores), threshold_spec(), 2.0, SimulationNoise(6))
     residual = released - histograms(scores, scores)
     assert residual.std() == pytest.approx(2.0 * threshold_spec().sensitivity, rel=0.15)
     assert released.shape == (2, len(SCORE_EDGES) + 1)
