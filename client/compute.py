@@ -28,6 +28,7 @@ from shared.privacy import summaries
 from shared.privacy.mixture import LatentMixture
 from shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise
 from shared.privacy.plan import PrivacyPlan
+from shared.privacy.specs import latent_radius
 from shared.privacy.summaries import Form, LatentDensity
 from shared.schedule import Kind
 from shared.wire import (
@@ -97,11 +98,6 @@ def tensors_of(model: VAE, prefix: str) -> dict[str, torch.Tensor]:
 def without_encoder(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What never leaves: everything outside the encoder."""
     return {key: value for key, value in state.items() if not key.startswith(ENCODER_PREFIX)}
-
-
-def latent_radius(run: RunConfig, latent_dim: int) -> float:
-    """The public radius that latents are clipped to."""
-    return run.scoring.radius or summaries.default_radius(latent_dim)
 
 
 def latents_of(model: VAE, records: torch.Tensor) -> np.ndarray:

@@ -15,7 +15,6 @@ from client.compute import (
     data_sums,
     expected_arrays,
     first_model,
-    latent_radius,
     latent_sums,
     latents_of,
     load_weights,
@@ -44,7 +43,7 @@ from shared.models.base import ENCODER_PREFIX
 from shared.privacy import summaries
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.specs import spec_of
+from shared.privacy.specs import latent_radius, spec_of
 from shared.schedule import WHOLE_KINDS, Kind, Phase, phase_of
 from shared.wire import PROTOCOL, ReplyHeader, RequestHeader, pack, unpack
 

@@ -44,13 +44,12 @@ from shared.models.warm_start import warm_start
 from shared.privacy.accounting import epsilon_of
 from shared.privacy.em import first_mixture, next_mixture
 from shared.privacy.mixture import LatentMixture
-from shared.privacy.specs import spec_of
+from shared.privacy.specs import latent_radius, spec_of
 from shared.privacy.summaries import (
     Form,
     LatentDensity,
     SummarySpec,
     choose_form,
-    default_radius,
     latent_density,
     threshold_spec,
 )
@@ -584,7 +583,7 @@ class Driver:
 
     @property
     def _radius(self) -> float:
-        return self.config.scoring.radius or default_radius(self._model.latent_dim)
+        return latent_radius(self.config, self._model.latent_dim)
 
     def _first_arrays(self) -> Arrays:
         """What the run begins with: the seed's weights, or those of the run that it starts from."""

@@ -25,10 +25,10 @@ from shared.errors import ConfigError
 from shared.files import read_json
 from shared.models.base import ENCODER_PREFIX
 from shared.privacy.plan import PrivacyPlan
+from shared.privacy.specs import latent_radius
 from shared.privacy.summaries import (
     LatentDensity,
     as_matrix,
-    default_radius,
     diagonal_spec,
     moments_spec,
 )
@@ -199,7 +199,7 @@ class RunSites:
     @property
     def radius(self) -> float:
         """The public radius that latents were clipped to."""
-        return _radius(self.run, len(self.within))
+        return latent_radius(self.run, len(self.within))
 
     def drifts_to(self, later: "RunSites") -> list[Drift]:
         """Drift of the sites that both runs have; records may differ between the runs.
@@ -245,7 +245,7 @@ def site_means(state: Checkpoint, run: RunConfig) -> tuple[SiteMean, ...]:
         k = len(matrix) - 1
         spec = diagonal_spec(k) if released.ndim == 1 else moments_spec(k)
         deviation = spec.sensitivity * sigma / (np.sqrt(2.0) if spec.symmetric else 1.0)
-        scale = _radius(run, k) / records
+        scale = latent_radius(run, k) / records
         found.append(
             SiteMean(
                 name=name,
@@ -285,10 +285,6 @@ def _against_others(changes: np.ndarray, noise: np.ndarray, calm: np.ndarray) ->
     offsets, variances = weights @ changes, np.square(weights) @ noise
     statistics: np.ndarray = (np.square(offsets) / variances).sum(axis=1)
     return statistics
-
-
-def _radius(run: RunConfig, k: int) -> float:
-    return run.scoring.radius or default_radius(k)
 
 
 def _stored_config(path: Path) -> RunConfig:

@@ -26,7 +26,8 @@ from shared.errors import DataError
 from shared.files import read_json, sha256_hex, write_atomic, write_json
 from shared.privacy.mixture import LatentMixture
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import Form, LatentDensity, default_radius
+from shared.privacy.specs import latent_radius
+from shared.privacy.summaries import Form, LatentDensity
 from shared.wire import DATA_PREFIX, MIXTURE_PREFIX, PROTOCOL, SCORES_PREFIX, Arrays, below, under
 
 FACTS = "result.json"
@@ -164,7 +165,7 @@ def write_result(
         "sites": state.sites,
         "latent_dim": latent_dim,
         "moments": form_of(state.moments),
-        "radius": config.scoring.radius or default_radius(latent_dim),
+        "radius": latent_radius(config, latent_dim),
         "thresholds": {"quantile": config.scoring.quantile, **state.thresholds},
     }
     for part, (name, data) in files.items():

@@ -33,3 +33,8 @@ def spec_of(
     if kind == "scores":
         return summaries.moments_spec(len(score_names(run)))
     return summaries.threshold_spec(3 if run.scoring.combined else 2)
+
+
+def latent_radius(run: RunConfig, latent_dim: int) -> float:
+    """The public radius that latents are clipped to."""
+    return run.scoring.radius or summaries.default_radius(latent_dim)

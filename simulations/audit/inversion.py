@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.compute import latent_radius
 from shared.data.sources import hearts
+from shared.privacy.specs import latent_radius
 from shared.privacy.summaries import client_mean
 from simulations.audit.usual import UsualRun, codes
 

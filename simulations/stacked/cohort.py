@@ -21,7 +21,6 @@ from client.compute import (
     Asked,
     data_sums,
     first_model,
-    latent_radius,
     latent_sums,
     latents_of,
     load_weights,
@@ -46,7 +45,7 @@ from shared.models.base import ENCODER_PREFIX
 from shared.privacy.accounting import epsilon_of
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.specs import spec_of
+from shared.privacy.specs import latent_radius, spec_of
 from shared.privacy.summaries import Form, client_mean, release
 from shared.records import LocalRecords, from_records
 from shared.schedule import WHOLE_KINDS, Kind, Phase, last_moments, phase_of, phases
@@ -363,12 +362,17 @@ class Cohort:
         for start in range(0, len(asked), _TOGETHER):
             group = asked[start : start + _TOGETHER]
             records = [self._records(one.site) for one in group]
-            for one, own in zip(group, records, strict=True):
+            latents = [np.zeros((0, self._model.latent_dim))] * len(group)
+            if kind != "data":
+                together = latents_of(self._model, scaled(torch.cat(records), request.scaling))
+                offsets = np.cumsum([len(own) for own in records])[:-1]
+                latents = np.split(together, offsets)
+            for one, own, means in zip(group, records, latents, strict=True):
                 error = self._refusal(len(own)) or self._out_of_turn(header, one)
                 if error is not None:
                     yield self._refuse(header, one, error)
                     continue
-                released = self._summary(header, request, one.site, own)
+                released = self._summary(header, request, one.site, own, means)
                 yield self._reply(header, one, len(own), released)
 
     def _summary(
@@ -377,6 +381,7 @@ class Cohort:
         request: Asked,
         site: str,
         records: torch.Tensor,
+        latents: np.ndarray,
     ) -> Arrays:
         run, kind = self._run, header.kind
         components = len(request.mixture.weights) if request.mixture else 0
@@ -384,7 +389,6 @@ class Cohort:
         if kind == "data":
             exact = data_sums(run, records.numpy())
         else:
-            latents = latents_of(self._model, scaled(records, request.scaling))
             center = np.zeros(self._model.latent_dim)
             if kind == "threshold":
                 center = self._center(site, header.round, header.form, latents)
