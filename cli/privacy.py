@@ -231,9 +231,7 @@ def _largest_clip(planned: _Planned) -> float | None:
     return calibrated_clip(
         planned.model,
         torch.from_numpy(schema.preprocess(synthetic_records(schema, _CLIP_RECORDS))),
-        beta=training.beta,
-        free_bits=training.free_bits,
-        draws=training.multiplicity,
+        training,
     )
 
 

@@ -22,7 +22,7 @@ from shared.detection.parts import score_centres, score_names, score_parts
 from shared.errors import BudgetExceeded, ConfigError, ProtocolError
 from shared.models import VAE, build, load_encoder, load_state
 from shared.models.base import ENCODER_PREFIX
-from shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal
+from shared.models.priors import GaussianPrior, MixturePrior, Prior
 from shared.models.warm_start import warm_start
 from shared.privacy import summaries
 from shared.privacy.mixture import LatentMixture
@@ -135,13 +135,13 @@ class Asked:
     mixture: LatentMixture | None = None
     scores: ScoreDensity | None = None
 
-    def prior(self, run: RunConfig) -> Prior:
-        """What the rate is measured against: the broadcast prior, once there is one."""
+    def prior(self, run: RunConfig) -> Prior | None:
+        """The broadcast prior that the rate is measured against; None where there is none yet."""
         if run.summaries.prior == "mixture" and self.mixture is not None:
             return MixturePrior.of(self.mixture)
         if run.summaries.prior != "none" and self.density is not None:
             return GaussianPrior.of(self.density)
-        return StandardNormal()
+        return None
 
 
 def take_apart(run: RunConfig, kind: Kind, arrays: Arrays, latent_dim: int) -> Asked:

@@ -39,7 +39,7 @@ from shared.data.dataset import Dataset
 from shared.errors import ProtocolError
 from shared.files import sha256_hex
 from shared.models import VAE, load_state
-from shared.models.base import ENCODER_PREFIX
+from shared.models.base import ENCODER_PREFIX, use_prior
 from shared.privacy import summaries
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
@@ -140,7 +140,7 @@ class Node:
         reservation = self._reserve(header, arrays, plan)
         if reservation.state == "released":
             return self.door.replay(reservation)
-        model.prior = asked.prior(run)
+        use_prior(model, asked.prior(run))
         received = {k: v.clone() for k, v in tensors_of(model, ENCODER_PREFIX).items()}
         if whole:
             received = {key: v.clone() for key, v in tensors_of(model, "").items()}

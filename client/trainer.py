@@ -10,6 +10,7 @@ encoder, whose gradients pass through it.
 import contextlib
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from shared.config import RunConfig, TrainingSection
 from shared.errors import ReleaseRefused
 from shared.models import VAE
-from shared.models.objective import elbo
+from shared.models.objective import record_loss
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
 
@@ -87,6 +88,7 @@ def train_round(
     first = trained * plan.steps_per_round
     with gradient_sums(model, plan, training) as sums:
         for step in range(first, first + plan.steps_per_round):
+            model.progress = progress_of(plan, step)
             rate = learning_rate(training, plan, step)
             optimizer.param_groups[0]["lr"] = rate
             chosen = torch.from_numpy(plan.sample(len(records), noise))
@@ -98,6 +100,7 @@ def train_round(
             if pull is not None:
                 pull(parameters, rate)
     model.eval()
+    model.progress = 1.0
     for name, value in model.named_buffers():
         if not torch.equal(value, buffers[name]):
             raise ReleaseRefused(
@@ -151,8 +154,12 @@ def learning_rate(training: TrainingSection, plan: PrivacyPlan, step: int) -> fl
     """The learning rate of a step, counted from 0 over the whole run."""
     if training.schedule == "constant":
         return training.learning_rate
-    share = step / max(plan.rounds * plan.steps_per_round, 1)
-    return training.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+    return training.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress_of(plan, step)))
+
+
+def progress_of(plan: PrivacyPlan, step: int) -> float:
+    """Share of the run that is done before a step, counted from 0 over the whole run."""
+    return min(step / max(plan.rounds * plan.steps_per_round, 1), 1.0)
 
 
 def averaged(
@@ -186,6 +193,7 @@ class GradientSums:
     def __init__(self, model: VAE, plan: PrivacyPlan, training: TrainingSection) -> None:
         """Attach to ``model``; ``close`` detaches."""
         self._model = model
+        model.sampled = training.objective == "iwae"
         self._clip = plan.clip
         self._training = training
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -194,19 +202,22 @@ class GradientSums:
 
     def __call__(self, records: Tensor, chosen: Tensor, noise: NoiseSource) -> Tensor:
         """Flat float64 sum of the gradients of ``records[chosen]``, zeros for an empty sample."""
-        total = torch.zeros(self._size, dtype=torch.float64)
-        draws, size = self._training.multiplicity, self._model.latent_dim
+        draws, size = self._training.multiplicity, self._model.noise_dim
         flat = noise.normal(len(chosen) * draws * size).astype(np.float32)
-        eps_NKk = torch.from_numpy(flat).view(len(chosen), draws, size)
+        return self.of(records[chosen], torch.from_numpy(flat).view(len(chosen), draws, size))
+
+    def of(self, x: Tensor, eps: Tensor) -> Tensor:
+        """The same of records [B, *shape] with the draws ``eps`` [B, K, noise_dim]."""
+        total = torch.zeros(self._size, dtype=torch.float64)
         compute = self._plain if self._hooked is None else self._clipped
-        for part, eps in zip(torch.split(chosen, CHUNK), torch.split(eps_NKk, CHUNK), strict=True):
+        for part, draws in zip(torch.split(x, CHUNK), torch.split(eps, CHUNK), strict=True):
             if len(part):
-                total += compute(records[part], eps)
+                total += compute(part, draws)
         return total
 
     def _clipped_means(self, hooked: GradSampleModule, loss: Tensor, draws: int) -> Tensor:
         torch.autograd.backward(loss.sum())
-        # The loss is a mean over draws, so the sum of their gradients is the record's.
+        # The loss is one number for all draws, so the sum of their gradients is the record's.
         each = [
             p.grad_sample.view(len(loss), draws, -1).sum(1)  # type: ignore[attr-defined]
             for p in self._parameters
@@ -221,15 +232,15 @@ class GradientSums:
 
     def close(self) -> None:
         """Take every hook off the model."""
+        self._model.sampled = False
         if self._hooked is not None:
             self._hooked.to_standard_module()
 
     def _loss(self, x: Tensor, eps: Tensor) -> Tensor:
-        """Loss of each record [B]: the mean over its latent draws ``eps`` [B, K, k]."""
+        """Loss of each record [B] with its draws ``eps`` [B, K, noise_dim]."""
         draws = eps.shape[1]
         terms = self._model(x.repeat_interleave(draws, 0), eps.flatten(0, 1))
-        each = elbo(terms, self._training.beta, self._training.free_bits)
-        return each.view(len(x), draws).mean(1)
+        return record_loss(terms, self._training, self._model.progress, draws)
 
     def _plain(self, x: Tensor, eps: Tensor) -> Tensor:
         return _flat(torch.autograd.grad(self._loss(x, eps).sum(), self._parameters))
@@ -280,10 +291,29 @@ def gradient_sums(
 def _hooked(
     model: VAE, training: TrainingSection
 ) -> GradSampleModule | GradSampleModuleFastGradientClipping:
-    """Opacus's hooks: ghost norms, or per-record gradients where draws must be averaged first."""
-    if training.multiplicity > 1:
+    """Opacus's hooks: ghost norms, or per-record gradients where several must be added first.
+
+    A record has several gradients of one layer where it is drawn several times, and where the
+    model calls the layer several times; ghost norms see the last call alone.
+    """
+    if training.multiplicity > 1 or repeats_layers(model):
         return GradSampleModule(model, loss_reduction="sum")
     return GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
+
+
+def repeats_layers(model: VAE) -> bool:
+    """Whether a forward pass calls a layer with weights more than once."""
+    calls: Counter[torch.nn.Module] = Counter()
+    owners = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    handles = [m.register_forward_hook(lambda one, *_: calls.update([one])) for m in owners]
+    like = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model(like.new_zeros(1, *model.input_shape), like.new_zeros(1, model.noise_dim))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(calls.values(), default=0) > 1
 
 
 def _flat(grads: tuple[Tensor, ...]) -> Tensor:

@@ -39,7 +39,8 @@ from shared.detection.parts import score_centres, score_names
 from shared.errors import ConfigError, DataError, FedlatentError, QuorumLost, ServiceError
 from shared.files import sha256_hex, write_json
 from shared.models import VAE, build
-from shared.models.base import ENCODER_PREFIX
+from shared.models.base import ENCODER_PREFIX, use_prior
+from shared.models.priors import StandardNormal
 from shared.models.warm_start import warm_start
 from shared.privacy.accounting import epsilon_of
 from shared.privacy.em import first_mixture, next_mixture
@@ -247,6 +248,8 @@ class Driver:
         self._model: VAE = build(
             model.family, model.options, self.config.data.shape, self.config.seed
         )
+        if self.config.summaries.prior != "none":
+            use_prior(self._model, StandardNormal())  # refused where a model trains its own
         self._strangers: set[int] = set()
 
     def run(self) -> Checkpoint:

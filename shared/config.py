@@ -82,13 +82,26 @@ class TrainingSection(_Section):
     learning_rate: Positive = 2e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
     multiplicity: Count = 1  # latent draws of a record, averaged before its gradient is clipped
+    objective: Literal["elbo", "iwae"] = "elbo"  # iwae: the bound of all draws of a record
     beta: Annotated[float, Field(ge=0)] = 1.0  # weight of the rate (KL) term
+    beta_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the run in which beta rises
+    capacity: Annotated[float, Field(ge=0)] = 0.0  # nats; the rate is led from 0 to it; 0 = off
     free_bits: Annotated[float, Field(ge=0)] = 0.0  # nats per record
     schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, over the whole run
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay a round of averaged weights; 0 = off
     warm_start_steps: Annotated[int, Field(ge=0)] = (
         0  # of the server, on draws of the released data
     )
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> Self:
+        weighed = self.beta != 1.0 or self.beta_warmup or self.capacity or self.free_bits
+        if self.objective == "iwae" and weighed:
+            raise ValueError(
+                "expected objective 'iwae' with beta 1 and neither beta_warmup, capacity nor "
+                "free_bits, got one of them"
+            )
+        return self
 
 
 class SummariesSection(_Section):

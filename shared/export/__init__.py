@@ -6,6 +6,7 @@ from shared.export.onnx import (
     Scorer,
     export_decoder,
     export_encoder,
+    export_graph,
     export_scorer,
     scorer_outputs,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Scorer",
     "export_decoder",
     "export_encoder",
+    "export_graph",
     "export_scorer",
     "parity",
     "run_onnx",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shared.data.scaling import LIMIT, Scaling
 from shared.detection.combine import ScoreCombination
 from shared.errors import BundleError
-from shared.models.base import VAE
+from shared.models.base import VAE, Graph
 from shared.privacy.summaries import LatentDensity
 
 OPSET = 20
@@ -200,6 +200,12 @@ def export_scorer(
         {"x"},
         scorer_outputs(with_decoder),
     )
+
+
+def export_graph(graph: Graph) -> bytes:
+    """Export a graph of a family's own; every input has a batch as its first axis."""
+    inputs = dict(graph.inputs)
+    return _export(graph.module, inputs, set(inputs), graph.outputs)
 
 
 def _export(

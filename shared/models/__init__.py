@@ -8,6 +8,7 @@ import torch
 
 from shared.errors import ConfigError
 from shared.models.base import VAE, Terms, encoder_state, load_encoder, load_state
+from shared.models.gaussian import PRESETS as GAUSSIAN_PRESETS
 from shared.models.gaussian import GaussianConfig, GaussianVAE
 
 __all__ = [
@@ -26,14 +27,28 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A configuration class and the model made from it, a record shape and a generator."""
+    """A kind of model.
 
+    Attributes:
+        about: What it is for, in one line.
+        config: Its options.
+        model: Made from options, a record shape and a generator.
+        presets: Options by size: "tiny", "small", "base".
+    """
+
+    about: str
     config: type[Any]
     model: Callable[[Any, tuple[int, ...], torch.Generator], VAE]
+    presets: Mapping[str, Mapping[str, object]]
 
 
 FAMILIES: dict[str, Family] = {
-    "gaussian": Family(config=GaussianConfig, model=GaussianVAE),
+    "gaussian": Family(
+        about="autoencoder, VAE and beta-VAE: vectors, signals, images",
+        config=GaussianConfig,
+        model=GaussianVAE,
+        presets=GAUSSIAN_PRESETS,
+    ),
 }
 
 
@@ -46,7 +61,8 @@ def build(
 
     Args:
         family: A key of `FAMILIES`.
-        options: Fields of the family's configuration; a list stands for a tuple, as from JSON.
+        options: Fields of the family's configuration, a list standing for a tuple, as from JSON;
+            `preset` may name one of the family's sizes, which the other options change.
         input_shape: Shape of one record.
         seed: Of the initial weights.
 
@@ -63,11 +79,27 @@ def build(
         )
     chosen = FAMILIES[family]
     allowed = sorted(field.name for field in fields(chosen.config))
-    unknown = sorted(options.keys() - set(allowed))
+    sized = _with_preset(family, options)
+    unknown = sorted(sized.keys() - set(allowed))
     if unknown:
         raise ConfigError(
             f"Expected options of family {family!r} out of {allowed}, got {unknown}; correct them."
         )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in sized.items()}
     generator = torch.Generator().manual_seed(seed)
     return chosen.model(chosen.config(**values), tuple(input_shape), generator)
+
+
+def _with_preset(family: str, options: Mapping[str, object]) -> dict[str, object]:
+    """Options with those of the preset they name, if any."""
+    rest = dict(options)
+    name = rest.pop("preset", None)
+    presets = FAMILIES[family].presets
+    if name is None:
+        return rest
+    if name not in presets:
+        raise ConfigError(
+            f"Expected a preset of family {family!r} out of {sorted(presets)}, got {name!r}; "
+            "choose one."
+        )
+    return {**presets[str(name)], **rest}

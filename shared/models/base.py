@@ -5,12 +5,14 @@ Shape suffixes: B records, k latent dimensions, `*shape` the shape of one record
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from shared.errors import ProtocolError
+from shared.errors import ConfigError, ProtocolError
+from shared.models.functional import gaussian_log_density
 from shared.models.priors import Prior, StandardNormal
 
 ENCODER_PREFIX = "encoder."
@@ -24,19 +26,39 @@ class Terms(NamedTuple):
     rate: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A graph that a family exports beside encoder, decoder and scorer.
+
+    Attributes:
+        module: What is exported; float32 tensors in and out, or int64 ones for tokens.
+        inputs: Examples by name, each with a batch of 2 first.
+        outputs: Names, in the order of the module's results.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+
+
 class VAE(nn.Module, ABC):
     """A latent-variable model made of an `encoder` and a `decoder`.
 
     The attribute names carry meaning: state-dict keys under `encoder.` are what sites share, all
     others stay at the site. A model draws no random number: noise is the argument `eps`. A model
-    has no buffers, for a buffer would carry raw data past the clipping.
+    has no buffers, for a buffer would carry raw data past the clipping. Every layer sees the
+    records as its first axis and nothing folded into it, for Opacus counts that axis as records.
 
     Attributes:
         encoder: The shared part.
         decoder: The private part.
-        latent_dim: Number k of latent dimensions.
+        latent_dim: Number k of latent dimensions that `encode` gives and summaries look at.
         input_shape: Shape of one record.
-        prior: What the rate is measured against; a value, no part of the state.
+        prior: What the rate is measured against: a value that is no part of the state, or a
+            module that is trained with the model.
+        sampled: Whether `forward` gives the rate as log q(z|x) - log p(z) at its draw, from which
+            the importance-weighted bound is made, and not in closed form.
+        progress: Share of the training that is done, for schedules; 1 outside of training.
     """
 
     encoder: nn.Module
@@ -44,6 +66,13 @@ class VAE(nn.Module, ABC):
     latent_dim: int
     input_shape: tuple[int, ...]
     prior: Prior = StandardNormal()
+    sampled: bool = False
+    progress: float = 1.0
+
+    @property
+    def noise_dim(self) -> int:
+        """Standard normal numbers that `forward` takes for one record."""
+        return self.latent_dim
 
     @abstractmethod
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +96,38 @@ class VAE(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, eps: Tensor) -> Terms:
-        """Terms of records `[B, *shape]` with standard normal noise `eps` `[B, k]`."""
+        """Terms of records `[B, *shape]` with standard normal noise `eps` `[B, noise_dim]`."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """New records `[count, *shape]`: latents of the prior, decoded to their mean record."""
+        eps = torch.randn(count, self.latent_dim, generator=generator)
+        return self.reconstruct(self.prior.sample(eps, torch.rand(count, generator=generator)))
+
+    def graphs(self) -> dict[str, Graph]:
+        """What else is exported, by file name without ending; most families have nothing."""
+        return {}
+
+    def rate(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
+        """Rate `[B]` of the posterior N(mu, diag exp(logvar)) `[B, k]` with the draw `z`."""
+        if self.sampled:
+            return gaussian_log_density(z, mu, logvar) - self.prior.log_prob(z)
+        return self.prior.rate(mu, logvar, z)
+
+
+def use_prior(model: VAE, prior: Prior | None) -> None:
+    """Measure the rate of `model` against a broadcast prior; None leaves it with its own.
+
+    Raises:
+        ConfigError: The model trains a prior of its own.
+    """
+    if prior is None:
+        return
+    if isinstance(model.prior, nn.Module):
+        raise ConfigError(
+            f"Expected a model without a prior of its own under a broadcast one, got "
+            f"{type(model.prior).__name__}; set summaries.prior to 'none'."
+        )
+    model.prior = prior
 
 
 def encoder_state(model: VAE) -> dict[str, Tensor]:

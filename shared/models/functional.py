@@ -28,6 +28,12 @@ def kl_standard_normal(mu_Bk: Tensor, logvar_Bk: Tensor) -> Tensor:
     return 0.5 * (mu_Bk.square() + logvar_Bk.exp() - 1.0 - logvar_Bk).sum(1)
 
 
+def gaussian_log_density(z_Bk: Tensor, mu_Bk: Tensor, logvar_Bk: Tensor) -> Tensor:
+    """Logarithm of the density of N(mu, diag exp(logvar)) at z in nats, `[B]`."""
+    square = (z_Bk - mu_Bk).square() * (-logvar_Bk).exp()
+    return -0.5 * (square + logvar_Bk + math.log(2.0 * math.pi)).sum(1)
+
+
 def gaussian_nll(x: Tensor, mean: Tensor, variance: float) -> Tensor:
     """Negative log density of N(mean, variance I) in nats, `[B]`; it may be negative."""
     constant = 0.5 * math.log(2.0 * math.pi * variance)

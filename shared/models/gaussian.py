@@ -26,6 +26,11 @@ MAX_WIDTH = 8192
 #: first draw stays in every reconstruction (measured on MIT-BIH at epsilon 4).
 ENCODER_GAIN, DECODER_GAIN = 1.0, 0.1
 MAX_DEPTH = 16
+PRESETS: dict[str, dict[str, object]] = {
+    "tiny": {"hidden": (64,), "latent_dim": 8},
+    "small": {"hidden": (256,), "latent_dim": 16},
+    "base": {"hidden": (512, 256), "latent_dim": 32},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +194,7 @@ class GaussianVAE(VAE):
             distortion_B = self.distortion(x, self.decode(mu_Bk))
             return Terms(distortion_B, torch.zeros_like(distortion_B))
         z_Bk = mu_Bk + (0.5 * logvar_Bk).exp() * eps
-        return Terms(
-            self.distortion(x, self.decode(z_Bk)),
-            self.prior.rate(mu_Bk, logvar_Bk, z_Bk),
-        )
+        return Terms(self.distortion(x, self.decode(z_Bk)), self.rate(mu_Bk, logvar_Bk, z_Bk))
 
     def _encoder_layers(self) -> list[nn.Module]:
         config, outputs = self.config, 2 * self.config.latent_dim

@@ -1,6 +1,7 @@
 """What the rate of a record is measured against, and what new latents are drawn from.
 
-A prior is a value of plain tensors, never a parameter or a buffer: it is broadcast, not trained.
+The priors here are values of plain tensors, never parameters or buffers: they are broadcast, not
+trained. Priors that are trained with a model are modules beside their families.
 Shape suffixes: B records, k latent dimensions, K components.
 """
 
@@ -117,8 +118,7 @@ class MixturePrior:
 
     def rate(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
         """Log q(z | x) - log p(z) at the draw: one sample, so it may be negative."""
-        log_q = -0.5 * ((z - mu).square() / logvar.exp() + logvar + math.log(2.0 * math.pi)).sum(1)
-        return log_q - self.log_prob(z)
+        return functional.gaussian_log_density(z, mu, logvar) - self.log_prob(z)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Of the mixture."""

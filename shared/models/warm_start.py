@@ -6,7 +6,7 @@ import torch
 from shared.config import RunConfig
 from shared.data.gaussian import DataGaussian
 from shared.models.base import VAE
-from shared.models.objective import elbo
+from shared.models.objective import record_loss
 
 _BATCH = 256
 _LEARNING_RATE = 2e-3
@@ -22,11 +22,14 @@ def warm_start(model: VAE, run: RunConfig, gaussian: DataGaussian) -> None:
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
     model.train()
-    for _ in range(run.training.warm_start_steps):
+    model.sampled = run.training.objective == "iwae"
+    for step in range(run.training.warm_start_steps):
+        model.progress = step / run.training.warm_start_steps
         records = torch.from_numpy(np.clip(gaussian.draws(_BATCH, rng), low, high))
-        eps = torch.from_numpy(rng.standard_normal((_BATCH, model.latent_dim)).astype(np.float32))
-        loss = elbo(model(records, eps), run.training.beta, run.training.free_bits).mean()
+        eps = torch.from_numpy(rng.standard_normal((_BATCH, model.noise_dim)).astype(np.float32))
+        loss = record_loss(model(records, eps), run.training, model.progress, 1).mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
+    model.sampled, model.progress = False, 1.0
     model.eval()

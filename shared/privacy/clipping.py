@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from shared.config import TrainingSection
 from shared.data.schema import Schema
 from shared.models import VAE
-from shared.models.objective import elbo
+from shared.models.objective import record_loss
 
 _CHUNK = 16  # records whose gradients are in memory at a time
 
@@ -33,53 +34,49 @@ def synthetic_records(schema: Schema, count: int) -> NDArray[np.float64]:
     return (np.clip(values, low, high) / schema.scale).reshape(-1, *schema.shape)
 
 
-def gradient_norms(
-    model: VAE, records: Tensor, *, beta: float = 1.0, free_bits: float = 0.0, draws: int = 1
-) -> Tensor:
+def gradient_norms(model: VAE, records: Tensor, training: TrainingSection) -> Tensor:
     """L2 norm [N] of the gradient that each record has by itself, at the model's weights.
 
     Args:
         model: whose trained parameters count.
         records: preprocessed, [N, *shape].
-        beta: weight of the rate.
-        free_bits: nats of rate that cost nothing.
-        draws: of latents, whose gradients are averaged; the same seeded ones at each call.
+        training: the objective; its latent draws are the same seeded ones at each call.
     """
     generator = torch.Generator().manual_seed(0)
-    eps_NKk = torch.randn(len(records), draws, model.latent_dim, generator=generator)
+    draws = training.multiplicity
+    eps_NKn = torch.randn(len(records), draws, model.noise_dim, generator=generator)
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
-    def loss(parameters: Mapping[str, Tensor], x: Tensor, eps_Kk: Tensor) -> Tensor:
+    def loss(parameters: Mapping[str, Tensor], x: Tensor, eps_Kn: Tensor) -> Tensor:
         batch = x.expand(draws, *x.shape)
-        terms = functional_call(model, dict(parameters), (batch, eps_Kk))
-        return elbo(terms, beta, free_bits).mean()
+        terms = functional_call(model, dict(parameters), (batch, eps_Kn))
+        return record_loss(terms, training, model.progress, draws).sum()
 
-    def norm(x: Tensor, eps_Kk: Tensor) -> Tensor:
-        parts = grad(loss)(trained, x, eps_Kk).values()
+    def norm(x: Tensor, eps_Kn: Tensor) -> Tensor:
+        parts = grad(loss)(trained, x, eps_Kn).values()
         return torch.stack([part.square().sum() for part in parts]).sum().sqrt()
 
-    norms: Tensor = vmap(norm, chunk_size=_CHUNK)(records, eps_NKk)
+    before, model.sampled = model.sampled, training.objective == "iwae"
+    try:
+        norms: Tensor = vmap(norm, chunk_size=_CHUNK)(records, eps_NKn)
+    finally:
+        model.sampled = before
     return norms
 
 
 def calibrated_clip(
     model: VAE,
     records: Tensor,
+    training: TrainingSection,
     quantile: float = 0.5,
-    *,
-    beta: float = 1.0,
-    free_bits: float = 0.0,
-    draws: int = 1,
 ) -> float:
     """The clipping norm at which a share ``quantile`` of public ``records`` stays unclipped.
 
     Args:
         model: with its first weights.
         records: public or synthetic, preprocessed, [N, *shape]; never private ones.
+        training: the objective.
         quantile: of their gradient norms; the default is the median.
-        beta: see ``gradient_norms``, as are the others.
-        free_bits: see there.
-        draws: see there.
 
     Raises:
         ValueError: no record, a quantile outside (0, 1), or a gradient that is not finite.
@@ -88,7 +85,7 @@ def calibrated_clip(
         raise ValueError(
             f"Expected records and a quantile within (0, 1), got {len(records)} and {quantile}."
         )
-    norms = gradient_norms(model, records, beta=beta, free_bits=free_bits, draws=draws)
+    norms = gradient_norms(model, records, training)
     found = float(torch.quantile(norms.double(), quantile))
     if not math.isfinite(found):
         raise ValueError("Expected finite gradients at the first weights, got others.")

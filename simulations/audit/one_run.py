@@ -17,7 +17,7 @@ from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.data.sources import HEARTS_SCHEMA, hearts
 from shared.models import VAE, build, load_state
-from shared.models.objective import elbo
+from shared.models.objective import record_loss
 from shared.privacy.audit import one_run_lower_bound
 from shared.privacy.plan import PrivacyPlan
 from simulations.audit.results import Finding, Watch
@@ -203,11 +203,11 @@ def _shares(
 def clipped_gradients(model: VAE, run: RunConfig, records: Tensor) -> Tensor:
     """Clipped gradient of the loss of each record at its posterior mean: [m, P]."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
-    eps = torch.zeros(1, model.latent_dim)
+    eps = torch.zeros(1, model.noise_dim)
 
     def loss(values: dict[str, Tensor], record: Tensor) -> Tensor:
         terms = torch.func.functional_call(model, values, (record[None], eps))
-        return elbo(terms, run.training.beta, run.training.free_bits).sum()
+        return record_loss(terms, run.training, 1.0, 1).sum()
 
     found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, records)
     rows = torch.cat([found[name].reshape(len(records), -1) for name in parameters], 1)

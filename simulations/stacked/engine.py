@@ -20,6 +20,7 @@ from client.trainer import (
     TrainResult,
     learning_rate,
     make_optimizer,
+    progress_of,
     pull_share,
 )
 from shared.config import TrainingSection
@@ -124,7 +125,7 @@ class StackedTrainer:
         self.device = checked_device(device)
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
         self.size = sum(shape.numel() for shape in self.shapes.values())
-        self._latent_dim = model.latent_dim
+        self._noise_dim = model.noise_dim
         self._plan = plan
         self._training = training
         self._sums = StackedGradients(model.train(), plan.clip if plan.private else None, training)
@@ -148,8 +149,8 @@ class StackedTrainer:
         """Whether so many clients of at most so many records each go together."""
         return clients <= self._max_clients and clients * self._bytes(records) <= self._memory
 
-    def set_prior(self, prior: Prior) -> None:
-        """Measure the rate of all clients against ``prior`` from now on."""
+    def set_prior(self, prior: Prior | None) -> None:
+        """Measure the rate of all clients against ``prior`` from now on; None leaves it."""
         self._sums.set_prior(prior)
 
     def train(
@@ -199,6 +200,7 @@ class StackedTrainer:
         rows, first = weights.detach(), trained * self._plan.steps_per_round
         anchor = self._anchor(chunk.pull)
         for step in range(first, first + self._plan.steps_per_round):
+            self._sums.set_progress(progress_of(self._plan, step))
             rate = learning_rate(self._training, self._plan, step)
             if optimizer is None:  # a step of plain SGD is a sum, which needs no gradient
                 self._add_gradients(rows, chunk, records, rows, -rate, losses)
@@ -250,7 +252,7 @@ class StackedTrainer:
         losses: Tensor,
     ) -> None:
         """Add ``rate`` times one noisy mean gradient of every client to ``total`` [C, P]."""
-        plan, width = self._plan, self._training.multiplicity * self._latent_dim
+        plan, width = self._plan, self._training.multiplicity * self._noise_dim
         counts = [len(one) for one in chunk.records]
         samples = [
             plan.sample(count, noise) for count, noise in zip(counts, chunk.noises, strict=True)
@@ -289,12 +291,12 @@ class StackedTrainer:
             index = np.concatenate([s + start for s, start in zip(samples, starts, strict=True)])
             return Batch(
                 x=records.index_select(0, torch.from_numpy(index)),
-                eps=torch.from_numpy(np.concatenate(eps)).view(-1, draws, self._latent_dim),
+                eps=torch.from_numpy(np.concatenate(eps)).view(-1, draws, self._noise_dim),
                 segments=Segments(tuple(sizes), even=False),
             )
         longest = max(sizes)
         places = np.zeros((len(sizes), longest), dtype=np.int64)
-        latents = np.zeros((len(sizes), longest, draws * self._latent_dim), dtype=np.float32)
+        latents = np.zeros((len(sizes), longest, draws * self._noise_dim), dtype=np.float32)
         mask = np.arange(longest) < np.asarray(sizes)[:, None]
         for row, (sample, start, values) in enumerate(zip(samples, starts, eps, strict=True)):
             places[row, : len(sample)] = sample + start
@@ -302,7 +304,7 @@ class StackedTrainer:
         chosen = records.index_select(0, torch.from_numpy(places.ravel()).to(self.device))
         return Batch(
             x=chosen,
-            eps=torch.from_numpy(latents).to(self.device).view(-1, draws, self._latent_dim),
+            eps=torch.from_numpy(latents).to(self.device).view(-1, draws, self._noise_dim),
             segments=Segments((longest,) * len(sizes), even=True),
             mask=torch.from_numpy(mask.ravel()).to(self.device),
         )

@@ -16,7 +16,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from client.trainer import NORM_FLOOR
 from shared.config import TrainingSection
 from shared.models import VAE, Terms
-from shared.models.objective import elbo
+from shared.models.base import use_prior
+from shared.models.objective import record_loss
 from shared.models.priors import Prior
 from simulations.stacked.layers import StackedLayer, stack_layers
 from simulations.stacked.segments import Segments
@@ -31,7 +32,7 @@ class Batch:
 
     Attributes:
         x: records [N, *shape].
-        eps: latent draws [N, K, k]: K for each record, of k dimensions.
+        eps: latent draws [N, K, n]: K for each record, of n = noise_dim numbers.
         segments: records of each client.
         mask: bool [N], False where a place is padding; None when there is none.
     """
@@ -60,6 +61,8 @@ class StackedGradients:
         """
         self._clip = clip
         self._training = training
+        self._progress = 1.0
+        model.sampled = training.objective == "iwae"
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
         self._plain: nn.Module = model
         self._model: nn.Module = model
@@ -73,11 +76,20 @@ class StackedGradients:
         kept = self._kept() if self.by_layer else size
         self.record_floats = 2 * kept * training.multiplicity
 
-    def set_prior(self, prior: Prior) -> None:
-        """Measure the rate against ``prior`` from now on."""
-        for model in (self._plain, self._model):
-            if isinstance(model, VAE):
-                model.prior = prior
+    def set_prior(self, prior: Prior | None) -> None:
+        """Measure the rate against ``prior`` from now on; None leaves it as it is."""
+        for model in self._both():
+            use_prior(model, prior)
+
+    def set_progress(self, progress: float) -> None:
+        """Tell the schedules which share of the training is done."""
+        self._progress = progress
+        for model in self._both():
+            model.progress = progress
+
+    def _both(self) -> list[VAE]:
+        """The model as it is, and with stacked layers."""
+        return [model for model in (self._plain, self._model) if isinstance(model, VAE)]
 
     def __call__(self, weights: Tensor, batch: Batch, factors: Tensor, total: Tensor) -> Tensor:
         """Add each client's sum to ``total``; return the loss of each record [N] in nats.
@@ -178,9 +190,8 @@ class StackedGradients:
             stacked.load(own[name], segments, draws)
 
     def _loss(self, terms: tuple[Tensor, Tensor], draws: int) -> Tensor:
-        """Loss of each record [N]: the mean over its draws."""
-        each = elbo(Terms(*terms), self._training.beta, self._training.free_bits)
-        return each if draws == 1 else each.view(-1, draws).mean(1)
+        """Loss of each record [N]."""
+        return record_loss(Terms(*terms), self._training, self._progress, draws)
 
     def _kept(self) -> int:
         """Numbers that the layers held in the trial for one draw of one record."""
@@ -195,7 +206,7 @@ class StackedGradients:
         segments = Segments(_TRIAL_SIZES, even=False)
         records, draws = sum(_TRIAL_SIZES), _TRIAL_DRAWS
         x = torch.rand(records, *model.input_shape, generator=generator)
-        eps = torch.randn(records, draws, model.latent_dim, generator=generator)
+        eps = torch.randn(records, draws, model.noise_dim, generator=generator)
         batch = Batch(x=x, eps=eps, segments=segments)
         got = torch.zeros_like(weights)
         try:

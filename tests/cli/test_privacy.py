@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.config import RunConfig
+from shared.config import RunConfig, TrainingSection
 from shared.data.schema import Schema
 from shared.export.bundling import golden_records
 from shared.models import build
@@ -135,7 +135,9 @@ def test_largest_clip_is_told_unless_a_release_scales_records(run: Run, tmp_path
     schema = Schema.from_dict(config.data.model_dump(mode="json"))
     records = torch.from_numpy(schema.preprocess(synthetic_records(schema, 256)))
     model = build("gaussian", config.model.options, (16,), config.seed)
-    assert planned(run, path)["largest_clip"] == pytest.approx(calibrated_clip(model, records))
+    assert planned(run, path)["largest_clip"] == pytest.approx(
+        calibrated_clip(model, records, config.training)
+    )
     path = written(tmp_path, summaries='data = "scaling"')
     assert planned(run, path)["largest_clip"] is None
     assert "unknown" in run("privacy", "plan", path)[1]
@@ -201,23 +203,24 @@ def test_calibrated_clip_is_the_median_norm_of_single_gradients() -> None:
     """The norms equal those of one backward pass a record, drawn latents averaged."""
     model = build("gaussian", {"hidden": [8], "latent_dim": 3}, (16,), 0)
     records = torch.from_numpy(np.random.default_rng(1).normal(size=(21, 16)).astype(np.float32))
+    training = TrainingSection(beta=0.5, free_bits=1.0, multiplicity=2)
     eps = torch.randn(21, 2, 3, generator=torch.Generator().manual_seed(0))
     expected = []
     for x, draws in zip(records, eps, strict=True):
         loss = elbo(model(x.expand(2, 16), draws), 0.5, 1.0).mean()
         grads = torch.autograd.grad(loss, list(model.parameters()))
         expected.append(math.sqrt(sum(float(g.square().sum()) for g in grads)))
-    norms = gradient_norms(model, records, beta=0.5, free_bits=1.0, draws=2)
+    norms = gradient_norms(model, records, training)
     np.testing.assert_allclose(norms.numpy(), expected, rtol=1e-4)
-    clip = calibrated_clip(model, records, beta=0.5, free_bits=1.0, draws=2)
+    clip = calibrated_clip(model, records, training)
     assert clip == pytest.approx(np.median(expected), rel=1e-4)
-    upper = calibrated_clip(model, records, 0.9, beta=0.5, free_bits=1.0, draws=2)
+    upper = calibrated_clip(model, records, training, 0.9)
     assert upper == pytest.approx(np.quantile(expected, 0.9), rel=1e-4)
     for bad in (0.0, 1.0):
         with pytest.raises(ValueError, match="quantile"):
-            calibrated_clip(model, records, bad)
+            calibrated_clip(model, records, training, bad)
     with pytest.raises(ValueError, match="got 0"):
-        calibrated_clip(model, records[:0])
+        calibrated_clip(model, records[:0], training)
 
 
 def test_synthetic_records_are_the_golden_ones_and_more() -> None:

@@ -1,0 +1,44 @@
+"""How large a model is and how much work one record is."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from shared.models.base import VAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Counts of one model.
+
+    Attributes:
+        parameters: Trained numbers, all together.
+        shared: Of these, those under `encoder.`.
+        encode: Multiply-adds of encoding one record.
+        decode: Multiply-adds of decoding one latent.
+    """
+
+    parameters: int
+    shared: int
+    encode: int
+    decode: int
+
+
+def size_of(model: VAE) -> Size:
+    """Count parameters, and multiply-adds of matrix products and convolutions."""
+    like = next(model.parameters())
+    record = like.new_zeros(1, *model.input_shape)
+    latent = like.new_zeros(1, model.latent_dim)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as encoding:
+            model.encode(record)
+        with FlopCounterMode(display=False) as decoding:
+            model.decode(latent)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    return Size(
+        parameters=sum(sizes.values()),
+        shared=sum(count for name, count in sizes.items() if name.startswith("encoder.")),
+        encode=encoding.get_total_flops() // 2,
+        decode=decoding.get_total_flops() // 2,
+    )

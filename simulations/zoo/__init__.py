@@ -1,0 +1,1 @@
+"""Experiments that hold every family of models against known numbers."""
