@@ -49,7 +49,7 @@ def export_global(
         version = next_version(home.bundles, result.config.name)
         target = path or home.bundles / f"{result.config.name}-{version}{SUFFIX}"
         report = make_bundle(
-            target, _contents(result, chosen, version), SigningKey.load(home.signing_key)
+            target, global_contents(result, chosen, version), SigningKey.load(home.signing_key)
         )
         data = target.read_bytes()
         registry.add_artefact(chosen, "bundle", target, sha256_hex(data), len(data))
@@ -63,7 +63,8 @@ def _latest(registry: Registry) -> str:
     raise ConfigError("Expected a complete run, got none; train one with 'server run'.")
 
 
-def _contents(result: RunResult, run_id: str, version: int) -> BundleContents:
+def global_contents(result: RunResult, run_id: str, version: int) -> BundleContents:
+    """What the global bundle of a finished run is made of."""
     run = result.config
     model = build(run.model.family, run.model.options, run.data.shape, run.seed)
     encoder = {

@@ -29,6 +29,7 @@ class Case:
         exported: Whether the slow export checks take this case; one or two of each family.
         quantised: Whether `encode` rounds to codes, so that a rounding error can move a whole step.
         gradients: Parameters that get none from some inputs, by the beginning of their name.
+        upper: Largest value of a record; the least is 0.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Case:
     exported: bool = False
     quantised: bool = False
     gradients: tuple[str, ...] = ()
+    upper: float = 1.0
 
     def model(self, seed: int = 0) -> VAE:
         """Build the model in float64."""
