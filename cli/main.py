@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli import audit, client, demo, edge, export, keys, privacy, server, simulate
+from cli import audit, client, demo, edge, export, keys, model, privacy, server, simulate
 from cli.console import print_error
 from shared.errors import FedlatentError
 
@@ -32,6 +32,7 @@ app.add_typer(export.app, name="export")
 app.add_typer(edge.app, name="edge")
 app.add_typer(keys.app, name="keys")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(model.app, name="model")
 
 
 def _print_version(wanted: bool) -> None:

@@ -221,6 +221,8 @@ def _export(
         with warnings.catch_warnings():
             # Inside torch 2.13; nothing a caller could change.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`")
+            # Two inputs have the same number of records, which is what is meant.
+            warnings.filterwarnings("ignore", r"# The axis name: batch will not be used")
             program = torch.onnx.export(
                 frozen,
                 tuple(inputs.values()),

@@ -20,6 +20,7 @@ SCORER_TOLERANCE = 1e-4
 EXTREMES = (0.0, 1.0, -1.0)
 BEYOND = (1e3, -1e3)
 BATCHES = (1, 3, 64)
+_DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class ParityReport:
 
 
 def run_onnx(onnx_bytes: bytes, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a graph once on one thread; inputs and outputs by name, float32."""
+    """Run a graph once on one thread; inputs and outputs by name, float32 or int64."""
     session = _session(onnx_bytes)
     return _run(session, inputs)
 
@@ -154,6 +155,9 @@ def _session(onnx_bytes: bytes) -> onnxruntime.InferenceSession:
 def _run(
     session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    feed = {name: np.asarray(value, dtype=np.float32) for name, value in inputs.items()}
+    feed = {
+        item.name: np.asarray(inputs[item.name], dtype=_DTYPES[item.type])
+        for item in session.get_inputs()
+    }
     names = [item.name for item in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))

@@ -8,8 +8,26 @@ import torch
 
 from shared.errors import ConfigError
 from shared.models.base import VAE, Terms, encoder_state, load_encoder, load_state
+from shared.models.denoising import PRESETS as DENOISING_PRESETS
+from shared.models.denoising import DenoisingConfig, DenoisingVAE
+from shared.models.diffusion import PRESETS as DIFFUSION_PRESETS
+from shared.models.diffusion import DiffusionConfig, LatentDiffusion
 from shared.models.gaussian import PRESETS as GAUSSIAN_PRESETS
 from shared.models.gaussian import GaussianConfig, GaussianVAE
+from shared.models.gumbel import PRESETS as GUMBEL_PRESETS
+from shared.models.gumbel import GumbelConfig, GumbelVAE
+from shared.models.hierarchical import PRESETS as HIERARCHICAL_PRESETS
+from shared.models.hierarchical import HierarchicalConfig, HierarchicalVAE
+from shared.models.mixed import PRESETS as MIXED_PRESETS
+from shared.models.mixed import MixedConfig, MixedVAE
+from shared.models.molecule import PRESETS as MOLECULE_PRESETS
+from shared.models.molecule import MoleculeConfig, MoleculeVAE
+from shared.models.sequence import PRESETS as SEQUENCE_PRESETS
+from shared.models.sequence import SequenceConfig, SequenceVAE
+from shared.models.sparse import PRESETS as SPARSE_PRESETS
+from shared.models.sparse import SparseConfig, SparseVAE
+from shared.models.vq import PRESETS as VQ_PRESETS
+from shared.models.vq import VQVAE, VQConfig
 
 __all__ = [
     "FAMILIES",
@@ -48,6 +66,60 @@ FAMILIES: dict[str, Family] = {
         config=GaussianConfig,
         model=GaussianVAE,
         presets=GAUSSIAN_PRESETS,
+    ),
+    "diffusion": Family(
+        about="latent diffusion: new records from sharp latents",
+        config=DiffusionConfig,
+        model=LatentDiffusion,
+        presets=DIFFUSION_PRESETS,
+    ),
+    "denoising": Family(
+        about="clean signals and images out of corrupted ones, at a known level",
+        config=DenoisingConfig,
+        model=DenoisingVAE,
+        presets=DENOISING_PRESETS,
+    ),
+    "gumbel": Family(
+        about="VAE with categorical latents: groups, switches, classes",
+        config=GumbelConfig,
+        model=GumbelVAE,
+        presets=GUMBEL_PRESETS,
+    ),
+    "hierarchical": Family(
+        about="deep ladder of latent groups: images and densities, best likelihoods",
+        config=HierarchicalConfig,
+        model=HierarchicalVAE,
+        presets=HIERARCHICAL_PRESETS,
+    ),
+    "mixed": Family(
+        about="tables of numbers and classes with missing values",
+        config=MixedConfig,
+        model=MixedVAE,
+        presets=MIXED_PRESETS,
+    ),
+    "molecule": Family(
+        about="molecules as tokens of a grammar, written by a recurrent decoder",
+        config=MoleculeConfig,
+        model=MoleculeVAE,
+        presets=MOLECULE_PRESETS,
+    ),
+    "sequence": Family(
+        about="recurrent latents: forecasts with intervals, streams, missing values",
+        config=SequenceConfig,
+        model=SequenceVAE,
+        presets=SEQUENCE_PRESETS,
+    ),
+    "sparse": Family(
+        about="encoder with an early exit: little work for easy records at the edge",
+        config=SparseConfig,
+        model=SparseVAE,
+        presets=SPARSE_PRESETS,
+    ),
+    "vq": Family(
+        about="discrete codes with an autoregressive prior: tokens of images and signals",
+        config=VQConfig,
+        model=VQVAE,
+        presets=VQ_PRESETS,
     ),
 }
 

@@ -65,9 +65,14 @@ class VAE(nn.Module, ABC):
     decoder: nn.Module
     latent_dim: int
     input_shape: tuple[int, ...]
-    prior: Prior = StandardNormal()
+    prior: Prior
     sampled: bool = False
     progress: float = 1.0
+
+    def __init__(self) -> None:
+        """Start with N(0, I) as prior; a module takes its place where one is assigned."""
+        super().__init__()
+        self.prior = StandardNormal()
 
     @property
     def noise_dim(self) -> int:

@@ -1,7 +1,7 @@
 """The Gaussian-latent family: autoencoder, VAE and beta-VAE in one class."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,17 @@ from shared.models.layers import (
     initialise,
     mlp,
 )
+from shared.models.recurrent import Reader, Writer
+from shared.models.trained_priors import (
+    PRIORS,
+    Components,
+    MixtureOfGaussians,
+    VampPrior,
+    check_prior,
+)
 
 NETWORKS = {"mlp": None, "conv1d": 1, "conv2d": 2}  # spatial dimensions
+RECURRENT = "recurrent"  # of this family only
 MAX_WIDTH = 8192
 #: Gains of the last layers. Under noise the first weights stay visible to the end: latents must
 #: start on the scale of the prior, or noise drowns them, and outputs near zero, or the decoder's
@@ -38,15 +47,18 @@ class GaussianConfig:
     """What a `GaussianVAE` is made of.
 
     Attributes:
-        network: "mlp", "conv1d" or "conv2d".
+        network: "mlp", "conv1d", "conv2d", or "recurrent" over time.
         latent_dim: Number of latent dimensions.
-        hidden: Widths of the hidden layers, or channels of the strided convolutions, from the
-            data to the latent; the decoder mirrors them.
+        hidden: Widths of the hidden layers, channels of the strided convolutions, or widths of the
+            recurrent cells, from the data to the latent; the decoder mirrors them.
         activation: "tanh", "relu", "gelu" or "silu".
         likelihood: "gaussian" for real values, "bernoulli" for values in [0, 1], "discretised"
             for values in [0, 1] on 256 levels.
         variance: Of the Gaussian likelihood, in squared data units.
         stochastic: False makes a plain autoencoder: the latent is the mean and the rate is 0.
+        prior: "standard" for N(0, I); "mixture" of learned Gaussians; "vamp" for the posteriors of
+            learned pseudo-inputs, with network "mlp".
+        components: Of a prior that is learned.
     """
 
     network: str = "mlp"
@@ -56,6 +68,8 @@ class GaussianConfig:
     likelihood: str = "gaussian"
     variance: float = 0.05
     stochastic: bool = True
+    prior: str = "standard"
+    components: int = 10
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -63,10 +77,12 @@ class GaussianConfig:
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
-        _check_choice("network", self.network, NETWORKS)
+        _check_choice("network", self.network, {**NETWORKS, RECURRENT: 1})
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("likelihood", self.likelihood, LIKELIHOODS)
+        _check_choice("prior", self.prior, PRIORS)
         _check_width("latent_dim", self.latent_dim)
+        _check_width("components", self.components)
         if not isinstance(self.hidden, tuple) or not 1 <= len(self.hidden) <= MAX_DEPTH:
             raise ConfigError(
                 f"Expected hidden as a list of 1 to {MAX_DEPTH} widths, got {self.hidden!r}; "
@@ -84,6 +100,7 @@ class GaussianConfig:
             raise ConfigError(
                 f"Expected stochastic as true or false, got {self.stochastic!r}; choose one."
             )
+        check_prior(self.prior, self.network, stochastic=self.stochastic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +145,8 @@ class GaussianVAE(VAE):
 
     Args:
         config: The architecture.
-        input_shape: Shape of one record: any for "mlp", `(L,)` or `(C, L)` for "conv1d",
-            `(H, W)` or `(C, H, W)` for "conv2d".
+        input_shape: Shape of one record: any for "mlp", `(L,)` or `(C, L)` for "conv1d"
+            and "recurrent", `(H, W)` or `(C, H, W)` for "conv2d".
         generator: Where initial weights come from.
 
     Raises:
@@ -154,6 +171,10 @@ class GaussianVAE(VAE):
         self.to_empty(device="cpu")
         initialise(self.encoder, config.activation, generator, ENCODER_GAIN)
         initialise(self.decoder, config.activation, generator, DECODER_GAIN)
+        if config.prior == "mixture":
+            self.prior = MixtureOfGaussians(config.components, config.latent_dim, generator)
+        if config.prior == "vamp":
+            self.prior = VampPrior(config.components, input_shape, self.encode, generator)
 
     @property
     def likelihood(self) -> Likelihood:
@@ -161,11 +182,11 @@ class GaussianVAE(VAE):
         return LIKELIHOODS[self.config.likelihood]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log variance, `[B, k]` each.
+        """Posterior mean and log variance, `[B, k]` each; of `[B, K, *shape]` under "mlp", too.
 
         A plain autoencoder has a point posterior: its log variance is the lower bound.
         """
-        mu_Bk, logvar_Bk = self.encoder(x).chunk(2, 1)
+        mu_Bk, logvar_Bk = self.encoder(x).chunk(2, -1)
         if not self.config.stochastic:
             return mu_Bk, torch.full_like(mu_Bk, LOGVAR_MIN)
         return mu_Bk, logvar_Bk.clamp(LOGVAR_MIN, LOGVAR_MAX)
@@ -189,20 +210,27 @@ class GaussianVAE(VAE):
 
     def forward(self, x: Tensor, eps: Tensor) -> Terms:
         """Distortion and rate `[B]` of records `[B, *shape]` with noise `eps` `[B, k]`."""
-        mu_Bk, logvar_Bk = self.encode(x)
+        prior = self.prior
+        if isinstance(prior, VampPrior) and torch.is_grad_enabled():
+            mu_Bk, logvar_Bk, prior = prior.split(*self.encode(prior.beside(x)))
+        else:
+            mu_Bk, logvar_Bk = self.encode(x)
         if not self.config.stochastic:
             distortion_B = self.distortion(x, self.decode(mu_Bk))
             return Terms(distortion_B, torch.zeros_like(distortion_B))
         z_Bk = mu_Bk + (0.5 * logvar_Bk).exp() * eps
-        return Terms(self.distortion(x, self.decode(z_Bk)), self.rate(mu_Bk, logvar_Bk, z_Bk))
+        rate = prior.rate if isinstance(prior, Components) else self.rate
+        return Terms(self.distortion(x, self.decode(z_Bk)), rate(mu_Bk, logvar_Bk, z_Bk))
 
     def _encoder_layers(self) -> list[nn.Module]:
         config, outputs = self.config, 2 * self.config.latent_dim
         if config.network == "mlp":
             widths = (math.prod(self.input_shape), *config.hidden, outputs)
-            return [nn.Flatten(), *mlp(widths, config.activation)]
+            return [nn.Flatten(-len(self.input_shape)), *mlp(widths, config.activation)]
         shape = self._channels_first()
         adapt = [nn.Unflatten(1, (1, shape[1]))] if len(shape) > len(self.input_shape) else []
+        if config.network == RECURRENT:
+            return [*adapt, Reader(shape, config.hidden, outputs)]
         return [*adapt, *conv_encoder(shape, config.hidden, outputs, config.activation)]
 
     def _decoder_layers(self) -> list[nn.Module]:
@@ -215,11 +243,13 @@ class GaussianVAE(VAE):
             )
         channels, *size = self._channels_first()
         shape = (parameters * channels, *size)
+        if config.network == RECURRENT:
+            return [Writer(config.latent_dim, config.hidden, shape), nn.Flatten()]
         layers = conv_decoder(config.latent_dim, config.hidden, shape, config.activation)
         return [*layers, nn.Flatten()]
 
     def _channels_first(self) -> tuple[int, ...]:
-        dims = NETWORKS[self.config.network]
+        dims = {**NETWORKS, RECURRENT: 1}[self.config.network]
         if dims == len(self.input_shape):
             return (1, *self.input_shape)
         if dims is not None and dims + 1 == len(self.input_shape):
@@ -230,7 +260,7 @@ class GaussianVAE(VAE):
         )
 
 
-def _check_choice(name: str, value: Any, allowed: dict[str, Any]) -> None:  # noqa: ANN401
+def _check_choice(name: str, value: Any, allowed: Collection[str]) -> None:  # noqa: ANN401
     if not isinstance(value, str) or value not in allowed:
         raise ConfigError(
             f"Expected {name} as one of {sorted(allowed)}, got {value!r}; choose one."

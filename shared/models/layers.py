@@ -1,7 +1,8 @@
 """Network blocks and their initialisation.
 
 Only layers whose per-record gradients are exact under Opacus hooks and `torch.vmap` are used, each
-module exactly once per forward pass. No batch normalisation, no in-place activation, no buffers.
+module exactly once per forward pass but the recurrent cell, which is called once per step. No batch
+normalisation, no in-place activation, no buffers.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # The gain keeps the variance of a signal through one layer and the activation.
 ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
@@ -27,6 +28,32 @@ _TRANSPOSED: dict[int, type[nn.ConvTranspose1d | nn.ConvTranspose2d]] = {
 
 _Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+class GRUCell(nn.Module):
+    """A gated recurrent unit made of two linear layers (Cho et al., 2014; torch's variant of it).
+
+    With r, u the sigmoids of the reset and update gates, the new state is
+    (1 - u) tanh(W x + r V h) + u h. Torch's own cell has no per-record gradient under Opacus.
+
+    Args:
+        inputs: Width of what each step reads.
+        width: Width d of the state.
+    """
+
+    def __init__(self, inputs: int, width: int) -> None:
+        """Make the layers; `initialise` draws their weights with a gain of 1."""
+        super().__init__()
+        self.reads = nn.Linear(inputs, 3 * width)
+        self.recurs = nn.Linear(width, 3 * width, bias=False)
+
+    def forward(self, x_Bi: Tensor, h_Bd: Tensor) -> Tensor:
+        """The state `[B, d]` after one step that reads `[B, inputs]` in state `[B, d]`."""
+        read_r, read_u, read_n = self.reads(x_Bi).chunk(3, 1)
+        own_r, own_u, own_n = self.recurs(h_Bd).chunk(3, 1)
+        update_Bd = torch.sigmoid(read_u + own_u)
+        fresh_Bd = torch.tanh(read_n + torch.sigmoid(read_r + own_r) * own_n)
+        return fresh_Bd + update_Bd * (h_Bd - fresh_Bd)
 
 
 def mlp(widths: Sequence[int], activation: str) -> list[nn.Module]:
@@ -94,11 +121,16 @@ def initialise(
     """Draw every weight of `network` from `generator`; biases are zero.
 
     Weights are normal with variance gain^2 / fan-in (LeCun et al., 1998, "Efficient BackProp",
-    section 4.6; He et al., 2015, for rectifiers); the last layer has a gain of its own.
+    section 4.6; He et al., 2015, for rectifiers); the last layer has a gain of its own, and
+    recurrent cells one of 1, which keeps their state from growing with the steps.
     """
     weighted = [module for module in network.modules() if isinstance(module, _WEIGHTED)]
+    cells = [module for module in network.modules() if isinstance(module, GRUCell)]
+    recurrent = {layer for cell in cells for layer in (cell.reads, cell.recurs)}
     for module in weighted:
         gain = head_gain if module is weighted[-1] else ACTIVATIONS[activation][1]
+        if module in recurrent:
+            gain = 1.0
         with torch.no_grad():
             module.weight.normal_(0.0, gain / math.sqrt(_fan_in(module)), generator=generator)
         if module.bias is not None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from shared.errors import ConfigError, ProtocolError
-from shared.models import build, encoder_state, load_encoder, load_state
+from shared.models import FAMILIES, build, encoder_state, load_encoder, load_state
+from shared.models.base import use_prior
+from shared.models.priors import GaussianPrior, StandardNormal
 from tests.shared.models.cases import CASES, noise, records
 
 
@@ -15,6 +17,66 @@ def test_defaults_match_the_reference_capacity() -> None:
     model = build("gaussian", {}, (128,), seed=0)
     shapes = [tuple(value.shape) for value in model.state_dict().values() if value.dim() == 2]
     assert shapes == [(64, 128), (16, 64), (64, 8), (128, 64)]
+
+
+def test_presets_are_options() -> None:
+    """A preset stands for its options, and an option beside it wins."""
+    named = build("gaussian", {"preset": "base", "latent_dim": 5}, (12,), seed=0)
+    spelt = build("gaussian", {"hidden": [512, 256], "latent_dim": 5}, (12,), seed=0)
+    assert named.latent_dim == 5
+    for key, value in spelt.state_dict().items():
+        assert torch.equal(named.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_the_three_presets(family: str) -> None:
+    """Each family is described in one line and has the sizes tiny, small and base."""
+    assert list(FAMILIES[family].presets) == ["tiny", "small", "base"]
+    assert 10 < len(FAMILIES[family].about) < 100
+
+
+def test_unknown_presets_are_named() -> None:
+    """A size that the family lacks is refused with those it has."""
+    with pytest.raises(ConfigError, match=r"base.*small.*tiny.*'huge'"):
+        build("gaussian", {"preset": "huge"}, (12,), seed=0)
+
+
+def test_a_broadcast_prior_replaces_the_standard_one() -> None:
+    """The rate is measured against the prior that is given, and without one nothing changes."""
+    model = build("gaussian", {"latent_dim": 2}, (6,), seed=0)
+    use_prior(model, None)
+    assert model.prior == StandardNormal()
+    prior = GaussianPrior(mean=torch.ones(2), covariance=2.0 * torch.eye(2))
+    use_prior(model, prior)
+    mu, logvar = model.encode(torch.randn(3, 6, generator=torch.Generator().manual_seed(0)))
+    expected = 0.5 * (
+        logvar.exp() / 2.0 + (mu - 1.0).square() / 2.0 - 1.0 - logvar + math.log(2.0)
+    ).sum(1)
+    torch.testing.assert_close(model.rate(mu, logvar, mu), expected)
+    assert list(model.state_dict()) == list(
+        build("gaussian", {"latent_dim": 2}, (6,), seed=0).state_dict()
+    )
+
+
+def test_a_trained_prior_is_not_replaced() -> None:
+    """A model with a prior of its own refuses a broadcast one, and keeps its own under none."""
+
+    class Trained(torch.nn.Module):
+        def rate(self, mu: torch.Tensor, logvar: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            return mu.sum(1)
+
+        def log_prob(self, z: torch.Tensor) -> torch.Tensor:
+            return z.sum(1)
+
+        def sample(self, eps: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+            return eps
+
+    model = build("gaussian", {"latent_dim": 2}, (6,), seed=0)
+    model.prior = Trained()
+    use_prior(model, None)
+    assert isinstance(model.prior, Trained)
+    with pytest.raises(ConfigError, match="broadcast"):
+        use_prior(model, StandardNormal())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -29,8 +91,8 @@ def test_seed_decides_the_weights(name: str) -> None:
     for key, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
         assert torch.equal(value, moved.state_dict()[key])
-    weights = "encoder.1.weight" if "encoder.1.weight" in first.state_dict() else "encoder.0.weight"
-    assert not torch.equal(first.state_dict()[weights], other.state_dict()[weights])
+    pairs = zip(first.parameters(), other.parameters(), strict=True)
+    assert any(not torch.equal(one, another) for one, another in pairs)
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv1d"])

@@ -1,12 +1,15 @@
 """Objectives against hand-computed values and exact evidences."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from shared.config import TrainingSection
 from shared.models import Terms
 from shared.models.functional import gaussian_nll
-from shared.models.objective import elbo, iwae
+from shared.models.objective import elbo, iwae, record_loss
 from shared.models.priors import GaussianPrior, MixturePrior, Prior
 from tests.shared.models.cases import CASES, noise, records
 
@@ -25,6 +28,62 @@ def test_free_bits_stop_the_gradient_per_record() -> None:
     elbo(Terms(torch.zeros(2), rate), free_bits=1.0).sum().backward()
     assert rate.grad is not None
     assert rate.grad.tolist() == [0.0, 1.0]
+
+
+def test_capacity_leads_the_rate_to_a_target() -> None:
+    """The rate pays its distance from the capacity, from both sides."""
+    rate = torch.tensor([1.0, 4.0], requires_grad=True)
+    loss = elbo(Terms(torch.zeros(2), rate), beta=2.0, capacity=3.0)
+    assert loss.tolist() == [4.0, 2.0]
+    loss.sum().backward()
+    assert rate.grad is not None
+    assert rate.grad.tolist() == [-2.0, 2.0]
+
+
+def test_capacity_grows_with_the_training() -> None:
+    """At the start the rate pays in full, half-way its distance from half of the capacity."""
+    training = TrainingSection(capacity=4.0, beta=10.0)
+    terms = Terms(torch.tensor([1.0]), torch.tensor([3.0]))
+    found = [record_loss(terms, training, share, 1).item() for share in (0.0, 0.5, 1.0)]
+    assert found == [31.0, 11.0, 11.0]
+
+
+def test_beta_warms_up_and_stays() -> None:
+    """The weight of the rate rises from 0 to beta in the stated share of the run."""
+    training = TrainingSection(beta=2.0, beta_warmup=0.5)
+    terms = Terms(torch.tensor([1.0]), torch.tensor([3.0]))
+    found = [record_loss(terms, training, share, 1).item() for share in (0.0, 0.25, 0.5, 1.0)]
+    assert found == [1.0, 4.0, 7.0, 7.0]
+
+
+def test_several_draws_of_a_record_are_averaged_or_bounded() -> None:
+    """Draws lie side by side: one objective averages their losses, the other bounds by them."""
+    terms = Terms(torch.tensor([1.0, 3.0, 5.0, 5.0]), torch.tensor([1.0, 1.0, 0.0, 2.0]))
+    assert record_loss(terms, TrainingSection(), 1.0, 2).tolist() == [3.0, 6.0]
+    bound = record_loss(terms, TrainingSection(objective="iwae"), 1.0, 2).tolist()
+    exact = [-math.log((math.exp(-a) + math.exp(-b)) / 2) for a, b in [(2, 4), (5, 7)]]
+    assert bound == pytest.approx(exact)
+    assert bound < [3.0, 6.0]
+
+
+def test_importance_loss_is_the_bound_that_evaluation_gives() -> None:
+    """With equal noise, the loss of K draws is `iwae` of K draws."""
+    case = CASES["mlp"]
+    model, x = case.model(), records(case, 3)
+    model.sampled = True
+    eps_BK = torch.stack([noise(case, 3, seed) for seed in range(5)], 1)
+    terms = model(x.repeat_interleave(5, 0), eps_BK.flatten(0, 1))
+    loss = record_loss(terms, TrainingSection(objective="iwae"), 1.0, 5)
+    torch.testing.assert_close(loss, iwae(model, x, eps_BK.transpose(0, 1)))
+
+
+@pytest.mark.parametrize(
+    "field", [{"beta": 0.5}, {"beta_warmup": 0.1}, {"capacity": 1.0}, {"free_bits": 1.0}]
+)
+def test_importance_bound_takes_no_weights(field: dict[str, float]) -> None:
+    """A weighed rate is no importance-weighted bound, so the combination is refused."""
+    with pytest.raises(ValueError, match="iwae"):
+        TrainingSection(objective="iwae", **field)
 
 
 def test_iwae_is_exact_where_the_evidence_is_known() -> None:

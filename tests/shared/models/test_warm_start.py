@@ -100,7 +100,7 @@ def test_only_weights_change() -> None:
     model = model_of(run)
     prior, keys = model.prior, copy.copy(list(model.state_dict()))
     warm_start(model, run, gaussian_of(run))
-    assert model.prior is prior
+    assert model.prior == prior
     assert list(model.state_dict()) == keys
     assert not model.training
     for name, value in model.named_parameters():

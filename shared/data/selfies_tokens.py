@@ -1,0 +1,159 @@
+"""Molecules as rows of token indices: SELFIES strings over a public alphabet.
+
+SELFIES (Krenn et al., 2020, "Self-referencing embedded strings") is a grammar in which every row
+of tokens is a molecule. The alphabet is the grammar's own, never collected from records: a token
+in it says nothing about anyone's molecules.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import selfies
+from numpy.typing import NDArray
+from rdkit import Chem
+
+from shared.data.schema import Schema
+
+STOP = 0  # index that ends a molecule and fills the rest of a record
+
+#: `selfies.get_semantic_robust_alphabet()` of selfies 2.x under its default constraints, and
+#: `[NH1]`, the aromatic nitrogen with its hydrogen, which the encoder writes and that set lacks.
+#: A literal, so that every site counts alike whatever version it has.
+ALPHABET: tuple[str, ...] = (
+    "[#B-1]",
+    "[#B]",
+    "[#Branch1]",
+    "[#Branch2]",
+    "[#Branch3]",
+    "[#C+1]",
+    "[#C-1]",
+    "[#C]",
+    "[#N+1]",
+    "[#N]",
+    "[#O+1]",
+    "[#P+1]",
+    "[#P-1]",
+    "[#P]",
+    "[#S+1]",
+    "[#S-1]",
+    "[#S]",
+    "[=B+1]",
+    "[=B-1]",
+    "[=B]",
+    "[=Branch1]",
+    "[=Branch2]",
+    "[=Branch3]",
+    "[=C+1]",
+    "[=C-1]",
+    "[=C]",
+    "[=N+1]",
+    "[=N-1]",
+    "[=N]",
+    "[=O+1]",
+    "[=O]",
+    "[=P+1]",
+    "[=P-1]",
+    "[=P]",
+    "[=Ring1]",
+    "[=Ring2]",
+    "[=Ring3]",
+    "[=S+1]",
+    "[=S-1]",
+    "[=S]",
+    "[B+1]",
+    "[B-1]",
+    "[B]",
+    "[Br]",
+    "[Branch1]",
+    "[Branch2]",
+    "[Branch3]",
+    "[C+1]",
+    "[C-1]",
+    "[C]",
+    "[Cl]",
+    "[F]",
+    "[H]",
+    "[I]",
+    "[N+1]",
+    "[N-1]",
+    "[NH1]",
+    "[N]",
+    "[O+1]",
+    "[O-1]",
+    "[O]",
+    "[P+1]",
+    "[P-1]",
+    "[P]",
+    "[Ring1]",
+    "[Ring2]",
+    "[Ring3]",
+    "[S+1]",
+    "[S-1]",
+    "[S]",
+)
+_INDEX = {token: index for index, token in enumerate(ALPHABET, start=1)}
+VOCABULARY = len(ALPHABET) + 1
+
+
+def molecule_schema(length: int) -> Schema:
+    """What records of at most `length` tokens look like."""
+    return Schema(
+        name="molecule",
+        shape=(length,),
+        unit="",
+        scale=1.0,
+        center="none",
+        lower=0.0,
+        upper=float(VOCABULARY - 1),
+    )
+
+
+def to_records(smiles: Iterable[str], length: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Turn SMILES into records, leaving out what the alphabet or the length cannot hold.
+
+    Args:
+        smiles: Molecules that RDKit reads.
+        length: Greatest number T of tokens.
+
+    Returns:
+        Records [N, T] of indices, 0 behind the last token, and the positions [N] in `smiles` of
+        the molecules they stand for.
+    """
+    rows, kept = [], []
+    for position, text in enumerate(smiles):
+        tokens = _tokens(text)
+        if tokens is None or len(tokens) > length:
+            continue
+        row = np.zeros(length, dtype=np.float32)
+        row[: len(tokens)] = tokens
+        rows.append(row)
+        kept.append(position)
+    shape = (len(rows), length)
+    return np.array(rows, dtype=np.float32).reshape(shape), np.array(kept, dtype=np.intp)
+
+
+def to_smiles(records: NDArray[np.float32]) -> list[str]:
+    """Canonical SMILES of records [N, T]; an empty string where no atom is left."""
+    found = []
+    for row in np.rint(records).astype(np.int64):
+        stops = np.flatnonzero(row == STOP)
+        ends = int(stops[0]) if len(stops) else len(row)
+        text = selfies.decoder("".join(ALPHABET[index - 1] for index in row[:ends]))
+        found.append(canonical(text) or "")
+    return found
+
+
+def canonical(smiles: str) -> str | None:
+    """RDKit's canonical SMILES without stereo marks, or None for what is no molecule."""
+    molecule = Chem.MolFromSmiles(smiles) if smiles else None
+    return None if molecule is None else str(Chem.MolToSmiles(molecule, isomericSmiles=False))
+
+
+def _tokens(smiles: str) -> list[int] | None:
+    """Indices of a molecule's tokens, or None where one is not in the alphabet."""
+    try:
+        tokens = list(selfies.split_selfies(selfies.encoder(smiles, strict=False)))
+    except selfies.EncoderError:
+        return None
+    found = [_INDEX.get(token, STOP) for token in tokens]
+    return None if STOP in found else found

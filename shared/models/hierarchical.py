@@ -1,0 +1,220 @@
+"""The deep hierarchical family: groups of latents from coarse to fine, each under a learned prior.
+
+A bottom-up network reads the record; a top-down network starts at the top group and draws the
+other groups one after another, each given all above it (Sonderby et al., 2016, "Ladder Variational
+Autoencoders"; Child, 2021, "Very Deep VAEs Generalize Autoregressive Models").
+
+Shape suffixes: B records, k dimensions of the top group, `*shape` the shape of one record.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shared.errors import ConfigError
+from shared.models.base import VAE, Terms
+from shared.models.gaussian import DECODER_GAIN, ENCODER_GAIN, LIKELIHOODS, MAX_WIDTH, Likelihood
+from shared.models.layers import initialise
+from shared.models.networks import check_choice, check_list, check_positive, check_whole
+from shared.models.topdown import BottomUp, Plan, TopDown
+
+NETWORKS = ("mlp", "conv2d")
+MAX_LAYERS = 128  # at one resolution
+PRESETS: dict[str, dict[str, object]] = {
+    "tiny": {"latent_dim": 8, "groups": (2,), "blocks": (1,), "width": 32, "bottleneck": 16},
+    "small": {"latent_dim": 16, "groups": (3,), "blocks": (2,), "width": 128, "bottleneck": 64},
+    "base": {"latent_dim": 32, "groups": (5,), "blocks": (4,), "width": 256, "bottleneck": 128},
+    "image": {
+        "network": "conv2d",
+        "latent_dim": 32,
+        "groups": (4, 1),
+        "blocks": (2, 1),
+        "width": 32,
+        "bottleneck": 16,
+        "z_channels": 4,
+        "patch": 2,
+        "likelihood": "bernoulli",
+    },
+    "deep": {
+        "network": "conv2d",
+        "latent_dim": 32,
+        "groups": (4, 8, 14, 6),
+        "blocks": (4, 6, 10, 4),
+        "width": 24,
+        "bottleneck": 8,
+        "z_channels": 4,
+        "patch": 2,
+        "likelihood": "bernoulli",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalConfig:
+    """What a `HierarchicalVAE` is made of.
+
+    Attributes:
+        network: "mlp" for records of any shape; "conv2d" for `(H, W)` or `(C, H, W)`.
+        latent_dim: Latents of the top group, which is what `encode` gives.
+        groups: Groups below the top one at each resolution, coarsest first; each resolution has
+            twice the side of the one before. "mlp" has a single one.
+        blocks: Residual blocks of the bottom-up network at each resolution, coarsest first.
+        width: Channels of both networks.
+        bottleneck: Channels within a block.
+        z_channels: Latent channels of a group at each place.
+        patch: Side of the squares of pixels that are one place of the finest resolution.
+        likelihood: A key of `LIKELIHOODS`.
+        variance: Of the Gaussian likelihood, in squared data units.
+    """
+
+    network: str = "mlp"
+    latent_dim: int = 16
+    groups: tuple[int, ...] = (3,)
+    blocks: tuple[int, ...] = (2,)
+    width: int = 64
+    bottleneck: int = 32
+    z_channels: int = 8
+    patch: int = 1
+    likelihood: str = "gaussian"
+    variance: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has the wrong type or lies outside its range.
+        """
+        check_choice("network", self.network, NETWORKS)
+        check_choice("likelihood", self.likelihood, LIKELIHOODS)
+        check_positive("variance", self.variance)
+        for name in ("latent_dim", "width", "bottleneck", "z_channels", "patch"):
+            check_whole(name, getattr(self, name), 1, MAX_WIDTH)
+        check_list("groups", self.groups, 0, MAX_LAYERS)
+        check_list("blocks", self.blocks, 0, MAX_LAYERS)
+        levels = 1 if self.network == "mlp" else len(self.groups)
+        if not len(self.groups) == len(self.blocks) == levels or not sum(self.groups):
+            raise ConfigError(
+                f"Expected groups and blocks of {levels} resolutions and at least one group, got "
+                f"{list(self.groups)} and {list(self.blocks)}; give both the same length, 1 for "
+                "network 'mlp'."
+            )
+
+
+class HierarchicalVAE(VAE):
+    """Groups of latents from coarse to fine under learned priors.
+
+    `encode` gives the top group, a vector, whose posterior needs the shared weights alone. `decode`
+    puts all other groups at the mean of their priors, so what it gives is coarse: it shows what the
+    top group knows. `reconstruct_fully` takes the posterior means of all groups.
+
+    Args:
+        config: The architecture.
+        input_shape: Shape of one record: any for "mlp", `(H, W)` or `(C, H, W)` for "conv2d".
+        generator: Where initial weights come from.
+
+    Raises:
+        ConfigError: The network does not fit the shape.
+    """
+
+    encoder: BottomUp
+    decoder: TopDown
+
+    def __init__(
+        self,
+        config: HierarchicalConfig,
+        input_shape: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> None:
+        """Build the layers and draw their weights."""
+        super().__init__()
+        self.config = config
+        self.latent_dim = config.latent_dim
+        self.input_shape = input_shape
+        plan = Plan(config, _channels_first(config, input_shape))
+        # On "meta" the layers draw nothing from torch's global generator.
+        with torch.device("meta"):
+            self.encoder = BottomUp(plan)
+            self.decoder = TopDown(plan, self.likelihood.parameters)
+        self.to_empty(device="cpu")
+        initialise(self.encoder, "gelu", generator, ENCODER_GAIN)
+        initialise(self.decoder, "gelu", generator, DECODER_GAIN)
+        self.encoder.damp()
+        self.decoder.damp()
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """How the decoder's output describes a record."""
+        return LIKELIHOODS[self.config.likelihood]
+
+    @property
+    def noise_dim(self) -> int:
+        """Numbers of all groups together, the top group first."""
+        return self.latent_dim + self.decoder.latents
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and log variance of the top group, `[B, k]` each."""
+        top, _ = self.encoder(x)
+        return top.mean, top.logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Likelihood parameters `[B, parameters, *shape]`, other groups at their prior means."""
+        return self._shaped(self.decoder(z)[0])
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """Mean record `[B, *shape]` of top groups, the rest at prior means."""
+        return self.likelihood.mean(self.decode(z))
+
+    def reconstruct_fully(self, x: Tensor) -> Tensor:
+        """Mean record `[B, *shape]` of records, all groups at their posterior means."""
+        top, features = self.encoder(x)
+        return self.likelihood.mean(self._shaped(self.decoder(top.mean, features)[0]))
+
+    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """Negative log likelihood `[B]` in nats."""
+        return self.likelihood.nll(x, decoded, self.config.variance)
+
+    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
+        return self.likelihood.error(x, decoded)
+
+    def forward(self, x: Tensor, eps: Tensor) -> Terms:
+        """Terms of records `[B, *shape]` with noise `[B, noise_dim]`; the rate is of all groups."""
+        top, features = self.encoder(x)
+        z = top.at(eps[:, : self.latent_dim])
+        out, groups = self.decoder(z, features, eps[:, self.latent_dim :])
+        rate = self.rate(top.mean, top.logvar, z)
+        for drawn, posterior, prior in groups:
+            if self.sampled:
+                rate = rate + posterior.log_prob(drawn) - prior.log_prob(drawn)
+            else:
+                rate = rate + posterior.divergence(prior)
+        return Terms(self.distortion(x, self._shaped(out)), rate)
+
+    def draw(self, count: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
+        """New mean records `[count, *shape]`, each group drawn given those above it.
+
+        Args:
+            count: How many.
+            generator: Of the noise.
+            temperature: Factor of all deviations; below 1 records are more typical.
+        """
+        eps = temperature * torch.randn(count, self.noise_dim, generator=generator)
+        u = torch.rand(count, generator=generator)
+        z = self.prior.sample(eps[:, : self.latent_dim], u)
+        out, _ = self.decoder(z, None, eps[:, self.latent_dim :])
+        return self.likelihood.mean(self._shaped(out))
+
+    def _shaped(self, out: Tensor) -> Tensor:
+        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
+
+
+def _channels_first(config: HierarchicalConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if config.network == "mlp" or len(shape) == 3:
+        return shape
+    if len(shape) == 2:
+        return (1, *shape)
+    raise ConfigError(
+        f"Expected images (H, W) or (C, H, W) for network 'conv2d', got shape {shape}; "
+        "choose network 'mlp'."
+    )

@@ -1,0 +1,122 @@
+"""Encoder and decoder networks by name, and checks of the options that describe them."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from shared.errors import ConfigError
+from shared.models.gaussian import LIKELIHOODS, MAX_DEPTH, MAX_WIDTH, NETWORKS
+from shared.models.layers import ACTIVATIONS, conv_decoder, conv_encoder, mlp
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Options of an encoder, a decoder that mirrors it, and a likelihood.
+
+    Attributes:
+        network: "mlp", "conv1d" or "conv2d".
+        hidden: Widths of the hidden layers, or channels of the strided convolutions, from the
+            data to the latent.
+        activation: "tanh", "relu", "gelu" or "silu".
+        likelihood: "gaussian" for real values, "bernoulli" for values in [0, 1], "discretised"
+            for values in [0, 1] on 256 levels.
+        variance: Of the Gaussian likelihood, in squared data units.
+    """
+
+    network: str = "mlp"
+    hidden: tuple[int, ...] = (64,)
+    activation: str = "tanh"
+    likelihood: str = "gaussian"
+    variance: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has the wrong type or lies outside its range.
+        """
+        check_choice("network", self.network, NETWORKS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("likelihood", self.likelihood, LIKELIHOODS)
+        check_list("hidden", self.hidden, 1, MAX_WIDTH)
+        check_positive("variance", self.variance)
+
+
+def encoder_layers(config: NetworkOptions, shape: tuple[int, ...], outputs: int) -> list[nn.Module]:
+    """Layers from records `[B, *shape]` to `[B, outputs]`.
+
+    Raises:
+        ConfigError: The network does not fit the shape.
+    """
+    if config.network == "mlp":
+        widths = (math.prod(shape), *config.hidden, outputs)
+        return [nn.Flatten(), *mlp(widths, config.activation)]
+    first = _channels_first(config.network, shape)
+    adapt = [nn.Unflatten(1, (1, shape[0]))] if len(first) > len(shape) else []
+    return [*adapt, *conv_encoder(first, config.hidden, outputs, config.activation)]
+
+
+def decoder_layers(config: NetworkOptions, inputs: int, shape: tuple[int, ...]) -> list[nn.Module]:
+    """Layers from `[B, inputs]` to flattened likelihood parameters `[B, parameters * size]`.
+
+    Raises:
+        ConfigError: The network does not fit the shape.
+    """
+    parameters = LIKELIHOODS[config.likelihood].parameters
+    if config.network == "mlp":
+        widths = (inputs, *reversed(config.hidden), parameters * math.prod(shape))
+        return mlp(widths, config.activation)
+    channels, *size = _channels_first(config.network, shape)
+    outputs = (parameters * channels, *size)
+    return [*conv_decoder(inputs, config.hidden, outputs, config.activation), nn.Flatten()]
+
+
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raise ConfigError unless `value` is one of the names allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(
+            f"Expected {name} as one of {sorted(allowed)}, got {value!r}; choose one."
+        )
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raise ConfigError unless `value` is a whole number from `least` to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ConfigError(
+            f"Expected {name} between {least} and {most}, got {value!r}; give a whole number."
+        )
+
+
+def check_list(name: str, value: Any, least: int, most: int) -> None:  # noqa: ANN401
+    """Raise ConfigError unless `value` is a tuple of a few whole numbers in the range."""
+    if not isinstance(value, tuple) or not 1 <= len(value) <= MAX_DEPTH:
+        raise ConfigError(
+            f"Expected {name} as a list of 1 to {MAX_DEPTH} numbers, got {value!r}; "
+            f"give for example [{max(least, 8)}]."
+        )
+    for number in value:
+        check_whole(name, number, least, most)
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
+        raise ConfigError(
+            f"Expected {name} as a positive number, got {value!r}; give for example 0.05."
+        )
+
+
+def _channels_first(network: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    dims = NETWORKS[network]
+    if dims == len(shape):
+        return (1, *shape)
+    if dims is not None and dims + 1 == len(shape):
+        return shape
+    raise ConfigError(
+        f"Expected records of {dims} dimensions (or {dims} after a channel) for network "
+        f"{network!r}, got shape {shape}; choose another network."
+    )

@@ -1,0 +1,308 @@
+"""The sequence family: a recurrent latent variable model that trains, streams and forecasts.
+
+Chung et al., 2015, "A recurrent latent variable model for sequential data": each step has a latent
+with a learned prior p(z_t | h), h the recurrent state of all steps before; a posterior
+q(z_t | x_t, h); and a Gaussian p(x_t | z_t, h). A step reads a patch of neighbouring samples.
+
+Shape suffixes: B records, C channels that are modelled, M all channels of a record, K channels
+known in advance, T samples, W samples of a step (a patch), S steps, k latent dimensions of a step,
+n numbers of the state.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from shared.errors import ConfigError
+from shared.models.base import VAE, Graph, Terms
+from shared.models.functional import per_record
+from shared.models.layers import ACTIVATIONS, mlp
+from shared.models.networks import check_choice, check_whole
+from shared.models.priors import Prior
+from shared.models.vrnn import (
+    Imagining,
+    Layout,
+    Network,
+    Patch,
+    Read,
+    Reader,
+    Streaming,
+    Transition,
+    Values,
+)
+
+PRESETS: dict[str, dict[str, object]] = {
+    "tiny": {"width": 32, "hidden": 32, "latent_dim": 4},
+    "small": {"width": 64, "hidden": 64, "latent_dim": 8},
+    "base": {"width": 128, "hidden": 128, "latent_dim": 16},
+}
+_MAX_WIDTH = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """What a `SequenceVAE` is made of.
+
+    Attributes:
+        latent_dim: Latent dimensions of one step.
+        width: Of the recurrent state.
+        hidden: Width of the layer inside each head.
+        activation: "tanh", "relu", "gelu" or "silu".
+        patch: Samples that one step reads.
+        season: Samples after which a series repeats; the forecast is then what is added to the
+            value one season before. A multiple of `patch`; 0 for none.
+        known: How many of the last channels are known in advance, such as the hour of the day:
+            they are read, not modelled. A step reads their first sample.
+        masked: Whether the channels after the modelled ones are their masks: above 0.5 observed,
+            else missing. Missing values cost nothing and are read as what the prior expects.
+    """
+
+    latent_dim: int = 8
+    width: int = 64
+    hidden: int = 64
+    activation: str = "tanh"
+    patch: int = 1
+    season: int = 0
+    known: int = 0
+    masked: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has the wrong type or lies outside its range.
+        """
+        check_choice("activation", self.activation, ACTIVATIONS)
+        for name in ("latent_dim", "width", "hidden", "patch"):
+            check_whole(name, getattr(self, name), 1, _MAX_WIDTH)
+        for name in ("season", "known"):
+            check_whole(name, getattr(self, name), 0, _MAX_WIDTH)
+        if self.season % self.patch:
+            raise ConfigError(
+                f"Expected season as a multiple of patch {self.patch}, got {self.season}; "
+                "choose a patch that divides the season."
+            )
+        if not isinstance(self.masked, bool):
+            raise ConfigError(f"Expected masked as true or false, got {self.masked!r}; choose one.")
+
+
+class SequenceVAE(VAE):
+    """A variational recurrent network (Chung et al., 2015).
+
+    `encode` summarises a record by the mean over time of its posteriors, and `decode` unrolls one
+    latent that stays the same in all steps. Training, `surprise`, `forecast` and both exported
+    graphs take the same step.
+
+    Args:
+        config: The architecture.
+        input_shape: `(T,)`, or `(M, T)` with the modelled channels first, then their masks where
+            there are any, then the known ones.
+        generator: Where initial weights come from.
+
+    Raises:
+        ConfigError: The options do not fit the shape.
+    """
+
+    def __init__(
+        self, config: SequenceConfig, input_shape: tuple[int, ...], generator: torch.Generator
+    ) -> None:
+        """Build the layers and draw their weights."""
+        super().__init__()
+        self.config, self.input_shape = config, input_shape
+        self.latent_dim = config.latent_dim
+        self.layout, self.steps = _layout(config, input_shape)
+        values = self.layout.channels * config.patch
+        context = config.width + config.known + (values if config.season else 0)
+        with torch.device("meta"):
+            self.encoder = Reader(config, values, context)
+            widths = (config.latent_dim + context, config.hidden, 2 * values)
+            self.decoder = nn.Sequential(*mlp(widths, config.activation))
+            self.prior = Transition(config, context)
+        self.to_empty(device="cpu")
+        self.network.initialise(generator)
+
+    @property
+    def prior(self) -> Prior:
+        """The learned transition; the default of the class would hide the module."""
+        return cast(Transition, self._modules["prior"])
+
+    @prior.setter
+    def prior(self, prior: Prior) -> None:
+        raise ConfigError(
+            f"Expected the model's own prior, got {type(prior).__name__}; "
+            "set summaries.prior to 'none'."
+        )
+
+    @property
+    def network(self) -> Network:
+        """The parts of a step."""
+        reader, transition = cast(Reader, self.encoder), cast(Transition, self.prior)
+        return Network(self.config, self.layout.channels, reader, transition, self.decoder)
+
+    @property
+    def noise_dim(self) -> int:
+        """One latent for each step."""
+        return self.steps * self.latent_dim
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means over time of posterior mean and log variance, `[B, k]` each; no noise."""
+        found = [step.posterior for step, _ in self._read(self.layout.patches(x), None)]
+        mean_BSk = torch.stack([one.mean for one in found], 1)
+        return mean_BSk.mean(1), torch.stack([one.logvar for one in found], 1).mean(1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Mean and log deviation `[B, 2, C, T]`, unrolled on means; known channels are 0."""
+        network = self.network
+        state, known = network.start(z), z.new_zeros(z.shape[0], self.config.known)
+        found = []
+        for _ in range(self.steps):
+            context = network.context(state, known)
+            values = network.write(z, context, state)
+            found.append(torch.stack(values, 1))
+            state = network.follow(state, context, z, values.mean)
+        return torch.cat(found, 3)
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """Mean record `[B, *shape]`, all observed; known channels are 0."""
+        record = self.layout.record(self.decode(z)[:, 0])
+        return record.reshape(-1, *self.input_shape)
+
+    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """Negative log likelihood `[B]` in nats of the values observed."""
+        return per_record(Values(decoded[:, 0], decoded[:, 1]).nll(self.layout.split(x)))
+
+    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """Sum of squared errors of the values observed."""
+        whole = self.layout.split(x)
+        return per_record(whole.mask * (whole.x - decoded[:, 0]).square())
+
+    def forward(self, x: Tensor, eps: Tensor) -> Terms:
+        """Distortion and rate `[B]` of records `[B, *shape]` with noise `[B, S * k]`."""
+        network, distortions, rates = self.network, [], []
+        patches = self.layout.patches(x)
+        for patch, (step, state) in zip(patches, self._read(patches, eps), strict=True):
+            values = network.write(step.z, step.context, state)
+            distortions.append(per_record(values.nll(patch)))
+            if self.sampled:
+                rates.append(step.posterior.log_prob(step.z) - step.prior.log_prob(step.z))
+            else:
+                rates.append(step.posterior.divergence(step.prior))
+        return Terms(torch.stack(distortions, 1).sum(1), torch.stack(rates, 1).sum(1))
+
+    def surprise(self, x: Tensor) -> Tensor:
+        """How unexpected each sample is, `[B, T]`: its negative log density in nats.
+
+        Summed over channels; each step is forecast from the steps before, with the prior's mean as
+        its latent; missing values give 0.
+        """
+        found, patches = [], self.layout.patches(x)
+        for patch, (step, state) in zip(patches, self._read(patches, None), strict=True):
+            values = self.network.write(step.prior.mean, step.context, state)
+            found.append(values.nll(patch).sum(1))
+        return torch.cat(found, 1)
+
+    def forecast(
+        self,
+        history: Tensor,
+        horizon: int,
+        samples: int,
+        generator: torch.Generator,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Draw what follows: `[B, samples, C, horizon]`.
+
+        Args:
+            history: `[B, M, L]`, or `[B, L]`, of any length from one patch on; what is over of
+                whole patches is cut at the beginning.
+            horizon: Samples to draw.
+            samples: Paths of each record.
+            generator: Of the draws.
+            known: Channels known in advance `[B, K, horizon]`; 0 where not given.
+        """
+        state = self._state_after(history).repeat_interleave(samples, 0)
+        if known is None:
+            known = history.new_zeros(history.shape[0], self.config.known, horizon)
+        x = self._imagine(state, known.repeat_interleave(samples, 0), generator)
+        return x.reshape(-1, samples, self.layout.channels, horizon)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """New records `[count, *shape]`, step after step, noise of the values included."""
+        like = next(self.parameters()).new_zeros(count, self.config.known, self._length)
+        x = self._imagine(self.network.start(like), like, generator)
+        return self.layout.record(x).reshape(count, *self.input_shape)
+
+    def graphs(self) -> dict[str, Graph]:
+        """One step of a stream, and one of a forecast."""
+        config, network = self.config, self.network
+        state = network.start(torch.zeros(2))
+        noise = config.latent_dim + self.layout.channels * config.patch
+        x = torch.zeros(2, self.layout.all, config.patch)
+        known = {"known": torch.zeros(2, config.known)} if config.known else {}
+        return {
+            "step": Graph(
+                module=Streaming(network, self.layout),
+                inputs={"x": x, "state": state},
+                outputs=("mean", "scale", "score", "next_state"),
+            ),
+            "imagine": Graph(
+                module=Imagining(network),
+                inputs={"state": state, "eps": torch.zeros(2, noise), **known},
+                outputs=("x", "mean", "scale", "next_state"),
+            ),
+        }
+
+    @property
+    def _length(self) -> int:
+        return self.steps * self.config.patch
+
+    def _read(self, patches: list[Patch], eps: Tensor | None) -> list[tuple[Read, Tensor]]:
+        """Each step with the state before it."""
+        network, k = self.network, self.latent_dim
+        state, found = network.start(patches[0].x), list[tuple[Read, Tensor]]()
+        for number, patch in enumerate(patches):
+            # No layer is called whose result is not used: Opacus pairs calls with gradients.
+            if number:
+                state = network.advance(state, found[-1][0])
+            noise = None if eps is None else eps[:, number * k : (number + 1) * k]
+            found.append((network.read(patch, state, noise), state))
+        return found
+
+    def _state_after(self, history: Tensor) -> Tensor:
+        step, state = self._read(self.layout.patches(history), None)[-1]
+        return self.network.advance(state, step)
+
+    def _imagine(self, state: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw values `[B, C, T]` from a state on, with known channels `[B, K, T]`."""
+        network, samples, found = self.network, known.shape[2], []
+        size = self.latent_dim + self.layout.channels * self.config.patch
+        for first in range(0, samples, self.config.patch):
+            eps = torch.randn(state.shape[0], size, generator=generator).to(state)
+            x, _, state = network.imagine(state, known[:, :, first], eps)
+            found.append(x)
+        return torch.cat(found, 2)[:, :, :samples]
+
+
+def _layout(config: SequenceConfig, shape: tuple[int, ...]) -> tuple[Layout, int]:
+    """How a record is cut, and its number of steps."""
+    if len(shape) > 2:
+        raise ConfigError(
+            f"Expected records (T,) or (channels, T) for family 'sequence', got {shape}; "
+            "reshape them."
+        )
+    every, length = shape if len(shape) == 2 else (1, *shape)
+    parts = 2 if config.masked else 1
+    channels, over = divmod(every - config.known, parts)
+    if channels < 1 or over:
+        raise ConfigError(
+            f"Expected {config.known} known channels and a number that {parts} divides beside "
+            f"them, got {every} channels; correct 'known', 'masked' or the shape."
+        )
+    if length % config.patch or length < 2 * config.patch:
+        raise ConfigError(
+            f"Expected at least two whole patches of {config.patch} samples, got {length} "
+            "samples; choose another patch."
+        )
+    layout = Layout(channels, config.masked, config.known, config.patch)
+    return layout, length // config.patch

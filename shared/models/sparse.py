@@ -1,0 +1,225 @@
+"""The sparse family: easy records leave the encoder early, hard ones take its deep trunk.
+
+A small stem reads every record. From it come a cheap posterior and a gate, the probability that
+the record is hard. The deep trunk gives another posterior of the same latents. Early exits are
+those of Teerapittayanon et al., 2016, "BranchyNet"; here the gate is trained, on what the trunk
+gains in nats against what it costs.
+
+Shape suffixes: B records, k latent dimensions, `*shape` the shape of one record.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from shared.errors import ConfigError
+from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
+from shared.models.gaussian import DECODER_GAIN, ENCODER_GAIN, LIKELIHOODS, MAX_WIDTH, Likelihood
+from shared.models.layers import ACTIVATIONS, initialise
+from shared.models.networks import (
+    NetworkOptions,
+    check_positive,
+    check_whole,
+    decoder_layers,
+    encoder_layers,
+)
+
+PRESETS: dict[str, dict[str, object]] = {
+    "tiny": {"stem": 8, "hidden": (128, 64), "latent_dim": 8},
+    "small": {"stem": 16, "hidden": (256, 256), "latent_dim": 8},
+    "base": {"stem": 16, "hidden": (512, 512, 256), "latent_dim": 16},
+}
+#: Share of the loss in which both exits count alike, so that each learns from every record.
+_BOTH = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseConfig(NetworkOptions):
+    """What a `SparseVAE` is made of; the network is that of the trunk and of the decoder.
+
+    Attributes:
+        latent_dim: Number of latent dimensions.
+        stem: Width of the layer that gate and cheap exit read.
+        cost: What one use of the trunk must gain, in nats.
+        threshold: Probability of the gate above which a record is hard.
+    """
+
+    latent_dim: int = 8
+    stem: int = 16
+    cost: float = 1.0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has the wrong type or lies outside its range.
+        """
+        super().__post_init__()
+        check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
+        check_whole("stem", self.stem, 1, MAX_WIDTH)
+        check_positive("cost", self.cost)
+        if not isinstance(self.threshold, float) or not 0.0 <= self.threshold <= 1.0:
+            raise ConfigError(
+                f"Expected threshold between 0.0 and 1.0, got {self.threshold!r}; "
+                "0.0 always takes the trunk and 1.0 never."
+            )
+
+
+class _Reading(NamedTuple):
+    """What the stem makes of records: posterior of the cheap exit, and logit of the gate."""
+
+    cheap: Tensor
+    logit: Tensor
+
+
+class _Exits(nn.Module):
+    """The stem with both exits and the gate."""
+
+    def __init__(self, config: SparseConfig, shape: tuple[int, ...]) -> None:
+        """Build the layers."""
+        super().__init__()
+        size, outputs = torch.Size(shape).numel(), 2 * config.latent_dim
+        self.stem = nn.Sequential(
+            nn.Flatten(), nn.Linear(size, config.stem), ACTIVATIONS[config.activation][0]()
+        )
+        self.trunk = nn.Sequential(*encoder_layers(config, shape, outputs))
+        self.gate = nn.Linear(config.stem, 1)
+        self.cheap = nn.Linear(config.stem, outputs)
+
+    def read(self, x: Tensor) -> _Reading:
+        """The cheap part, which every record takes."""
+        features = self.stem(x)
+        return _Reading(self.cheap(features), self.gate(features))
+
+
+class SparseVAE(VAE):
+    """An encoder of two exits, a diagonal Gaussian posterior, a standard normal prior.
+
+    `encode` takes the exit that the gate chooses. Training computes both exits of every record;
+    an exported encoder runs the trunk only for batches with a hard record, so that single records,
+    as at the edge, really skip it.
+
+    Args:
+        config: The architecture.
+        input_shape: Shape of one record, fit for the network.
+        generator: Where initial weights come from.
+
+    Attributes:
+        threshold: Of the gate, from the configuration; it may be moved after training.
+
+    Raises:
+        ConfigError: The network does not fit the shape.
+    """
+
+    encoder: _Exits
+
+    def __init__(
+        self,
+        config: SparseConfig,
+        input_shape: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> None:
+        """Build the layers and draw their weights."""
+        super().__init__()
+        self.config = config
+        self.latent_dim = config.latent_dim
+        self.input_shape = input_shape
+        self.threshold = config.threshold
+        # On "meta" the layers draw nothing from torch's global generator.
+        with torch.device("meta"):
+            self.encoder = _Exits(config, input_shape)
+            self.decoder = nn.Sequential(*decoder_layers(config, config.latent_dim, input_shape))
+        self.to_empty(device="cpu")
+        for part in self.encoder.children():
+            initialise(part, config.activation, generator, ENCODER_GAIN)
+        initialise(self.decoder, config.activation, generator, DECODER_GAIN)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """How the decoder's output describes a record."""
+        return LIKELIHOODS[self.config.likelihood]
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Probability `[B]` that a record is hard."""
+        return self.encoder.read(x).logit[:, 0].sigmoid()
+
+    def exits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior means of the cheap exit and of the trunk, `[B, k]` each, for all records."""
+        return self.encoder.read(x).cheap.chunk(2, 1)[0], self.encoder.trunk(x).chunk(2, 1)[0]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and log variance, `[B, k]` each, of the exit that the gate chooses."""
+        reading = self.encoder.read(x)
+        hard_B1 = reading.logit.sigmoid() > self.threshold
+        if torch.compiler.is_exporting():
+            # Becomes an ONNX If. Vmap knows no such thing: there both exits are computed.
+            both = torch.cond(hard_B1.any(), self._some, _none, (x, reading.cheap, hard_B1))
+        else:
+            both = self._some(x, reading.cheap, hard_B1)
+        return _posterior(both)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Likelihood parameters `[B, parameters, *shape]`."""
+        out: Tensor = self.decoder(z)
+        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """Mean record `[B, *shape]` in data space."""
+        return self.likelihood.mean(self.decode(z))
+
+    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """Negative log likelihood `[B]` in nats."""
+        return self.likelihood.nll(x, decoded, self.config.variance)
+
+    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
+        return self.likelihood.error(x, decoded)
+
+    def forward(self, x: Tensor, eps: Tensor) -> Terms:
+        """Terms of records `[B, *shape]` with noise `[B, k]`, mixed from both exits.
+
+        With p the gate, the loss is p deep + (1 - p) cheap + p cost, averaged with that of both
+        exits alike. A mixture of logarithms is below the logarithm of the mixture, and the cost
+        is not negative, so that distortion + rate is a bound of the likelihood in any case.
+        """
+        reading = self.encoder.read(x)
+        hard_B = reading.logit[:, 0].sigmoid()
+        cheap, deep = self._terms(x, reading.cheap, eps), self._terms(x, self.encoder.trunk(x), eps)
+        weight_B = 0.5 * _BOTH + (1.0 - _BOTH) * hard_B
+        mixed = (torch.lerp(a, b, weight_B) for a, b in zip(cheap, deep, strict=True))
+        distortion_B, rate_B = mixed
+        return Terms(distortion_B + (1.0 - _BOTH) * self.config.cost * hard_B, rate_B)
+
+    def _terms(self, x: Tensor, both: Tensor, eps: Tensor) -> Terms:
+        mu_Bk, logvar_Bk = _posterior(both)
+        z_Bk = mu_Bk + (0.5 * logvar_Bk).exp() * eps
+        return Terms(self.distortion(x, self.decode(z_Bk)), self.rate(mu_Bk, logvar_Bk, z_Bk))
+
+    def _some(self, x: Tensor, cheap: Tensor, hard: Tensor) -> Tensor:
+        """The trunk for hard records, the cheap exit for others."""
+        return torch.where(hard, self.encoder.trunk(x), cheap)
+
+
+def _none(x: Tensor, cheap: Tensor, hard: Tensor) -> Tensor:
+    """The cheap exit; a copy, for a branch may not return what it was given."""
+    return cheap.clone()
+
+
+def _posterior(both: Tensor) -> tuple[Tensor, Tensor]:
+    mu_Bk, logvar_Bk = both.chunk(2, 1)
+    return mu_Bk, logvar_Bk.clamp(LOGVAR_MIN, LOGVAR_MAX)
+
+
+def trunk_share(model: SparseVAE) -> float:
+    """Which share of the encoder's multiply-adds an easy record skips."""
+    record = next(model.parameters()).new_zeros(1, *model.input_shape)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as whole:
+            model.encode(record)
+        with FlopCounterMode(display=False) as trunk:
+            model.encoder.trunk(record)
+    return float(trunk.get_total_flops() / whole.get_total_flops())
