@@ -33,7 +33,9 @@ class ModelSection(_Section):
     """Which model: a family of ``shared.models.FAMILIES`` and its options."""
 
     family: str = "gaussian"
-    options: dict[str, str | int | float | bool | list[int]] = Field(default_factory=dict)
+    options: dict[str, str | int | float | bool | list[int] | list[str]] = Field(
+        default_factory=dict
+    )
     start: str = ""  # a finished run of the same server whose shared weights come first
 
 

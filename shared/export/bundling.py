@@ -35,7 +35,7 @@ from shared.export.onnx import (
     export_scorer,
     scorer_outputs,
 )
-from shared.export.parity import ParityReport, parity
+from shared.export.parity import SCORER_TOLERANCE, ParityReport, parity
 from shared.keys import SigningKey
 from shared.models import VAE
 from shared.privacy.accounting import ADJACENCY
@@ -182,7 +182,9 @@ def _graphs(
     encoder = Encoder(model, scaling)
     reports = {
         ENCODER: parity(files[ENCODER], encoder, records, extremes),
-        SCORER: parity(files[SCORER], scorer, records, extremes, fixed=center),
+        SCORER: parity(
+            files[SCORER], scorer, records, extremes, fixed=center, tolerance=SCORER_TOLERANCE
+        ),
     }
     if contents.decoder:
         files[DECODER] = export_decoder(model)

@@ -221,6 +221,10 @@ def _export(
         with warnings.catch_warnings():
             # Inside torch 2.13; nothing a caller could change.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`")
+            # `torch.cond` looks at the gradient of whatever it is given.
+            warnings.filterwarnings(
+                "ignore", r"The \.grad attribute of a Tensor that is not a leaf"
+            )
             # Two inputs have the same number of records, which is what is meant.
             warnings.filterwarnings("ignore", r"# The axis name: batch will not be used")
             program = torch.onnx.export(

@@ -13,9 +13,12 @@ from shared.data.corruption import CORRUPTIONS
 from shared.data.frequencies import cosine_basis
 from shared.errors import ConfigError
 from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Graph, Terms
-from shared.models.gaussian import DECODER_GAIN, ENCODER_GAIN, LIKELIHOODS, NETWORKS, Likelihood
 from shared.models.layers import initialise
+from shared.models.likelihoods import LIKELIHOODS, Likelihood
 from shared.models.networks import (
+    DECODER_GAIN,
+    ENCODER_GAIN,
+    NETWORKS,
     NetworkOptions,
     check_choice,
     check_positive,
@@ -41,8 +44,8 @@ class DenoisingConfig(NetworkOptions):
     Attributes:
         latent_dim: Number of latent dimensions.
         corruptions: Keys of `CORRUPTIONS`, applied one after another at the same level.
-        shortcut: Whether a linear path runs beside encoder and decoder, which starts as the k lowest
-            frequencies of a record, so that only the difference has to be learned; with "mlp".
+        shortcut: Whether a linear path runs beside encoder and decoder of an "mlp". It starts as
+            the k lowest frequencies of a record, so that only a difference has to be learned.
         max_level: Largest level in training, where each record's is drawn uniformly from 0 to it.
     """
 

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from shared.errors import ConfigError
 from shared.models import functional
 from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Graph, Terms
-from shared.models.gaussian import DECODER_GAIN, ENCODER_GAIN, LIKELIHOODS, MAX_WIDTH, Likelihood
 from shared.models.layers import initialise
+from shared.models.likelihoods import LIKELIHOODS, Likelihood
 from shared.models.networks import (
+    DECODER_GAIN,
+    ENCODER_GAIN,
+    MAX_WIDTH,
     NetworkOptions,
     check_positive,
     check_whole,
@@ -81,8 +84,9 @@ class DiffusionPrior(nn.Module):
     """A diffusion model of latents, whose density has no closed form.
 
     With z a latent divided by the scale and e from N(0, I), the latent at time t in [0, 1] is
-    z_t = cos(pi t / 2) z + sin(pi t / 2) e (Nichol and Dhariwal, 2021, "Improved Denoising Diffusion Probabilistic Models",
-    section 3.2, in continuous time). The network predicts v = cos(pi t / 2) e - sin(pi t / 2) z
+    z_t = cos(pi t / 2) z + sin(pi t / 2) e (Nichol and Dhariwal, 2021, "Improved Denoising
+    Diffusion Probabilistic Models", section 3.2, in continuous time). The network predicts
+    v = cos(pi t / 2) e - sin(pi t / 2) z
     (Salimans and Ho, 2022, "Progressive Distillation for Fast Sampling", section 4).
 
     Args:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
-from shared.models.gaussian import DECODER_GAIN, ENCODER_GAIN, LIKELIHOODS, Likelihood
 from shared.models.layers import initialise
+from shared.models.likelihoods import LIKELIHOODS, Likelihood
 from shared.models.networks import (
+    DECODER_GAIN,
+    ENCODER_GAIN,
     NetworkOptions,
     check_positive,
     check_whole,

@@ -14,9 +14,17 @@ from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.models.base import VAE, Terms
-from shared.models.gaussian import DECODER_GAIN, ENCODER_GAIN, LIKELIHOODS, MAX_WIDTH, Likelihood
 from shared.models.layers import initialise
-from shared.models.networks import check_choice, check_list, check_positive, check_whole
+from shared.models.likelihoods import LIKELIHOODS, Likelihood
+from shared.models.networks import (
+    DECODER_GAIN,
+    ENCODER_GAIN,
+    MAX_WIDTH,
+    check_choice,
+    check_list,
+    check_positive,
+    check_whole,
+)
 from shared.models.topdown import BottomUp, Plan, TopDown
 
 NETWORKS = ("mlp", "conv2d")

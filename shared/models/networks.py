@@ -8,8 +8,18 @@ from typing import Any
 from torch import nn
 
 from shared.errors import ConfigError
-from shared.models.gaussian import LIKELIHOODS, MAX_DEPTH, MAX_WIDTH, NETWORKS
 from shared.models.layers import ACTIVATIONS, conv_decoder, conv_encoder, mlp
+from shared.models.likelihoods import LIKELIHOODS
+from shared.models.recurrent import Reader, Writer
+
+RECURRENT = "recurrent"
+NETWORKS = {"mlp": None, "conv1d": 1, "conv2d": 2, RECURRENT: 1}  # dimensions of space or time
+MAX_WIDTH = 8192
+MAX_DEPTH = 16
+#: Gains of the last layers. Under noise the first weights stay visible to the end: latents must
+#: start on the scale of the prior, or noise drowns them, and outputs near zero, or the decoder's
+#: first draw stays in every reconstruction (measured on MIT-BIH at epsilon 4).
+ENCODER_GAIN, DECODER_GAIN = 1.0, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +27,9 @@ class NetworkOptions:
     """Options of an encoder, a decoder that mirrors it, and a likelihood.
 
     Attributes:
-        network: "mlp", "conv1d" or "conv2d".
-        hidden: Widths of the hidden layers, or channels of the strided convolutions, from the
-            data to the latent.
+        network: "mlp", "conv1d", "conv2d", or "recurrent" over time.
+        hidden: Widths of the hidden layers, channels of the strided convolutions, or widths of the
+            recurrent cells, from the data to the latent.
         activation: "tanh", "relu", "gelu" or "silu".
         likelihood: "gaussian" for real values, "bernoulli" for values in [0, 1], "discretised"
             for values in [0, 1] on 256 levels.
@@ -53,9 +63,12 @@ def encoder_layers(config: NetworkOptions, shape: tuple[int, ...], outputs: int)
     """
     if config.network == "mlp":
         widths = (math.prod(shape), *config.hidden, outputs)
-        return [nn.Flatten(), *mlp(widths, config.activation)]
+        # From the end, so that an axis between batch and record passes.
+        return [nn.Flatten(-len(shape)), *mlp(widths, config.activation)]
     first = _channels_first(config.network, shape)
     adapt = [nn.Unflatten(1, (1, shape[0]))] if len(first) > len(shape) else []
+    if config.network == RECURRENT:
+        return [*adapt, Reader(first, config.hidden, outputs)]
     return [*adapt, *conv_encoder(first, config.hidden, outputs, config.activation)]
 
 
@@ -71,6 +84,8 @@ def decoder_layers(config: NetworkOptions, inputs: int, shape: tuple[int, ...]) 
         return mlp(widths, config.activation)
     channels, *size = _channels_first(config.network, shape)
     outputs = (parameters * channels, *size)
+    if config.network == RECURRENT:
+        return [Writer(inputs, config.hidden, outputs), nn.Flatten()]
     return [*conv_decoder(inputs, config.hidden, outputs, config.activation), nn.Flatten()]
 
 

@@ -75,14 +75,11 @@ class Codebook(nn.Module):
 
     def snap(self, z_BPD: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens `[B, P]` and codes `[B, P, D]` nearest to any real numbers."""
-        codes, dims = self.table.num_embeddings, self.dims
-        # One call of the layer serves both, and every engine knows its per-record gradient.
-        every = torch.arange(codes, device=z_BPD.device)
-        table_BKD = self.table(every.repeat(len(z_BPD), 1))
-        squares_B1K = table_BKD.square().sum(2)[:, None]
-        near_BPK = z_BPD @ table_BKD.transpose(1, 2) - 0.5 * squares_B1K
-        tokens_BP = near_BPK.detach().argmax(-1)
-        return tokens_BP, table_BKD.gather(1, tokens_BP[..., None].expand(-1, -1, dims))
+        # Detached: the table must give gradients through its own call alone.
+        table_KD, z_BPD = self.table.weight.detach(), z_BPD.detach()
+        distance_BPK = 0.5 * table_KD.square().sum(1) - z_BPD @ table_KD.T
+        tokens_BP = distance_BPK.argmin(-1)
+        return tokens_BP, self.lookup(tokens_BP, z_BPD)
 
     def lookup(self, tokens_BP: Tensor, like: Tensor) -> Tensor:
         """Codes `[B, P, D]` of tokens."""

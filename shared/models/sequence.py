@@ -13,24 +13,23 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.models.base import VAE, Graph, Terms
 from shared.models.functional import per_record
-from shared.models.layers import ACTIVATIONS, mlp
+from shared.models.layers import ACTIVATIONS
 from shared.models.networks import check_choice, check_whole
-from shared.models.priors import Prior
+from shared.models.patches import Layout, Patch
 from shared.models.vrnn import (
     Imagining,
-    Layout,
     Network,
-    Patch,
     Read,
     Reader,
     Streaming,
     Transition,
     Values,
+    Writer,
 )
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -53,6 +52,8 @@ class SequenceConfig:
         patch: Samples that one step reads.
         season: Samples after which a series repeats; the forecast is then what is added to the
             value one season before. A multiple of `patch`; 0 for none.
+        memory: Last samples that every head reads as they are beside the recurrent state, and the
+            mean by a linear path. A multiple of `patch`, at least the season where not 0.
         known: How many of the last channels are known in advance, such as the hour of the day:
             they are read, not modelled. A step reads their first sample.
         masked: Whether the channels after the modelled ones are their masks: above 0.5 observed,
@@ -65,8 +66,14 @@ class SequenceConfig:
     activation: str = "tanh"
     patch: int = 1
     season: int = 0
+    memory: int = 0
     known: int = 0
     masked: bool = False
+
+    @property
+    def held(self) -> int:
+        """Samples of each channel that the state holds."""
+        return max(self.season, self.memory)
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -77,12 +84,18 @@ class SequenceConfig:
         check_choice("activation", self.activation, ACTIVATIONS)
         for name in ("latent_dim", "width", "hidden", "patch"):
             check_whole(name, getattr(self, name), 1, _MAX_WIDTH)
-        for name in ("season", "known"):
+        for name in ("season", "memory", "known"):
             check_whole(name, getattr(self, name), 0, _MAX_WIDTH)
-        if self.season % self.patch:
+        for name in ("season", "memory"):
+            if getattr(self, name) % self.patch:
+                raise ConfigError(
+                    f"Expected {name} as a multiple of patch {self.patch}, got "
+                    f"{getattr(self, name)}; choose a patch that divides it."
+                )
+        if 0 < self.memory < self.season:
             raise ConfigError(
-                f"Expected season as a multiple of patch {self.patch}, got {self.season}; "
-                "choose a patch that divides the season."
+                f"Expected memory of at least the season {self.season}, got {self.memory}; "
+                "raise it, or set it to 0 for the season."
             )
         if not isinstance(self.masked, bool):
             raise ConfigError(f"Expected masked as true or false, got {self.masked!r}; choose one.")
@@ -112,34 +125,27 @@ class SequenceVAE(VAE):
         super().__init__()
         self.config, self.input_shape = config, input_shape
         self.latent_dim = config.latent_dim
-        self.layout, self.steps = _layout(config, input_shape)
+        self.layout = Layout.of(config, input_shape)
+        self.steps = input_shape[-1] // config.patch
         values = self.layout.channels * config.patch
-        context = config.width + config.known + (values if config.season else 0)
+        context = config.width + self.layout.channels * config.held + config.known
         with torch.device("meta"):
             self.encoder = Reader(config, values, context)
-            widths = (config.latent_dim + context, config.hidden, 2 * values)
-            self.decoder = nn.Sequential(*mlp(widths, config.activation))
+            self.decoder = Writer(config, values, context)
             self.prior = Transition(config, context)
         self.to_empty(device="cpu")
         self.network.initialise(generator)
 
     @property
-    def prior(self) -> Prior:
-        """The learned transition; the default of the class would hide the module."""
-        return cast(Transition, self._modules["prior"])
-
-    @prior.setter
-    def prior(self, prior: Prior) -> None:
-        raise ConfigError(
-            f"Expected the model's own prior, got {type(prior).__name__}; "
-            "set summaries.prior to 'none'."
-        )
-
-    @property
     def network(self) -> Network:
         """The parts of a step."""
-        reader, transition = cast(Reader, self.encoder), cast(Transition, self.prior)
-        return Network(self.config, self.layout.channels, reader, transition, self.decoder)
+        return Network(
+            self.config,
+            self.layout.channels,
+            cast(Reader, self.encoder),
+            cast(Transition, self.prior),
+            cast(Writer, self.decoder),
+        )
 
     @property
     def noise_dim(self) -> int:
@@ -148,7 +154,7 @@ class SequenceVAE(VAE):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means over time of posterior mean and log variance, `[B, k]` each; no noise."""
-        found = [step.posterior for step, _ in self._read(self.layout.patches(x), None)]
+        found = [step.posterior for step in self._read(self.layout.patches(x), None)]
         mean_BSk = torch.stack([one.mean for one in found], 1)
         return mean_BSk.mean(1), torch.stack([one.logvar for one in found], 1).mean(1)
 
@@ -159,9 +165,9 @@ class SequenceVAE(VAE):
         found = []
         for _ in range(self.steps):
             context = network.context(state, known)
-            values = network.write(z, context, state)
+            values = network.write(z, context)
             found.append(torch.stack(values, 1))
-            state = network.follow(state, context, z, values.mean)
+            state = network.follow(context, z, values.mean)
         return torch.cat(found, 3)
 
     def reconstruct(self, z: Tensor) -> Tensor:
@@ -182,8 +188,8 @@ class SequenceVAE(VAE):
         """Distortion and rate `[B]` of records `[B, *shape]` with noise `[B, S * k]`."""
         network, distortions, rates = self.network, [], []
         patches = self.layout.patches(x)
-        for patch, (step, state) in zip(patches, self._read(patches, eps), strict=True):
-            values = network.write(step.z, step.context, state)
+        for patch, step in zip(patches, self._read(patches, eps), strict=True):
+            values = network.write(step.z, step.context)
             distortions.append(per_record(values.nll(patch)))
             if self.sampled:
                 rates.append(step.posterior.log_prob(step.z) - step.prior.log_prob(step.z))
@@ -198,8 +204,8 @@ class SequenceVAE(VAE):
         its latent; missing values give 0.
         """
         found, patches = [], self.layout.patches(x)
-        for patch, (step, state) in zip(patches, self._read(patches, None), strict=True):
-            values = self.network.write(step.prior.mean, step.context, state)
+        for patch, step in zip(patches, self._read(patches, None), strict=True):
+            values = self.network.write(step.prior.mean, step.context)
             found.append(values.nll(patch).sum(1))
         return torch.cat(found, 1)
 
@@ -220,8 +226,17 @@ class SequenceVAE(VAE):
             samples: Paths of each record.
             generator: Of the draws.
             known: Channels known in advance `[B, K, horizon]`; 0 where not given.
+
+        Raises:
+            ConfigError: The history is shorter than a patch.
         """
-        state = self._state_after(history).repeat_interleave(samples, 0)
+        if history.shape[-1] < self.config.patch:
+            raise ConfigError(
+                f"Expected a history of at least {self.config.patch} samples, got "
+                f"{history.shape[-1]}; give a longer one."
+            )
+        read = self._read(self.layout.patches(history), None)
+        state = self.network.advance(read[-1]).repeat_interleave(samples, 0)
         if known is None:
             known = history.new_zeros(history.shape[0], self.config.known, horizon)
         x = self._imagine(state, known.repeat_interleave(samples, 0), generator)
@@ -257,21 +272,17 @@ class SequenceVAE(VAE):
     def _length(self) -> int:
         return self.steps * self.config.patch
 
-    def _read(self, patches: list[Patch], eps: Tensor | None) -> list[tuple[Read, Tensor]]:
-        """Each step with the state before it."""
+    def _read(self, patches: list[Patch], eps: Tensor | None) -> list[Read]:
+        """All steps."""
         network, k = self.network, self.latent_dim
-        state, found = network.start(patches[0].x), list[tuple[Read, Tensor]]()
+        state, found = network.start(patches[0].x), list[Read]()
         for number, patch in enumerate(patches):
             # No layer is called whose result is not used: Opacus pairs calls with gradients.
             if number:
-                state = network.advance(state, found[-1][0])
+                state = network.advance(found[-1])
             noise = None if eps is None else eps[:, number * k : (number + 1) * k]
-            found.append((network.read(patch, state, noise), state))
+            found.append(network.read(patch, state, noise))
         return found
-
-    def _state_after(self, history: Tensor) -> Tensor:
-        step, state = self._read(self.layout.patches(history), None)[-1]
-        return self.network.advance(state, step)
 
     def _imagine(self, state: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
         """Draw values `[B, C, T]` from a state on, with known channels `[B, K, T]`."""
@@ -282,27 +293,3 @@ class SequenceVAE(VAE):
             x, _, state = network.imagine(state, known[:, :, first], eps)
             found.append(x)
         return torch.cat(found, 2)[:, :, :samples]
-
-
-def _layout(config: SequenceConfig, shape: tuple[int, ...]) -> tuple[Layout, int]:
-    """How a record is cut, and its number of steps."""
-    if len(shape) > 2:
-        raise ConfigError(
-            f"Expected records (T,) or (channels, T) for family 'sequence', got {shape}; "
-            "reshape them."
-        )
-    every, length = shape if len(shape) == 2 else (1, *shape)
-    parts = 2 if config.masked else 1
-    channels, over = divmod(every - config.known, parts)
-    if channels < 1 or over:
-        raise ConfigError(
-            f"Expected {config.known} known channels and a number that {parts} divides beside "
-            f"them, got {every} channels; correct 'known', 'masked' or the shape."
-        )
-    if length % config.patch or length < 2 * config.patch:
-        raise ConfigError(
-            f"Expected at least two whole patches of {config.patch} samples, got {length} "
-            "samples; choose another patch."
-        )
-    layout = Layout(channels, config.masked, config.known, config.patch)
-    return layout, length // config.patch

@@ -17,9 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import ConfigError
 from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
-from shared.models.gaussian import DECODER_GAIN, ENCODER_GAIN, LIKELIHOODS, MAX_WIDTH, Likelihood
 from shared.models.layers import ACTIVATIONS, initialise
+from shared.models.likelihoods import LIKELIHOODS, Likelihood
 from shared.models.networks import (
+    DECODER_GAIN,
+    ENCODER_GAIN,
+    MAX_WIDTH,
     NetworkOptions,
     check_positive,
     check_whole,

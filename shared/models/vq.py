@@ -10,16 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from shared.models.base import LOGVAR_MIN, VAE, Graph, Terms
-from shared.models.gaussian import (
+from shared.models.layers import initialise
+from shared.models.likelihoods import LIKELIHOODS, Likelihood
+from shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
-    LIKELIHOODS,
     MAX_DEPTH,
     MAX_WIDTH,
-    Likelihood,
-)
-from shared.models.layers import initialise
-from shared.models.networks import (
     NetworkOptions,
     check_choice,
     check_list,

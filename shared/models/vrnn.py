@@ -7,7 +7,6 @@ a step (a patch), k latent dimensions of a step, n numbers of the state.
 """
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from shared.models.functional import per_record
 from shared.models.layers import ACTIVATIONS, GRUCell, initialise, mlp
+from shared.models.patches import Layout, Patch
 from shared.models.topdown import Gaussian
 
 if TYPE_CHECKING:
@@ -23,67 +23,6 @@ if TYPE_CHECKING:
 LOG_SCALE_MIN, LOG_SCALE_START, LOG_SCALE_MAX = -5.0, -1.0, 3.0
 #: Latents start on the scale of the prior; priors and forecasts start where they know nothing.
 _POSTERIOR_GAIN, _PRIOR_GAIN, _OUTPUT_GAIN = 1.0, 0.1, 0.1
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a record `[B, *shape]` is made of channels and patches.
-
-    Attributes:
-        channels: Number C of channels that are modelled.
-        masked: Whether as many masks follow.
-        known: Number K of channels known in advance, the last ones.
-        patch: Number W of samples in a step.
-    """
-
-    channels: int
-    masked: bool
-    known: int
-    patch: int
-
-    @property
-    def all(self) -> int:
-        """Number of channels of a record."""
-        return self.channels * (2 if self.masked else 1) + self.known
-
-    def split(self, x: Tensor) -> "Patch":
-        """Values, masks and known channels of whole records, each `[B, ., T]`."""
-        x_BMT = x.reshape(x.shape[0], self.all, x.shape[-1])
-        values, rest = x_BMT[:, : self.channels], x_BMT[:, self.channels :]
-        mask = torch.ones_like(values)
-        if self.masked:
-            # A comparison, so that a mask out of bounds cannot weigh a record.
-            mask = (rest[:, : self.channels] > 0.5).to(x.dtype)
-        return Patch(values, mask, rest[:, self.all - self.channels - self.known :])
-
-    def patches(self, x: Tensor) -> "list[Patch]":
-        """One after another; what is over of whole patches is cut at the beginning."""
-        x, mask, known = self.split(x)
-        first = x.shape[2] % self.patch
-        ends = range(first + self.patch, x.shape[2] + 1, self.patch)
-        return [
-            Patch(
-                x[:, :, end - self.patch : end],
-                mask[:, :, end - self.patch : end],
-                known[:, :, end - self.patch],
-            )
-            for end in ends
-        ]
-
-    def record(self, x_BCT: Tensor) -> Tensor:
-        """Channels `[B, M, T]` of values, all observed; known channels are 0."""
-        masks = [torch.ones_like(x_BCT)] if self.masked else []
-        return torch.cat(
-            [x_BCT, *masks, x_BCT.new_zeros(x_BCT.shape[0], self.known, x_BCT.shape[2])], 1
-        )
-
-
-class Patch(NamedTuple):
-    """What one step reads: values and their mask `[B, C, W]`, 1 observed, and `[B, K]` known."""
-
-    x: Tensor
-    mask: Tensor
-    known: Tensor
 
 
 class Values(NamedTuple):
@@ -162,40 +101,52 @@ class Reader(nn.Module):
         self.posterior = nn.Sequential(*mlp((hidden + context, hidden, 2 * k), config.activation))
 
 
+class Writer(nn.Module):
+    """What writes: mean and scale of the values, the mean with a linear path from the context."""
+
+    def __init__(self, config: "SequenceConfig", values: int, context: int) -> None:
+        """Make the layers for so many values and numbers of context."""
+        super().__init__()
+        widths = (config.latent_dim + context, config.hidden, 2 * values)
+        self.body = nn.Sequential(*mlp(widths, config.activation))
+        self.skip = nn.Linear(context, values, bias=False)
+
+    def forward(self, z_Bk: Tensor, context_Bd: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the deviation, `[B, C * W]` each."""
+        mean, log_scale = self.body(torch.cat([z_Bk, context_Bd], 1)).chunk(2, 1)
+        return mean + self.skip(context_Bd), log_scale
+
+
 class Network(NamedTuple):
     """The parts of one step; a view of a model's modules, so that it holds nothing itself.
 
-    The state `[B, n]` is that of the cell, then the last `season` samples of each channel. The
-    context of a step is that of the cell, the values one season before, and what is known.
+    The state `[B, n]` is that of the cell, then the last samples of each channel. The context of a
+    step is that state and what is known.
     """
 
     config: "SequenceConfig"
     channels: int
     reader: Reader
     transition: Transition
-    writer: nn.Module
+    writer: Writer
 
     def start(self, like: Tensor) -> Tensor:
         """The state `[B, n]` before the first step of as many records as in `like`."""
-        size = self.config.width + self.channels * self.config.season
+        size = self.config.width + self.channels * self.config.held
         return like.new_zeros(like.shape[0], size)
-
-    def base(self, state: Tensor) -> Tensor:
-        """The values `[B, C, W]` one season before; without a season nothing, `[B, C, 0]`."""
-        past_BCs = self._past(state)
-        return past_BCs[:, :, : self.config.patch]
 
     def context(self, state: Tensor, known: Tensor) -> Tensor:
         """What every head reads, `[B, d]`."""
-        return torch.cat([state[:, : self.config.width], self.base(state).flatten(1), known], 1)
+        return torch.cat([state, known], 1)
 
-    def write(self, z: Tensor, context: Tensor, state: Tensor) -> Values:
+    def write(self, z: Tensor, context: Tensor) -> Values:
         """The Gaussian of the values given the latent `[B, k]`."""
-        out = self.writer(torch.cat([z, context], 1))
-        shaped = out.reshape(z.shape[0], 2, self.channels, self.config.patch)
-        mean, log_scale = shaped[:, 0], shaped[:, 1] + LOG_SCALE_START
+        shape = (z.shape[0], self.channels, self.config.patch)
+        mean, log_scale = (part.reshape(shape) for part in self.writer(z, context))
         if self.config.season:
-            mean = mean + self.base(state)
+            first = self.config.held - self.config.season
+            mean = mean + self._past(context)[:, :, first : first + self.config.patch]
+        log_scale = log_scale + LOG_SCALE_START
         return Values(mean, log_scale.clamp(LOG_SCALE_MIN, LOG_SCALE_MAX))
 
     def read(self, patch: Patch, state: Tensor, eps: Tensor | None) -> Read:
@@ -203,7 +154,7 @@ class Network(NamedTuple):
         context = self.context(state, patch.known)
         prior, x = self.transition(context), patch.x
         if self.config.masked:
-            expected = self.write(prior.mean, context, state).mean
+            expected = self.write(prior.mean, context).mean
             x = torch.where(patch.mask > 0, x, expected)
         seen = self.features(x, patch.mask)
         posterior = Gaussian.of(self.reader.posterior(torch.cat([seen, context], 1)))
@@ -215,21 +166,21 @@ class Network(NamedTuple):
         found: Tensor = self.reader.activation(self.reader.values(torch.cat(parts, 1).flatten(1)))
         return found
 
-    def advance(self, state: Tensor, step: Read) -> Tensor:
+    def advance(self, step: Read) -> Tensor:
         """The state after values that were seen."""
-        return self._next(state, step.context, step.z, step.x, step.seen)
+        return self._next(step.context, step.z, step.x, step.seen)
 
-    def follow(self, state: Tensor, context: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    def follow(self, context: Tensor, z: Tensor, x: Tensor) -> Tensor:
         """The state after values `[B, C, W]` that the model made itself from a latent."""
-        return self._next(state, context, z, x, self.features(x, torch.ones_like(x)))
+        return self._next(context, z, x, self.features(x, torch.ones_like(x)))
 
-    def _next(self, state: Tensor, context: Tensor, z: Tensor, x: Tensor, seen: Tensor) -> Tensor:
+    def _next(self, context: Tensor, z: Tensor, x: Tensor, seen: Tensor) -> Tensor:
         width = self.config.width
         given = torch.cat([seen, z, context[:, width:]], 1)
-        own: Tensor = self.reader.cell(given, state[:, :width])
-        if not self.config.season:
+        own: Tensor = self.reader.cell(given, context[:, :width])
+        if not self.config.held:
             return own
-        kept = torch.cat([self._past(state)[:, :, self.config.patch :], x], 2)
+        kept = torch.cat([self._past(context)[:, :, self.config.patch :], x], 2)
         return torch.cat([own, kept.flatten(1)], 1)
 
     def imagine(self, state: Tensor, known: Tensor, eps: Tensor) -> tuple[Tensor, Values, Tensor]:
@@ -242,27 +193,29 @@ class Network(NamedTuple):
         """
         k, context = self.config.latent_dim, self.context(state, known)
         z = self.transition(context).at(eps[:, :k])
-        values = self.write(z, context, state)
+        values = self.write(z, context)
         x = values.mean + values.log_scale.exp() * eps[:, k:].reshape(values.mean.shape)
-        return x, values, self.follow(state, context, z, x)
+        return x, values, self.follow(context, z, x)
 
-    def _past(self, state: Tensor) -> Tensor:
-        return state[:, self.config.width :].reshape(
-            state.shape[0], self.channels, self.config.season
-        )
+    def _past(self, context: Tensor) -> Tensor:
+        """The samples `[B, C, held]` that the state holds."""
+        size, held = self.config.width, self.config.held
+        past = context[:, size : size + self.channels * held]
+        return past.reshape(context.shape[0], self.channels, held)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw all weights."""
         activation = self.config.activation
         initialise(self.reader, activation, generator, _POSTERIOR_GAIN)
         initialise(self.transition, activation, generator, _PRIOR_GAIN)
-        initialise(self.writer, activation, generator, _OUTPUT_GAIN)
+        initialise(self.writer.body, activation, generator, _OUTPUT_GAIN)
+        initialise(self.writer.skip, activation, generator, _OUTPUT_GAIN)
 
 
 class Streaming(nn.Module):
     """One step of a stream, for export; no noise."""
 
-    def __init__(self, network: Network, layout: "Layout") -> None:
+    def __init__(self, network: Network, layout: Layout) -> None:
         """Hold the modules."""
         super().__init__()
         self.parts = nn.ModuleList([network.reader, network.transition, network.writer])
@@ -272,9 +225,9 @@ class Streaming(nn.Module):
         """Values `[B, M, W]` and a state give forecast, deviation, surprise `[B]`, next state."""
         (patch,) = self.layout.patches(x_BMW)
         step = self.network.read(patch, state, None)
-        values = self.network.write(step.prior.mean, step.context, state)
+        values = self.network.write(step.prior.mean, step.context)
         score = per_record(values.nll(patch))
-        return values.mean, values.log_scale.exp(), score, self.network.advance(state, step)
+        return values.mean, values.log_scale.exp(), score, self.network.advance(step)
 
 
 class Imagining(nn.Module):

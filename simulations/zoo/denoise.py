@@ -82,7 +82,7 @@ IMAGES = Setting(
     options={
         "preset": "base",
         "shortcut": True,
-        "hidden": (512, 512),
+        "hidden": [512, 512],
         "latent_dim": 64,
         "max_level": 30 / 255,
         "variance": 0.0015,
@@ -97,9 +97,9 @@ SIGNALS = Setting(
     options={
         "preset": "base",
         "shortcut": True,
-        "hidden": (512, 512),
+        "hidden": [512, 512],
         "latent_dim": 64,
-        "corruptions": ("gaussian", "wander"),
+        "corruptions": ["gaussian", "wander"],
         "max_level": 0.15,
         "variance": 0.0015,
     },
@@ -169,7 +169,7 @@ def of_signals(
     with np.load(data / "mitbih_strips.npz") as stored:
         strips = reference(stored["X"][: 6 if quick else None] / np.float32(1000.0))
     held_out = np.arange(len(strips)) % 3 == 2
-    train, clean = strips[~held_out], strips[held_out][:, : 8 * WINDOW if quick else None]
+    train, clean = strips[~held_out], strips[held_out][:, : 20 * WINDOW if quick else None]
     hop = WINDOW if epsilon is not None or quick else HOP
     windows = np.concatenate([cut(strip[None], (1, WINDOW), (1, hop))[:, 0] for strip in train])
     model = _train(SIGNALS, windows, epsilon, seed, quick, _scaled, watch)
@@ -181,12 +181,12 @@ def of_signals(
         "wavelet": shrink(noisy, LEVEL, factor),
         "vae": denoise_strips(model, noisy, LEVEL),
     }
-    snr = {name: snr(estimate, clean) for name, estimate in estimates.items()}
+    ratios = {name: snr(estimate, clean) for name, estimate in estimates.items()}
     found = {
         "windows": len(windows),
         "patients": len(clean),
-        "snr_db": snr,
-        "gain_db": {name: snr[name] - snr["noisy"] for name in ("wavelet", "vae")},
+        "snr_db": ratios,
+        "gain_db": {name: ratios[name] - ratios["noisy"] for name in ("wavelet", "vae")},
         "wavelet_factor": factor,
     }
     part = slice(0, 3 * RATE)
@@ -229,7 +229,7 @@ def _train(
     if epsilon is not None:
         setting = replace(setting, batch=1024, steps=1500)
     if quick:
-        setting = replace(setting, batch=32, steps=20)
+        setting, records = replace(setting, batch=32, steps=5), records[:1000]
     rounds = min(_ROUNDS, setting.steps)
     run = run_for(
         "denoising",

@@ -4,9 +4,10 @@ The sprites are drawn here from four known factors: every combination of 3 shape
 16 x 16 places, one image each. They are like dSprites (Higgins et al., 2017) without its rotation,
 which looks alike at several levels for two of the shapes, and on a field that is wider than high:
 where two factors weigh the same, nothing ties the latents to one rotation of them (Rolinek et al.,
-2019, "Variational autoencoders pursue PCA directions (by accident)"). The measure is the mutual information gap
-of the posterior means (Chen et al., 2018). Locatello et al. (2019, "Challenging common
-assumptions") find that seeds matter as much as methods, so each setting is trained three times.
+2019, "Variational autoencoders pursue PCA directions (by accident)"). The measure is the mutual
+information gap of the posterior means (Chen et al., 2018). Locatello et al. (2019, "Challenging
+common assumptions") find that seeds matter as much as methods, so each setting is trained three
+times.
 """
 
 import io
@@ -25,7 +26,7 @@ from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Disentanglement of sprites: beta-VAE and capacity"
 FACTORS = ("shape", "scale", "x", "y")
-HEIGHT, WIDTH = 20, 32  # pixels
+HEIGHT, WIDTH = 20, 24  # pixels
 LEVELS = (3, 8, 16, 16)
 LATENTS = 6
 
@@ -92,11 +93,11 @@ def experiment(
 
 
 def sprites() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Every sprite [6144, 20, 32] in [0, 1] with its levels of `FACTORS` [6144, 4]."""
+    """Every sprite [6144, 20, 24] in [0, 1] with its levels of `FACTORS` [6144, 4]."""
     grid = np.meshgrid(*map(np.arange, LEVELS), indexing="ij")
     factors = np.stack([axis.ravel() for axis in grid], axis=1)
     shape, scale, right, down = (factors[:, column, None, None] for column in range(4))
-    radius = 2.5 + 2.0 * scale / (LEVELS[1] - 1)
+    radius = 3.5 + 2.5 * scale / (LEVELS[1] - 1)
     across = np.arange(WIDTH)[None, None, :] - _place(right / (LEVELS[2] - 1), WIDTH)
     along = np.arange(HEIGHT)[None, :, None] - _place(down / (LEVELS[3] - 1), HEIGHT)
     distance = np.select(
@@ -111,7 +112,7 @@ def sprites() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def traversals(
     model: VAE, codes: NDArray[np.float64], factors: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Reconstructions [F, 9, 20, 32] along the latent that tells each factor most.
+    """Reconstructions [F, 9, 20, 24] along the latent that tells each factor most.
 
     The other latents stay at those of the first image nearest the centre of all factors.
 
@@ -196,7 +197,7 @@ def _settings(
 
 
 _Field = NDArray[Any]
-_MARGIN = 5.0  # from the centre of a shape to the border
+_MARGIN = 6.0  # from the centre of a shape to the border
 
 
 def _place(share: _Field, size: int) -> _Field:

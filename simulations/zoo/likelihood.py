@@ -149,7 +149,7 @@ def _settings(
     training: dict[str, object] = {"schedule": "cosine", "ema": 0.9}
     if epsilon is None:
         options |= {"hidden": [400, 200], "latent_dim": 40}
-        training |= {"rounds": 80, "steps_per_round": 200, "learning_rate": 1e-3}
+        training |= {"rounds": 100, "steps_per_round": 200, "learning_rate": 2e-3}
         sample_rate = 0.005
     else:
         options |= {"hidden": [256], "latent_dim": 16}

@@ -185,8 +185,8 @@ def _settings(
         sample_rate = 0.01
     else:
         options |= {"hidden": [256]}
-        training |= {"rounds": 50, "steps_per_round": 10, "learning_rate": 3e-3}
-        sample_rate = 0.05
+        training |= {"rounds": 20, "steps_per_round": 10, "learning_rate": 3e-3}
+        sample_rate = 0.02
     if quick:
         options |= {"hidden": [32]}
         training |= {"rounds": 2, "steps_per_round": 5}

@@ -98,6 +98,7 @@ CASES = {
         options={
             "latent_dim": 3,
             "hidden": [7],
+            "shortcut": True,
             "corruptions": ["gaussian", "wander", "salt_pepper"],
         },
         shape=(12,),
@@ -259,6 +260,7 @@ CASES = {
             "hidden": 5,
             "patch": 2,
             "season": 4,
+            "memory": 6,
             "known": 1,
         },
         shape=(3, 8),
