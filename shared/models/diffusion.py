@@ -45,6 +45,8 @@ class DiffusionConfig(NetworkOptions):
     Attributes:
         latent_dim: Number of latent dimensions.
         kl_weight: Of the divergence of the posterior from N(0, I), which bounds latents.
+        diffusion_weight: Of the denoiser's error in the rate. It changes nothing without privacy;
+            under it, the denoiser's share of a clipped gradient.
         scale: What latents are divided by for the diffusion model, which is at its best where
             they have a variance near 1. A public constant, for their own deviation is of the
             data; near 2 under a `kl_weight` of 0.05.
@@ -58,6 +60,7 @@ class DiffusionConfig(NetworkOptions):
 
     latent_dim: int = 8
     kl_weight: float = 0.05
+    diffusion_weight: float = 1.0
     scale: float = 2.0
     width: int = 128
     blocks: int = 2
@@ -73,6 +76,7 @@ class DiffusionConfig(NetworkOptions):
         super().__post_init__()
         check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
         check_positive("kl_weight", self.kl_weight)
+        check_positive("diffusion_weight", self.diffusion_weight)
         check_positive("scale", self.scale)
         check_whole("width", self.width, 1, MAX_WIDTH)
         check_whole("blocks", self.blocks, 0, 64)
@@ -251,7 +255,8 @@ class LatentDiffusion(VAE):
         t_BM = torch.special.ndtr(time_BM).clamp(_EARLIEST, 1.0 - _EARLIEST)
         noise_BMk = noise_Bm.reshape(-1, levels, k)
         rate_B = self.config.kl_weight * functional.kl_standard_normal(mu_Bk, logvar_Bk)
-        rate_B = rate_B + self.denoiser.loss(z_Bk.detach(), noise_BMk, t_BM)
+        error_B = self.denoiser.loss(z_Bk.detach(), noise_BMk, t_BM)
+        rate_B = rate_B + self.config.diffusion_weight * error_B
         return Terms(self.distortion(x, self.decode(z_Bk)), rate_B)
 
     def graphs(self) -> dict[str, Graph]:

@@ -26,7 +26,7 @@ from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Disentanglement of sprites: beta-VAE and capacity"
 FACTORS = ("shape", "scale", "x", "y")
-HEIGHT, WIDTH = 20, 24  # pixels
+HEIGHT, WIDTH = 22, 26  # pixels
 LEVELS = (3, 8, 16, 16)
 LATENTS = 6
 
@@ -35,7 +35,7 @@ _OBJECTIVES: dict[str, dict[str, object]] = {
     "beta 4": {"beta": 4.0},
     "beta 8": {"beta": 8.0},
     "beta 16": {"beta": 16.0},
-    "capacity 15": {"beta": 30.0, "capacity": 15.0},
+    "capacity 8": {"beta": 30.0, "capacity": 8.0},
 }
 _SEEDS = 3
 _SHOWN = 9  # steps of a traversal
@@ -57,7 +57,7 @@ def experiment(
     names = list(_OBJECTIVES)
     seeds = [_SEEDS * seed + number for number in range(_SEEDS)]
     if quick:
-        images, factors, names, seeds = images[::12], factors[::12], names[:2], seeds[:1]
+        images, factors, names, seeds = images[::13], factors[::13], names[:2], seeds[:1]
     options, training, sample_rate = _settings(epsilon, quick=quick)
     found: dict[str, dict[str, object]] = {}
     told: dict[str, dict[str, float]] = {}
@@ -93,7 +93,7 @@ def experiment(
 
 
 def sprites() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Every sprite [6144, 20, 24] in [0, 1] with its levels of `FACTORS` [6144, 4]."""
+    """Every sprite [6144, 22, 26] in [0, 1] with its levels of `FACTORS` [6144, 4]."""
     grid = np.meshgrid(*map(np.arange, LEVELS), indexing="ij")
     factors = np.stack([axis.ravel() for axis in grid], axis=1)
     shape, scale, right, down = (factors[:, column, None, None] for column in range(4))
@@ -112,7 +112,7 @@ def sprites() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def traversals(
     model: VAE, codes: NDArray[np.float64], factors: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Reconstructions [F, 9, 20, 24] along the latent that tells each factor most.
+    """Reconstructions [F, 9, 22, 26] along the latent that tells each factor most.
 
     The other latents stay at those of the first image nearest the centre of all factors.
 
@@ -180,24 +180,25 @@ def _settings(
     options: dict[str, object] = {
         "likelihood": "bernoulli",
         "activation": "relu",
-        "hidden": [256, 128],
+        "hidden": [128, 128],
         "latent_dim": LATENTS,
     }
     training: dict[str, object] = {"schedule": "cosine", "learning_rate": 1e-3}
     if epsilon is None:
-        training |= {"rounds": 50, "steps_per_round": 120}
-        sample_rate = 0.02
+        training |= {"rounds": 30, "steps_per_round": 100}
+        sample_rate = 0.01
     else:
-        options["hidden"] = [256]
+        options["hidden"] = [128]
         training |= {"rounds": 50, "steps_per_round": 20, "learning_rate": 3e-3}
         sample_rate = 0.1
     if quick:
-        training |= {"rounds": 2, "steps_per_round": 10}
+        training |= {"rounds": 2, "steps_per_round": 5}
+        sample_rate = 0.1
     return options, training, sample_rate
 
 
 _Field = NDArray[Any]
-_MARGIN = 6.0  # from the centre of a shape to the border
+_MARGIN = 7.0  # from the centre of a shape to the border
 
 
 def _place(share: _Field, size: int) -> _Field:

@@ -58,7 +58,15 @@ TRAINING: dict[str, object] = {
     "schedule": "cosine",
     "beta_warmup": 0.2,
 }
-PRIVATE_RATE = 0.25
+#: Under DP records are shorter, for there are more of them, and the model smaller, for less noise.
+PRIVATE_HISTORY, PRIVATE_RATE = 96, 0.25
+PRIVATE_OPTIONS: dict[str, object] = {
+    **OPTIONS,
+    "latent_dim": 2,
+    "width": 16,
+    "hidden": 16,
+    "memory": 0,
+}
 PRIVATE: dict[str, object] = {
     "rounds": 20,
     "steps_per_round": 20,
@@ -100,11 +108,16 @@ def series_of(data: Path) -> Array:
     return np.concatenate([pd.read_csv(path).iloc[:, 1:].to_numpy(float).T for path in paths])
 
 
-def windows(values_VT: Array, series: NDArray[np.int64], ends: NDArray[np.int64]) -> Windows:
+def windows(
+    values_VT: Array,
+    series: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    history: int = HISTORY,
+) -> Windows:
     """Windows whose history ends at an hour of `ends`, in the series of the same place."""
-    hours_NT = (ends - HISTORY)[:, None] + np.arange(HISTORY + HORIZON)
+    hours_NT = (ends - history)[:, None] + np.arange(history + HORIZON)
     raw_NT = values_VT[series[:, None], hours_NT]
-    past_NL = raw_NT[:, :HISTORY]
+    past_NL = raw_NT[:, :history]
     mean = past_NL.mean(1, keepdims=True)
     # A share of the magnitude, so that a constant history is not blown up.
     deviation = past_NL.std(1, keepdims=True) + 1e-3 * np.abs(past_NL).mean(1, keepdims=True) + 0.01
@@ -112,7 +125,7 @@ def windows(values_VT: Array, series: NDArray[np.int64], ends: NDArray[np.int64]
     turns = [2.0 * np.pi * hours_NT / period for period in (24.0, 168.0)]
     known = [wave(turn) for turn in turns for wave in (np.sin, np.cos)]
     x = np.stack([scaled_NT, *known], 1).astype(np.float32)
-    return Windows(x, mean, deviation, raw_NT[:, HISTORY:])
+    return Windows(x, mean, deviation, raw_NT[:, history:])
 
 
 def baseline(
@@ -204,14 +217,16 @@ def train(
 ) -> SequenceVAE:
     """The model; only hours of the first four fifths are seen."""
     last = int(TRAINED * values_VT.shape[1]) - HORIZON  # end of the last history
-    tiled = _tiled(values_VT, last)
+    private = epsilon is not None
+    tiled = _tiled(values_VT, last, PRIVATE_HISTORY if private else HISTORY)
+    options = PRIVATE_OPTIONS if private else OPTIONS
     run = run_for(
         "sequence",
-        {**OPTIONS, **({"width": 8, "hidden": 8} if quick else {})},
+        {**options, **({"width": 8, "hidden": 8} if quick else {})},
         tiled.shape[1:],
-        training=QUICK if quick else (TRAINING if epsilon is None else PRIVATE),
+        training=QUICK if quick else (PRIVATE if private else TRAINING),
         epsilon=epsilon,
-        sample_rate=RATE if epsilon is None else PRIVATE_RATE,
+        sample_rate=PRIVATE_RATE if private else RATE,
         seed=seed,
         bounds=(-LIMIT, LIMIT),
     )
@@ -221,15 +236,15 @@ def train(
         series = random.integers(0, len(values_VT), DRAWN)
         return windows(values_VT, series, random.integers(HISTORY, last + 1, DRAWN)).x
 
-    augment = fresh if epsilon is None else None
+    augment = None if private else fresh
     return cast(SequenceVAE, fit(run, tiled, augment=augment, watch=watch))
 
 
-def _tiled(values_VT: Array, last: int) -> NDArray[np.float32]:
+def _tiled(values_VT: Array, last: int, history: int) -> NDArray[np.float32]:
     """Windows that do not overlap, so that under DP one hour is in one record."""
-    ends = np.arange(HISTORY, last + 1, HISTORY + HORIZON)
+    ends = np.arange(history, last + 1, history + HORIZON)
     series = np.repeat(np.arange(len(values_VT)), len(ends))
-    return windows(values_VT, series, np.tile(ends, len(values_VT))).x
+    return windows(values_VT, series, np.tile(ends, len(values_VT)), history).x
 
 
 def _shown(values_VT: Array, model: SequenceVAE, end: int, seed: int) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def test_presets_are_options() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_the_three_presets(family: str) -> None:
-    """Each family is described in one line and has the sizes tiny, small and base."""
-    assert list(FAMILIES[family].presets) == ["tiny", "small", "base"]
+    """Each family is described in one line and begins its sizes with tiny, small, base."""
+    assert list(FAMILIES[family].presets)[:3] == ["tiny", "small", "base"]
     assert 10 < len(FAMILIES[family].about) < 100
 
 
