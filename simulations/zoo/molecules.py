@@ -6,7 +6,8 @@ molecules; the Frechet ChemNet distance to the 10,000 test molecules (Preuer et 
 that of as many training molecules, for the distance of finite samples is not 0; and internal
 diversity, 1 less the mean Tanimoto similarity. Beside them the same figures for uniform tokens of
 the public alphabet and for pairs of tokens as frequent as in the training molecules (no privacy
-there). Literature, with 1,584,663 training molecules and 30,000 draws: the VAE of MOSES (Polykovskiy et al., 2020).
+there). Literature, with 1,584,663 training molecules and 30,000 draws: the VAE of
+MOSES (Polykovskiy et al., 2020).
 
 A Gaussian process from latents to a property leads draws uphill in latent space, within a radius;
 the property of the molecules that come out is computed by RDKit, never by the process. It is
@@ -38,7 +39,7 @@ from simulations.zoo.training import Watch, fit, run_for
 TITLE = "Molecules of MOSES: draws and property search"
 #: Of 30,000 draws of the VAE of MOSES (Polykovskiy et al., 2020, tables 2 and 3).
 REPORTED = {"valid": 0.977, "unique at 10k": 0.998, "novel": 0.695, "FCD": 0.099}
-LENGTH = 50  # tokens of a record; the longest molecule of the file has fewer
+LENGTH = 50  # tokens of a record; one molecule of the file has more
 
 _PROPERTIES: dict[str, Callable[[Any], float]] = {
     "QED": QED.qed,
