@@ -19,7 +19,7 @@ STOP = 0  # index that ends a molecule and fills the rest of a record
 #: `selfies.get_semantic_robust_alphabet()` of selfies 2.x under its default constraints, and
 #: `[NH1]`, the aromatic nitrogen with its hydrogen, which the encoder writes and that set lacks.
 #: A literal, so that every site counts alike whatever version it has.
-ALPHABET: tuple[str, ...] = (
+_GRAMMAR: tuple[str, ...] = (
     "[#B-1]",
     "[#B]",
     "[#Branch1]",
@@ -91,6 +91,13 @@ ALPHABET: tuple[str, ...] = (
     "[S-1]",
     "[S]",
 )
+_STRUCTURE = tuple(
+    token for token in _GRAMMAR if "Branch" in token or "Ring" in token or token == "[H]"
+)
+#: Tokens that lay out branches and rings, and then the atoms, each in the grammar's order.
+ALPHABET = _STRUCTURE + tuple(token for token in _GRAMMAR if token not in _STRUCTURE)
+#: Indices from here on are atoms, one of which a molecule begins with.
+FIRST_ATOM = len(_STRUCTURE) + 1
 _INDEX = {token: index for index, token in enumerate(ALPHABET, start=1)}
 VOCABULARY = len(ALPHABET) + 1
 

@@ -45,8 +45,8 @@ class DiffusionConfig(NetworkOptions):
     Attributes:
         latent_dim: Number of latent dimensions.
         kl_weight: Of the divergence of the posterior from N(0, I), which bounds latents.
-        diffusion_weight: Of the denoiser's error in the rate. It changes nothing without privacy;
-            under it, the denoiser's share of a clipped gradient.
+        diffusion_weight: Of the denoiser's error in the rate. Under privacy it sets the denoiser's
+            share of a clipped gradient; else Adam makes it nearly irrelevant.
         scale: What latents are divided by for the diffusion model, which is at its best where
             they have a variance near 1. A public constant, for their own deviation is of the
             data; near 2 under a `kl_weight` of 0.05.

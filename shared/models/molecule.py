@@ -32,6 +32,7 @@ class MoleculeConfig:
 
     Attributes:
         vocabulary: Number V of tokens with the stop token; indices run from 0 to V - 1.
+        first_atom: Least index that a molecule may begin with; those below lay out its structure.
         embedding: Width of a token's vector.
         channels: Of the encoder's strided convolutions over the tokens.
         hidden: Width of the decoder's state.
@@ -40,6 +41,7 @@ class MoleculeConfig:
     """
 
     vocabulary: int = 71
+    first_atom: int = 17
     embedding: int = 32
     channels: tuple[int, ...] = (64, 64)
     hidden: int = 128
@@ -55,6 +57,12 @@ class MoleculeConfig:
         for name in ("embedding", "hidden", "latent_dim"):
             _check_width(name, getattr(self, name), 1)
         _check_width("vocabulary", self.vocabulary, 2)
+        _check_width("first_atom", self.first_atom, 1)
+        if self.first_atom >= self.vocabulary:
+            raise ConfigError(
+                f"Expected first_atom below the vocabulary of {self.vocabulary}, got "
+                f"{self.first_atom}; give the index of an atom."
+            )
         if not isinstance(self.channels, tuple) or not self.channels:
             raise ConfigError(
                 f"Expected channels as a list of widths, got {self.channels!r}; give [64, 64]."
@@ -229,6 +237,8 @@ class MoleculeVAE(VAE):
 
         def choose(logits_BV: Tensor) -> Tensor:
             odds_BV = torch.softmax(logits_BV, 1)
+            if not chosen:  # a molecule begins with an atom
+                odds_BV = odds_BV * (self._every(odds_BV) >= self.config.first_atom)
             chosen.append(torch.multinomial(odds_BV, 1, generator=generator)[:, 0])
             return self._as_one_hot(chosen[-1], logits_BV)
 
@@ -248,8 +258,11 @@ class MoleculeVAE(VAE):
 
     def _as_one_hot(self, indices: Tensor, like: Tensor) -> Tensor:
         """Indices `[...]` as one-hot `[..., V]` in the dtype of `like`."""
-        every = torch.arange(self.config.vocabulary, device=indices.device)
-        return (indices[..., None] == every).to(like.dtype)
+        return (indices[..., None] == self._every(indices)).to(like.dtype)
+
+    def _every(self, like: Tensor) -> Tensor:
+        """All indices `[V]`."""
+        return torch.arange(self.config.vocabulary, device=like.device)
 
 
 def _until_stop(indices_BT: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ gains in nats against what it costs.
 Shape suffixes: B records, k latent dimensions, `*shape` the shape of one record.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import ConfigError
 from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
-from shared.models.layers import ACTIVATIONS, initialise
+from shared.models.layers import ACTIVATIONS, initialise, mlp
 from shared.models.likelihoods import LIKELIHOODS, Likelihood
 from shared.models.networks import (
     DECODER_GAIN,
@@ -85,13 +86,13 @@ class _Exits(nn.Module):
     def __init__(self, config: SparseConfig, shape: tuple[int, ...]) -> None:
         """Build the layers."""
         super().__init__()
-        size, outputs = torch.Size(shape).numel(), 2 * config.latent_dim
-        self.stem = nn.Sequential(
-            nn.Flatten(), nn.Linear(size, config.stem), ACTIVATIONS[config.activation][0]()
-        )
+        size, width, outputs = math.prod(shape), config.stem, 2 * config.latent_dim
+        activation = ACTIVATIONS[config.activation][0]
+        self.stem = nn.Sequential(nn.Flatten(), nn.Linear(size, width), activation())
         self.trunk = nn.Sequential(*encoder_layers(config, shape, outputs))
-        self.gate = nn.Linear(config.stem, 1)
-        self.cheap = nn.Linear(config.stem, outputs)
+        # What is hard lies outside of a region, which no linear gate can tell.
+        self.gate = nn.Sequential(*mlp((width, width, 1), config.activation))
+        self.cheap = nn.Linear(width, outputs)
 
     def read(self, x: Tensor) -> _Reading:
         """The cheap part, which every record takes."""

@@ -42,9 +42,9 @@ _OPTIONS: dict[str, object] = {
     "network": "conv1d",
     "hidden": [32, 64, 64],
     "latent_dim": 8,
-    "stem": 16,
+    "stem": 32,
     "activation": "tanh",
-    "cost": 2.0,
+    "cost": 10.0,
 }
 
 

@@ -220,7 +220,8 @@ def deformed(images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
     pixels = torch.from_numpy(images)[:, None]
     grid = F.affine_grid(torch.from_numpy(maps), list(pixels.shape), align_corners=False)
     moved: NDArray[np.float32] = F.grid_sample(pixels, grid, align_corners=False)[:, 0].numpy()
-    return np.clip(0.5 + _CONTRAST * (moved - 0.5), 0.0, 1.0)
+    deformed: NDArray[np.float32] = np.clip(0.5 + _CONTRAST * (moved - 0.5), 0.0, 1.0)
+    return deformed
 
 
 def usage(model: HierarchicalVAE, images: NDArray[np.float32]) -> dict[str, float]:

@@ -5,18 +5,22 @@ import selfies
 
 from shared.data.selfies_tokens import (
     ALPHABET,
+    FIRST_ATOM,
     VOCABULARY,
     canonical,
     molecule_schema,
     to_records,
     to_smiles,
 )
+from shared.models.molecule import MoleculeConfig
 
 
 def test_the_alphabet_is_the_grammars_own() -> None:
-    """It is what the library calls robust, and the aromatic nitrogen with hydrogen, sorted."""
+    """It is what the library calls robust, and the aromatic nitrogen with hydrogen."""
     expected = selfies.get_semantic_robust_alphabet() | {"[NH1]"}
-    assert list(ALPHABET) == sorted(expected)
+    assert sorted(ALPHABET) == sorted(expected)
+    assert MoleculeConfig().vocabulary == VOCABULARY
+    assert MoleculeConfig().first_atom == FIRST_ATOM
     assert molecule_schema(50).upper == VOCABULARY - 1 == len(ALPHABET)
 
 
@@ -48,6 +52,17 @@ def test_any_row_is_a_molecule() -> None:
     rows = np.random.default_rng(0).integers(1, VOCABULARY, (200, 20)).astype(np.float32)
     assert all(to_smiles(rows))
     assert to_smiles(np.zeros((1, 20), dtype=np.float32)) == [""]
+
+
+def test_any_row_that_begins_with_an_atom_is_one() -> None:
+    """A single atom is a molecule, and so is whatever stands behind it."""
+    rng = np.random.default_rng(1)
+    rows = rng.integers(0, VOCABULARY, (200, 8)).astype(np.float32)
+    rows[:, 0] = rng.integers(FIRST_ATOM, VOCABULARY, 200)
+    assert all(to_smiles(rows))
+    singles = np.zeros((VOCABULARY - FIRST_ATOM, 8), dtype=np.float32)
+    singles[:, 0] = np.arange(FIRST_ATOM, VOCABULARY)
+    assert all(to_smiles(singles))
 
 
 def test_what_follows_a_stop_is_not_read() -> None:

@@ -239,6 +239,7 @@ CASES = {
         family="molecule",
         options={
             "vocabulary": 5,
+            "first_atom": 2,
             "embedding": 4,
             "channels": [3],
             "hidden": 6,

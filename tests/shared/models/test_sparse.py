@@ -64,7 +64,7 @@ def test_exported_encoder_has_the_trunk_in_a_branch() -> None:
     nodes = onnx.load_from_string(graph).graph.node
     assert [node.op_type for node in nodes].count("If") == 1
     outside = sum(node.op_type in {"Gemm", "MatMul"} for node in nodes)
-    assert outside == 3  # stem, gate and cheap exit
+    assert outside == 4  # stem, gate (two layers) and cheap exit
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     for batch in (x, x[hard], x[~hard], x[:1]):
         with torch.no_grad():
@@ -76,7 +76,7 @@ def test_exported_encoder_has_the_trunk_in_a_branch() -> None:
 
 def test_share_of_the_trunk_is_counted() -> None:
     """The skipped share is the trunk's multiply-adds over those of the whole encoder."""
-    trunk, rest = 12 * 16 + 16 * 6, 12 * 4 + 4 * 6 + 4
+    trunk, rest = 12 * 16 + 16 * 6, 12 * 4 + 4 * 6 + 4 * 4 + 4
     assert trunk_share(small()) == pytest.approx(trunk / (trunk + rest))
 
 

@@ -26,7 +26,12 @@ def test_every_prior_is_judged(data_dir: Path, epsilon: float | None) -> None:
         "VAE, learned mixture",
         "VAE, VampPrior",
     }
-    assert all(0.0 <= share <= 1.0 for row in rows.values() for share in row.values())
+    assert all(0.0 <= row[key] <= 1.0 for row in rows.values() for key in ("accuracy", "agreement"))
+    assert {name for name, row in rows.items() if row.get("nll", 0.0) > 0.0} == {
+        "VAE, N(0, I)",
+        "VAE, learned mixture",
+        "VAE, VampPrior",
+    }
     assert rows["real data"]["accuracy"] > 0.5
     assert told
     assert generate.picture(found["picture"]).startswith(b"\x89PNG")
