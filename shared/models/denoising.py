@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from shared.data.corruption import CORRUPTIONS
 from shared.data.frequencies import cosine_basis
 from shared.errors import ConfigError
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Graph, Terms
+from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
 from shared.models.layers import initialise
-from shared.models.likelihoods import LIKELIHOODS, Likelihood
+from shared.models.likelihoods import LikelihoodVAE
 from shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
@@ -77,7 +77,7 @@ class DenoisingConfig(NetworkOptions):
             check_choice("corruptions", name, CORRUPTIONS)
 
 
-class DenoisingVAE(VAE):
+class DenoisingVAE(LikelihoodVAE):
     """The posterior reads a corrupted record and its level; the likelihood is of the clean one.
 
     Vincent et al., 2008, "Extracting and Composing Robust Features with Denoising Autoencoders";
@@ -94,6 +94,8 @@ class DenoisingVAE(VAE):
     Raises:
         ConfigError: The network does not fit the shape.
     """
+
+    config: DenoisingConfig
 
     def __init__(
         self, config: DenoisingConfig, input_shape: tuple[int, ...], generator: torch.Generator
@@ -119,11 +121,6 @@ class DenoisingVAE(VAE):
         return self.latent_dim + 1 + sum(self._numbers())
 
     @property
-    def likelihood(self) -> Likelihood:
-        """How the decoder's output describes a record."""
-        return LIKELIHOODS[self.config.likelihood]
-
-    @property
     def spatial_axes(self) -> int:
         """How many of a record's last axes are places and not channels."""
         dims = NETWORKS[self.config.network]
@@ -145,15 +142,6 @@ class DenoisingVAE(VAE):
         mu_Bk, logvar_Bk = self.encoder(inputs).chunk(2, 1)
         return mu_Bk, logvar_Bk.clamp(LOGVAR_MIN, LOGVAR_MAX)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Likelihood parameters `[B, parameters, *shape]`."""
-        out: Tensor = self.decoder(z)
-        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
-
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """Mean record `[B, *shape]` in data space."""
-        return self.likelihood.mean(self.decode(z))
-
     def denoise(self, x: Tensor, level_B: Tensor) -> Tensor:
         """Estimates `[B, *shape]` of the clean records behind corrupted ones of a known level."""
         return self.reconstruct(self.encode_at(x, level_B)[0])
@@ -165,14 +153,6 @@ class DenoisingVAE(VAE):
         for name, noise in zip(self.config.corruptions, parts, strict=True):
             x = CORRUPTIONS[name].apply(x, noise, level_B, self.spatial_axes)
         return x, level_B
-
-    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Negative log likelihood `[B]` in nats."""
-        return self.likelihood.nll(x, decoded, self.config.variance)
-
-    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
-        return self.likelihood.error(x, decoded)
 
     def forward(self, x: Tensor, eps: Tensor) -> Terms:
         """Terms `[B]` of clean records `[B, *shape]` that are read through a corruption.

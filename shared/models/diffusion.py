@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from shared.errors import ConfigError
 from shared.models import functional
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Graph, Terms
+from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
 from shared.models.layers import initialise
-from shared.models.likelihoods import LIKELIHOODS, Likelihood
+from shared.models.likelihoods import LikelihoodVAE
 from shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
@@ -171,7 +171,7 @@ class DiffusionPrior(nn.Module):
         raise _no_density()
 
 
-class LatentDiffusion(VAE):
+class LatentDiffusion(LikelihoodVAE):
     """A Gaussian first stage and a diffusion model of its latents, trained together.
 
     Rombach et al., 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". The
@@ -187,6 +187,8 @@ class LatentDiffusion(VAE):
     Raises:
         ConfigError: The network does not fit the shape.
     """
+
+    config: DiffusionConfig
 
     def __init__(
         self, config: DiffusionConfig, input_shape: tuple[int, ...], generator: torch.Generator
@@ -209,11 +211,6 @@ class LatentDiffusion(VAE):
         return cast(DiffusionPrior, self.prior)
 
     @property
-    def likelihood(self) -> Likelihood:
-        """How the decoder's output describes a record."""
-        return LIKELIHOODS[self.config.likelihood]
-
-    @property
     def noise_dim(self) -> int:
         """For the posterior draw, and for each level a latent's noise and a time."""
         return self.latent_dim + self.config.levels * (self.latent_dim + 1)
@@ -222,23 +219,6 @@ class LatentDiffusion(VAE):
         """Posterior mean and log variance, `[B, k]` each."""
         mu_Bk, logvar_Bk = self.encoder(x).chunk(2, 1)
         return mu_Bk, logvar_Bk.clamp(LOGVAR_MIN, LOGVAR_MAX)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Likelihood parameters `[B, parameters, *shape]`."""
-        out: Tensor = self.decoder(z)
-        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
-
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """Mean record `[B, *shape]` in data space."""
-        return self.likelihood.mean(self.decode(z))
-
-    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Negative log likelihood `[B]` in nats."""
-        return self.likelihood.nll(x, decoded, self.config.variance)
-
-    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
-        return self.likelihood.error(x, decoded)
 
     def forward(self, x: Tensor, eps: Tensor) -> Terms:
         """Terms `[B]` of records `[B, *shape]` with standard normal noise `[B, noise_dim]`.

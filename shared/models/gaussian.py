@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import ConfigError
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
+from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
 from shared.models.layers import initialise
-from shared.models.likelihoods import LIKELIHOODS, Likelihood
+from shared.models.likelihoods import LikelihoodVAE
 from shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
@@ -68,7 +68,7 @@ class GaussianConfig(NetworkOptions):
         check_prior(self.prior, self.network, stochastic=self.stochastic)
 
 
-class GaussianVAE(VAE):
+class GaussianVAE(LikelihoodVAE):
     """Diagonal Gaussian posterior, standard normal prior (Kingma and Welling, 2014).
 
     Args:
@@ -80,6 +80,8 @@ class GaussianVAE(VAE):
     Raises:
         ConfigError: The network does not fit the shape.
     """
+
+    config: GaussianConfig
 
     def __init__(
         self,
@@ -104,11 +106,6 @@ class GaussianVAE(VAE):
         if config.prior == "vamp":
             self.prior = VampPrior(config.components, input_shape, self.encode, generator)
 
-    @property
-    def likelihood(self) -> Likelihood:
-        """How the decoder's output describes a record."""
-        return LIKELIHOODS[self.config.likelihood]
-
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log variance, `[B, k]` each; of `[B, K, *shape]` under "mlp", too.
 
@@ -118,23 +115,6 @@ class GaussianVAE(VAE):
         if not self.config.stochastic:
             return mu_Bk, torch.full_like(mu_Bk, LOGVAR_MIN)
         return mu_Bk, logvar_Bk.clamp(LOGVAR_MIN, LOGVAR_MAX)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Likelihood parameters `[B, parameters, *shape]`."""
-        out: Tensor = self.decoder(z)
-        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
-
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """Mean record `[B, *shape]` in data space."""
-        return self.likelihood.mean(self.decode(z))
-
-    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Negative log likelihood `[B]` in nats."""
-        return self.likelihood.nll(x, decoded, self.config.variance)
-
-    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
-        return self.likelihood.error(x, decoded)
 
     def forward(self, x: Tensor, eps: Tensor) -> Terms:
         """Distortion and rate `[B]` of records `[B, *shape]` with noise `eps` `[B, k]`."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
+from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
 from shared.models.layers import initialise
-from shared.models.likelihoods import LIKELIHOODS, Likelihood
+from shared.models.likelihoods import LikelihoodVAE
 from shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
@@ -58,7 +58,7 @@ class GumbelConfig(NetworkOptions):
         check_positive("tau_end", self.tau_end)
 
 
-class GumbelVAE(VAE):
+class GumbelVAE(LikelihoodVAE):
     """Categorical posterior and uniform prior, with Gumbel-Softmax draws.
 
     Jang et al., 2017, "Categorical Reparameterization with Gumbel-Softmax"; Maddison et al., 2017,
@@ -76,6 +76,8 @@ class GumbelVAE(VAE):
         ConfigError: The network does not fit the shape.
     """
 
+    config: GumbelConfig
+
     def __init__(
         self, config: GumbelConfig, input_shape: tuple[int, ...], generator: torch.Generator
     ) -> None:
@@ -89,11 +91,6 @@ class GumbelVAE(VAE):
         self.to_empty(device="cpu")
         initialise(self.encoder, config.activation, generator, ENCODER_GAIN)
         initialise(self.decoder, config.activation, generator, DECODER_GAIN)
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """How the decoder's output describes a record."""
-        return LIKELIHOODS[self.config.likelihood]
 
     @property
     def temperature(self) -> float:
@@ -112,18 +109,6 @@ class GumbelVAE(VAE):
         """Likelihood parameters `[B, parameters, *shape]` of the largest category of each group."""
         z_BGK = self._grouped(z)
         return self._decoded(_hard(z_BGK, z_BGK / math.sqrt(self.config.categories)))
-
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """Mean record `[B, *shape]` in data space."""
-        return self.likelihood.mean(self.decode(z))
-
-    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Negative log likelihood `[B]` in nats."""
-        return self.likelihood.nll(x, decoded, self.config.variance)
-
-    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
-        return self.likelihood.error(x, decoded)
 
     def forward(self, x: Tensor, eps: Tensor) -> Terms:
         """Terms `[B]` of records `[B, *shape]` with standard normal noise `[B, k]`.
@@ -157,8 +142,7 @@ class GumbelVAE(VAE):
         return ((p_BGK - 1.0 / count) * math.sqrt(count)).flatten(1)
 
     def _decoded(self, choice_BGK: Tensor) -> Tensor:
-        out: Tensor = self.decoder(self._coordinates(choice_BGK))
-        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
+        return self.shaped(self.decoder(self._coordinates(choice_BGK)))
 
 
 def _gumbel(eps: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from shared.errors import ConfigError
-from shared.models.base import VAE, Terms
+from shared.models.base import Terms
 from shared.models.layers import initialise
-from shared.models.likelihoods import LIKELIHOODS, Likelihood
+from shared.models.likelihoods import LIKELIHOODS, LikelihoodVAE
 from shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
@@ -109,7 +109,7 @@ class HierarchicalConfig:
             )
 
 
-class HierarchicalVAE(VAE):
+class HierarchicalVAE(LikelihoodVAE):
     """Groups of latents from coarse to fine under learned priors.
 
     `encode` gives the top group, a vector, whose posterior needs the shared weights alone. `decode`
@@ -125,6 +125,7 @@ class HierarchicalVAE(VAE):
         ConfigError: The network does not fit the shape.
     """
 
+    config: HierarchicalConfig
     encoder: BottomUp
     decoder: TopDown
 
@@ -151,11 +152,6 @@ class HierarchicalVAE(VAE):
         self.decoder.damp()
 
     @property
-    def likelihood(self) -> Likelihood:
-        """How the decoder's output describes a record."""
-        return LIKELIHOODS[self.config.likelihood]
-
-    @property
     def noise_dim(self) -> int:
         """Numbers of all groups together, the top group first."""
         return self.latent_dim + self.decoder.latents
@@ -167,24 +163,12 @@ class HierarchicalVAE(VAE):
 
     def decode(self, z: Tensor) -> Tensor:
         """Likelihood parameters `[B, parameters, *shape]`, other groups at their prior means."""
-        return self._shaped(self.decoder(z)[0])
-
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """Mean record `[B, *shape]` of top groups, the rest at prior means."""
-        return self.likelihood.mean(self.decode(z))
+        return self.shaped(self.decoder(z)[0])
 
     def reconstruct_fully(self, x: Tensor) -> Tensor:
         """Mean record `[B, *shape]` of records, all groups at their posterior means."""
         top, features = self.encoder(x)
-        return self.likelihood.mean(self._shaped(self.decoder(top.mean, features)[0]))
-
-    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Negative log likelihood `[B]` in nats."""
-        return self.likelihood.nll(x, decoded, self.config.variance)
-
-    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
-        return self.likelihood.error(x, decoded)
+        return self.likelihood.mean(self.shaped(self.decoder(top.mean, features)[0]))
 
     def forward(self, x: Tensor, eps: Tensor) -> Terms:
         """Terms of records `[B, *shape]` with noise `[B, noise_dim]`; the rate is of all groups."""
@@ -197,7 +181,7 @@ class HierarchicalVAE(VAE):
                 rate = rate + posterior.log_prob(drawn) - prior.log_prob(drawn)
             else:
                 rate = rate + posterior.divergence(prior)
-        return Terms(self.distortion(x, self._shaped(out)), rate)
+        return Terms(self.distortion(x, self.shaped(out)), rate)
 
     def draw(self, count: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
         """New mean records `[count, *shape]`, each group drawn given those above it.
@@ -211,10 +195,7 @@ class HierarchicalVAE(VAE):
         u = torch.rand(count, generator=generator)
         z = self.prior.sample(eps[:, : self.latent_dim], u)
         out, _ = self.decoder(z, None, eps[:, self.latent_dim :])
-        return self.likelihood.mean(self._shaped(out))
-
-    def _shaped(self, out: Tensor) -> Tensor:
-        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
+        return self.likelihood.mean(self.shaped(out))
 
 
 def _channels_first(config: HierarchicalConfig, shape: tuple[int, ...]) -> tuple[int, ...]:

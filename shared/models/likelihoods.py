@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from shared.models import functional
+from shared.models.base import VAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +45,38 @@ LIKELIHOODS: dict[str, Likelihood] = {
         error=_discretised,
     ),
 }
+
+
+class LikelihoodVAE(VAE):
+    """A model whose decoder gives the parameters of one of `LIKELIHOODS` for every value.
+
+    Attributes:
+        config: Has the fields `likelihood`, a name, and `variance`.
+    """
+
+    config: Any
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """How the decoder's output describes a record."""
+        return LIKELIHOODS[self.config.likelihood]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Likelihood parameters `[B, parameters, *shape]`."""
+        return self.shaped(self.decoder(z))
+
+    def shaped(self, out: Tensor) -> Tensor:
+        """The decoder's output as `[B, parameters, *shape]`."""
+        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """Mean record `[B, *shape]` in data space."""
+        return self.likelihood.mean(self.decode(z))
+
+    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """Negative log likelihood `[B]` in nats."""
+        return self.likelihood.nll(x, decoded, self.config.variance)
+
+    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
+        return self.likelihood.error(x, decoded)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import ConfigError
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
+from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
 from shared.models.layers import ACTIVATIONS, initialise, mlp
-from shared.models.likelihoods import LIKELIHOODS, Likelihood
+from shared.models.likelihoods import LikelihoodVAE
 from shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
@@ -100,7 +100,7 @@ class _Exits(nn.Module):
         return _Reading(self.cheap(features), self.gate(features))
 
 
-class SparseVAE(VAE):
+class SparseVAE(LikelihoodVAE):
     """An encoder of two exits, a diagonal Gaussian posterior, a standard normal prior.
 
     `encode` takes the exit that the gate chooses. Training computes both exits of every record;
@@ -119,6 +119,7 @@ class SparseVAE(VAE):
         ConfigError: The network does not fit the shape.
     """
 
+    config: SparseConfig
     encoder: _Exits
 
     def __init__(
@@ -142,11 +143,6 @@ class SparseVAE(VAE):
             initialise(part, config.activation, generator, ENCODER_GAIN)
         initialise(self.decoder, config.activation, generator, DECODER_GAIN)
 
-    @property
-    def likelihood(self) -> Likelihood:
-        """How the decoder's output describes a record."""
-        return LIKELIHOODS[self.config.likelihood]
-
     def gate(self, x: Tensor) -> Tensor:
         """Probability `[B]` that a record is hard."""
         return self.encoder.read(x).logit[:, 0].sigmoid()
@@ -165,23 +161,6 @@ class SparseVAE(VAE):
         else:
             both = self._some(x, reading.cheap, hard_B1)
         return _posterior(both)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Likelihood parameters `[B, parameters, *shape]`."""
-        out: Tensor = self.decoder(z)
-        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
-
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """Mean record `[B, *shape]` in data space."""
-        return self.likelihood.mean(self.decode(z))
-
-    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Negative log likelihood `[B]` in nats."""
-        return self.likelihood.nll(x, decoded, self.config.variance)
-
-    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
-        return self.likelihood.error(x, decoded)
 
     def forward(self, x: Tensor, eps: Tensor) -> Terms:
         """Terms of records `[B, *shape]` with noise `[B, k]`, mixed from both exits.

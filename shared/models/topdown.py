@@ -21,6 +21,8 @@ from shared.models.functional import gaussian_log_density, per_record
 if TYPE_CHECKING:
     from shared.models.hierarchical import HierarchicalConfig
 
+_POSTERIOR_GAIN = 0.1
+
 
 class Gaussian(NamedTuple):
     """A diagonal Gaussian; mean and log variance have one shape."""
@@ -226,11 +228,17 @@ class TopDown(nn.Module):
         )
 
     def damp(self) -> None:
-        """Scale what groups add, so that the sum starts on the scale of one; priors start at 0."""
+        """Scale what groups add, so that the sum starts on the scale of one; priors start at 0.
+
+        Posteriors start near these priors: the rate of many groups would else start at thousands
+        of nats and drown the first steps.
+        """
         groups = [group for level in self.levels for group in level]  # type: ignore[attr-defined]
         _scale([part for group in groups for part in (group.project, group.block[-1])], len(groups))
         for group in groups:
             nn.init.zeros_(group.prior[-1].weight)
+            with torch.no_grad():
+                group.posterior[-1].weight.mul_(_POSTERIOR_GAIN)
 
     def _cropped(self, out: Tensor) -> Tensor:
         if self.plan.config.network == "mlp":

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.models.base import LOGVAR_MIN, VAE, Graph, Terms
+from shared.models.base import LOGVAR_MIN, Graph, Terms
 from shared.models.layers import initialise
-from shared.models.likelihoods import LIKELIHOODS, Likelihood
+from shared.models.likelihoods import LikelihoodVAE
 from shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
@@ -93,7 +93,7 @@ class _Encoder(nn.Module):
         self.network, self.quantiser = network, quantiser
 
 
-class VQVAE(VAE):
+class VQVAE(LikelihoodVAE):
     """Records as `positions` tokens, with an autoregressive prior that is trained beside them.
 
     The rate is the code length of the tokens under `token_prior`. Its gradient stops at the
@@ -109,6 +109,7 @@ class VQVAE(VAE):
         ConfigError: The network does not fit the shape.
     """
 
+    config: VQConfig
     encoder: _Encoder
 
     def __init__(
@@ -144,11 +145,6 @@ class VQVAE(VAE):
         """Number of different tokens."""
         return math.prod(self.encoder.quantiser.levels)
 
-    @property
-    def likelihood(self) -> Likelihood:
-        """How the decoder's output describes a record."""
-        return LIKELIHOODS[self.config.likelihood]
-
     def tokens(self, x: Tensor) -> Tensor:
         """Tokens `[B, P]` int64 of records `[B, *shape]`."""
         return self.encoder.quantiser.snap(self._continuous(x))[0]
@@ -168,18 +164,6 @@ class VQVAE(VAE):
         """Likelihood parameters `[B, parameters, *shape]` of the codes nearest to `z`."""
         z_BPD = z.reshape(-1, self.config.positions, self.encoder.quantiser.dims)
         return self._decoded(self._snap(z_BPD)[0])
-
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """Mean record `[B, *shape]` in data space."""
-        return self.likelihood.mean(self.decode(z))
-
-    def distortion(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Negative log likelihood `[B]` in nats."""
-        return self.likelihood.nll(x, decoded, self.config.variance)
-
-    def reconstruction_error(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Sum of squared errors for real values, negative log mass for values in [0, 1]."""
-        return self.likelihood.error(x, decoded)
 
     def forward(self, x: Tensor, eps: Tensor) -> Terms:
         """Terms `[B]`; nothing is drawn, so `eps` is not read.
@@ -229,8 +213,7 @@ class VQVAE(VAE):
         return exact_BPD.detach() + (h_BPD - h_BPD.detach()), tokens_BP, exact_BPD
 
     def _decoded(self, code_BPD: Tensor) -> Tensor:
-        out: Tensor = self.decoder(code_BPD.flatten(1))
-        return out.reshape(-1, self.likelihood.parameters, *self.input_shape)
+        return self.shaped(self.decoder(code_BPD.flatten(1)))
 
     def _rate(self, tokens_BP: Tensor, like: Tensor) -> Tensor:
         if self.token_prior is None:

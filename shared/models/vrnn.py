@@ -102,19 +102,19 @@ class Reader(nn.Module):
 
 
 class Writer(nn.Module):
-    """What writes: mean and scale of the values, the mean with a linear path from the context."""
+    """What writes: mean and scale of the values; with a memory a linear path adds to the mean."""
 
     def __init__(self, config: "SequenceConfig", values: int, context: int) -> None:
         """Make the layers for so many values and numbers of context."""
         super().__init__()
         widths = (config.latent_dim + context, config.hidden, 2 * values)
         self.body = nn.Sequential(*mlp(widths, config.activation))
-        self.skip = nn.Linear(context, values, bias=False)
+        self.skip = nn.Linear(context, values, bias=False) if config.memory else None
 
     def forward(self, z_Bk: Tensor, context_Bd: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the deviation, `[B, C * W]` each."""
         mean, log_scale = self.body(torch.cat([z_Bk, context_Bd], 1)).chunk(2, 1)
-        return mean + self.skip(context_Bd), log_scale
+        return (mean if self.skip is None else mean + self.skip(context_Bd)), log_scale
 
 
 class Network(NamedTuple):
@@ -209,7 +209,8 @@ class Network(NamedTuple):
         initialise(self.reader, activation, generator, _POSTERIOR_GAIN)
         initialise(self.transition, activation, generator, _PRIOR_GAIN)
         initialise(self.writer.body, activation, generator, _OUTPUT_GAIN)
-        initialise(self.writer.skip, activation, generator, _OUTPUT_GAIN)
+        if self.writer.skip is not None:
+            initialise(self.writer.skip, activation, generator, _OUTPUT_GAIN)
 
 
 class Streaming(nn.Module):

@@ -111,10 +111,14 @@ SIGNALS = Setting(
     learning_rate=2e-3,
     beta=0.01,
 )
-#: Under a budget: noise grows with the number of weights, so that networks are smaller.
-PRIVATE_IMAGES = replace(IMAGES, options={**IMAGES.options, "hidden": [256]}, batch=1024, steps=800)
+#: Under a budget: small networks and large samples, for noise grows with the number of weights.
+PRIVATE_IMAGES = replace(IMAGES, options={**IMAGES.options, "hidden": [128]}, batch=8192, steps=500)
 PRIVATE_SIGNALS = replace(
-    SIGNALS, options={**SIGNALS.options, "hidden": [128]}, batch=256, steps=400
+    SIGNALS,
+    options={**SIGNALS.options, "hidden": [32]},
+    batch=900,
+    steps=300,
+    learning_rate=5e-4,
 )
 
 

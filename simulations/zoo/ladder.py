@@ -8,6 +8,9 @@ The literature, on 60,000 images instead of the 20,000 here: Ladder VAE 81.7 nat
 image is turned, scaled and slanted a little, by an own random affine map every round, in the
 first part of a training without privacy; its last part sees the images as they are.
 
+The ladder is one of linear layers, which a core computes several times faster for its number of
+multiply-adds than small convolutions: at equal time it was ahead of convolutional ladders.
+
 The second model is very deep: 24 residual blocks upward and 32 groups downward. It is trained for
 fewer steps, to show that such depth trains; it is not the better model of a short training. With
 a privacy budget there is a small ladder of linear layers alone: a sample of thousands of records
@@ -15,7 +18,7 @@ in each step, which privacy needs, takes hours in the deep one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ REPORTED = {
     "NVAE": 78.0,
 }
 _DRAWN = 64
-_PLAIN = 0.7  # share of the training after which images are no longer deformed
+_PLAIN = 0.8  # share of the training after which images are no longer deformed
 _TURN, _SCALE, _SLANT = 0.08, 0.05, 0.08  # deviations: rad, relative, relative
 #: Interpolation blurs, and grey pixels cost nats whatever the model: this factor of the contrast
 #: gives deformed training images the entropy of binarisation that they had before, 46 nats.
@@ -55,27 +58,36 @@ class Setting:
         sample_rate: Of the Poisson samples.
         tested: Test images.
         draws: Of each test image.
+        deformed: Whether most of the training sees deformed images.
     """
 
     options: Mapping[str, object]
     training: Mapping[str, object]
     sample_rate: float
-    tested: int = 1_000
-    draws: int = 200
-    deformed: bool = field(default=True)
+    tested: int = 2_000
+    draws: int = 500
+    deformed: bool = True
 
 
 _LADDER = Setting(
-    options={**PRESETS["image"]},
+    options={
+        "latent_dim": 32,
+        "groups": (4,),
+        "blocks": (3,),
+        "width": 256,
+        "bottleneck": 128,
+        "z_channels": 16,
+        "likelihood": "bernoulli",
+    },
     training={
-        "rounds": 100,
-        "steps_per_round": 100,
+        "rounds": 150,
+        "steps_per_round": 200,
         "learning_rate": 2e-3,
         "schedule": "cosine",
-        "beta_warmup": 0.15,
+        "beta_warmup": 0.1,
         "ema": 0.8,
     },
-    sample_rate=0.005,
+    sample_rate=0.0064,
 )
 _DEEP = Setting(
     options={**PRESETS["deep"]},
@@ -87,9 +99,10 @@ _DEEP = Setting(
         "beta_warmup": 0.2,
         "ema": 0.5,
     },
-    sample_rate=0.003,
+    sample_rate=0.0024,
     tested=100,
     draws=50,
+    deformed=False,
 )
 _PRIVATE = Setting(
     options={
