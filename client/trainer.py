@@ -307,9 +307,8 @@ def repeats_layers(model: VAE) -> bool:
     owners = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
     handles = [m.register_forward_hook(lambda one, *_: calls.update([one])) for m in owners]
     like = next(model.parameters())
-    try:
-        with torch.no_grad():
-            model(like.new_zeros(1, *model.input_shape), like.new_zeros(1, model.noise_dim))
+    try:  # with gradients, as in training: a model may go another way without
+        model(like.new_zeros(1, *model.input_shape), like.new_zeros(1, model.noise_dim))
     finally:
         for handle in handles:
             handle.remove()

@@ -17,14 +17,11 @@ from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
 from shared.models.layers import initialise
 from shared.models.likelihoods import LikelihoodVAE
 from shared.models.networks import (
-    DECODER_GAIN,
-    ENCODER_GAIN,
     MAX_WIDTH,
     NetworkOptions,
     check_positive,
     check_whole,
-    decoder_layers,
-    encoder_layers,
+    encoder_and_decoder,
 )
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -197,12 +194,9 @@ class LatentDiffusion(LikelihoodVAE):
         super().__init__()
         self.config, self.input_shape = config, input_shape
         self.latent_dim = config.latent_dim
-        with torch.device("meta"):
-            self.encoder = nn.Sequential(*encoder_layers(config, input_shape, 2 * self.latent_dim))
-            self.decoder = nn.Sequential(*decoder_layers(config, self.latent_dim, input_shape))
-        self.to_empty(device="cpu")
-        initialise(self.encoder, config.activation, generator, ENCODER_GAIN)
-        initialise(self.decoder, config.activation, generator, DECODER_GAIN)
+        self.encoder, self.decoder = encoder_and_decoder(
+            config, input_shape, generator, outputs=2 * self.latent_dim, inputs=self.latent_dim
+        )
         self.prior = DiffusionPrior(config, generator)
 
     @property

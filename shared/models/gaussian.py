@@ -3,21 +3,17 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
-from shared.models.layers import initialise
 from shared.models.likelihoods import LikelihoodVAE
 from shared.models.networks import (
-    DECODER_GAIN,
-    ENCODER_GAIN,
     MAX_WIDTH,
     NetworkOptions,
     check_choice,
     check_whole,
-    decoder_layers,
-    encoder_layers,
+    encoder_and_decoder,
 )
 from shared.models.trained_priors import (
     PRIORS,
@@ -94,13 +90,9 @@ class GaussianVAE(LikelihoodVAE):
         self.config = config
         self.latent_dim = config.latent_dim
         self.input_shape = input_shape
-        # On "meta" the layers draw nothing from torch's global generator.
-        with torch.device("meta"):
-            self.encoder = nn.Sequential(*encoder_layers(config, input_shape, 2 * self.latent_dim))
-            self.decoder = nn.Sequential(*decoder_layers(config, self.latent_dim, input_shape))
-        self.to_empty(device="cpu")
-        initialise(self.encoder, config.activation, generator, ENCODER_GAIN)
-        initialise(self.decoder, config.activation, generator, DECODER_GAIN)
+        self.encoder, self.decoder = encoder_and_decoder(
+            config, input_shape, generator, outputs=2 * self.latent_dim, inputs=self.latent_dim
+        )
         if config.prior == "mixture":
             self.prior = MixtureOfGaussians(config.components, config.latent_dim, generator)
         if config.prior == "vamp":

@@ -5,10 +5,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from shared.errors import ConfigError
-from shared.models.layers import ACTIVATIONS, conv_decoder, conv_encoder, mlp
+from shared.models.layers import (
+    ACTIVATIONS,
+    conv_decoder,
+    conv_encoder,
+    initialise,
+    mlp,
+)
 from shared.models.likelihoods import LIKELIHOODS
 from shared.models.recurrent import Reader, Writer
 
@@ -53,6 +60,36 @@ class NetworkOptions:
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
         check_list("hidden", self.hidden, 1, MAX_WIDTH)
         check_positive("variance", self.variance)
+
+
+def encoder_and_decoder(
+    config: NetworkOptions,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    *,
+    outputs: int,
+    inputs: int,
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Both networks with weights drawn from `generator`, which the encoder reads first.
+
+    Args:
+        config: What they are made of.
+        shape: Of one record.
+        generator: Where initial weights come from.
+        outputs: Width of the encoder's result.
+        inputs: Width of what the decoder takes.
+
+    Raises:
+        ConfigError: The network does not fit the shape.
+    """
+    # On "meta" the layers draw nothing from torch's global generator.
+    with torch.device("meta"):
+        encoder = nn.Sequential(*encoder_layers(config, shape, outputs))
+        decoder = nn.Sequential(*decoder_layers(config, inputs, shape))
+    for network, gain in ((encoder, ENCODER_GAIN), (decoder, DECODER_GAIN)):
+        network.to_empty(device="cpu")
+        initialise(network, config.activation, generator, gain)
+    return encoder, decoder
 
 
 def encoder_layers(config: NetworkOptions, shape: tuple[int, ...], outputs: int) -> list[nn.Module]:

@@ -16,7 +16,6 @@ Every method is told the noise level. With a privacy budget the unit is one patc
 training ones do not overlap: this protects a patch, not a photograph, and a second, not a patient.
 """
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,6 +42,7 @@ from simulations.zoo.denoise_data import (
     shrink,
     snr,
 )
+from simulations.zoo.images import png
 from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Denoising of Kodak crops and MIT-BIH strips against BM3D and wavelets"
@@ -326,6 +326,4 @@ def picture(found: Any) -> bytes | None:  # noqa: ANN401
     axes.set_xlabel("seconds")
     axes.set_ylabel("mV, shifted")
     axes.legend(loc="upper right", ncols=4, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure)

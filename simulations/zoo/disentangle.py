@@ -10,7 +10,6 @@ common assumptions") find that seeds matter as much as methods, so each setting 
 times.
 """
 
-import io
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from shared.models import VAE
 from shared.models.disentanglement import information, mutual_information_gap
+from simulations.zoo.images import png
 from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Disentanglement of sprites: beta-VAE and capacity"
@@ -143,9 +143,7 @@ def picture(found: Mapping[str, NDArray[np.float32]]) -> bytes:
         axes.set_title(name, fontsize=9)
         axes.set_xticks([])
         axes.set_yticks(HEIGHT * (np.arange(len(walks)) + 0.5), FACTORS, fontsize=7)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=140)
-    return stream.getvalue()
+    return png(figure)
 
 
 def _rate(model: VAE, images: NDArray[np.float32], factors: NDArray[np.int64]) -> dict[str, float]:

@@ -11,7 +11,6 @@ for hard beats alone. Baselines of the literature of the same data, all patients
 0.857 on raw beats, 0.925 without the beat's median, which is taken off here.
 """
 
-import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from shared.data.sources import MITBIH_SCHEMA, mitbih
 from shared.export import export_encoder
 from shared.models.size import size_of
 from shared.models.sparse import SparseVAE, trunk_share
+from simulations.zoo.images import png
 from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Early exits on heart beats: skipped work, time and area under the ROC curve"
@@ -184,9 +184,7 @@ def picture(found: Mapping[str, Mapping[str, float]]) -> bytes:
     axes.set_ylabel("area under the ROC curve")
     axes.set_title("Thresholds of the gate")
     axes.legend(fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
+    return png(figure)
 
 
 def _errors(model: SparseVAE, test: Floats) -> list[tuple[Floats, Floats, Floats]]:

@@ -17,7 +17,6 @@ at most, and the model is smaller.
 Shape suffixes: N windows, V series, T hours, L hours of history, H hours ahead, Q levels.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from shared.detection.forecast_metrics import DECILES, coverage, weighted_quantile_loss
 from shared.errors import ConfigError
 from shared.models.sequence import SequenceVAE
+from simulations.zoo.images import png
 from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Forecasts of the next day: weighted quantile loss (lower is better)"
@@ -279,9 +279,7 @@ def picture(found: Any) -> bytes | None:  # noqa: ANN401
         axes.set_ylabel(name)
     rows[0].legend(loc="upper left", ncols=3, frameon=False, fontsize=8)
     rows[-1].set_xlabel("hours from the beginning of the forecast")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _size(model: SequenceVAE) -> int:

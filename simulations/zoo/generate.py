@@ -12,7 +12,6 @@ and with their own classifiers: DP-MERF 0.813, DP-GAN 0.927, DP-FETA 0.981 (DPIm
 papers themselves).
 """
 
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,8 @@ from simulations.generation import (
     classifier,
     labelled,
 )
-from simulations.zoo.likelihood import binarised, bounds
+from simulations.zoo.images import binarised, png
+from simulations.zoo.likelihood import bounds
 from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Latent diffusion and learned priors: synthetic digits judged by a classifier"
@@ -133,9 +133,7 @@ def picture(found: Mapping[str, NDArray[np.float32]]) -> bytes:
         axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=1)
         axes.set_title(name)
         axes.set_axis_off()
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
+    return png(figure)
 
 
 def _models(

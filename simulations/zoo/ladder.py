@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from shared.data.readers import read_npz
 from shared.models.hierarchical import PRESETS, HierarchicalVAE
 from simulations.zoo import likelihood
-from simulations.zoo.likelihood import binarised, bounds
+from simulations.zoo.images import binarised, grey
+from simulations.zoo.likelihood import bounds
 from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Likelihood of binarised MNIST: ladders of latent groups"
@@ -154,8 +154,8 @@ def experiment(
         quick: few images and steps.
         watch: told about the progress.
     """
-    train = _grey(data / "mnist_train20k.npz")[: 400 if quick else None]
-    test = binarised(_grey(data / "mnist_test10k.npz"), np.random.default_rng(0))
+    train = grey(data / "mnist_train20k.npz")[: 400 if quick else None]
+    test = binarised(grey(data / "mnist_test10k.npz"), np.random.default_rng(0))
     found: dict[str, dict[str, float]] = {}
     drawn: dict[str, NDArray[np.float32]] = {}
     chosen = settings(epsilon, quick=quick)
@@ -257,7 +257,3 @@ def usage(model: HierarchicalVAE, images: NDArray[np.float32]) -> dict[str, floa
 def picture(found: Mapping[str, NDArray[np.float32]]) -> bytes:
     """Draws of each model, side by side: a PNG."""
     return likelihood.picture(found)
-
-
-def _grey(path: Path) -> NDArray[np.float32]:
-    return (read_npz(path, ["X"])["X"] / 255.0).astype(np.float32)

@@ -9,7 +9,6 @@ third of the images the network overfits, so that without privacy training image
 to one pixel in most rounds; the last ones see them as they are.
 """
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.data.readers import read_npz
 from shared.models import VAE
 from shared.models.objective import iwae
+from simulations.zoo.images import binarised, grey, png, sheet, shifted
 from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Likelihood of binarised MNIST: VAE and IWAE"
@@ -50,8 +49,8 @@ def experiment(
         quick: few images and steps.
         watch: told about the progress.
     """
-    train = _grey(data / "mnist_train20k.npz", 500 if quick else None)
-    test = binarised(_grey(data / "mnist_test10k.npz", 40 if quick else _TEST), _rng(0))
+    train = grey(data / "mnist_train20k.npz", 500 if quick else None)
+    test = binarised(grey(data / "mnist_test10k.npz", 40 if quick else _TEST), _rng(0))
     known = binarised(train[: 40 if quick else _TRAIN_TEST], _rng(1))
     options, training, sample_rate = _settings(epsilon, quick=quick)
     draws, training_rounds = 20 if quick else _DRAWS, int(str(training["rounds"]))
@@ -89,22 +88,6 @@ def experiment(
     }
 
 
-def binarised(images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Pixels drawn as 0 or 1 with the probability of their grey value in [0, 1]."""
-    uniform = rng.random(images.shape, dtype=np.float32)
-    return (uniform < images).astype(np.float32)
-
-
-def shifted(images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Each of [N, H, W] moved by -1, 0 or 1 pixels each way; what comes in is 0."""
-    count, height, width = images.shape
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
-    down, right = rng.integers(0, 3, (2, count))
-    moved: NDArray[np.float32] = windows[np.arange(count), down, right]
-    return moved
-
-
 def bounds(model: VAE, images: NDArray[np.float32], draws: int) -> dict[str, float]:
     """Means over binary images [N, H, W], in nats: the bound of many draws, and of one.
 
@@ -131,15 +114,11 @@ def picture(found: Mapping[str, NDArray[np.float32]]) -> bytes:
 
     figure = Figure(figsize=(3.6 * len(found), 3.9), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
-    side = round(_SHOWN**0.5)
     for axes, (name, images) in zip(panels, found.items(), strict=True):
-        sheet = images.reshape(side, side, 28, 28).transpose(0, 2, 1, 3).reshape(side * 28, -1)
-        axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(sheet(images), cmap="gray_r", vmin=0, vmax=1)
         axes.set_title(name)
         axes.set_axis_off()
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
+    return png(figure)
 
 
 def _settings(
@@ -161,11 +140,6 @@ def _settings(
         training |= {"rounds": 2, "steps_per_round": 5}
         sample_rate = 0.1
     return options, training, sample_rate
-
-
-def _grey(path: Path, count: int | None) -> NDArray[np.float32]:
-    """The first images as grey values in [0, 1]."""
-    return (read_npz(path, ["X"])["X"][:count] / 255.0).astype(np.float32)
 
 
 def _rng(*seeds: int) -> np.random.Generator:

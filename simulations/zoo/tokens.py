@@ -13,7 +13,6 @@ VAE with the same hidden layers and latent dimensions; the likelihood is the imp
 bound of `simulations.zoo.likelihood` over 200 draws, of hard draws for the categorical one.
 """
 
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.data.readers import read_npz
 from shared.models.tokens import code_use
 from shared.models.vq import VQVAE
-from simulations.zoo.likelihood import binarised, bounds
+from simulations.zoo.images import binarised, grey, png
+from simulations.zoo.likelihood import bounds
 from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Discrete latents on MNIST: tokens and categories"
@@ -58,8 +57,8 @@ def experiment(
         quick: few images and steps.
         watch: told about the progress.
     """
-    train = _grey(data / "mnist_train20k.npz", 300 if quick else None)
-    test = _grey(data / "mnist_test10k.npz", 100 if quick else None)
+    train = grey(data / "mnist_train20k.npz", 300 if quick else None)
+    test = grey(data / "mnist_test10k.npz", 100 if quick else None)
     options, training, sample_rate = _settings(epsilon, quick=quick)
     found: dict[str, dict[str, float]] = {}
     shown: dict[str, NDArray[np.float32]] = {"originals": test[:_SHOWN]}
@@ -133,9 +132,7 @@ def picture(found: Mapping[str, NDArray[np.float32]]) -> bytes:
         axes.imshow(np.concatenate(list(images), 1), cmap="gray_r", vmin=0, vmax=1)
         axes.set_title(name, fontsize=8, loc="left")
         axes.set_axis_off()
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
+    return png(figure)
 
 
 def _latents(
@@ -192,8 +189,3 @@ def _settings(
         training |= {"rounds": 2, "steps_per_round": 5}
         sample_rate = 0.1
     return options, training, sample_rate
-
-
-def _grey(path: Path, count: int | None) -> NDArray[np.float32]:
-    """The first images as grey values in [0, 1]."""
-    return (read_npz(path, ["X"])["X"][:count] / 255.0).astype(np.float32)

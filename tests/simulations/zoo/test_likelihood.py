@@ -8,7 +8,8 @@ import torch
 
 from shared.models import build
 from simulations.zoo import likelihood
-from simulations.zoo.likelihood import binarised, bounds, shifted
+from simulations.zoo.images import binarised, shifted
+from simulations.zoo.likelihood import bounds
 
 
 def test_binarisation_has_the_grey_value_for_its_mean() -> None:
