@@ -13,7 +13,7 @@ and the coarsest approximation set to zero, the threshold chosen on the training
 gain of the signal-to-noise ratio (SNR) in dB.
 
 Every method is told the noise level. With a privacy budget the unit is one patch or one window, and
-training ones do not overlap: this protects a patch, not a photograph, and a second, not a patient.
+training ones do not overlap: this protects a patch, not a photograph, and 0.7 s, not a patient.
 """
 
 import time

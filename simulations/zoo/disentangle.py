@@ -37,6 +37,7 @@ _OBJECTIVES: dict[str, dict[str, object]] = {
     "beta 16": {"beta": 16.0},
     "capacity 8": {"beta": 30.0, "capacity": 8.0},
 }
+_PRIVATE = ("beta 1", "beta 8", "capacity 8")
 _SEEDS = 3
 _SHOWN = 9  # steps of a traversal
 
@@ -49,13 +50,16 @@ def experiment(
     Args:
         data: not read, for the sprites are drawn here.
         epsilon: of each training, or None.
-        seed: of weights, samples and noise; each setting takes three seeds from it on.
+        seed: of weights, samples and noise; each setting takes three seeds from it on, or one
+            with a budget.
         quick: few sprites and steps, one seed, two settings.
         watch: told about the progress.
     """
     images, factors = sprites()
     names = list(_OBJECTIVES)
     seeds = [_SEEDS * seed + number for number in range(_SEEDS)]
+    if epsilon is not None:
+        names, seeds = list(_PRIVATE), seeds[:1]
     if quick:
         images, factors, names, seeds = images[::13], factors[::13], names[:2], seeds[:1]
     options, training, sample_rate = _settings(epsilon, quick=quick)

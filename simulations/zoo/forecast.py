@@ -68,7 +68,7 @@ PRIVATE_OPTIONS: dict[str, object] = {
     "memory": 0,
 }
 PRIVATE: dict[str, object] = {
-    "rounds": 10,
+    "rounds": 3,
     "steps_per_round": 20,
     "learning_rate": 2e-3,
     "schedule": "cosine",

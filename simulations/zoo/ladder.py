@@ -115,7 +115,7 @@ _PRIVATE = Setting(
         "likelihood": "bernoulli",
     },
     training={
-        "rounds": 60,
+        "rounds": 100,
         "steps_per_round": 10,
         "learning_rate": 3e-3,
         "schedule": "cosine",

@@ -133,7 +133,7 @@ def _settings(
         sample_rate = 0.005
     else:
         options |= {"hidden": [256], "latent_dim": 16}
-        training |= {"rounds": 100, "steps_per_round": 10, "learning_rate": 3e-3}
+        training |= {"rounds": 40, "steps_per_round": 10, "learning_rate": 3e-3}
         sample_rate = 0.1
     if quick:
         options |= {"hidden": [32], "latent_dim": 8}

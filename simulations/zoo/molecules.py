@@ -117,7 +117,7 @@ def train(
     else:
         options |= {"embedding": 16, "channels": [32, 32], "hidden": 96, "latent_dim": 16}
         batch = 2048
-        training |= {"rounds": 20, "steps_per_round": 10, "learning_rate": 4e-3, "ema": 0.6}
+        training |= {"rounds": 10, "steps_per_round": 10, "learning_rate": 4e-3, "ema": 0.6}
     if quick:
         options |= {"embedding": 4, "channels": [4], "hidden": 8, "latent_dim": 4}
         training |= {"rounds": 2, "steps_per_round": 2}

@@ -182,7 +182,7 @@ def _settings(
         sample_rate = 0.01
     else:
         options |= {"hidden": [256]}
-        training |= {"rounds": 20, "steps_per_round": 10, "learning_rate": 3e-3}
+        training |= {"rounds": 10, "steps_per_round": 10, "learning_rate": 3e-3}
         sample_rate = 0.02
     if quick:
         options |= {"hidden": [32]}
