@@ -80,7 +80,7 @@ _LADDER = Setting(
         "likelihood": "bernoulli",
     },
     training={
-        "rounds": 150,
+        "rounds": 70,
         "steps_per_round": 200,
         "learning_rate": 2e-3,
         "schedule": "cosine",
@@ -92,7 +92,7 @@ _LADDER = Setting(
 _DEEP = Setting(
     options={**PRESETS["deep"]},
     training={
-        "rounds": 20,
+        "rounds": 10,
         "steps_per_round": 30,
         "learning_rate": 2e-3,
         "schedule": "cosine",
