@@ -12,7 +12,7 @@ Known on NSL-KDD: PCA 0.950, nearest neighbours in latents of a beta-VAE 0.975.
 All records of a table are in one place: this measures families, not the federation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from sklearn.neighbors import NearestNeighbors
 from shared.data.columns import Column, hidden, layout, places, present, to_records
 from shared.models import VAE
 from shared.models.mixed import MixedVAE
+from simulations.zoo.images import png
 from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Tables: anomalies and missing values"
@@ -98,17 +99,36 @@ def experiment(
     frame, rows = patients(data)
     rng = np.random.default_rng(seed)
     train = _Trainer(epsilon=epsilon, seed=seed, quick=quick, watch=watch)
+    disease = _disease(frame, rows, rng, train)
+    filling = _filling(rows, rng, train)
+    attacks = _attacks(data, train, quick=quick)
     return {
-        "patients: AUROC of disease": _disease(frame, rows, rng, train),
-        "patients: hidden values": _filling(rows, rng, train),
-        "connections: AUROC of attacks": _attacks(data, train, quick=quick),
+        "patients: AUROC of disease": disease,
+        "patients: hidden values": filling,
+        "connections: AUROC of attacks": attacks,
         "reported": REPORTED,
+        "picture": {
+            "disease of patients": {name: row["all patients"] for name, row in disease.items()},
+            "attacks among connections": {name: row["AUROC"] for name, row in attacks.items()},
+        },
     }
 
 
-def picture(found: object) -> bytes | None:
-    """There is none."""
-    return None
+def picture(found: Mapping[str, Mapping[str, float]]) -> bytes:
+    """AUROC of every score as bars, one panel for each kind of anomaly: a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0 * len(found), 2.8), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (title, scores) in zip(panels, found.items(), strict=True):
+        names = list(scores)[::-1]
+        values = [scores[name] for name in names]
+        bars = axes.barh(names, values, color="tab:blue")
+        axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
+        axes.set_xlim(0.5, 1.04)
+        axes.set_xlabel("AUROC")
+        axes.set_title(title)
+    return png(figure)
 
 
 def patients(data: Path) -> tuple[pd.DataFrame, Records]:

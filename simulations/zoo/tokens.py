@@ -82,12 +82,12 @@ def experiment(
             copies = model.reconstruct_tokens(model.tokens(torch.from_numpy(test[:_SHOWN])))
             drawn = model.draw(_SHOWN, torch.Generator().manual_seed(seed))
         shown |= {f"{name}, copies": copies.numpy(), f"{name}, draws": drawn.numpy()}
-    nats = _latents(train, test, epsilon=epsilon, seed=seed, quick=quick, watch=watch)
+    nats, draws = _latents(train, test, epsilon=epsilon, seed=seed, quick=quick, watch=watch)
     return {
         "tokens": found,
         "nats, binarised": nats,
         "settings": {**options, **training, "sample_rate": sample_rate, "images": len(train)},
-        "picture": shown,
+        "picture": shown | draws,
     }
 
 
@@ -143,11 +143,11 @@ def _latents(
     seed: int,
     quick: bool,
     watch: Watch,
-) -> dict[str, dict[str, float]]:
-    """Bounds of the likelihood with categorical and with Gaussian latents."""
+) -> tuple[dict[str, dict[str, float]], dict[str, NDArray[np.float32]]]:
+    """Bounds of the likelihood with categorical and with Gaussian latents, and draws of both."""
     options, training, sample_rate = _settings(epsilon, quick=quick)
     images = binarised(test[: 20 if quick else _BOUNDED], np.random.default_rng(0))
-    found = {}
+    found, draws = {}, {}
 
     def augment(grey: NDArray[np.float32], number: int) -> NDArray[np.float32]:
         return binarised(grey, np.random.default_rng((seed, number)))
@@ -167,7 +167,10 @@ def _latents(
         model = fit(run, train, augment=augment, watch=watch)
         found[name] = bounds(model, images, 20 if quick else _DRAWS)
         watch(f"{name}: {found[name]}")
-    return found
+        with torch.no_grad():
+            drawn = model.draw(_SHOWN, torch.Generator().manual_seed(seed))
+        draws[f"{name}, draws"] = drawn.numpy()
+    return found, draws
 
 
 def _settings(

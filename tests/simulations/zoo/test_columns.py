@@ -10,6 +10,7 @@ from simulations.zoo import columns
 def test_quick_form(data_dir: Path) -> None:
     """It gives an AUROC for every model and score, and errors of what was hidden."""
     found = columns.experiment(data_dir, epsilon=None, seed=0, quick=True, watch=lambda _: None)
+    assert columns.picture(found.pop("picture")).startswith(b"\x89PNG")
     disease = found["patients: AUROC of disease"]
     assert set(disease) == set(found["connections: AUROC of attacks"])
     assert {name.split(",")[0] for name in disease} == {"mixed", "gaussian", "PCA"}
