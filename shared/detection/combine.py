@@ -21,6 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 DEFAULT_PARTS = ("reconstruction_error", "recentred_distance")
 
 _LEAST_SCALE = 1e-12
+#: Of a part's mean. Dividing by less would raise the rounding of single precision, on which two
+#: machines may differ, above the tolerance of an exported score.
+_LEAST_SPREAD = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,6 +68,8 @@ class ScoreCombination:
     ) -> "ScoreCombination":
         """Take mean and deviation of each part over normal records.
 
+        A deviation below a hundredth of the mean counts as that hundredth.
+
         Args:
             parts: Scores [N] of the same N normal records, by name; others than `names` are
                 not used.
@@ -80,7 +85,9 @@ class ScoreCombination:
         return cls(
             names=tuple(names),
             mean=columns.mean(axis=1),
-            scale=np.maximum(columns.std(axis=1), _LEAST_SCALE),
+            scale=np.maximum(
+                columns.std(axis=1), _LEAST_SCALE + _LEAST_SPREAD * np.abs(columns.mean(axis=1))
+            ),
             weights=np.ones(len(names)) if weights is None else np.asarray(weights, dtype=float),
         )
 

@@ -82,3 +82,11 @@ def test_wrong_arguments() -> None:
     ):
         with pytest.raises(ValueError, match="Expected"):
             call()
+
+
+def test_a_nearly_constant_part_is_not_blown_up() -> None:
+    """A part that hardly varies is divided by a hundredth of its mean, not by its deviation."""
+    rng = np.random.default_rng(5)
+    parts = {"reconstruction_error": 30.0 + 1e-3 * rng.normal(size=50)}
+    combination = ScoreCombination.fit(parts, names=("reconstruction_error",))
+    assert combination.scale[0] == pytest.approx(0.3, rel=1e-3)

@@ -49,8 +49,9 @@ def test_nodes_take_the_stated_steps() -> None:
         one_round()
     finally:
         handle.remove()
-    assert len(sizes) == 2 * task.steps
-    assert all(150 < size < 250 for size in sizes)
+    steps = [size for size in sizes if size > 1]  # a node first counts layer calls with one record
+    assert len(steps) == 2 * task.steps
+    assert all(150 < size < 250 for size in steps)
 
 
 @pytest.mark.parametrize("name", ["stacked", "stacked_dp"])
