@@ -152,9 +152,23 @@ def synthetic(
     eps = torch.randn(count, model.latent_dim, generator=generator)
     with torch.no_grad():
         records = model.reconstruct(prior.sample(eps, torch.rand(count, generator=generator)))
-    values = records.numpy()
-    labels = values[:, PIXELS:].reshape(count, REPEATS, CLASSES).mean(axis=1)
-    return values[:, :PIXELS], labels.argmax(axis=1)
+    return separated(records.numpy())
+
+
+def separated(records: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Records [N, 784 + 60] as images [N, 784] and labels [N], the inverse of ``labelled``."""
+    labels = records[:, PIXELS:].reshape(-1, REPEATS, CLASSES).mean(axis=1)
+    return records[:, :PIXELS], labels.argmax(axis=1)
+
+
+def sheet(images: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The first images of each class side by side, a class a line: [280, 280]."""
+    found = np.zeros((CLASSES * 28, _SHOWN * 28), dtype=np.float32)
+    for label in range(CLASSES):
+        for place, image in enumerate(images[labels == label][:_SHOWN]):
+            top, left = label * 28, place * 28
+            found[top : top + 28, left : left + 28] = image.reshape(28, 28)
+    return found
 
 
 def classifier(
@@ -239,12 +253,7 @@ def picture(result: RunResult, seed: int) -> bytes:
         figure.subplots(1, len(priors), squeeze=False)[0], priors.items(), strict=True
     ):
         images, labels = synthetic(result, prior, 2_000, seed)
-        sheet = np.zeros((CLASSES * 28, _SHOWN * 28), dtype=np.float32)
-        for label in range(CLASSES):
-            for place, image in enumerate(images[labels == label][:_SHOWN]):
-                top, left = label * 28, place * 28
-                sheet[top : top + 28, left : left + 28] = image.reshape(28, 28)
-        axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(sheet(images, labels), cmap="gray_r", vmin=0, vmax=1)
         axes.set_title(f"latents from {name}")
         axes.set_axis_off()
     stream = io.BytesIO()

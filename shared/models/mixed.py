@@ -20,9 +20,17 @@ from shared.errors import ConfigError
 from shared.models import functional
 from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
 from shared.models.layers import ACTIVATIONS, initialise, mlp
+from shared.models.networks import (
+    DECODER_GAIN,
+    ENCODER_GAIN,
+    MAX_WIDTH,
+    check_choice,
+    check_list,
+    check_positive,
+    check_whole,
+)
 
 NUMBER = 0  # the entry of `columns` that stands for a column of numbers
-MAX_WIDTH = 8192
 PRESETS: dict[str, dict[str, object]] = {
     "tiny": {"hidden": (64,), "latent_dim": 8},
     "small": {"hidden": (128, 64), "latent_dim": 8},
@@ -63,22 +71,10 @@ class MixedConfig:
                 f"Expected columns as a list of 0 (numbers) or 2 and more (levels), got "
                 f"{self.columns!r}; correct it."
             )
-        if not isinstance(self.hidden, tuple) or not self.hidden:
-            raise ConfigError(f"Expected hidden as a list of widths, got {self.hidden!r}.")
-        for width in (*self.hidden, self.latent_dim):
-            if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
-                raise ConfigError(
-                    f"Expected widths between 1 and {MAX_WIDTH}, got {width!r}; correct it."
-                )
-        if not isinstance(self.variance, int | float) or not 0 < self.variance < float("inf"):
-            raise ConfigError(
-                f"Expected variance as a positive number, got {self.variance!r}; give 0.01."
-            )
-        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"Expected activation as one of {sorted(ACTIVATIONS)}, got {self.activation!r}; "
-                "choose one."
-            )
+        check_list("hidden", self.hidden, 1, MAX_WIDTH)
+        check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
+        check_positive("variance", self.variance)
+        check_choice("activation", self.activation, ACTIVATIONS)
         if not isinstance(self.presence, bool):
             raise ConfigError(
                 f"Expected presence as true or false, got {self.presence!r}; choose one."
@@ -148,8 +144,8 @@ class MixedVAE(VAE):
             outer = (config.latent_dim, *reversed(config.hidden), sum(self._sizes))
             self.decoder = nn.Sequential(*mlp(outer, config.activation))
         self.to_empty(device="cpu")
-        initialise(self.encoder, config.activation, generator, 1.0)
-        initialise(self.decoder, config.activation, generator, 0.1)
+        initialise(self.encoder, config.activation, generator, ENCODER_GAIN)
+        initialise(self.decoder, config.activation, generator, DECODER_GAIN)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log variance, `[B, k]` each, of what is there."""

@@ -17,8 +17,8 @@ from shared.errors import ConfigError
 from shared.models import functional
 from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
 from shared.models.layers import ACTIVATIONS, GRUCell, conv_encoder, initialise
+from shared.models.networks import MAX_WIDTH, check_choice, check_list, check_whole
 
-MAX_WIDTH = 8192
 PRESETS: dict[str, dict[str, object]] = {
     "tiny": {"embedding": 16, "channels": (32, 32), "hidden": 64, "latent_dim": 16},
     "small": {"embedding": 32, "channels": (64, 64), "hidden": 128, "latent_dim": 32},
@@ -54,26 +54,16 @@ class MoleculeConfig:
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
-        for name in ("embedding", "hidden", "latent_dim"):
-            _check_width(name, getattr(self, name), 1)
-        _check_width("vocabulary", self.vocabulary, 2)
-        _check_width("first_atom", self.first_atom, 1)
+        for name in ("embedding", "hidden", "latent_dim", "first_atom"):
+            check_whole(name, getattr(self, name), 1, MAX_WIDTH)
+        check_whole("vocabulary", self.vocabulary, 2, MAX_WIDTH)
         if self.first_atom >= self.vocabulary:
             raise ConfigError(
                 f"Expected first_atom below the vocabulary of {self.vocabulary}, got "
                 f"{self.first_atom}; give the index of an atom."
             )
-        if not isinstance(self.channels, tuple) or not self.channels:
-            raise ConfigError(
-                f"Expected channels as a list of widths, got {self.channels!r}; give [64, 64]."
-            )
-        for width in self.channels:
-            _check_width("channels", width, 1)
-        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"Expected activation as one of {sorted(ACTIVATIONS)}, got {self.activation!r}; "
-                "choose one."
-            )
+        check_list("channels", self.channels, 1, MAX_WIDTH)
+        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 class TokenEncoder(nn.Module):
@@ -269,10 +259,3 @@ def _until_stop(indices_BT: Tensor) -> Tensor:
     """1 for every token up to the first stop, that one included, and 0 behind it: `[B, T]`."""
     stops_BT = (indices_BT == 0).to(indices_BT.dtype)
     return (torch.cumsum(stops_BT, 1) - stops_BT == 0).to(indices_BT.dtype)
-
-
-def _check_width(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MAX_WIDTH:
-        raise ConfigError(
-            f"Expected {name} between {least} and {MAX_WIDTH}, got {value!r}; give a whole number."
-        )

@@ -25,13 +25,13 @@ from shared.models import VAE
 from shared.models.diffusion import LatentDiffusion
 from shared.models.priors import Prior, StandardNormal
 from simulations.generation import (
-    CLASSES,
     PIXELS,
-    REPEATS,
     REPORTED,
     accuracy,
     classifier,
     labelled,
+    separated,
+    sheet,
 )
 from simulations.zoo.images import binarised, png
 from simulations.zoo.likelihood import bounds
@@ -39,7 +39,6 @@ from simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Latent diffusion and learned priors: synthetic digits judged by a classifier"
 
-_SHOWN = 10  # images of each class in the picture
 _AT_ONCE = 2_000  # records of one draw
 _BOUNDED, _DRAWS = 500, 200  # test records with a likelihood, and latent draws of each
 _NETWORK: dict[str, object] = {
@@ -95,7 +94,7 @@ def experiment(
         }
         if not isinstance(model, LatentDiffusion):
             found[name]["nll"] = bounds(model, binary, 10 if quick else _DRAWS)["nll"]
-        drawn[name] = _sheet(*made)
+        drawn[name] = sheet(*made)
         watch(f"{name}: {found[name]}")
     return {
         "generation": found,
@@ -117,9 +116,7 @@ def synthetic(
             eps = torch.randn(size, model.latent_dim, generator=generator)
             uniform = torch.rand(size, generator=generator)
             parts.append(model.reconstruct(prior.sample(eps, uniform)))
-    values = torch.cat(parts).numpy()
-    labels = values[:, PIXELS:].reshape(count, REPEATS, CLASSES).mean(axis=1)
-    return values[:, :PIXELS], labels.argmax(axis=1)
+    return separated(torch.cat(parts).numpy())
 
 
 def picture(found: Mapping[str, NDArray[np.float32]]) -> bytes:
@@ -127,10 +124,10 @@ def picture(found: Mapping[str, NDArray[np.float32]]) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.0 * len(found), 3.4), layout="constrained")
-    for axes, (name, sheet) in zip(
+    for axes, (name, drawn) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
-        axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(drawn, cmap="gray_r", vmin=0, vmax=1)
         axes.set_title(name)
         axes.set_axis_off()
     return png(figure)
@@ -189,13 +186,3 @@ def _settings(epsilon: float | None, *, quick: bool) -> dict[str, Any]:
         training |= {"rounds": 2, "steps_per_round": 5}
         found["sample_rate"] = 0.1
     return found
-
-
-def _sheet(images: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The first images of each class side by side, a class a line."""
-    sheet = np.zeros((CLASSES * 28, _SHOWN * 28), dtype=np.float32)
-    for label in range(CLASSES):
-        for place, image in enumerate(images[labels == label][:_SHOWN]):
-            top, left = label * 28, place * 28
-            sheet[top : top + 28, left : left + 28] = image.reshape(28, 28)
-    return sheet
