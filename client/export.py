@@ -11,7 +11,7 @@ from client.home import ClientHome
 from client.local import read_dataset
 from client.policy import NodeConfig
 from client.store import SiteMaterial, Store
-from shared.bundle.manifest import Thresholds
+from shared.bundle.manifest import POSTERIOR, Thresholds
 from shared.detection.combine import ScoreCombination
 from shared.errors import ConfigError
 from shared.export.bundling import (
@@ -91,9 +91,9 @@ def site_parts(material: SiteMaterial, model: VAE, records: np.ndarray) -> Parts
     scorer = Scorer(model, material.density, with_decoder=True, scaling=material.scaling).eval()
     center = torch.from_numpy(material.center.astype(np.float32))
     with torch.no_grad():
-        values = scorer(torch.from_numpy(records), center)
+        scores = scorer(torch.from_numpy(records), center)[len(POSTERIOR) :]
     names = scorer_outputs(with_decoder=True)
-    return {name: value.double().numpy() for name, value in zip(names, values, strict=True)}
+    return {name: value.double().numpy() for name, value in zip(names, scores, strict=True)}
 
 
 def fit_score(

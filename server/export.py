@@ -1,6 +1,7 @@
 """The global bundle: encoder, released latent density and released threshold of a finished run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,12 +20,16 @@ from shared.export.bundling import (
 )
 from shared.files import sha256_hex
 from shared.keys import SigningKey
-from shared.models import build, load_encoder
+from shared.models import build, load_encoder, load_state
 from shared.models.base import ENCODER_PREFIX
 
 
 def export_global(
-    home: ServerHome, run_id: str | None = None, path: Path | None = None
+    home: ServerHome,
+    run_id: str | None = None,
+    path: Path | None = None,
+    *,
+    decoder: bool = False,
 ) -> BundleReport:
     """Make and sign the global bundle of a run.
 
@@ -32,9 +37,10 @@ def export_global(
         home: the server's home, with its signing key.
         run_id: the run; by default the latest that is complete.
         path: target; by default ``bundles/<name>-<version>.fedlatent`` in the home.
+        decoder: also ship the decoder of a run whose clients shared it.
 
     Raises:
-        ConfigError: there is no such finished run.
+        ConfigError: there is no such finished run, or it has no decoder to ship.
         BundleError: the exported graphs differ from torch.
     """
     with Registry(home.registry) as registry:
@@ -48,9 +54,8 @@ def export_global(
         result = RunResult.load(home.run(chosen) / "result")
         version = next_version(home.bundles, result.config.name)
         target = path or home.bundles / f"{result.config.name}-{version}{SUFFIX}"
-        report = make_bundle(
-            target, global_contents(result, chosen, version), SigningKey.load(home.signing_key)
-        )
+        contents = replace(global_contents(result, chosen, version), decoder=decoder)
+        report = make_bundle(target, contents, SigningKey.load(home.signing_key))
         data = target.read_bytes()
         registry.add_artefact(chosen, "bundle", target, sha256_hex(data), len(data))
     return report
@@ -67,12 +72,12 @@ def global_contents(result: RunResult, run_id: str, version: int) -> BundleConte
     """What the global bundle of a finished run is made of."""
     run = result.config
     model = build(run.model.family, run.model.options, run.data.shape, run.seed)
-    encoder = {
-        key: torch.from_numpy(value)
-        for key, value in result.arrays.items()
-        if key.startswith(ENCODER_PREFIX)
-    }
-    load_encoder(model, encoder)
+    weights = {key: torch.from_numpy(value) for key, value in result.arrays.items()}
+    if run.shares_decoder:
+        load_state(model, weights)
+    else:
+        own = {key: value for key, value in weights.items() if key.startswith(ENCODER_PREFIX)}
+        load_encoder(model, own)
     sites = result.facts["sites"]
     facts = list(sites.values()) if isinstance(sites, Mapping) else []
     # Sites state epsilon at their own delta; (epsilon, delta) also holds at any larger delta.

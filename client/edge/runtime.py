@@ -1,22 +1,27 @@
 """Scoring on a device: verify the bundle, check it on this machine, score, re-centre."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from shared.bundle.archive import GOLDEN, Bundle, read_bundle
-from shared.bundle.graphs import Graphs, check_golden
-from shared.bundle.manifest import RECENTRED, SCORE
-from shared.errors import BundleError, DataError
+from shared.bundle.archive import GOLDEN, Bundle, parse_bundle, read_bundle
+from shared.bundle.graphs import Density, Graphs, check_golden
+from shared.bundle.manifest import POSTERIOR, RECENTRED, SCORE
+from shared.errors import BundleError, ConfigError, DataError
 from shared.files import read_json, write_json
 from shared.keys import VerifyKey
 
-CENTER_FORMAT = 1
+CALIBRATION_FORMAT = 2
+#: Of the normal records that a calibration is made from, at most so many give the center; the
+#: threshold comes from the others, which makes its error rate hold exactly.
+CENTER_RECORDS = 30
 _MAX_LATENT = 1e30
+_KEYS = {"format", "bundle", "records", "center", "threshold", "quantile"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,44 +31,50 @@ class ScoreTable:
     Attributes:
         score: float [B]; higher is more anomalous.
         flag: bool [B]; whether the score lies above the threshold.
-        parts: every output of the scorer by name, each [B].
+        parts: every score of the scorer by name, each [B].
         threshold: the one used.
+        mu: latent means [B, k].
     """
 
     score: np.ndarray
     flag: np.ndarray
     parts: Mapping[str, np.ndarray]
     threshold: float
+    mu: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Center:
-    """A device's own latent center.
+class Calibration:
+    """What a device learnt from its own normal records.
 
     Attributes:
-        values: float64 [k], the mean latent of its normal records.
-        records: how many records it was made from.
+        records: how many they were.
+        center: float64 [k], their mean latent, or None for the bundle's center.
+        threshold: of their scores, or None for the bundle's threshold.
+        quantile: share of normal records that lies below that threshold, at least, on average.
     """
 
-    values: np.ndarray
     records: int
+    center: np.ndarray | None = None
+    threshold: float | None = None
+    quantile: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeModel:
-    """A verified bundle, ready to score. Immutable: re-centring gives a new one.
+    """A verified bundle, ready to score. Immutable: calibration gives a new one.
 
     Attributes:
         bundle: manifest and files.
         graphs: the loaded graphs.
         golden_error: largest relative difference on the golden vectors, on this machine.
-        center: the device's own center, or None for the bundle's.
+        calibration: of this device, or None to score as the bundle comes.
     """
 
     bundle: Bundle
     graphs: Graphs
     golden_error: float
-    center: Center | None = None
+    calibration: Calibration | None = None
 
     @classmethod
     def load(cls, path: Path, trusted: Sequence[VerifyKey]) -> Self:
@@ -76,18 +87,40 @@ class EdgeModel:
         Raises:
             BundleError: it is damaged, untrusted, of another version, or computes otherwise here.
         """
-        bundle = read_bundle(path, trusted)
+        return cls._checked(read_bundle(path, trusted))
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, trusted: Sequence[VerifyKey], where: str = "the given bytes"
+    ) -> Self:
+        """Like `load`, for a bundle in memory that came from ``where``."""
+        return cls._checked(parse_bundle(data, trusted, where))
+
+    @classmethod
+    def _checked(cls, bundle: Bundle) -> Self:
         graphs = Graphs.open(bundle.manifest, bundle.files)
         error = check_golden(graphs, bundle.files[GOLDEN])
         return cls(bundle=bundle, graphs=graphs, golden_error=error)
 
     @property
+    def center(self) -> np.ndarray | None:
+        """The device's own latent center [k], or None for the bundle's."""
+        return None if self.calibration is None else self.calibration.center
+
+    @property
+    def density(self) -> Density:
+        """The density of latents that came with the bundle."""
+        return self.graphs.density
+
+    @property
     def threshold(self) -> float:
-        """The threshold that holds for this model as it is, re-centred or not.
+        """The threshold that holds for this model as it is: the device's own before the bundle's.
 
         Raises:
             BundleError: the bundle has no threshold before re-centring.
         """
+        if self.calibration is not None and self.calibration.threshold is not None:
+            return self.calibration.threshold
         thresholds = self.bundle.manifest.thresholds
         value = thresholds.absolute if self.center is None else thresholds.recentred
         if value is None:
@@ -105,9 +138,12 @@ class EdgeModel:
             BundleError: there is no threshold, or a score is not finite.
         """
         threshold = self.threshold
-        parts = self.graphs.score(records, None if self.center is None else self.center.values)
-        score = parts[SCORE if self.center is None else RECENTRED]
-        return ScoreTable(score=score, flag=score > threshold, parts=parts, threshold=threshold)
+        parts = self.graphs.score(records, self.center)
+        mu, _ = (parts.pop(name) for name in POSTERIOR)
+        score = parts[self._scored_by]
+        return ScoreTable(
+            score=score, flag=score > threshold, parts=parts, threshold=threshold, mu=mu
+        )
 
     def encode(self, records: ArrayLike) -> np.ndarray:
         """Latent means [B, k] of raw records.
@@ -115,7 +151,7 @@ class EdgeModel:
         Raises:
             DataError: the records do not fit the schema, or hold NaN or infinity.
         """
-        return self.graphs.encode(records)["mu"]
+        return self.graphs.score(records)["mu"]
 
     def recentre(self, normals: ArrayLike) -> Self:
         """Centre the latent space on this device's normal records.
@@ -124,7 +160,8 @@ class EdgeModel:
             normals: raw normal records [n, *shape], n >= 1; some tens are a good number.
 
         Returns:
-            A model that scores by `recentred_distance` from their mean latent, with its threshold.
+            A model that scores by `recentred_distance` from their mean latent, with the bundle's
+            threshold for it.
 
         Raises:
             BundleError: the bundle has no re-centred threshold.
@@ -135,45 +172,95 @@ class EdgeModel:
         if not len(latents):
             raise DataError("Expected at least one normal record to re-centre on, got none.")
         mean = latents.mean(axis=0, dtype=np.float64)
-        return replace(self, center=Center(values=mean, records=len(latents)))
+        return replace(self, calibration=Calibration(records=len(latents), center=mean))
 
-    def save_center(self, path: Path) -> None:
-        """Write this device's center as JSON (mode 0600), bound to this very bundle.
+    def calibrate(
+        self, normals: ArrayLike, quantile: float | None = None, *, recentre: bool = False
+    ) -> Self:
+        """Set the threshold from this device's own normal records, by split conformal prediction.
+
+        The threshold is the score of rank ceil((n + 1) * quantile) of n normal records: a further
+        normal record of the same kind is flagged with probability at most 1 - quantile (Vovk,
+        Gammerman and Shafer 2005; Lei et al. 2018). With ``recentre`` the first third, at most
+        `CENTER_RECORDS`, gives the center and the others the threshold.
+
+        Args:
+            normals: raw normal records [n, *shape].
+            quantile: None takes the bundle's.
+            recentre: also centre the latent space on them.
 
         Raises:
-            DataError: the model is not re-centred.
+            DataError: too few records for the quantile, or records that do not fit the schema.
+            BundleError: the bundle cannot be re-centred.
+            ConfigError: the quantile does not lie between 0 and 1.
         """
-        if self.center is None:
-            raise DataError("Expected a re-centred model to save, got none; re-centre it first.")
+        wanted = self.bundle.manifest.thresholds.quantile if quantile is None else quantile
+        if not 0 < wanted < 1:
+            raise ConfigError(f"Expected a quantile between 0 and 1, got {wanted}.")
+        records = np.asarray(normals)
+        first = min(CENTER_RECORDS, len(records) // 3) if recentre else 0
+        base = self.recentre(records[:first]) if first else replace(self, calibration=None)
+        rest = records[first:]
+        rank = math.ceil((len(rest) + 1) * wanted)
+        if rank > len(rest):
+            least = math.ceil(wanted / (1 - wanted) - 1e-9) + first
+            raise DataError(
+                f"Expected at least {least} normal records for a threshold at quantile {wanted:g}, "
+                f"got {len(records)}; give more, or a lower quantile."
+            )
+        scores = np.sort(base.graphs.score(rest, base.center)[base._scored_by])
+        found = Calibration(
+            records=len(records),
+            center=base.center,
+            threshold=float(scores[rank - 1]),
+            quantile=wanted,
+        )
+        return replace(self, calibration=found)
+
+    def save_calibration(self, path: Path) -> None:
+        """Write this device's calibration as JSON (mode 0600), bound to this very bundle.
+
+        Raises:
+            DataError: the model is not calibrated.
+        """
+        found = self.calibration
+        if found is None:
+            raise DataError("Expected a calibrated model to save, got none; calibrate it first.")
         value = {
-            "format": CENTER_FORMAT,
+            "format": CALIBRATION_FORMAT,
             "bundle": self.bundle.digest,
-            "records": self.center.records,
-            "center": self.center.values.tolist(),
+            "records": found.records,
+            "center": None if found.center is None else found.center.tolist(),
+            "threshold": found.threshold,
+            "quantile": found.quantile,
         }
         write_json(path, value, 0o600)
 
-    def load_center(self, path: Path) -> Self:
-        """Take the center that `save_center` wrote.
+    def load_calibration(self, path: Path) -> Self:
+        """Take the calibration that `save_calibration` wrote.
 
         Raises:
             DataError: the file is absent, damaged, or was made with another bundle.
             BundleError: the bundle has no re-centred threshold.
         """
-        self._require_recentring()
         value = read_json(path)
-        if not isinstance(value, dict) or set(value) != {"format", "bundle", "records", "center"}:
-            raise DataError(f"Expected a saved center in {path}, got something else; re-centre.")
-        if value["format"] != CENTER_FORMAT or value["bundle"] != self.bundle.digest:
+        if not isinstance(value, dict) or set(value) != _KEYS:
             raise DataError(
-                f"Expected a center made with this bundle in {path}, got another's; re-centre on "
-                "normal records with this bundle."
+                f"Expected a saved calibration in {path}, got something else; calibrate again."
             )
-        values, records = _center_values(value["center"]), value["records"]
-        whole = isinstance(records, int) and not isinstance(records, bool) and records >= 1
-        if values is None or values.shape != self.graphs.center.shape or not whole:
-            raise DataError(f"Expected a saved center in {path}, got a damaged one; re-centre.")
-        return replace(self, center=Center(values=values, records=records))
+        if value["format"] != CALIBRATION_FORMAT or value["bundle"] != self.bundle.digest:
+            raise DataError(
+                f"Expected a calibration made with this bundle in {path}, got another's; "
+                "calibrate on normal records with this bundle."
+            )
+        found = _calibration(value, len(self.density.mean))
+        if found is None:
+            raise DataError(
+                f"Expected a saved calibration in {path}, got a damaged one; calibrate again."
+            )
+        if found.center is not None:
+            self._require_recentring()
+        return replace(self, calibration=found)
 
     def info(self) -> dict[str, object]:
         """What a person wants to know, as JSON-ready values."""
@@ -201,8 +288,25 @@ class EdgeModel:
             "sha256": self.bundle.digest,
             "model_bytes": sum(len(data) for data in self.bundle.files.values()),
             "golden_error": self.golden_error,
-            "recentred_on": None if self.center is None else self.center.records,
+            "precision": manifest.runtime.precision,
+            "format": manifest.runtime.format,
+            "target": manifest.runtime.target,
+            "hardware": manifest.runtime.hardware,
+            "expires": manifest.expires,
+            **self.calibration_info(),
         }
+
+    def calibration_info(self) -> dict[str, object]:
+        """What this device learnt, as JSON-ready values."""
+        found = self.calibration
+        return {
+            "recentred_on": None if found is None or found.center is None else found.records,
+            "calibrated_on": None if found is None or found.threshold is None else found.records,
+        }
+
+    @property
+    def _scored_by(self) -> str:
+        return SCORE if self.center is None else RECENTRED
 
     def _require_recentring(self) -> None:
         if self.bundle.manifest.thresholds.recentred is None:
@@ -212,10 +316,29 @@ class EdgeModel:
             )
 
 
-def _center_values(value: object) -> np.ndarray | None:
-    """``value`` as float64 [k], or None when it is not a list of finite numbers."""
-    if not isinstance(value, list):
+def _calibration(value: Mapping[str, object], latent_dim: int) -> Calibration | None:
+    """A calibration from JSON values, or None when one of them is not what it must be."""
+    records, center = value["records"], value["center"]
+    threshold, quantile = value["threshold"], value["quantile"]
+    if not isinstance(records, int) or isinstance(records, bool) or records < 1:
         return None
-    if not all(type(item) in (int, float) and abs(item) < _MAX_LATENT for item in value):
+    if center is None and threshold is None:
         return None
-    return np.asarray(value, dtype=np.float64)
+    if center is not None and not _are_numbers(center, latent_dim):
+        return None
+    if (threshold is None) != (quantile is None):
+        return None
+    if threshold is not None and not _are_numbers([threshold, quantile], 2):
+        return None
+    return Calibration(
+        records=records,
+        center=None if center is None else np.asarray(center, dtype=np.float64),
+        threshold=threshold if threshold is None else float(cast(float, threshold)),
+        quantile=quantile if quantile is None else float(cast(float, quantile)),
+    )
+
+
+def _are_numbers(value: object, count: int) -> bool:
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    return all(type(item) in (int, float) and abs(item) < _MAX_LATENT for item in value)

@@ -23,8 +23,8 @@ from shared.keys import SigningKey, VerifyKey
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-ENCODER = "encoder.onnx"
 SCORER = "scorer.onnx"
+SCORER_ORT = "scorer.ort"
 DECODER = "decoder.onnx"
 DENSITY = "density.npz"
 GOLDEN = "golden.npz"
@@ -34,14 +34,14 @@ CARD = "card.md"
 SIZE_CAPS: Mapping[str, int] = {
     MANIFEST: 65_536,
     SIGNATURE: 1_024,
-    ENCODER: 1 << 25,
     SCORER: 1 << 25,
+    SCORER_ORT: 1 << 25,
     DECODER: 1 << 25,
     DENSITY: 1 << 24,
     GOLDEN: 1 << 24,
     CARD: 1 << 18,
 }
-REQUIRED = frozenset({ENCODER, SCORER, DENSITY, GOLDEN, CARD})
+REQUIRED = frozenset({DENSITY, GOLDEN, CARD})  # and the scorer, in the format that runtime says
 MAX_BUNDLE_BYTES = sum(SIZE_CAPS.values()) + 4_096
 
 _ALGORITHM = "ed25519"
@@ -75,7 +75,7 @@ def write_bundle(
     Args:
         path: target file.
         manifest: its ``files`` are filled here and must be empty.
-        files: content by name: the `REQUIRED` names, and for a site bundle `DECODER` if wanted.
+        files: content by name: the `REQUIRED` ones, the scorer, and a decoder if it may be there.
         signing_key: makes the signature.
 
     Returns:
@@ -102,18 +102,29 @@ def write_bundle(
 
 
 def read_bundle(path: Path, trusted: Sequence[VerifyKey]) -> Bundle:
-    """Read and verify a bundle; nothing of it is used before its signature holds.
+    """Read and verify a bundle file; see `parse_bundle`.
+
+    Raises:
+        BundleError: it cannot be read, or `parse_bundle` refuses it.
+    """
+    return parse_bundle(_read_capped(path), trusted, str(path))
+
+
+def parse_bundle(
+    data: bytes, trusted: Sequence[VerifyKey], where: str = "the given bytes"
+) -> Bundle:
+    """Verify a bundle; nothing of it is used before its signature holds.
 
     Args:
-        path: the file.
+        data: the whole file.
         trusted: keys whose signature is accepted; at least one.
+        where: it came from, for error sentences.
 
     Raises:
         BundleError: it is no bundle, signed by an unknown key, has a bad signature, a file that
             does not match its digest, or another format version; the sentence says which.
     """
-    data = _read_capped(path)
-    contents = _unpack(data, path)
+    contents = _unpack(data, where)
     text = contents.pop(MANIFEST)
     key_id = _verify(text, contents.pop(SIGNATURE), trusted)
     manifest = Manifest.from_bytes(text)
@@ -147,10 +158,10 @@ def _read_capped(path: Path) -> bytes:
     return data
 
 
-def _unpack(data: bytes, path: Path) -> dict[str, bytes]:
+def _unpack(data: bytes, where: str) -> dict[str, bytes]:
     """Contents by name, after checks of names, sizes and the canonical form."""
     not_bundle = BundleError(
-        f"Expected an edge bundle at {path}, got something else or a damaged or cut file; "
+        f"Expected an edge bundle in {where}, got something else or a damaged or cut file; "
         "get the bundle again."
     )
     try:
@@ -222,9 +233,20 @@ def _verify(text: bytes, stored: bytes, trusted: Sequence[VerifyKey]) -> str:
     return key_id
 
 
+def scorer_name(manifest: Manifest) -> str:
+    """Name of the scorer graph in a bundle of this manifest."""
+    return SCORER_ORT if manifest.runtime.format == "ort" else SCORER
+
+
+def may_hold_decoder(manifest: Manifest) -> bool:
+    """Whether a bundle of this manifest may hold a decoder: a site's own, or a released one."""
+    return manifest.kind == "site" or manifest.training.sharing == "full"
+
+
 def _check_names(manifest: Manifest, files: Mapping[str, bytes]) -> None:
-    allowed = REQUIRED | {DECODER} if manifest.kind == "site" else REQUIRED
-    missing, extra = REQUIRED - set(files), set(files) - allowed
+    required = REQUIRED | {scorer_name(manifest)}
+    allowed = required | {DECODER} if may_hold_decoder(manifest) else required
+    missing, extra = required - set(files), set(files) - allowed
     if missing or extra:
         raise BundleError(
             f"Expected the files of a {manifest.kind} bundle ({', '.join(sorted(allowed))}), got "

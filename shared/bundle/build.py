@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.bundle.archive import CARD, DECODER, DENSITY, ENCODER, GOLDEN, SCORER, write_bundle
+from shared.bundle.archive import CARD, DECODER, DENSITY, GOLDEN, scorer_name, write_bundle
 from shared.bundle.arrays import pack_arrays
 from shared.bundle.card import model_card
 from shared.bundle.graphs import make_golden
@@ -17,7 +17,6 @@ def build_bundle(
     path: Path,
     manifest: Manifest,
     *,
-    encoder: bytes,
     scorer: bytes,
     density: Mapping[str, np.ndarray],
     golden_records: np.ndarray,
@@ -30,14 +29,14 @@ def build_bundle(
     Args:
         path: target file.
         manifest: with empty ``files``.
-        encoder: ONNX graph from x to mu and logvar.
-        scorer: ONNX graph from x and center to the outputs of ``manifest.score``.
+        scorer: ONNX graph from x and center to mu, logvar and the outputs of ``manifest.score``,
+            in the format of ``manifest.runtime``.
         density: `LatentDensity.arrays`; ``mean`` is the center that devices start from, so for a
             site bundle put the site's own mean there.
         golden_records: raw records [B, *shape] that may be published: synthetic ones for a global
             bundle, never private ones.
         signing_key: of the publisher.
-        decoder: ONNX graph of a site's decoder; site bundles only.
+        decoder: ONNX graph of a site's decoder, or of one that was released.
         note: more text for the model card.
 
     Returns:
@@ -48,8 +47,7 @@ def build_bundle(
         DataError: the golden records do not fit the schema.
     """
     files = {
-        ENCODER: encoder,
-        SCORER: scorer,
+        scorer_name(manifest): scorer,
         DENSITY: pack_arrays(density),
         CARD: model_card(manifest, note).encode(),
     }

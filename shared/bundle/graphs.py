@@ -12,15 +12,12 @@ import onnxruntime as ort
 from numpy.typing import ArrayLike
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from shared.bundle.archive import DENSITY, ENCODER, GOLDEN, SCORER
+from shared.bundle.archive import DENSITY, GOLDEN, scorer_name
 from shared.bundle.arrays import pack_arrays, unpack_arrays
-from shared.bundle.manifest import Manifest
+from shared.bundle.manifest import POSTERIOR, Manifest
 from shared.data.schema import Schema
 from shared.errors import BundleError
 
-ENCODER_OUTPUTS = ("mu", "logvar")
-#: Golden outputs must agree to this, relative to max(|expected|, 1).
-GOLDEN_TOLERANCE = 1e-4
 #: Records are run in chunks of this size, which bounds the memory of a large file.
 CHUNK = 256
 
@@ -80,58 +77,69 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graphs:
-    """Encoder and scorer with what they need.
+class Density:
+    """The released density of latents.
 
     Attributes:
-        encoder: x [B, *shape] -> mu [B, k], logvar [B, k].
-        scorer: x, center [k] -> the outputs that the manifest names, each [B].
-        schema: how raw records become x.
-        center: float64 [k], the mean in density.npz: of all clients in a global bundle, of the
-            site itself in a site bundle.
+        mean: float64 [k]: of all clients in a global bundle, of the site itself in a site bundle.
+        covariance: float64 [k, k], of all latents.
+        within: float64 [k, k], of latents about their own client's mean.
     """
 
-    encoder: Graph
+    mean: np.ndarray
+    covariance: np.ndarray
+    within: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graphs:
+    """The scorer with what it needs.
+
+    Attributes:
+        scorer: x [B, *shape], center [k] -> `POSTERIOR`, each [B, k], and the outputs that the
+            manifest names, each [B].
+        schema: how raw records become x.
+        density: of latents.
+        tolerance: of golden outputs.
+    """
+
     scorer: Graph
     schema: Schema
-    center: np.ndarray
+    density: Density
+    tolerance: float
 
     @classmethod
     def open(cls, manifest: Manifest, files: Mapping[str, bytes]) -> Self:
         """Load the graphs of a bundle, finished or still being made.
 
         Args:
-            manifest: its schema, score and latent_dim count.
-            files: at least encoder, scorer and density.
+            manifest: its schema, score, runtime and latent_dim count.
+            files: at least scorer and density.
 
         Raises:
-            BundleError: a graph or the density does not fit the manifest.
+            BundleError: a graph or the density does not fit the manifest, or this ONNX Runtime is
+                too old.
         """
-        encoder = Graph(files[ENCODER], ENCODER)
-        scorer = Graph(files[SCORER], SCORER)
-        if encoder.inputs != {"x"} or encoder.outputs != ENCODER_OUTPUTS:
-            raise BundleError(f"Expected {ENCODER} to map x to mu and logvar, got other names.")
+        _check_runtime(manifest.runtime.min_onnxruntime)
+        where = scorer_name(manifest)
+        scorer = Graph(files[where], where)
         if scorer.inputs != {"x", "center"}:
-            raise BundleError(f"Expected {SCORER} to take x and center, got other inputs.")
-        if set(scorer.outputs) != set(manifest.score.outputs):
+            raise BundleError(f"Expected {where} to take x and center, got other inputs.")
+        expected = {*POSTERIOR, *manifest.score.outputs}
+        if set(scorer.outputs) != expected:
             raise BundleError(
-                f"Expected the outputs {', '.join(manifest.score.outputs)} from {SCORER}, got "
-                f"{', '.join(scorer.outputs)}."
+                f"Expected the outputs {', '.join(sorted(expected))} from {where}, got "
+                f"{', '.join(sorted(scorer.outputs))}."
             )
-        center = _center(files[DENSITY], manifest.latent_dim)
-        return cls(encoder=encoder, scorer=scorer, schema=manifest.schema, center=center)
-
-    def encode(self, raw: ArrayLike) -> dict[str, np.ndarray]:
-        """Latent mean and log variance of raw records [B, *shape]: mu and logvar, each [B, k].
-
-        Raises:
-            DataError: the records do not fit the schema.
-            BundleError: the graph fails or gives values that are not finite.
-        """
-        return _chunked(self.encoder, self.schema.preprocess(raw), {})
+        return cls(
+            scorer=scorer,
+            schema=manifest.schema,
+            density=_density(files[DENSITY], manifest.latent_dim),
+            tolerance=manifest.runtime.tolerance,
+        )
 
     def score(self, raw: ArrayLike, center: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """All scorer outputs for raw records [B, *shape], each [B].
+        """All scorer outputs for raw records [B, *shape].
 
         Args:
             raw: records in the unit of the data source.
@@ -141,7 +149,7 @@ class Graphs:
             DataError: the records do not fit the schema.
             BundleError: the graph fails or gives values that are not finite.
         """
-        used = self.center if center is None else center
+        used = self.density.mean if center is None else center
         feeds = {"center": used.astype(np.float32)}
         return _chunked(self.scorer, self.schema.preprocess(raw), feeds)
 
@@ -151,7 +159,7 @@ def make_golden(manifest: Manifest, files: Mapping[str, bytes], records: np.ndar
 
     Args:
         manifest: as for `Graphs.open`.
-        files: encoder, scorer and density.
+        files: scorer and density.
         records: raw records [B, *shape] that may be published: synthetic ones, never private ones.
 
     Raises:
@@ -183,17 +191,16 @@ def check_golden(graphs: Graphs, data: bytes) -> float:
         float(np.max(np.abs(actual[name] - expected) / np.maximum(np.abs(expected), 1.0)))
         for name, expected in arrays.items()
     )
-    if worst > GOLDEN_TOLERANCE:
+    if worst > graphs.tolerance:
         raise BundleError(
-            f"Expected golden outputs within {GOLDEN_TOLERANCE:g}, got a difference of "
+            f"Expected golden outputs within {graphs.tolerance:g}, got a difference of "
             f"{worst:.2g}; this machine or its ONNX Runtime computes otherwise, so do not use it."
         )
     return worst
 
 
 def _golden_outputs(graphs: Graphs, raw: np.ndarray) -> dict[str, np.ndarray]:
-    encoded = {f"encoder_{name}": value for name, value in graphs.encode(raw).items()}
-    return encoded | {f"scorer_{name}": value for name, value in graphs.score(raw).items()}
+    return {f"scorer_{name}": value for name, value in graphs.score(raw).items()}
 
 
 def _chunked(
@@ -214,8 +221,19 @@ def _chunked(
     return result
 
 
-def _center(data: bytes, latent_dim: int) -> np.ndarray:
-    """The mean in ``density.npz`` (`LatentDensity.arrays`), after a check of names and shapes."""
+def _check_runtime(least: str) -> None:
+    def parts(version: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+
+    if parts(ort.__version__) < parts(least):
+        raise BundleError(
+            f"Expected ONNX Runtime {least} or newer for this bundle, got {ort.__version__}; "
+            "update onnxruntime."
+        )
+
+
+def _density(data: bytes, latent_dim: int) -> Density:
+    """``density.npz`` (`LatentDensity.arrays`), after a check of names and shapes."""
     arrays = unpack_arrays(data, DENSITY)
     square = (latent_dim, latent_dim)
     shapes = {"count": (1,), "mean": (latent_dim,), "covariance": square, "within": square}
@@ -224,4 +242,5 @@ def _center(data: bytes, latent_dim: int) -> np.ndarray:
             f"Expected count, mean, covariance and within for {latent_dim} latent dimensions in "
             f"{DENSITY}, got other arrays."
         )
-    return arrays["mean"].astype(np.float64)
+    names = ("mean", "covariance", "within")
+    return Density(**{name: arrays[name].astype(np.float64) for name in names})

@@ -8,31 +8,37 @@ SHA-256 and length, so its signature covers them all.
 import datetime
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from shared.bundle.strict import StrictObject, parse_object
 from shared.data.schema import Schema
 from shared.errors import BundleError, ConfigError
 from shared.files import canonical_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_MANIFEST_BYTES = 65_536
 MAX_LATENT_DIM = 4096
+#: Beyond this a golden vector would say nothing about a device.
+MAX_TOLERANCE = 0.25
 
 Kind = Literal["global", "site"]
+Format = Literal["onnx", "ort"]
+Precision = Literal["fp32", "fp16", "int8-weights", "int8-dynamic", "int8-static"]
 
-#: Outputs of scorer.onnx with a meaning here. `SCORE` is always present and is what a bundle
+#: Outputs of the scorer with a meaning here. `SCORE` is always present and is what a bundle
 #: flags by; a re-centred device flags by `RECENTRED` instead.
 SCORE = "score"
 RECENTRED = "recentred_distance"
 RECONSTRUCTION = "reconstruction_error"
+#: What the scorer says of the posterior of each record, [B, k], beside those outputs.
+POSTERIOR = ("mu", "logvar")
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _OUTPUT = r"[a-z][a-z0-9_]{0,63}"
-_FILE = r"[a-z]+\.(onnx|npz|md)"
+_FILE = r"[a-z]+\.(onnx|ort|npz|md)"
 _HASH = r"[0-9a-f]{64}"
 _METRIC = r"[A-Za-z0-9][A-Za-z0-9_.@/-]{0,63}"
-_CREATED = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +114,40 @@ class Privacy:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How the model came about: finished rounds and clients that took part."""
+    """How the model came about.
+
+    Attributes:
+        rounds: finished ones.
+        clients: that took part.
+        sharing: what clients released: "encoder", "summary", "encoder+summary" or "full".
+    """
 
     rounds: int
     clients: int
+    sharing: str = "encoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What a device needs, and what the graphs were made for.
+
+    Attributes:
+        format: of the scorer: "onnx", or "ort" for ONNX Runtime of one version alone.
+        precision: of the weights and of the arithmetic.
+        opset: of the ONNX standard.
+        min_onnxruntime: oldest ONNX Runtime that is accepted, "1.24".
+        tolerance: golden outputs must agree to this, relative to max(|expected|, 1).
+        target: what the form was chosen for: "auto", "smallest", "fastest", "arm" or "web".
+        hardware: notes for people: where the choice was measured.
+    """
+
+    format: Format = "onnx"
+    precision: Precision = "fp32"
+    opset: int = 20
+    min_onnxruntime: str = "1.24"
+    tolerance: float = 1e-4
+    target: str = "auto"
+    hardware: str = "not measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +175,10 @@ class Manifest:
         score: what the scorer returns.
         thresholds: above which a record is flagged.
         privacy: None when training was not private.
-        training: rounds and clients.
+        training: rounds, clients and what they shared.
+        runtime: what a device needs.
+        expires: UTC time like ``created`` after which no device installs it, or None; a running
+            bundle goes on.
         metrics: figures of an evaluation, by name.
         files: digest and length by file name; filled when the bundle is written.
     """
@@ -156,6 +195,8 @@ class Manifest:
     thresholds: Thresholds
     privacy: Privacy | None
     training: Training
+    runtime: Runtime = Runtime()
+    expires: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
@@ -190,7 +231,7 @@ class Manifest:
             kind=cast(Kind, top.text("kind", "global|site")),
             name=top.text("name", _NAME),
             version=top.integer("version", 1),
-            created=_created(top),
+            created=_time("created", top.text("created", _TIME)),
             run_id=top.text("run_id", _NAME),
             family=top.text("family", _NAME),
             latent_dim=top.integer("latent_dim", 1, MAX_LATENT_DIM),
@@ -199,6 +240,8 @@ class Manifest:
             thresholds=_thresholds(top.child("thresholds")),
             privacy=_privacy(top.optional_child("privacy")),
             training=_training(top.child("training")),
+            runtime=_runtime(top.child("runtime")),
+            expires=_expires(top),
             metrics=top.number_mapping("metrics", _METRIC),
             files=top.children("files", _FILE, _file_entry),
         )
@@ -210,15 +253,16 @@ class Manifest:
         """Refuse what contradicts itself.
 
         Raises:
-            BundleError: a global bundle with a reconstruction score, a score or threshold without
-                its output, or no threshold at all.
+            BundleError: a global bundle with a reconstruction score that nobody released, a score
+                or threshold without its output, or no threshold at all.
         """
         if SCORE not in self.score.outputs:
             raise BundleError(f"Expected an output named {SCORE!r} in the score, got none.")
         combine = self.score.combine
         if combine and not set(combine.names) <= set(self.score.outputs):
             raise BundleError("Expected a combination of the scorer's outputs, got other names.")
-        if self.kind == "global" and RECONSTRUCTION in self.score.outputs:
+        released = self.kind == "site" or self.training.sharing == "full"
+        if RECONSTRUCTION in self.score.outputs and not released:
             raise BundleError(
                 "Expected a global bundle without a reconstruction score, got one; decoders stay "
                 "with their sites, so make a site bundle."
@@ -231,15 +275,19 @@ class Manifest:
             raise BundleError("Expected at least one threshold, got none; set one.")
 
 
-def _created(top: StrictObject) -> str:
-    text = top.text("created", _CREATED)
+def _time(key: str, text: str) -> str:
     try:
         datetime.datetime.fromisoformat(text)
     except ValueError:
         raise BundleError(
-            f"Expected a calendar time at 'created' in manifest.json, got {text!r}."
+            f"Expected a calendar time at {key!r} in manifest.json, got {text!r}."
         ) from None
     return text
+
+
+def _expires(top: StrictObject) -> str | None:
+    text = top.optional_text("expires", _TIME)
+    return None if text is None else _time("expires", text)
 
 
 def _schema(top: StrictObject) -> Schema:
@@ -315,8 +363,31 @@ def _privacy(value: StrictObject | None) -> Privacy | None:
 
 
 def _training(value: StrictObject) -> Training:
-    result = Training(rounds=value.integer("rounds", 0), clients=value.integer("clients", 0))
+    result = Training(
+        rounds=value.integer("rounds", 0),
+        clients=value.integer("clients", 0),
+        sharing=value.text("sharing", r"encoder|summary|encoder\+summary|full"),
+    )
     value.close()
+    return result
+
+
+def _runtime(value: StrictObject) -> Runtime:
+    result = Runtime(
+        format=cast(Format, value.text("format", "|".join(get_args(Format)))),
+        precision=cast(Precision, value.text("precision", "|".join(get_args(Precision)))),
+        opset=value.integer("opset", 1, 99),
+        min_onnxruntime=value.text("min_onnxruntime", r"\d{1,3}\.\d{1,3}"),
+        tolerance=value.number("tolerance"),
+        target=value.text("target", _NAME),
+        hardware=value.text("hardware"),
+    )
+    value.close()
+    if not 0 < result.tolerance <= MAX_TOLERANCE:
+        raise BundleError(
+            f"Expected a tolerance of golden outputs above 0 and at most {MAX_TOLERANCE}, got "
+            f"{result.tolerance}."
+        )
     return result
 
 

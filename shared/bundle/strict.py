@@ -80,6 +80,13 @@ class StrictObject:
             self._refuse(key, f"text that matches {pattern or 'printable characters'}")
         return value
 
+    def optional_text(self, key: str, pattern: str) -> str | None:
+        """Like `text`, or null."""
+        if self._values.get(key, "") is None:
+            del self._values[key]
+            return None
+        return self.text(key, pattern)
+
     def integer(self, key: str, least: int, most: int = MAX_INTEGER) -> int:
         """A whole number between ``least`` and ``most``, both included."""
         value = self._take(key)

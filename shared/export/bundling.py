@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.bundle.archive import DECODER, ENCODER, SCORER
+from shared.bundle.archive import DECODER, SCORER
 from shared.bundle.build import build_bundle
 from shared.bundle.manifest import (
     Combination,
@@ -28,10 +28,8 @@ from shared.detection.combine import ScoreCombination
 from shared.errors import ConfigError
 from shared.export.onnx import (
     Decoder,
-    Encoder,
     Scorer,
     export_decoder,
-    export_encoder,
     export_scorer,
     scorer_outputs,
 )
@@ -129,7 +127,6 @@ def make_bundle(
     written = build_bundle(
         path,
         _manifest(contents, schema),
-        encoder=graphs[ENCODER],
         scorer=graphs[SCORER],
         decoder=graphs.get(DECODER),
         density=contents.density.arrays(),
@@ -152,10 +149,11 @@ def next_version(folder: Path, name: str) -> int:
 
 
 def _check_decoder(contents: BundleContents) -> None:
-    if contents.decoder and contents.kind == "global":
+    released = contents.kind == "site" or contents.run.shares_decoder
+    if contents.decoder and not released:
         raise ConfigError(
-            "Expected a global bundle without a decoder, got a request for one; "
-            "export a site bundle for reconstructions."
+            f"Expected sharing 'full' for a global bundle with a decoder, got "
+            f"{contents.run.sharing!r}; export a site bundle for reconstructions."
         )
     if contents.decoder and contents.run.privacy.mechanism == "none":
         raise ConfigError(
@@ -175,13 +173,10 @@ def _graphs(
     center = {"center": density.mean.astype(np.float32)}
     scaling, combine = contents.scaling, contents.combine
     files = {
-        ENCODER: export_encoder(model, scaling),
         SCORER: export_scorer(model, density, with_decoder=site, combine=combine, scaling=scaling),
     }
     scorer = Scorer(model, density, with_decoder=site, combine=combine, scaling=scaling)
-    encoder = Encoder(model, scaling)
     reports = {
-        ENCODER: parity(files[ENCODER], encoder, records, extremes),
         SCORER: parity(
             files[SCORER], scorer, records, extremes, fixed=center, tolerance=SCORER_TOLERANCE
         ),
@@ -189,7 +184,7 @@ def _graphs(
     if contents.decoder:
         files[DECODER] = export_decoder(model)
         with torch.no_grad():
-            latents = encoder(torch.from_numpy(checked))[0].numpy()
+            latents = model.encode(scorer.scaled(torch.from_numpy(checked)))[0].numpy()
         reports[DECODER] = parity(files[DECODER], Decoder(model), {"z": latents}, (0.0, 5.0, -5.0))
     return files, reports
 
@@ -218,7 +213,9 @@ def _manifest(contents: BundleContents, schema: Schema) -> Manifest:
         ),
         thresholds=contents.thresholds,
         privacy=_privacy(contents),
-        training=Training(rounds=run.training.rounds, clients=contents.clients),
+        training=Training(
+            rounds=run.training.rounds, clients=contents.clients, sharing=run.sharing
+        ),
     )
 
 

@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from shared.bundle.manifest import POSTERIOR
 from shared.data.scaling import LIMIT, Scaling
 from shared.detection.combine import ScoreCombination
 from shared.errors import BundleError
@@ -87,7 +88,7 @@ class Decoder(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Anomaly scores of records, all `[B]`, in the order of `scorer_outputs`.
+    """`mu` and `logvar`, `[B, k]`, then anomaly scores, `[B]`, in the order of `scorer_outputs`.
 
     Args:
         model: A trained model.
@@ -142,7 +143,7 @@ class Scorer(nn.Module):
             parts["reconstruction_error"] = self.model.reconstruction_error(
                 x, self.model.decode(mu_Bk)
             )
-        return *parts.values(), self._score(parts)
+        return mu_Bk, logvar_Bk, *parts.values(), self._score(parts)
 
     def _score(self, parts: dict[str, Tensor]) -> Tensor:
         if self.combine is None:
@@ -161,7 +162,7 @@ class Scorer(nn.Module):
 
 
 def scorer_outputs(with_decoder: bool) -> tuple[str, ...]:
-    """Names of the scorer graph's outputs, in order; the last is `score`."""
+    """Names of the scores that the scorer graph gives, in order; the last is `score`."""
     return (*LATENT_PARTS, *(("reconstruction_error",) if with_decoder else ()), "score")
 
 
@@ -186,7 +187,7 @@ def export_scorer(
     combine: ScoreCombination | None = None,
     scaling: Scaling | None = None,
 ) -> bytes:
-    """Export `Scorer`: `x` `[B, *shape]` and `center` `[k]` to `scorer_outputs`, all float32.
+    """Export `Scorer`: `x` `[B, *shape]` and `center` `[k]` to its outputs, all float32.
 
     `latent_distance` uses the covariance of all records and belongs to the density's mean as
     centre; `recentred_distance` uses the covariance within clients and belongs to a local centre.
@@ -198,7 +199,7 @@ def export_scorer(
         Scorer(model, density, with_decoder=with_decoder, combine=combine, scaling=scaling),
         {"x": torch.zeros(2, *model.input_shape), "center": torch.zeros(model.latent_dim)},
         {"x"},
-        scorer_outputs(with_decoder),
+        (*POSTERIOR, *scorer_outputs(with_decoder)),
     )
 
 

@@ -1,5 +1,6 @@
 """The command line: help, exit codes, JSON, and the edge commands on a real bundle."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import typer.main
 
 from cli import main as cli_main
+from client.edge.main import build_parser
 from client.home import ClientHome
 from server.export import export_global
 from server.home import ServerHome
@@ -48,6 +50,11 @@ def commands(
         yield " ".join(path), command
 
 
+def edge_commands() -> dict[str, argparse.ArgumentParser]:
+    """The commands of a device by name; they have a parser of their own."""
+    return build_parser("fedlatent edge")[1].parsers
+
+
 def tree() -> click.Command:
     """The root command."""
     return typer.main.get_command(cli_main.app)
@@ -61,12 +68,28 @@ def test_every_command_has_help_and_an_example() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option) and parameter.name != "help":
                 assert parameter.help, f"{name} {parameter.name}"
+    for name, parser in edge_commands().items():
+        assert parser.description, name
+        assert f"fedlatent edge {name}" in (parser.epilog or ""), name
+        for action in parser._actions:
+            assert action.help, f"{name} {action.dest}"
 
 
 def test_commands_and_options_are_frozen() -> None:
     """The outward surface equals the reviewed file; a change there is the review."""
-    lines = []
-    for name, command in sorted(commands(tree())):
+    lines = [
+        f"edge {name}: "
+        + " ".join(
+            sorted(
+                option
+                for action in parser._actions
+                for option in (action.option_strings or [action.dest])
+                if option not in ("-h", "--help")
+            )
+        )
+        for name, parser in edge_commands().items()
+    ]
+    for name, command in commands(tree()):
         names = [
             option
             for parameter in command.params
@@ -75,7 +98,7 @@ def test_commands_and_options_are_frozen() -> None:
             )
         ]
         lines.append(f"{name}: {' '.join(sorted(names))}")
-    assert FROZEN.read_text().splitlines() == lines
+    assert FROZEN.read_text().splitlines() == sorted(lines)
 
 
 @pytest.mark.parametrize(
@@ -188,12 +211,19 @@ def test_edge_commands_on_a_real_bundle(
     scored = json.loads(out)
     assert status == 0
     assert len(scored["scores"]) == scored["records"] == len(table.read_text().splitlines()) - 1
-    center = tmp_path / "center.json"
-    options = ["--normals", folder / "normals.npz", "--save-center", center, "--json"]
-    first = json.loads(run(*plain, *options)[1])
-    again = json.loads(run(*plain, "--center", center, "--json")[1])
+    first = json.loads(run(*plain, "--normals", folder / "normals.npz", "--json")[1])
     assert first["recentred_on"] == 10
-    assert again["scores"] == pytest.approx(first["scores"])
+    own = tmp_path / "calibration.json"
+    options = ["--key", key, "--output", own, "--quantile", "0.8"]
+    made = run("edge", "calibrate", bundle, folder / "normals.npz", *options, "--json")[1]
+    again = json.loads(run(*plain, "--calibration", own, "--json")[1])
+    assert again["calibrated_on"] == 10
+    assert again["threshold"] == json.loads(made)["threshold"]
+    latents = tmp_path / "latents.csv"
+    assert run("edge", "encode", *plain[2:], "--output", latents)[0] == 0
+    assert len(latents.read_text().splitlines()) == scored["records"] + 1
+    assert run("edge", "verify", bundle, "--key", key, "--extract", tmp_path / "parts")[0] == 0
+    assert (tmp_path / "parts" / "scorer.onnx").stat().st_size > 1000
     assert run(*plain)[0] == 0
     data = bytearray(bundle.read_bytes())
     data[len(data) // 2] ^= 1

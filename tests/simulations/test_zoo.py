@@ -102,7 +102,7 @@ def test_federation_to_bundle(tmp_path: Path, case: Case) -> None:
         decoder=True,
     )
     report = make_bundle(tmp_path / "site.fedlatent", contents, key, fresh)
-    assert set(report.parity) == {"encoder.onnx", "scorer.onnx", "decoder.onnx"}
+    assert set(report.parity) == {"scorer.onnx", "decoder.onnx"}
     scored = EdgeModel.load(tmp_path / "site.fedlatent", [key.public]).score(fresh)
     assert np.isfinite(scored.score).all()
     assert (scored.parts["reconstruction_error"] >= 0).all()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from client.edge.runtime import EdgeModel
-from shared.bundle.archive import ENCODER, GOLDEN, SCORER
+from shared.bundle.archive import GOLDEN, SCORER
 from shared.bundle.arrays import pack_arrays, unpack_arrays
 from shared.bundle.manifest import Thresholds
-from shared.errors import BundleError, DataError
+from shared.errors import BundleError, ConfigError, DataError
 from shared.keys import SigningKey
 from tests.client.edge.conftest import Load
 from tests.shared.bundle import tiny
@@ -61,8 +61,8 @@ def test_recentring_on_one_record(load: Load) -> None:
     """One normal record is enough; it then has distance zero."""
     moved = load().recentre(RAW[:1])
     assert moved.score(RAW[:1]).score == pytest.approx([0.0], abs=1e-9)
-    assert moved.center is not None
-    assert moved.center.records == 1
+    assert moved.calibration is not None
+    assert moved.calibration.records == 1
 
 
 def test_recentring_needs_records(load: Load) -> None:
@@ -81,33 +81,35 @@ def test_missing_thresholds_are_errors(load: Load, tmp_path: Path) -> None:
         first.score(RAW)
     moved = first.recentre(RAW[:5])
     assert moved.score(RAW).threshold == 1.0
-    moved.save_center(tmp_path / "center.json")
+    moved.save_calibration(tmp_path / "calibration.json")
     only = load(tiny.manifest(thresholds=Thresholds(quantile=0.9, absolute=1.0, recentred=None)))
     with pytest.raises(BundleError, match="without"):
         only.recentre(RAW[:5])
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bundle": only.bundle.digest}))
     with pytest.raises(BundleError, match="without"):
-        only.load_center(tmp_path / "center.json")
+        only.load_calibration(path)
 
 
 def test_saved_center_is_restored(load: Load, tmp_path: Path) -> None:
     """A restarted device that loads its center gives the very same scores."""
-    path = tmp_path / "center.json"
+    path = tmp_path / "calibration.json"
     moved = load().recentre(RAW[:7])
-    moved.save_center(path)
-    again = load().load_center(path)
+    moved.save_calibration(path)
+    again = load().load_calibration(path)
     np.testing.assert_array_equal(again.score(RAW).score, moved.score(RAW).score)
     assert again.info()["recentred_on"] == 7
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(DataError, match="re-centre it first"):
-        load().save_center(path)
+    with pytest.raises(DataError, match="calibrate it first"):
+        load().save_calibration(path)
 
 
 def test_center_of_another_bundle_is_refused(load: Load, tmp_path: Path) -> None:
     """A center belongs to one bundle; after an update the device must re-centre."""
-    load().recentre(RAW[:7]).save_center(tmp_path / "center.json")
+    load().recentre(RAW[:7]).save_calibration(tmp_path / "calibration.json")
     newer = load(replace(tiny.manifest(), version=4))
     with pytest.raises(DataError, match="another's"):
-        newer.load_center(tmp_path / "center.json")
+        newer.load_calibration(tmp_path / "calibration.json")
 
 
 @pytest.mark.parametrize(
@@ -122,22 +124,59 @@ def test_center_of_another_bundle_is_refused(load: Load, tmp_path: Path) -> None
         {"center": "ab"},
         {"records": 0},
         {"records": "7"},
-        {"format": 2},
+        {"format": 1},
         {"more": 1},
+        {"center": None},
+        {"threshold": 1.0},
+        {"threshold": float("nan"), "quantile": 0.9},
+        {"threshold": "high", "quantile": 0.9},
     ],
     ids=lambda change: str(change)[:30],
 )
 def test_damaged_center_is_refused(load: Load, tmp_path: Path, change: dict[str, object]) -> None:
     """A center file that was changed or cut is a DataError."""
-    path = tmp_path / "center.json"
+    path = tmp_path / "calibration.json"
     model = load()
-    model.recentre(RAW[:7]).save_center(path)
+    model.recentre(RAW[:7]).save_calibration(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(DataError, match="Expected"):
-        model.load_center(path)
+        model.load_calibration(path)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(DataError, match="JSON"):
-        model.load_center(path)
+        model.load_calibration(path)
+
+
+@pytest.mark.parametrize("recentre", [False, True])
+def test_calibrated_threshold_holds_on_new_records(load: Load, recentre: bool) -> None:
+    """Of fresh normal records, on average over calibrations, at most 1 - quantile are flagged."""
+    model, shares = load(), []
+    for seed in range(40):
+        own = model.calibrate(tiny.raw_records(60, seed), 0.9, recentre=recentre)
+        shares.append(own.score(tiny.raw_records(500, 1000 + seed)).flag.mean())
+    # Split conformal: between 1 - quantile - 1/(n + 1) and 1 - quantile, here with sampling error.
+    assert 0.05 < np.mean(shares) < 0.115
+
+
+def test_calibration_has_the_conformal_rank(load: Load, tmp_path: Path) -> None:
+    """The threshold is the score of rank ceil((n + 1) q), survives a restart, and flags no more."""
+    model, raw = load(), tiny.raw_records(19)
+    own = model.calibrate(raw, 0.9)
+    assert own.threshold == np.sort(model.score(raw).score)[17]
+    own.save_calibration(tmp_path / "calibration.json")
+    again = load().load_calibration(tmp_path / "calibration.json")
+    assert again.threshold == own.threshold
+    assert again.info()["calibrated_on"] == 19
+    assert again.info()["recentred_on"] is None
+
+
+def test_too_few_records_for_a_quantile_are_refused(load: Load) -> None:
+    """Nine records bear 0.9, eight do not, and the sentence says how many are needed."""
+    model = load()
+    assert model.calibrate(tiny.raw_records(9), 0.9).threshold > 0
+    with pytest.raises(DataError, match="at least 9 normal records"):
+        model.calibrate(tiny.raw_records(8), 0.9)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        model.calibrate(tiny.raw_records(8), 1.0)
 
 
 def test_untrusted_bundle_is_not_loaded(
@@ -145,7 +184,7 @@ def test_untrusted_bundle_is_not_loaded(
 ) -> None:
     """A bundle of an unknown key is refused before its broken graph is touched."""
     other = SigningKey.generate(tmp_path / "other")
-    path = tiny.write(tmp_path / "theirs", other, replaced={ENCODER: b"not a graph"})
+    path = tiny.write(tmp_path / "theirs", other, replaced={SCORER: b"not a graph"})
     with pytest.raises(BundleError, match="unknown key"):
         EdgeModel.load(path, [signing_key.public])
 
@@ -155,7 +194,7 @@ def test_broken_bundle_is_refused_at_load(load: Load) -> None:
     arrays = unpack_arrays(tiny.files(tiny.manifest())[GOLDEN], GOLDEN)
     arrays["scorer_score"] = arrays["scorer_score"] + 0.01
     cases = {
-        "loads in": {ENCODER: b"not a graph"},
+        "loads in": {SCORER: b"not a graph"},
         "finite": {SCORER: tiny.scorer(overflow=True)},
         "golden outputs": {GOLDEN: pack_arrays(arrays)},
     }

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from shared.bundle.archive import (
     CARD,
     DECODER,
-    ENCODER,
+    DENSITY,
     GOLDEN,
     MANIFEST,
     REQUIRED,
@@ -30,7 +30,7 @@ from shared.errors import BundleError
 from shared.keys import SigningKey
 from tests.shared.bundle import tiny
 
-FROZEN_DIGEST = "649e4efb4372eef3631c866e4f751288fd7781c4fe2d6b73a8a11f2f0b17eb98"
+FROZEN_DIGEST = "3427d64e9b5857254edc217fd0f41fcd178f089ef9cab13732b9e984ed6378bf"
 
 
 def _contents(path: Path) -> dict[str, bytes]:
@@ -56,7 +56,7 @@ def test_round_trip(bundle_path: Path, signing_key: SigningKey) -> None:
     bundle = read_bundle(bundle_path, [signing_key.public])
     assert bundle.files == tiny.files(tiny.manifest())
     assert replace(bundle.manifest, files={}) == tiny.manifest()
-    assert set(bundle.manifest.files) == REQUIRED
+    assert set(bundle.manifest.files) == REQUIRED | {SCORER}
     assert bundle.key_id == signing_key.key_id
     assert bundle.digest == hashlib.sha256(bundle_path.read_bytes()).hexdigest()
 
@@ -73,7 +73,7 @@ def test_any_trusted_key_will_do(
 def test_bytes_are_frozen(tmp_path: Path) -> None:
     """Equal inputs give equal bytes on every machine and version; a change is a format change."""
     key = SigningKey(key=Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
-    files = {name: name.encode() for name in REQUIRED}
+    files = {name: name.encode() for name in (*REQUIRED, SCORER)}
     write_bundle(tmp_path / "a", tiny.manifest(), files, key)
     write_bundle(tmp_path / "b", tiny.manifest(), dict(reversed(files.items())), key)
     data = (tmp_path / "a").read_bytes()
@@ -194,9 +194,9 @@ def test_format_version_is_named(
 ) -> None:
     """A rightly signed bundle of another format is refused by its version."""
     manifest = _contents(bundle_path)[MANIFEST]
-    newer = manifest.replace(b'"format_version":1', b'"format_version":2')
+    newer = manifest.replace(b'"format_version":2', b'"format_version":3')
     path = _resigned(bundle_path, tmp_path / "newer", signing_key, newer)
-    with pytest.raises(BundleError, match="format version 1, got 2"):
+    with pytest.raises(BundleError, match="format version 2, got 3"):
         read_bundle(path, [signing_key.public])
 
 
@@ -224,8 +224,8 @@ def test_decoder_only_in_site_bundles(signing_key: SigningKey, tmp_path: Path) -
 def test_writer_refuses_what_a_reader_would(signing_key: SigningKey, tmp_path: Path) -> None:
     """Missing, unknown or oversized files and a bad manifest leave no file behind."""
     path, manifest = tmp_path / "bundle", tiny.manifest()
-    files = {name: b"data" for name in REQUIRED}
-    less = {name: b"data" for name in REQUIRED - {CARD}}
+    files = {name: b"data" for name in (*REQUIRED, SCORER)}
+    less = {name: data for name, data in files.items() if name != CARD}
     for bad in (less, {**files, "extra.md": b""}, {**files, CARD: bytes(SIZE_CAPS[CARD] + 1)}):
         with pytest.raises(BundleError, match="Expected"):
             write_bundle(path, manifest, bad, signing_key)
@@ -257,7 +257,7 @@ def test_irregular_archives_are_refused(
     cases = {
         "traversal": _zip([*members, ("../evil.onnx", b"x")]),
         "unknown": _zip([*members, ("setup.py", b"x")]),
-        "duplicate": _zip([*members, (ENCODER, b"x")]),
+        "duplicate": _zip([*members, (SCORER, b"x")]),
         "compressed": _zip(members, zipfile.ZIP_DEFLATED),
         "bomb": _zip([*members[:-1], (CARD, bomb)], zipfile.ZIP_DEFLATED),
         "order": _zip(list(reversed(members))),
@@ -294,7 +294,7 @@ def test_swapped_files_are_refused(
     contents = _contents(bundle_path)
     other = tiny.write(tmp_path / "other", signing_key, replaced={GOLDEN: b"other"})
     swaps: list[dict[str, bytes]] = [
-        {ENCODER: contents[SCORER], SCORER: contents[ENCODER]},
+        {DENSITY: contents[GOLDEN], GOLDEN: contents[DENSITY]},
         {GOLDEN: _contents(other)[GOLDEN]},
     ]
     for changes in swaps:

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from client.edge.runtime import EdgeModel
-from shared.bundle.archive import CARD, DECODER, ENCODER, SCORER
+from shared.bundle.archive import CARD, DECODER, SCORER
 from shared.bundle.build import build_bundle
 from shared.bundle.card import model_card
 from shared.bundle.manifest import Manifest, Privacy, ScoreDefinition, Thresholds
 from shared.data.schema import Schema
 from shared.errors import BundleError
-from shared.export import export_decoder, export_encoder, export_scorer, scorer_outputs
+from shared.export import export_decoder, export_scorer, scorer_outputs
 from shared.keys import SigningKey
 from shared.models import build
 from shared.privacy.summaries import LatentDensity, squared_distance
@@ -52,7 +52,6 @@ def test_exported_model_becomes_a_bundle(tmp_path: Path, signing_key: SigningKey
     build_bundle(
         path,
         manifest,
-        encoder=export_encoder(model),
         scorer=export_scorer(model, density, with_decoder=True),
         decoder=export_decoder(model),
         density=density.arrays(),
@@ -72,12 +71,10 @@ def test_exported_model_becomes_a_bundle(tmp_path: Path, signing_key: SigningKey
 
 def test_unfit_parts_are_not_written(tmp_path: Path, signing_key: SigningKey) -> None:
     """A scorer that does not give what the manifest names leaves no file behind."""
-    files = tiny.files(tiny.manifest())
     with pytest.raises(BundleError, match="Expected the outputs"):
         build_bundle(
             tmp_path / "bundle",
             tiny.manifest(),
-            encoder=files[ENCODER],
             scorer=tiny.scorer(site=True),
             density=tiny.density(),
             golden_records=tiny.raw_records(),
@@ -116,7 +113,6 @@ def test_card_is_in_the_bundle(tmp_path: Path, signing_key: SigningKey) -> None:
     build_bundle(
         path,
         tiny.manifest(),
-        encoder=files[ENCODER],
         scorer=files[SCORER],
         density=tiny.density(),
         golden_records=tiny.raw_records(),

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from shared.bundle.archive import DENSITY, ENCODER, GOLDEN, SCORER
+from shared.bundle.archive import DENSITY, GOLDEN, SCORER
 from shared.bundle.arrays import pack_arrays, unpack_arrays
 from shared.bundle.graphs import CHUNK, Graphs, check_golden, make_golden
-from shared.bundle.manifest import ScoreDefinition
+from shared.bundle.manifest import Runtime, ScoreDefinition
 from shared.errors import BundleError, DataError
 from tests.shared.bundle import tiny
 
@@ -20,16 +20,16 @@ def _open(changes: Mapping[str, bytes] | None = None) -> Graphs:
     return Graphs.open(manifest, {**tiny.files(manifest), **(changes or {})})
 
 
-def test_encoder_and_scorer_match_numpy() -> None:
-    """Both graphs give the reference's latents and distances, for no record up to many chunks."""
+def test_scorer_matches_numpy() -> None:
+    """The graph gives the reference's latents and distances, for no record up to many chunks."""
     graphs = _open()
     for count in (0, 1, CHUNK, 2 * CHUNK + 3):
         raw = tiny.raw_records(count)
         expected = tiny.latents(raw)
-        encoded, scored = graphs.encode(raw), graphs.score(raw)
+        scored = graphs.score(raw)
         distance = ((expected - tiny.CENTER) ** 2).sum(axis=1)
-        np.testing.assert_allclose(encoded["mu"], expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(encoded["logvar"], -expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(scored["mu"], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(scored["logvar"], -expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(scored["score"], distance, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(scored["recentred_distance"], 4 * distance, rtol=1e-5, atol=1e-6)
 
@@ -77,10 +77,9 @@ def test_golden_records_must_fit_the_schema() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "match"),
     [
-        (ENCODER, b"not a graph", "loads in encoder.onnx"),
+        (SCORER, b"not a graph", "loads in scorer.onnx"),
         (SCORER, b"", "loads in scorer.onnx"),
-        (ENCODER, tiny.scorer(), "map x to mu and logvar"),
-        (SCORER, tiny.encoder(), "take x and center"),
+        (SCORER, tiny.other_graph(), "take x and center"),
         (SCORER, tiny.scorer(site=True), "Expected the outputs"),
         (DENSITY, pack_arrays({"mean": np.zeros(2)}), "count, mean, covariance"),
         (DENSITY, b"not an npz", "npz of finite float arrays"),
@@ -90,6 +89,23 @@ def test_unfit_files_are_refused(name: str, data: bytes, match: str) -> None:
     """A graph or density that does not fit the manifest is refused by name."""
     with pytest.raises(BundleError, match=match):
         _open({name: data})
+
+
+def test_older_onnx_runtime_is_refused() -> None:
+    """A bundle that asks for a newer ONNX Runtime than this one is refused, in words."""
+    manifest = replace(tiny.manifest(), runtime=Runtime(min_onnxruntime="99.1"))
+    with pytest.raises(BundleError, match=r"ONNX Runtime 99\.1 or newer"):
+        Graphs.open(manifest, tiny.files(tiny.manifest()))
+
+
+def test_golden_tolerance_is_the_manifests() -> None:
+    """A bundle of coarse arithmetic says how far another machine may differ."""
+    files = tiny.files(tiny.manifest())
+    arrays = unpack_arrays(files[GOLDEN], GOLDEN)
+    arrays["scorer_score"] = arrays["scorer_score"] * 1.01
+    manifest = replace(tiny.manifest(), runtime=Runtime(tolerance=0.02))
+    error = check_golden(Graphs.open(manifest, files), pack_arrays(arrays))
+    assert 1e-4 < error <= 0.02
 
 
 def test_latent_dim_must_fit() -> None:
@@ -104,7 +120,7 @@ def test_schema_must_fit_the_graph() -> None:
     manifest = replace(tiny.manifest(), schema=replace(tiny.SCHEMA, shape=(7,)))
     graphs = Graphs.open(manifest, tiny.files(tiny.manifest()))
     with pytest.raises(BundleError, match="run on x"):
-        graphs.encode(np.zeros((1, 7)))
+        graphs.score(np.zeros((1, 7)))
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
@@ -116,13 +132,13 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 def test_graphs_cannot_read_other_files() -> None:
     """A graph whose weights lie in another file is refused, whatever the path."""
-    model = onnx.load_from_string(tiny.encoder())
+    model = onnx.load_from_string(tiny.scorer())
     weights = next(item for item in model.graph.initializer if item.name == "W")
     weights.ClearField("raw_data")
     weights.data_location = TensorProto.EXTERNAL
     weights.external_data.add(key="location", value="/etc/hostname")
-    with pytest.raises(BundleError, match=r"loads in encoder\.onnx"):
-        _open({ENCODER: model.SerializeToString()})
+    with pytest.raises(BundleError, match=r"loads in scorer\.onnx"):
+        _open({SCORER: model.SerializeToString()})
 
 
 def test_manifest_outputs_must_be_the_graphs() -> None:

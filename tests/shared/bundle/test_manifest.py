@@ -65,14 +65,22 @@ def test_format_is_frozen() -> None:
 
 def test_older_and_newer_formats_are_named() -> None:
     """Another format version is refused by number, before its other keys are judged."""
-    data = _edited(lambda value: value.update(format_version=2, novelty=1))
-    with pytest.raises(BundleError, match="format version 1, got 2"):
+    data = _edited(lambda value: value.update(format_version=1, novelty=1))
+    with pytest.raises(BundleError, match="format version 2, got 1"):
         Manifest.from_bytes(data)
 
 
 @pytest.mark.parametrize(
     "path",
-    [(), ("score",), ("score", "combine"), ("thresholds",), ("privacy",), ("training",)],
+    [
+        (),
+        ("score",),
+        ("score", "combine"),
+        ("thresholds",),
+        ("privacy",),
+        ("training",),
+        ("runtime",),
+    ],
     ids=lambda path: ".".join(path) or "top",
 )
 def test_unknown_and_missing_keys_are_refused(path: tuple[str, ...]) -> None:
@@ -119,10 +127,19 @@ def test_unknown_and_missing_keys_are_refused(path: tuple[str, ...]) -> None:
         (("privacy", "sample_rate"), 1.5),
         (("privacy", "rng"), "dice"),
         (("training", "rounds"), -1),
+        (("training", "sharing"), "everything"),
+        (("runtime", "format"), "tflite"),
+        (("runtime", "precision"), "int4"),
+        (("runtime", "min_onnxruntime"), "new"),
+        (("runtime", "tolerance"), 0),
+        (("runtime", "tolerance"), 1.0),
+        (("runtime", "opset"), "20"),
+        (("expires",), "never"),
+        (("expires",), "2026-13-31T12:00:00Z"),
         (("metrics",), {"auroc": None}),
         (("metrics",), {"a b": 1.0}),
         (("metrics",), {f"m{i}": 1.0 for i in range(300)}),
-        (("files",), {"encoder.onnx": {"sha256": "00", "bytes": 1}}),
+        (("files",), {"scorer.onnx": {"sha256": "00", "bytes": 1}}),
         (("files",), {"../x.onnx": {"sha256": "0" * 64, "bytes": 1}}),
     ],
 )
@@ -181,6 +198,8 @@ def test_contradictions_are_refused() -> None:
     score = ScoreDefinition(outputs=tiny.SITE_OUTPUTS)
     with pytest.raises(BundleError, match="decoders stay"):
         replace(tiny.manifest(), score=score).check()
+    released = replace(tiny.manifest().training, sharing="full")
+    replace(tiny.manifest(), score=score, training=released).check()
     nothing = Thresholds(quantile=0.99, absolute=None, recentred=None)
     with pytest.raises(BundleError, match="at least one threshold"):
         tiny.manifest(thresholds=nothing).check()

@@ -7,10 +7,18 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from shared.bundle.archive import CARD, DENSITY, ENCODER, GOLDEN, SCORER, write_bundle
+from shared.bundle.archive import CARD, DENSITY, GOLDEN, SCORER, write_bundle
 from shared.bundle.arrays import pack_arrays
 from shared.bundle.graphs import make_golden
-from shared.bundle.manifest import Kind, Manifest, Privacy, ScoreDefinition, Thresholds, Training
+from shared.bundle.manifest import (
+    POSTERIOR,
+    Kind,
+    Manifest,
+    Privacy,
+    ScoreDefinition,
+    Thresholds,
+    Training,
+)
 from shared.data.schema import Schema
 from shared.keys import SigningKey
 
@@ -49,20 +57,10 @@ def _graph(
     return data
 
 
-def encoder() -> bytes:
-    """Map x [B, 6] to mu = first two values, logvar = -mu."""
-    nodes = [
-        helper.make_node("MatMul", ["x", "W"], ["mu"]),
-        helper.make_node("Neg", ["mu"], ["logvar"]),
-    ]
-    return _graph(
-        nodes, {"x": ["batch", DIM]}, {"mu": ["batch", LATENT], "logvar": ["batch", LATENT]}
-    )
-
-
 def scorer(*, site: bool = False, overflow: bool = False) -> bytes:
-    """Squared distance to center, four times that as `recentred_distance`, and `score`.
+    """Posterior, squared distance to center, four times that as `recentred_distance`, `score`.
 
+    mu is the first two values of a record and logvar is -mu.
     A site's scorer also has the sum of squares as `reconstruction_error`, and uses it as `score`;
     with ``overflow`` the score is infinite.
     """
@@ -72,6 +70,7 @@ def scorer(*, site: bool = False, overflow: bool = False) -> bytes:
         score = ["Div", "latent_distance", "zero"]
     nodes = [
         helper.make_node("MatMul", ["x", "W"], ["mu"]),
+        helper.make_node("Neg", ["mu"], ["logvar"]),
         helper.make_node("Sub", ["mu", "center"], ["d"]),
         helper.make_node("Mul", ["d", "d"], ["dd"]),
         helper.make_node("ReduceSum", ["dd", "axis"], ["latent_distance"], keepdims=0),
@@ -80,9 +79,18 @@ def scorer(*, site: bool = False, overflow: bool = False) -> bytes:
         helper.make_node("ReduceSum", ["xx", "axis"], ["reconstruction_error"], keepdims=0),
         helper.make_node(score[0], score[1:], ["score"]),
     ]
+    given: dict[str, list[str | int]] = {name: ["batch", LATENT] for name in POSTERIOR}
     return _graph(
-        nodes, {"x": ["batch", DIM], "center": [LATENT]}, {name: ["batch"] for name in outputs}
+        nodes,
+        {"x": ["batch", DIM], "center": [LATENT]},
+        given | {name: ["batch"] for name in outputs},
     )
+
+
+def other_graph() -> bytes:
+    """A graph that is no scorer: x to y."""
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["y"])]
+    return _graph(nodes, {"x": ["batch", DIM]}, {"y": ["batch", LATENT]})
 
 
 def manifest(
@@ -124,7 +132,6 @@ def density() -> dict[str, np.ndarray]:
 def files(base: Manifest) -> dict[str, bytes]:
     """All files of a bundle, golden vectors included."""
     content = {
-        ENCODER: encoder(),
         SCORER: scorer(site=base.kind == "site"),
         DENSITY: pack_arrays(density()),
         CARD: b"# tiny-hearts\n",

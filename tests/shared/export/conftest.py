@@ -81,7 +81,7 @@ def combination(model: VAE, records: np.ndarray, density: LatentDensity) -> Scor
     """Fit the default combination to the records."""
     center = torch.from_numpy(density.mean.astype(np.float32))
     with torch.no_grad():
-        values = Scorer(model, density, with_decoder=True)(torch.from_numpy(records), center)
+        values = Scorer(model, density, with_decoder=True)(torch.from_numpy(records), center)[2:]
     parts = zip(scorer_outputs(True), values, strict=True)
     return ScoreCombination.fit({name: value.numpy() for name, value in parts})
 

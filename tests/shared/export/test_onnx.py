@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from shared.bundle.manifest import POSTERIOR
 from shared.errors import BundleError
 from shared.export import (
     SCORER_TOLERANCE,
@@ -67,7 +68,9 @@ def test_scores_mean_what_they_say(export: Exported) -> None:
     latent = run_onnx(export.encoder, {"x": x})
     got = run_onnx(export.scorer, {"x": x, "center": used})
     mu = latent["mu"].astype(np.float64)
-    assert tuple(got) == scorer_outputs(with_decoder=True)
+    assert tuple(got) == (*POSTERIOR, *scorer_outputs(with_decoder=True))
+    for name in POSTERIOR:
+        np.testing.assert_allclose(got[name], latent[name], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got["latent_norm"], (mu**2).sum(1), rtol=1e-5)
     for name, recentred in (("latent_distance", False), ("recentred_distance", True)):
         precision = export.density.precision(recentred=recentred)
@@ -131,7 +134,7 @@ def test_encoder_and_global_scorer_hold_no_decoder(small: Exported) -> None:
     """Neither names nor weights of the decoder are in what leaves without it."""
     scorer = export_scorer(small.model, small.density)
     outputs = [item.name for item in onnx.load_from_string(scorer).graph.output]
-    assert outputs == list(scorer_outputs(with_decoder=False))
+    assert outputs == [*POSTERIOR, *scorer_outputs(with_decoder=False)]
     assert "reconstruction_error" not in outputs
     for data in (small.encoder, scorer):
         assert b"decoder" not in data

@@ -1,0 +1,137 @@
+"""What the device's commands share: options, the model they name, tables and JSON."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.errors import ConfigError, FedlatentError
+
+if TYPE_CHECKING:
+    from client.edge.runtime import EdgeModel
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class Commands:
+    """The subcommands of one parser."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        """Add a place for subcommands to ``parser``."""
+        self._prog = parser.prog
+        self._group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        self.parsers: dict[str, argparse.ArgumentParser] = {}
+
+    def add(
+        self, name: str, help: str, run: Run, examples: Sequence[str]
+    ) -> argparse.ArgumentParser:
+        """A subcommand.
+
+        Args:
+            name: as it is typed.
+            help: one sentence.
+            run: does the work and returns the exit code.
+            examples: calls without the program's name.
+
+        Returns:
+            Its parser, for its options.
+        """
+        shown = "\n".join(f"  {self._prog} {line}" for line in examples)
+        parser = self._group.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=f"examples:\n{shown}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        parser.set_defaults(run=run)
+        self.parsers[name] = parser
+        return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, calibration: bool = True) -> None:
+    """Add what names a model: a bundle with trusted keys, or the state folder of a device.
+
+    After `load_model` the attribute ``state`` holds the folder, or None for a bundle file.
+    """
+    parser.add_argument(
+        "bundle", type=Path, help="the bundle file, or the folder that 'update' keeps it in"
+    )
+    parser.add_argument(
+        "--key",
+        "-k",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="public key whose signature is trusted; repeat for more; not needed with a folder",
+    )
+    parser.set_defaults(state=None)
+    if calibration:
+        parser.add_argument(
+            "--calibration", type=Path, metavar="FILE", help="of this device, made by 'calibrate'"
+        )
+
+
+def load_model(args: argparse.Namespace) -> "EdgeModel":
+    """The model that the options of `add_model_options` name, verified.
+
+    Raises:
+        ConfigError: a bundle file without a key.
+        BundleError: the bundle is not accepted.
+        DataError: the calibration is not of this bundle.
+    """
+    from client.edge.runtime import EdgeModel
+    from shared.keys import VerifyKey
+
+    if args.bundle.is_dir():
+        from client.edge.slots import boot
+
+        args.state = args.bundle
+        model = boot(args.state)
+    elif not args.key:
+        raise ConfigError(
+            "Expected --key with the publisher's public key, got none; a bundle is used only when "
+            "a trusted key signed it."
+        )
+    else:
+        model = EdgeModel.load(args.bundle, [VerifyKey.load(path) for path in args.key])
+    calibration: Path | None = getattr(args, "calibration", None)
+    return model if calibration is None else model.load_calibration(calibration)
+
+
+def print_json(value: object) -> None:
+    """One JSON value on standard output."""
+    sys.stdout.write(json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table; columns whose name starts with ``#`` are numbers."""
+    names = [column.lstrip("#") for column in columns]
+    widths = [max(len(line[i]) for line in [names, *rows]) for i in range(len(columns))]
+
+    def text(line: Sequence[str]) -> str:
+        cells = (
+            value.rjust(width) if column.startswith("#") else value.ljust(width)
+            for value, width, column in zip(line, widths, columns, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+    made = [title, text(names), "  ".join("-" * width for width in widths), *map(text, rows)]
+    sys.stdout.write("\n".join(made) + "\n")
+
+
+def print_error(error: FedlatentError, *, as_json: bool) -> None:
+    """Say what went wrong: a JSON object on standard output, or a sentence on standard error."""
+    if as_json:
+        print_json({"error": {"code": error.code, "message": str(error)}})
+    else:
+        sys.stderr.write(f"error ({error.code}): {error}\n")

@@ -1,0 +1,259 @@
+"""``verify``, ``info``, ``calibrate``, ``score`` and ``encode``."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.edge.commands.common import (
+    Commands,
+    add_json,
+    add_model_options,
+    load_model,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from client.edge.runtime import EdgeModel, ScoreTable
+
+_CHUNK = 512
+_SHOWN = 10
+
+
+def register(commands: Commands) -> None:
+    """Add these commands."""
+    _register_verify(commands)
+    parser = commands.add(
+        "info",
+        "Show what a bundle is: model, privacy, schema, thresholds, size.",
+        _info,
+        ["info hearts-1.fedlatent --key publisher.pub"],
+    )
+    add_model_options(parser)
+    add_json(parser)
+    _register_calibrate(commands)
+    _register_score(commands)
+    parser = commands.add(
+        "encode",
+        "Write the latent means of records to a CSV.",
+        _encode,
+        ["encode hearts-1.fedlatent beats.csv --key publisher.pub --output latents.csv"],
+    )
+    add_model_options(parser)
+    _add_records(parser, "records")
+    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the CSV")
+    add_json(parser)
+
+
+def _register_verify(commands: Commands) -> None:
+    parser = commands.add(
+        "verify",
+        "Check signature, hashes and golden vectors; exit 0 only when all hold.",
+        _verify,
+        [
+            "verify hearts-1.fedlatent --key publisher.pub",
+            "verify hearts-1.fedlatent --key publisher.pub --extract parts/",
+        ],
+    )
+    add_model_options(parser, calibration=False)
+    parser.add_argument(
+        "--extract",
+        type=Path,
+        metavar="DIR",
+        help="write the verified files and center.f32 there, for other runtimes",
+    )
+    add_json(parser)
+
+
+def _register_calibrate(commands: Commands) -> None:
+    parser = commands.add(
+        "calibrate",
+        "Set the threshold from normal records of this device.",
+        _calibrate,
+        ["calibrate hearts-1.fedlatent normals.csv --key publisher.pub --output calibration.json"],
+    )
+    add_model_options(parser, calibration=False)
+    _add_records(parser, "normals")
+    parser.add_argument(
+        "--output", "-o", type=Path, required=True, metavar="FILE", help="where to write it"
+    )
+    parser.add_argument(
+        "--quantile",
+        type=float,
+        help="share of normal records below the threshold; by default the bundle's",
+    )
+    parser.add_argument(
+        "--recentre", action="store_true", help="also centre the latent space on these records"
+    )
+    add_json(parser)
+
+
+def _register_score(commands: Commands) -> None:
+    parser = commands.add(
+        "score",
+        "Score records; a record above the threshold is flagged.",
+        _score,
+        [
+            "score hearts-1.fedlatent beats.csv --key publisher.pub",
+            "score hearts-1.fedlatent beats.npz --key publisher.pub --normals mine.npz",
+            "score /var/lib/fedlatent-edge beats.csv --output scores.csv",
+        ],
+    )
+    add_model_options(parser)
+    _add_records(parser, "records")
+    parser.add_argument(
+        "--normals", type=Path, metavar="FILE", help="a few normal records to re-centre on"
+    )
+    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write all scores there")
+    add_json(parser)
+
+
+def _add_records(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(name, type=Path, help="CSV (.csv, .csv.gz) or NPZ, raw records")
+    parser.add_argument("--array", default="X", help="array of an NPZ with the records (X)")
+    parser.add_argument(
+        "--columns", help="names of a CSV's columns in record order, with commas between"
+    )
+
+
+def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "np.ndarray":
+    from client.edge.reader import read_records
+
+    columns = None if args.columns is None else args.columns.split(",")
+    return read_records(path, model.bundle.manifest.schema, key=args.array, columns=columns)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    model = load_model(args)
+    error = model.golden_error
+    if args.extract is not None:
+        _extract(model, args.extract)
+    if args.json:
+        print_json({"ok": True, "signed_by": model.bundle.key_id, "golden_error": error})
+    else:
+        print(
+            f"good: signed by {model.bundle.key_id}, every hash matches, golden vectors within "
+            f"{error:.1e} on this machine (allowed {model.graphs.tolerance:g})"
+        )
+    return 0
+
+
+def _extract(model: "EdgeModel", folder: Path) -> None:
+    from shared.files import write_atomic
+
+    for name, data in model.bundle.files.items():
+        write_atomic(folder / name, data)
+    write_atomic(folder / "manifest.json", model.bundle.manifest.to_bytes())
+    write_atomic(folder / "center.f32", model.density.mean.astype("<f4").tobytes())
+
+
+def _info(args: argparse.Namespace) -> int:
+    model = load_model(args)
+    facts = model.info()
+    if args.json:
+        print_json(facts)
+        return 0
+    rows = [[name.replace("_", " "), str(value)] for name, value in facts.items()]
+    print_table(str(args.bundle), ["fact", "value"], rows)
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    model = load_model(args)
+    normals = _read(args, model, args.normals)
+    made = model.calibrate(normals, args.quantile, recentre=args.recentre)
+    made.save_calibration(args.output)
+    found = made.calibration
+    if found is None:  # pragma: no cover - calibrate always sets it
+        return 1
+    facts = {"records": found.records, "threshold": found.threshold, "quantile": found.quantile}
+    if args.json:
+        print_json({**facts, "path": str(args.output)})
+    else:
+        print(
+            f"threshold {found.threshold:.6g} from {found.records} normal records: a further one "
+            f"is flagged with probability at most {1 - (found.quantile or 0):.3g}; written to "
+            f"{args.output}"
+        )
+    return 0
+
+
+def _encode(args: argparse.Namespace) -> int:
+    model = load_model(args)
+    latents = model.encode(_read(args, model, args.records))
+    names = [f"z{i}" for i in range(latents.shape[1])]
+    _write_csv(args.output, names, [[f"{value:.9g}" for value in row] for row in latents])
+    if args.json:
+        print_json({"records": len(latents), "latent_dim": len(names), "path": str(args.output)})
+    else:
+        print(f"{len(latents)} records of {len(names)} latent values in {args.output}")
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from client.edge.footprint import edge_footprint
+    from shared.errors import ConfigError
+
+    if args.normals is not None and args.calibration is not None:
+        raise ConfigError("Expected --normals or --calibration, got both; choose one.")
+    model = load_model(args)
+    rows = _read(args, model, args.records)
+    if args.normals is not None:
+        model = model.recentre(_read(args, model, args.normals))
+    if len(rows):
+        model.score(rows[:1])
+    first = edge_footprint()
+    tables = list(_chunks(model, rows))
+    last = edge_footprint()
+    if args.output is not None:
+        _write_scores(args.output, tables)
+    process = {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb}
+    scores = [float(value) for made in tables for value in made.score]
+    flags = [bool(value) for made in tables for value in made.flag]
+    if args.json:
+        counts = {"records": len(scores), "flagged": sum(flags), "threshold": model.threshold}
+        lists = {"scores": scores, "flags": flags, "process": process}
+        print_json({**counts, **model.calibration_info(), **lists})
+    else:
+        _show_scores(scores, flags)
+        print(
+            f"the highest; threshold {model.threshold:.4g}; first score {first.seconds:.2f} s "
+            f"after start, peak memory {last.peak_mb:.0f} MB"
+        )
+    return 0
+
+
+def _chunks(model: "EdgeModel", rows: "np.ndarray") -> Iterator["ScoreTable"]:
+    for start in range(0, len(rows), _CHUNK):
+        yield model.score(rows[start : start + _CHUNK])
+
+
+def _write_scores(path: Path, tables: list["ScoreTable"]) -> None:
+    names = [name for name in (tables[0].parts if tables else []) if name != "score"]
+    rows = []
+    for made in tables:
+        for i, value in enumerate(made.score):
+            parts = [f"{made.parts[name][i]:.9g}" for name in names]
+            rows.append([str(len(rows)), f"{value:.9g}", str(int(made.flag[i])), *parts])
+    _write_csv(path, ["record", "score", "flag", *names], rows)
+
+
+def _write_csv(path: Path, names: list[str], rows: list[list[str]]) -> None:
+    import csv
+    import io
+
+    from shared.files import write_atomic
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())
+
+
+def _show_scores(scores: list[float], flags: list[bool]) -> None:
+    highest = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_SHOWN]
+    rows = [[str(i), f"{scores[i]:.3f}", "flagged" if flags[i] else ""] for i in highest]
+    title = f"{len(scores)} records, {sum(flags)} flagged"
+    print_table(title, ["#record", "#score", "flag"], rows)

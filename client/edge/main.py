@@ -1,0 +1,73 @@
+"""``fedlatent-edge``: the command line of a device; needs no PyTorch.
+
+``fedlatent edge`` passes its arguments on to here, so both have the same commands.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from client.edge.commands.common import Commands, print_error
+from shared.errors import FedlatentError
+
+PROG = "fedlatent-edge"
+#: In the order of the help; each has `register`.
+MODULES = ("score",)
+EXTRAS = {"tuf": "update", "securesystemslib": "update", "paho": "mqtt"}
+
+
+def build_parser(prog: str = PROG) -> tuple[argparse.ArgumentParser, Commands]:
+    """The parser with all commands."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Verify, calibrate, score, stream, serve and update a signed bundle.",
+        epilog=f"first step: {prog} verify hearts-1.fedlatent --key publisher.pub",
+        allow_abbrev=False,
+    )
+    commands = Commands(parser)
+    for name in MODULES:
+        importlib.import_module(f"client.edge.commands.{name}").register(commands)
+    return parser, commands
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Run one command.
+
+    Args:
+        arguments: of the command line; None takes the process's own.
+        prog: the name that is shown.
+
+    Returns:
+        The exit code: 0, or that of the kind of error (docs/guide.md lists them).
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        args = build_parser(prog)[0].parse_args(given)
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except FedlatentError as error:
+        print_error(error, as_json="--json" in given)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        extra = EXTRAS.get(package)
+        install = f"fedlatent-edge[{extra}]" if extra else package
+        sys.stderr.write(f"error: this command needs the package {package!r}; install {install}.\n")
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no traceback at exit
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def run() -> None:
+    """Entry point of the script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()
