@@ -140,7 +140,7 @@ class EdgeModel:
         threshold = self.threshold
         parts = self.graphs.score(records, self.center)
         mu, _ = (parts.pop(name) for name in POSTERIOR)
-        score = parts[self._scored_by]
+        score = parts[self.scored_by]
         return ScoreTable(
             score=score, flag=score > threshold, parts=parts, threshold=threshold, mu=mu
         )
@@ -208,7 +208,7 @@ class EdgeModel:
                 f"Expected at least {least} normal records for a threshold at quantile {wanted:g}, "
                 f"got {len(records)}; give more, or a lower quantile."
             )
-        scores = np.sort(base.graphs.score(rest, base.center)[base._scored_by])
+        scores = np.sort(base.graphs.score(rest, base.center)[base.scored_by])
         found = Calibration(
             records=len(records),
             center=base.center,
@@ -305,7 +305,8 @@ class EdgeModel:
         }
 
     @property
-    def _scored_by(self) -> str:
+    def scored_by(self) -> str:
+        """The output that is compared with the threshold."""
         return SCORE if self.center is None else RECENTRED
 
     def _require_recentring(self) -> None:

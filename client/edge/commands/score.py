@@ -15,6 +15,8 @@ from client.edge.commands.common import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from client.edge.runtime import EdgeModel, ScoreTable
 
 _CHUNK = 512
