@@ -8,7 +8,10 @@ import typer
 from cli.console import JsonOption, err, figure, out, print_json, size, table
 
 if TYPE_CHECKING:
-    from shared.export.bundling import BundleReport
+    import numpy as np
+
+    from shared.export.bundling import BundleReport, Form
+    from shared.export.targets import Choice
 
 app = typer.Typer(no_args_is_help=True, help="Make a signed ONNX bundle of a finished run.")
 
@@ -20,41 +23,158 @@ OutOption = Annotated[
 ]
 
 
-@app.command("global", epilog="Example: fedlatent export global --home server -o hearts.fedlatent")
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Try smaller and faster forms here and keep the best for: auto, smallest, fastest, "
+        "arm or web; by default the float32 graph as it is.",
+    ),
+]
+PublicOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--public",
+        help="CSV or NPZ of records that anyone may see, to judge forms on; by default synthetic.",
+    ),
+]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option("--labels", help="Array of the public NPZ: 0 normal, 1 anomalous; judges AUROC."),
+]
+OrtOption = Annotated[
+    bool,
+    typer.Option("--ort", help="Store the graph for this very version of ONNX Runtime (.ort)."),
+]
+ExpiresOption = Annotated[
+    int | None,
+    typer.Option("--expires-days", min=1, help="After so many days no device installs it."),
+]
+
+
+@app.command(
+    "global",
+    epilog="Examples: fedlatent export global --home server -o hearts.fedlatent | "
+    "fedlatent export global --target smallest --public beats.npz --expires-days 90",
+)
 def global_(
     home: Annotated[Path | None, typer.Option(help="The server's home.")] = None,
     run: RunOption = None,
-    target: OutOption = None,
+    output: OutOption = None,
+    decoder: Annotated[
+        bool,
+        typer.Option("--decoder", help="Ship the decoder that clients shared (sharing 'full')."),
+    ] = False,
+    target: TargetOption = None,
+    public: PublicOption = None,
+    labels: LabelsOption = None,
+    ort: OrtOption = False,
+    expires_days: ExpiresOption = None,
     json: JsonOption = False,
 ) -> None:
     """Encoder, released latent density and threshold: for devices anywhere."""
     from server.export import export_global
     from server.home import ServerHome
 
+    chosen = _form(target, public, labels, ort=ort)
     with err.status("exporting and checking against torch"):
-        report = export_global(ServerHome.find(home), run, target)
+        report = export_global(
+            ServerHome.find(home),
+            run,
+            output,
+            decoder=decoder,
+            expires=_expires(expires_days),
+            form=chosen,
+        )
     _print(report, as_json=json)
 
 
-@app.command(epilog="Example: fedlatent export site --home node --decoder")
+@app.command(epilog="Example: fedlatent export site --home node --decoder --target auto")
 def site(
     home: Annotated[Path | None, typer.Option(help="The node's home.")] = None,
     run: RunOption = None,
-    target: OutOption = None,
+    output: OutOption = None,
     decoder: Annotated[
         bool, typer.Option("--decoder", help="Ship the decoder as well, for reconstructions.")
     ] = False,
+    target: TargetOption = None,
+    public: PublicOption = None,
+    labels: LabelsOption = None,
+    ort: OrtOption = False,
+    expires_days: ExpiresOption = None,
     json: JsonOption = False,
 ) -> None:
     """Global encoder with this site's own decoder: for this site's devices only."""
     from client.export import export_site
     from client.home import ClientHome
 
+    chosen = _form(target, public, labels, ort=ort)
     with err.status("exporting and checking against torch"):
-        report = export_site(ClientHome.find(home), run, target, decoder=decoder)
+        report = export_site(
+            ClientHome.find(home),
+            run,
+            output,
+            decoder=decoder,
+            expires=_expires(expires_days),
+            form=chosen,
+        )
     _print(report, as_json=json)
     if not json:
         err.print("[yellow]This bundle holds unreleased statistics: keep it within the site.[/]")
+
+
+def _form(target: str | None, public: Path | None, labels: str | None, *, ort: bool) -> "Form":
+    from shared.data.readers import read_npz
+    from shared.errors import ConfigError
+    from shared.export.bundling import Form
+    from shared.export.targets import TARGETS
+
+    if target is not None and target not in TARGETS:
+        raise ConfigError(
+            f"Expected --target to be one of {', '.join(TARGETS)}, got {target!r}; choose one."
+        )
+    if target is None and public is not None:
+        raise ConfigError(
+            "Expected --target with --public, got no target; public records are used to choose."
+        )
+    if labels is not None and (public is None or public.suffix != ".npz"):
+        raise ConfigError("Expected an NPZ of public records for --labels, got none; add it.")
+    records = None
+    if public is not None:
+        records = _public(public)
+    found = None if labels is None or public is None else read_npz(public, [labels])[labels]
+    if found is not None and records is not None and found.shape != records.shape[:1]:
+        raise ConfigError(
+            f"Expected a label for each of {len(records)} public records, got shape "
+            f"{list(found.shape)}; name another array."
+        )
+    return Form(target=target, public=records, labels=found, ort=ort)
+
+
+def _public(path: Path) -> "np.ndarray":
+    """Public raw records of a CSV without a schema's check, or array X of an NPZ."""
+    import numpy as np
+
+    from shared.data.readers import read_npz
+    from shared.errors import DataError
+
+    if path.suffix == ".npz":
+        return read_npz(path, ["X"])["X"]
+    try:
+        return np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"Expected a CSV of numbers without a header in {path}, got "
+            f"{type(error).__name__}; check the path, or give an NPZ."
+        ) from None
+
+
+def _expires(days: int | None) -> str | None:
+    from datetime import UTC, datetime, timedelta
+
+    if days is None:
+        return None
+    return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _print(report: "BundleReport", *, as_json: bool) -> None:
@@ -68,6 +188,10 @@ def _print(report: "BundleReport", *, as_json: bool) -> None:
                 "version": manifest.version,
                 "epsilon": manifest.privacy.epsilon if manifest.privacy else None,
                 "parity": {name: one.max_rel for name, one in report.parity.items()},
+                "precision": manifest.runtime.precision,
+                "format": manifest.runtime.format,
+                "expires": manifest.expires,
+                "candidates": _candidates(report),
             }
         )
         return
@@ -75,5 +199,45 @@ def _print(report: "BundleReport", *, as_json: bool) -> None:
     for name, one in report.parity.items():
         rows.add_row(name, f"{one.max_rel:.1e}", str(one.cases))
     out.print(rows)
+    if report.choice is not None:
+        _print_choice(report.choice)
     spent = figure(manifest.privacy.epsilon) if manifest.privacy else "none (not private)"
     out.print(f"{manifest.kind} bundle, version {manifest.version}, epsilon {spent}")
+
+
+def _candidates(report: "BundleReport") -> list[dict[str, object]]:
+    """Every form that was compared; a figure that there is none of is null."""
+    import math
+    from dataclasses import asdict
+
+    rows = () if report.choice is None else report.choice.table
+    return [
+        {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in asdict(row).items()
+        }
+        for row in rows
+    ]
+
+
+def _print_choice(choice: "Choice") -> None:
+    names = ("form", "#bytes", "#ratio", "#p50 µs", "#p99 µs", "#drift", "#flips", "#AUROC loss")
+    rows = table(f"forms for {choice.target}", *names)
+    for row in choice.table:
+        if row.bytes:
+            rows.add_row(
+                row.name,
+                size(row.bytes),
+                figure(row.ratio, 2),
+                figure(row.p50, 0),
+                figure(row.p99, 0),
+                f"{row.max_drift:.0e}",
+                f"{row.flips:.2%}",
+                figure(row.auroc_loss, 4),
+                style="green" if row.name == choice.chosen.name else None,
+            )
+    out.print(rows)
+    for row in choice.table:
+        if not row.eligible:
+            out.print(f"not {row.name}: {row.reason}", soft_wrap=True)
+    out.print(f"chosen: {choice.chosen.name}; {choice.hardware}", soft_wrap=True)

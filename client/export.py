@@ -11,17 +11,19 @@ from client.home import ClientHome
 from client.local import read_dataset
 from client.policy import NodeConfig
 from client.store import SiteMaterial, Store
-from shared.bundle.manifest import POSTERIOR, Thresholds
+from shared.bundle.manifest import POSTERIOR, SCORE, Thresholds
 from shared.detection.combine import ScoreCombination
 from shared.errors import ConfigError
 from shared.export.bundling import (
     SUFFIX,
     BundleContents,
     BundleReport,
+    Form,
     make_bundle,
     next_version,
 )
 from shared.export.onnx import Scorer, scorer_outputs
+from shared.export.parity import run_onnx
 from shared.keys import SigningKey
 from shared.models import VAE, build, load_state
 
@@ -34,6 +36,8 @@ def export_site(
     path: Path | None = None,
     *,
     decoder: bool = False,
+    expires: str | None = None,
+    form: Form = Form(),  # noqa: B008 - frozen
 ) -> BundleReport:
     """Make and sign the site bundle of a run; it must not leave the site.
 
@@ -42,6 +46,8 @@ def export_site(
         run_id: the run; by default the latest that reached its threshold here.
         path: target; by default ``bundles/<name>-<version>.fedlatent`` in the home.
         decoder: also ship the decoder, for reconstructions.
+        expires: UTC time after which no device installs it.
+        form: of the scorer; its thresholds come from this site's own records.
 
     Raises:
         ConfigError: no run has finished here.
@@ -58,6 +64,12 @@ def export_site(
     version = next_version(home.bundles, run.name)
     model = site_model(material)
     combine, threshold = fit_score(material, model, dataset.records)
+
+    def rethreshold(scorer: bytes) -> Thresholds:
+        inputs = {"x": dataset.records, "center": material.center.astype(np.float32)}
+        level = conformal(run_onnx(scorer, inputs)[SCORE], run.scoring.quantile)
+        return Thresholds(quantile=run.scoring.quantile, absolute=level, recentred=None)
+
     contents = BundleContents(
         kind="site",
         run_id=material.run_id,
@@ -72,9 +84,11 @@ def export_site(
         version=version,
         decoder=decoder,
         scaling=material.scaling,
+        expires=expires,
     )
+    stored = form if form.target is None else replace(form, rethreshold=rethreshold)
     target = path or home.bundles / f"{run.name}-{version}{SUFFIX}"
-    return make_bundle(target, contents, SigningKey.load(home.signing_key))
+    return make_bundle(target, contents, SigningKey.load(home.signing_key), form=stored)
 
 
 def site_model(material: SiteMaterial) -> VAE:
@@ -101,11 +115,14 @@ def fit_score(
 ) -> tuple[ScoreCombination, float]:
     """The combined score and its threshold from this site's own normal records.
 
-    Both stay at the site, so they are exact. The threshold has the conformal rank
-    ceil((n + 1) * quantile), or is the largest score where n is too small for it.
+    Both stay at the site, so they are exact.
     """
     parts = site_parts(material, model, records)
     combine = ScoreCombination.fit(parts)
-    scores = np.sort(combine(parts))
-    rank = math.ceil((len(scores) + 1) * material.config.scoring.quantile)
-    return combine, float(scores[min(rank, len(scores)) - 1])
+    return combine, conformal(combine(parts), material.config.scoring.quantile)
+
+
+def conformal(scores: np.ndarray, quantile: float) -> float:
+    """The score of rank ceil((n + 1) * quantile), or the largest where n is too small for it."""
+    rank = math.ceil((len(scores) + 1) * quantile)
+    return float(np.sort(scores)[min(rank, len(scores)) - 1])

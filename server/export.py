@@ -15,6 +15,7 @@ from shared.export.bundling import (
     SUFFIX,
     BundleContents,
     BundleReport,
+    Form,
     make_bundle,
     next_version,
 )
@@ -30,6 +31,8 @@ def export_global(
     path: Path | None = None,
     *,
     decoder: bool = False,
+    expires: str | None = None,
+    form: Form = Form(),  # noqa: B008 - frozen
 ) -> BundleReport:
     """Make and sign the global bundle of a run.
 
@@ -38,6 +41,8 @@ def export_global(
         run_id: the run; by default the latest that is complete.
         path: target; by default ``bundles/<name>-<version>.fedlatent`` in the home.
         decoder: also ship the decoder of a run whose clients shared it.
+        expires: UTC time after which no device installs it.
+        form: of the scorer.
 
     Raises:
         ConfigError: there is no such finished run, or it has no decoder to ship.
@@ -54,8 +59,10 @@ def export_global(
         result = RunResult.load(home.run(chosen) / "result")
         version = next_version(home.bundles, result.config.name)
         target = path or home.bundles / f"{result.config.name}-{version}{SUFFIX}"
-        contents = replace(global_contents(result, chosen, version), decoder=decoder)
-        report = make_bundle(target, contents, SigningKey.load(home.signing_key))
+        contents = replace(
+            global_contents(result, chosen, version), decoder=decoder, expires=expires
+        )
+        report = make_bundle(target, contents, SigningKey.load(home.signing_key), form=form)
         data = target.read_bytes()
         registry.add_artefact(chosen, "bundle", target, sha256_hex(data), len(data))
     return report

@@ -1,12 +1,13 @@
 """From a trained model to a signed bundle: graphs, their parity with torch, and the manifest."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -17,6 +18,7 @@ from shared.bundle.manifest import (
     Kind,
     Manifest,
     Privacy,
+    Runtime,
     ScoreDefinition,
     Thresholds,
     Training,
@@ -26,7 +28,9 @@ from shared.data.scaling import Scaling
 from shared.data.schema import Schema
 from shared.detection.combine import ScoreCombination
 from shared.errors import ConfigError
+from shared.export.compact import to_ort
 from shared.export.onnx import (
+    OPSET,
     Decoder,
     Scorer,
     export_decoder,
@@ -34,6 +38,7 @@ from shared.export.onnx import (
     scorer_outputs,
 )
 from shared.export.parity import SCORER_TOLERANCE, ParityReport, parity
+from shared.export.targets import Choice, Target, choose
 from shared.keys import SigningKey
 from shared.models import VAE
 from shared.privacy.accounting import ADJACENCY
@@ -44,6 +49,7 @@ from shared.privacy.summaries import LatentDensity
 SUFFIX = ".fedlatent"
 _GOLDEN_RECORDS = 8
 _PARITY_RECORDS = 64
+_SYNTHETIC_RECORDS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,7 @@ class BundleContents:
         version: rises with every bundle of the same name.
         decoder: also ship the decoder as a graph of its own; its records are scaled ones.
         scaling: of the records before the model, or None.
+        expires: UTC time after which no device installs it, or None.
     """
 
     kind: Kind
@@ -79,6 +86,28 @@ class BundleContents:
     version: int = 1
     decoder: bool = False
     scaling: Scaling | None = None
+    expires: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What a scorer is stored as.
+
+    Attributes:
+        target: chosen by measurement for this, or None for the float32 graph as exported.
+        public: raw records [N, *shape] that anyone may see, to judge forms on; None makes
+            synthetic ones.
+        labels: 0 for normal and 1 for anomalous public records [N], or None.
+        ort: stored in the format of this very ONNX Runtime instead of ONNX.
+        rethreshold: gives the thresholds of the stored graph from records that stay here; None
+            carries them over on the public records.
+    """
+
+    target: Target | None = None
+    public: NDArray[Any] | None = None
+    labels: NDArray[Any] | None = None
+    ort: bool = False
+    rethreshold: Callable[[bytes], Thresholds] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +119,14 @@ class BundleReport:
         size: in bytes.
         parity: by graph, ONNX against torch.
         manifest: as signed.
+        choice: forms that were compared, or None without a target.
     """
 
     path: Path
     size: int
     parity: dict[str, ParityReport]
     manifest: Manifest
+    choice: Choice | None = None
 
 
 def make_bundle(
@@ -103,8 +134,9 @@ def make_bundle(
     contents: BundleContents,
     signing_key: SigningKey,
     records: NDArray[Any] | None = None,
+    form: Form = Form(),
 ) -> BundleReport:
-    """Export, check against torch, and write one signed file.
+    """Export, check against torch, choose the form, and write one signed file.
 
     Args:
         path: target file.
@@ -112,6 +144,7 @@ def make_bundle(
         signing_key: signs the manifest.
         records: raw real records for the parity check; they are not stored. The synthetic golden
             records and extremes are checked in any case.
+        form: of the scorer.
 
     Raises:
         BundleError: a graph differs from torch, or the bundle would not be readable.
@@ -124,16 +157,19 @@ def make_bundle(
     if records is not None and len(records):
         checked = np.concatenate([checked, schema.preprocess(records[:_PARITY_RECORDS])])
     graphs, reports = _graphs(contents, schema, checked)
+    scorer, described, choice = _formed(graphs[SCORER], contents, schema, form)
     written = build_bundle(
         path,
-        _manifest(contents, schema),
-        scorer=graphs[SCORER],
+        described,
+        scorer=scorer,
         decoder=graphs.get(DECODER),
         density=contents.density.arrays(),
         golden_records=golden,
         signing_key=signing_key,
     )
-    return BundleReport(path=path, size=path.stat().st_size, parity=reports, manifest=written)
+    return BundleReport(
+        path=path, size=path.stat().st_size, parity=reports, manifest=written, choice=choice
+    )
 
 
 def golden_records(schema: Schema) -> NDArray[np.float64]:
@@ -189,7 +225,38 @@ def _graphs(
     return files, reports
 
 
-def _manifest(contents: BundleContents, schema: Schema) -> Manifest:
+def _formed(
+    fp32: bytes, contents: BundleContents, schema: Schema, form: Form
+) -> tuple[bytes, Manifest, Choice | None]:
+    """The scorer in its form, and the manifest that says so."""
+    data, thresholds, runtime, choice = fp32, contents.thresholds, Runtime(opset=OPSET), None
+    if form.target is not None:
+        public = form.public
+        if public is None:
+            public = synthetic_records(schema, _SYNTHETIC_RECORDS)
+        center = contents.density.mean.astype(np.float32)
+        choice = choose(
+            fp32, form.target, schema.preprocess(public), center, thresholds, form.labels
+        )
+        data, thresholds = choice.data, choice.thresholds
+        runtime = replace(
+            runtime,
+            precision=choice.precision,
+            tolerance=choice.tolerance,
+            target=form.target,
+            hardware=choice.hardware,
+        )
+    if form.rethreshold is not None:
+        thresholds = form.rethreshold(data)
+    if form.ort:
+        data = to_ort(data)
+        least = ".".join(onnxruntime.__version__.split(".")[:2])
+        runtime = replace(runtime, format="ort", min_onnxruntime=least)
+    contents = replace(contents, thresholds=thresholds)
+    return data, _manifest(contents, schema, runtime), choice
+
+
+def _manifest(contents: BundleContents, schema: Schema, runtime: Runtime) -> Manifest:
     run, combine = contents.run, contents.combine
     return Manifest(
         kind=contents.kind,
@@ -216,6 +283,8 @@ def _manifest(contents: BundleContents, schema: Schema) -> Manifest:
         training=Training(
             rounds=run.training.rounds, clients=contents.clients, sharing=run.sharing
         ),
+        runtime=runtime,
+        expires=contents.expires,
     )
 
 

@@ -233,6 +233,26 @@ def test_edge_commands_on_a_real_bundle(
     assert "bundle" in text
 
 
+def test_export_chooses_a_form(
+    run: Run, finished: tuple[Simulation, ServerHome, Path], tmp_path: Path
+) -> None:
+    """``export --target`` shows every form with its figures, and wrong options are refused."""
+    simulation, home, _ = finished
+    public = simulation.result.folder.parents[3] / "beats.npz"
+    export = ["export", "global", "--home", home.root, "--out", tmp_path / "small.fedlatent"]
+    options = ["--target", "smallest", "--public", public, "--expires-days", 30]
+    made = json.loads(run(*export, *options, "--json")[1])
+    assert made["precision"] in ("fp16", "int8-weights")
+    names = {row["name"]: row for row in made["candidates"]}
+    assert names["fp32"]["ratio"] == 1.0
+    assert min(row["bytes"] for row in made["candidates"] if row["eligible"]) < made["bytes"]
+    status, out, _ = run(*export, "--target", "auto")
+    assert status == 0
+    assert "chosen" in out
+    for bad in (["--target", "tiny"], ["--public", public], ["--target", "web", "--labels", "y"]):
+        assert run(*export, *bad)[0] == 2
+
+
 def test_the_edge_command_line_needs_no_pytorch(
     finished: tuple[Simulation, ServerHome, Path],
 ) -> None:

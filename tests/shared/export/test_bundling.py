@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
-from shared.bundle.archive import read_bundle
+from client.edge.runtime import EdgeModel
+from shared.bundle.archive import DECODER, SCORER, read_bundle
 from shared.bundle.graphs import Graphs
 from shared.bundle.manifest import Thresholds
 from shared.config import RunConfig
@@ -15,11 +17,13 @@ from shared.data.schema import Schema
 from shared.errors import ConfigError
 from shared.export.bundling import (
     BundleContents,
+    Form,
     golden_records,
     make_bundle,
     next_version,
 )
 from shared.export.onnx import Scorer
+from shared.export.targets import Target
 from shared.keys import SigningKey
 from shared.models import build
 from shared.privacy.noise import SimulationNoise
@@ -100,3 +104,60 @@ def test_versions_rise(tmp_path: Path) -> None:
     for name in ("hearts-1", "hearts-12", "hearts-x", "other-40"):
         (tmp_path / f"{name}.fedlatent").touch()
     assert next_version(tmp_path, "hearts") == 13
+
+
+@pytest.mark.parametrize("target", ["smallest", "web"])
+def test_a_compact_bundle_says_what_it_is_and_scores_alike(tmp_path: Path, target: Target) -> None:
+    """The manifest says precision, target and hardware; the file is smaller, scores stay near."""
+    key = SigningKey.generate(tmp_path / "key.pem")
+    options = {"hidden": [64, 48], "latent_dim": 2}
+    wide = replace(contents(), model=build("gaussian", options, SCHEMA.shape, 0))
+    plain = make_bundle(tmp_path / "a.fedlatent", wide, key)
+    report = make_bundle(tmp_path / "b.fedlatent", wide, key, form=Form(target=target))
+    runtime = report.manifest.runtime
+    assert (runtime.precision, runtime.target) == ("int8-weights", target)
+    assert "ONNX Runtime" in runtime.hardware
+    assert report.size < plain.size
+    rows = golden_records(SCHEMA)
+    small, full = (EdgeModel.load(one.path, [key.public]) for one in (report, plain))
+    np.testing.assert_allclose(small.score(rows).score, full.score(rows).score, rtol=0.05)
+
+
+def test_thresholds_of_the_stored_graph_come_from_the_site(tmp_path: Path) -> None:
+    """A site that can score its own records with the stored graph sets the threshold by them."""
+    key = SigningKey.generate(tmp_path / "key.pem")
+    seen: list[bytes] = []
+
+    def rethreshold(graph: bytes) -> Thresholds:
+        seen.append(graph)
+        return Thresholds(quantile=0.99, absolute=7.25, recentred=None)
+
+    form = Form(target="smallest", rethreshold=rethreshold)
+    report = make_bundle(tmp_path / "a.fedlatent", contents(), key, form=form)
+    bundle = read_bundle(report.path, [key.public])
+    assert bundle.files[SCORER] == seen[0]
+    assert bundle.manifest.thresholds.absolute == 7.25
+
+
+def test_ort_form_loads_and_is_bound_to_its_version(tmp_path: Path) -> None:
+    """An .ort bundle scores as the .onnx one and asks for this ONNX Runtime."""
+    key = SigningKey.generate(tmp_path / "key.pem")
+    made = replace(contents(), expires="2030-01-31T12:00:00Z")
+    report = make_bundle(tmp_path / "a.fedlatent", made, key, form=Form(ort=True))
+    plain = make_bundle(tmp_path / "b.fedlatent", made, key)
+    runtime = report.manifest.runtime
+    assert (runtime.format, report.manifest.expires) == ("ort", "2030-01-31T12:00:00Z")
+    assert onnxruntime.__version__.startswith(runtime.min_onnxruntime)
+    rows = golden_records(SCHEMA)
+    one, other = (EdgeModel.load(r.path, [key.public]).score(rows) for r in (report, plain))
+    np.testing.assert_allclose(one.score, other.score, rtol=1e-5)
+
+
+def test_a_released_decoder_may_be_in_a_global_bundle(tmp_path: Path) -> None:
+    """When clients shared whole models, the global bundle can reconstruct."""
+    key = SigningKey.generate(tmp_path / "key.pem")
+    full = RUN.model_copy(update={"sharing": "full"})
+    made = replace(contents(), run=full, decoder=True)
+    report = make_bundle(tmp_path / "a.fedlatent", made, key)
+    assert DECODER in read_bundle(report.path, [key.public]).files
+    assert report.manifest.training.sharing == "full"
