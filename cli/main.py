@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from cli import audit, client, demo, edge, export, keys, model, privacy, server, simulate
+from cli import (
+    audit,
+    client,
+    demo,
+    edge,
+    export,
+    keys,
+    model,
+    page,
+    privacy,
+    release,
+    server,
+    simulate,
+)
 from cli.console import print_error
 from shared.errors import FedlatentError
 
@@ -29,6 +42,8 @@ app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
 app.add_typer(simulate.app, name="simulate")
 app.add_typer(export.app, name="export")
+release.app.command("page", epilog=page.EXAMPLES)(page.page)
+app.add_typer(release.app, name="release")
 app.command("edge", epilog=edge.EXAMPLES, context_settings=edge.SETTINGS)(edge.edge)
 app.add_typer(keys.app, name="keys")
 app.add_typer(privacy.app, name="privacy")

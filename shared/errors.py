@@ -86,3 +86,20 @@ class QuorumLost(FedlatentError):
 
     code = "quorum"
     exit_code = 10
+
+
+class UpdateRefused(BundleError):
+    """A device does not install what a release folder offers, and keeps what it runs.
+
+    Attributes:
+        reason: stable short name of why, such as "rollback" or "expired-metadata"; the sentence
+            starts with it.
+    """
+
+    code = "update"
+    exit_code = 11
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        """Say ``sentence`` ("Expected X, got Y; what to do") under the name ``reason``."""
+        super().__init__(f"Refused ({reason}): {sentence}")
+        self.reason = reason

@@ -4,17 +4,19 @@
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 from client.edge.commands.common import Commands, print_error
 from shared.errors import FedlatentError
 
 PROG = "fedlatent-edge"
 #: In the order of the help; each has `register`.
-MODULES = ("score",)
+MODULES = ("score", "stream", "serve", "update")
 EXTRAS = {"tuf": "update", "securesystemslib": "update", "paho": "mqtt"}
 
 
@@ -26,10 +28,18 @@ def build_parser(prog: str = PROG) -> tuple[argparse.ArgumentParser, Commands]:
         epilog=f"first step: {prog} verify hearts-1.fedlatent --key publisher.pub",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=_version(), help="print it")
     commands = Commands(parser)
     for name in MODULES:
         importlib.import_module(f"client.edge.commands.{name}").register(commands)
     return parser, commands
+
+
+def _version() -> str:
+    for distribution in (PROG, "fedlatent"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{distribution} {metadata.version(distribution)}"
+    return "not installed; run from a checkout"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:

@@ -83,14 +83,14 @@ def csv_chunks(
     first = next(rows, None)
     if first is None:
         return
-    header = None if all(_is_number(cell) for cell in first) else first
-    indices = _indices(header, columns, where)
+    header = None if all(is_number(cell) for cell in first) else first
+    indices = column_indices(header, columns, where)
     if header is None:
         rows = chain([first], rows)
     width = None if header is None else len(header)
     chunk: list[list[float]] = []
     for number, row in enumerate(rows, start=1):
-        chunk.append(_values(row, indices, width, schema, f"record {number} of {where}"))
+        chunk.append(row_values(row, indices, width, schema, f"record {number} of {where}"))
         if len(chunk) == size:
             yield np.array(chunk)
             chunk = []
@@ -106,10 +106,14 @@ def _rows(lines: Iterable[str], where: str) -> Iterator[list[str]]:
         raise DataError(f"Expected CSV in {where}, got something else; convert it.") from None
 
 
-def _indices(
+def column_indices(
     header: Sequence[str] | None, columns: Sequence[str] | None, where: str
 ) -> list[int] | None:
-    """Positions of ``columns`` in ``header``, or None for all columns."""
+    """Positions of ``columns`` in ``header``, or None for all columns.
+
+    Raises:
+        DataError: there is no header to choose by, or it lacks a name.
+    """
     if columns is None:
         return None
     if header is None:
@@ -123,9 +127,21 @@ def _indices(
     return [header.index(name) for name in columns]
 
 
-def _values(
+def row_values(
     row: Sequence[str], indices: list[int] | None, width: int | None, schema: Schema, where: str
 ) -> list[float]:
+    """The cells of a row as numbers.
+
+    Args:
+        row: the cells.
+        indices: which of them, in order; None for all.
+        width: how many there must be; None leaves that to the schema.
+        schema: gives the number of values.
+        where: name of the row, for error sentences.
+
+    Raises:
+        DataError: another number of cells, or a cell that is no number.
+    """
     if width is not None and len(row) != width:
         raise DataError(f"Expected {width} cells as in the header, got {len(row)} in {where}.")
     cells = row if indices is None else [row[index] for index in indices]
@@ -160,7 +176,8 @@ def _read_npz(path: Path, key: str) -> np.ndarray:
     return array
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number; a first row with another is a header."""
     try:
         float(cell)
     except ValueError:

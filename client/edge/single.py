@@ -30,6 +30,7 @@ class SingleScorer:
         self._prepare = _Preparation(schema, self._x.reshape(-1))
         feeds = {"x": self._x, "center": center.astype(np.float32)}
         self._bound = model.graphs.scorer.bind(feeds)
+        self._mu: np.ndarray = self._bound.outputs["mu"][0]
         self._score = self._bound.outputs[model.scored_by]
         self._run = self._bound.run
         self._threshold = model.threshold
@@ -37,7 +38,7 @@ class SingleScorer:
     @property
     def mu(self) -> np.ndarray:
         """Latent mean [k] of the last record; a view that the next call overwrites."""
-        return self._bound.outputs["mu"][0]
+        return self._mu
 
     def __call__(self, record: np.ndarray) -> tuple[float, bool]:
         """Score one raw record.

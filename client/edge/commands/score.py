@@ -233,7 +233,7 @@ def _chunks(model: "EdgeModel", rows: "np.ndarray") -> Iterator["ScoreTable"]:
 
 def _write_scores(path: Path, tables: list["ScoreTable"]) -> None:
     names = [name for name in (tables[0].parts if tables else []) if name != "score"]
-    rows = []
+    rows: list[list[str]] = []
     for made in tables:
         for i, value in enumerate(made.score):
             parts = [f"{made.parts[name][i]:.9g}" for name in names]
