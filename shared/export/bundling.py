@@ -249,7 +249,7 @@ def _formed(
     if form.rethreshold is not None:
         thresholds = form.rethreshold(data)
     if form.ort:
-        data = to_ort(data)
+        data = to_ort(data, packed=form.target == "smallest")
         least = ".".join(onnxruntime.__version__.split(".")[:2])
         runtime = replace(runtime, format="ort", min_onnxruntime=least)
     contents = replace(contents, thresholds=thresholds)

@@ -31,11 +31,16 @@ from shared.export import onnx as exporter
 #: Weights of fewer values than these are not packed so: that takes one or two more nodes.
 LEAST_INT8, LEAST_FP16 = 256, 32
 #: The only operators whose inputs are quantised by the integer forms. Sums and squares of scores
-#: must not be: their calibrated range ends at normal records, so anomalies would be cut off.
-INTEGER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: must not be: their calibrated range ends at normal records, so anomalies would be cut off. For
+#: ConvTranspose there is no integer kernel, so its weights are stored as in `to_int8_weights`.
+INTEGER_OPS = ("Conv", "Gemm", "MatMul")
 #: Values that fill a whole record when a result is checked.
 EXTREMES = (0.0, 1.0, -1.0, 1e3, -1e3)
 
+#: Their results stay float32 in static int8, or latents and reconstructions of anomalies would be
+#: cut off; only a convolution needs a quantised result to run on integers.
+_FLOAT_OUTPUTS = ("Gemm", "MatMul")
+_LAYERS = (*INTEGER_OPS, "ConvTranspose")
 _RECURRENT = ("GRU", "LSTM", "RNN")
 _LARGEST_FP16 = 65504.0
 _VALUES_PER_SCALE = 32
@@ -108,12 +113,7 @@ def to_int8_weights(data: bytes) -> bytes:
         BundleError: it is not a graph that loads, runs and is finite.
     """
     proto = _parse(data)
-    for tensor in _weights(proto.graph, LEAST_FP16):
-        values = numpy_helper.to_array(tensor)
-        if values.ndim > 1 and values.size >= LEAST_INT8:
-            _unpacked(proto.graph, tensor, *quantise(values))
-        elif np.abs(values).max() < _LARGEST_FP16:
-            _unpacked(proto.graph, tensor, values.astype(np.float16))
+    _pack_int8(proto.graph)
     return _finish(proto)
 
 
@@ -160,6 +160,7 @@ def to_int8_static(data: bytes, calibration: np.ndarray, center: np.ndarray) -> 
     def run(model: onnx.ModelProto, target: Path) -> None:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
+        _isolate(model.graph)
         quantize_static(
             model,
             target,
@@ -170,6 +171,7 @@ def to_int8_static(data: bytes, calibration: np.ndarray, center: np.ndarray) -> 
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_exact_nodes(model.graph),
+            extra_options={"OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUTS)},
         )
 
     return _quantised(data, run)
@@ -195,6 +197,15 @@ def quantise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if best is None:  # fewer than 32 values
         best = _quantise_along(values.astype(np.float32), None)
     return best[1], best[2]
+
+
+def _pack_int8(graph: onnx.GraphProto) -> None:
+    for tensor in _weights(graph, LEAST_FP16):
+        values = numpy_helper.to_array(tensor)
+        if values.ndim > 1 and values.size >= LEAST_INT8:
+            _unpacked(graph, tensor, *quantise(values))
+        elif np.abs(values).max() < _LARGEST_FP16:
+            _unpacked(graph, tensor, values.astype(np.float16))
 
 
 def _quantise_along(values: np.ndarray, axis: int | None) -> tuple[float, np.ndarray, np.ndarray]:
@@ -241,7 +252,7 @@ def _is_weight(node: onnx.NodeProto, place: int) -> bool:
         return place == 0
     if node.op_type in _RECURRENT:
         return place in (1, 2, 3)
-    return node.op_type == "MatMul" or (node.op_type in INTEGER_OPS and place > 0)
+    return node.op_type == "MatMul" or (node.op_type in _LAYERS and place > 0)
 
 
 def _downstream(graph: onnx.GraphProto, source: str) -> set[str]:
@@ -266,6 +277,36 @@ def _exact_nodes(graph: onnx.GraphProto) -> list[str]:
     return [node.name for node in graph.node if not reached.isdisjoint(node.output)]
 
 
+def _isolate(graph: onnx.GraphProto) -> None:
+    """Give every layer that is to be quantised an input of its own, by identities.
+
+    Otherwise all readers of that input get its rounded values: latents would leave the graph cut
+    off at the range of calibration, and distances would be computed from them.
+    """
+    exact = set(_exact_nodes(graph))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type in INTEGER_OPS and node.name not in exact:
+            own = f"{node.name}/input"
+            nodes.append(helper.make_node("Identity", [node.input[0]], [own], name=own))
+            node.input[0] = own
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    graph.ClearField("node")
+    graph.node.extend(copies)
+
+
+def _bypass_identities(graph: onnx.GraphProto) -> None:
+    """Let readers of identities read the source itself; those that make an output stay."""
+    outputs = {item.name for item in graph.output}
+    idle = [n for n in graph.node if n.op_type == "Identity" and n.output[0] not in outputs]
+    source: dict[str, str] = {}
+    for node in idle:
+        source[node.output[0]] = source.get(node.input[0], node.input[0])
+        graph.node.remove(node)
+    _substitute(graph, source)
+
+
 def _unpacked(
     graph: onnx.GraphProto, tensor: TensorProto, packed: np.ndarray, scale: np.ndarray | None = None
 ) -> None:
@@ -286,12 +327,18 @@ def _unpacked(
 
 
 def _parse(data: bytes) -> onnx.ModelProto:
+    """The graph, refused before anything opens a file that it may name."""
     try:
         proto: onnx.ModelProto = onnx.load_model_from_string(data)
     except Exception as error:  # the decoder's class depends on the protobuf build
         raise BundleError(
             "Expected an ONNX graph, got bytes that are none; export the model again."
         ) from error
+    for graph in exporter._graphs(proto.graph):
+        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in graph.initializer):
+            raise BundleError(
+                "Expected all weights inside the graph, got external data; export the model again."
+            )
     return proto
 
 
@@ -312,7 +359,7 @@ def _finish(proto: onnx.ModelProto) -> bytes:
             node.ClearField("name")
             _drop_defaults(node, versions)
     _rename(proto.graph)
-    _check_form(proto)
+    exporter._check(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     _check_runs(data, proto)
     return data
@@ -387,16 +434,6 @@ def _short_names() -> Iterator[str]:
             yield "".join(letters)
 
 
-def _check_form(proto: onnx.ModelProto) -> None:
-    """Refuse external data, random operators, functions and what is not valid ONNX."""
-    for graph in exporter._graphs(proto.graph):
-        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in graph.initializer):
-            raise BundleError(
-                "Expected all weights inside the graph, got external data; export the model again."
-            )
-    exporter._check(proto)
-
-
 def _check_runs(data: bytes, proto: onnx.ModelProto) -> None:
     """Load ``data`` from bytes and run one and three records of every extreme."""
     graph = Graph(data, "the compact graph")
@@ -451,7 +488,10 @@ def _quantised(data: bytes, run: Callable[[onnx.ModelProto, Path], None]) -> byt
                 f"Expected a graph that can be quantised, got {type(error).__name__}; "
                 "use a weight-only form."
             ) from error
-        return _finish(_parse(target.read_bytes()))
+        result = _parse(target.read_bytes())
+        _bypass_identities(result.graph)
+        _pack_int8(result.graph)
+        return _finish(result)
 
 
 @contextmanager

@@ -57,6 +57,7 @@ TOLERANCES: Mapping[Precision, float] = {
 NEUTRAL: tuple[Precision, ...] = ("fp32", "fp16", "int8-weights")
 
 _FEW = 16  # flagged or unflagged records; below, records at the threshold are made
+_TOGETHER, _ROUNDING = 64, 1e-4  # records that are scored together and alone; relative
 _BOUNDARY_PAIRS = 64
 _BISECTIONS = 16
 _STRETCH = (0.0, 0.25, 2.0, 4.0, 16.0)  # of records about their mean, when all have one flag
@@ -446,6 +447,8 @@ def _judge(
     reason = _objection(drift, loss, max(flips))
     if not (reason or bench.judged or precision in NEUTRAL):
         reason = f"fewer than {_FEW} records on one side of a threshold to judge integers by"
+    if not reason and _depends_on_batch(graph, bench):
+        reason = "a record's score depends on the others in its batch"
     row = Candidate(
         name=name,
         precision=precision,
@@ -462,6 +465,17 @@ def _judge(
         reason=reason or "keeps ranking and flags",
     )
     return row, levels
+
+
+def _depends_on_batch(graph: Graph, bench: _Bench) -> bool:
+    """Whether records score otherwise together than alone, beyond rounding."""
+    few, names = bench.records[:_TOGETHER], tuple(bench.base)
+    alone = _scores(graph, few, bench.center, names, 1)
+    together = _scores(graph, few, bench.center, names)
+    return any(
+        bool(np.any(np.abs(together[n] - a) > _ROUNDING * np.maximum(np.abs(a), 1.0)))
+        for n, a in alone.items()
+    )
 
 
 def _auroc(bench: _Bench, new: Mapping[str, np.ndarray]) -> tuple[float | None, float | None]:
@@ -506,7 +520,7 @@ def _missing(name: str, why: str) -> Candidate:
 
 
 def _smallest(rows: Sequence[Candidate]) -> Candidate:
-    return min(rows, key=lambda row: (row.bytes, row.p50))
+    return min(rows, key=lambda row: row.bytes)  # of equals the first, which is the plainer form
 
 
 def _inside(low: float, high: float, threshold: float) -> float:
