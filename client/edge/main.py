@@ -74,10 +74,5 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     return status
 
 
-def run() -> None:
-    """Entry point of the script."""
-    sys.exit(main())
-
-
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

@@ -293,7 +293,7 @@ def test_eligible_forms_keep_ranking_and_flags(choice: Choice) -> None:
 
 
 def test_scores_that_depend_on_the_batch_are_not_chosen(choice: Choice) -> None:
-    """Dynamic int8 finds its ranges in each batch, so a record's score depends on its neighbours."""
+    """Dynamic int8 finds its ranges in each batch, so neighbours change a score."""
     (dynamic,) = (row for row in choice.table if row.name == "int8-dynamic")
     assert "others in its batch" in dynamic.reason
 
