@@ -1,11 +1,12 @@
 """Files that are whole or absent: atomic writes, canonical JSON, digests."""
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes
 
 from shared.errors import DataError
 
@@ -95,4 +96,6 @@ def read_json(path: Path) -> object:
 
 def sha256_hex(data: bytes) -> str:
     """SHA-256 of ``data`` as 64 hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
+    digest = hashes.Hash(hashes.SHA256())  # hashlib would load a second OpenSSL
+    digest.update(data)
+    return digest.finalize().hex()

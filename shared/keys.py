@@ -4,7 +4,6 @@ Private files are mode 0600; loading one that others can read is refused, since 
 copied already. Everything here comes from ``cryptography``; nothing is built by hand.
 """
 
-import hashlib
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from shared.errors import ConfigError
-from shared.files import write_atomic
+from shared.files import sha256_hex, write_atomic
 
 MAX_KEY_BYTES = 16_384
 
@@ -61,7 +59,7 @@ class VerifyKey:
     @property
     def key_id(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the 32 raw public bytes."""
-        return hashlib.sha256(self.key.public_bytes_raw()).hexdigest()[:16]
+        return sha256_hex(self.key.public_bytes_raw())[:16]
 
     def to_pem(self) -> bytes:
         """The key as PEM text."""
@@ -149,6 +147,8 @@ def generate_node_key(path: Path) -> Path:
     """
     public_path = _public_path(path)
     _refuse_existing(path, public_path)
+    from cryptography.hazmat.primitives.asymmetric import ec  # devices never need it
+
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM,

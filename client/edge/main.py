@@ -9,7 +9,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
 from client.edge.commands.common import Commands, print_error
 from shared.errors import FedlatentError
@@ -28,18 +27,25 @@ def build_parser(prog: str = PROG) -> tuple[argparse.ArgumentParser, Commands]:
         epilog=f"first step: {prog} verify hearts-1.fedlatent --key publisher.pub",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=_version(), help="print it")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print it and exit")
     commands = Commands(parser)
     for name in MODULES:
         importlib.import_module(f"client.edge.commands.{name}").register(commands)
     return parser, commands
 
 
-def _version() -> str:
-    for distribution in (PROG, "fedlatent"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return f"{distribution} {metadata.version(distribution)}"
-    return "not installed; run from a checkout"
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: that import takes memory and time."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print it and exit."""
+        from importlib import metadata
+
+        found = "not installed; run from a checkout"
+        for distribution in ("fedlatent", PROG):
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found = f"{distribution} {metadata.version(distribution)}"
+        parser.exit(message=f"{found}\n")
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:

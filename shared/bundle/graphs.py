@@ -19,7 +19,7 @@ from shared.data.schema import Schema
 from shared.errors import BundleError
 
 #: Records are run in chunks of this size, which bounds the memory of a large file.
-CHUNK = 256
+CHUNK = 32
 
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,

@@ -13,7 +13,6 @@ sealed as. Suites: X25519, or ML-KEM-768 with X25519 (a hybrid that also withsta
 computer), each with HKDF-SHA256 and AES-256-GCM.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from shared.errors import BundleError, ConfigError
-from shared.files import write_atomic
+from shared.files import sha256_hex, write_atomic
 from shared.keys import MAX_KEY_BYTES, check_private
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class RecipientPublic:
     def key_id(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the suite and the raw public bytes."""
         raw = b"".join(part.public_bytes_raw() for part in self.parts)
-        return hashlib.sha256(self.suite.encode() + b"\0" + raw).hexdigest()[:16]
+        return sha256_hex(self.suite.encode() + b"\0" + raw)[:16]
 
     def to_pem(self) -> bytes:
         """One PEM block a part."""

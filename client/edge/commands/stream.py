@@ -65,7 +65,12 @@ def register(commands: Commands) -> None:
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input")
-    group.add_argument("--format", choices=("csv", "jsonl", "f32", "f64"), default="csv")
+    group.add_argument(
+        "--format",
+        choices=("csv", "jsonl", "f32", "f64"),
+        default="csv",
+        help="rows as text, as JSON lines, or as raw little-endian floats (csv)",
+    )
     group.add_argument("--columns", help="names of CSV columns in record order, with commas")
     group.add_argument("--json-key", default="values", help="where a JSON object has its numbers")
     group.add_argument(
@@ -166,7 +171,8 @@ def _options(args: argparse.Namespace, model: "EdgeModel") -> "StreamOptions":
     flagged, _, of = args.alarm.partition("/")
     if not (flagged.isdecimal() and of.isdecimal()):
         raise ConfigError(f"Expected --alarm as K/N, such as 3/5, got {args.alarm!r}.")
-    if args.calibrate is None and (args.save_calibration or args.recentre or args.quantile):
+    alone = args.save_calibration, args.quantile, args.recentre or None
+    if args.calibrate is None and any(value is not None for value in alone):
         raise ConfigError(
             "Expected --calibrate N with --save-calibration, --recentre or --quantile, got none; "
             "add it."

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from shared.data.schema import Schema
+from shared.data.schema import Schema, row_medians
 from shared.errors import ConfigError, DataError
 
 FIELDS: dict[str, object] = {
@@ -167,3 +167,16 @@ def test_schema_imports_only_numpy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays(
+        np.float64,
+        st.tuples(st.integers(0, 4), st.integers(1, 9)),
+        elements=st.floats(-1e12, 1e12),
+    )
+)
+def test_row_medians_are_those_of_numpy(rows: np.ndarray) -> None:
+    """The median of each row, for odd and even numbers of values."""
+    np.testing.assert_array_equal(row_medians(rows), np.median(rows, axis=1, keepdims=True))

@@ -1,0 +1,370 @@
+"""The HTTP server over real sockets: answers, refusals, limits, metrics and its end."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.edge import serve as module
+from client.edge.runtime import EdgeModel
+from client.edge.serve import EdgeServer, ServeOptions, serve
+from client.edge.stream import CONFIRM_AFTER, Stop
+from shared.bundle.manifest import Thresholds
+from shared.errors import ConfigError, ServiceError
+from shared.keys import SigningKey
+from tests.client.edge.conftest import Load
+from tests.shared.bundle import tiny
+
+RAW = tiny.raw_records(40, seed=5)
+JSON, CSV, RAW_BYTES = "application/json", "text/csv", "application/octet-stream"
+ROOT = Path(__file__).parents[3]
+
+
+@contextlib.contextmanager
+def _serving(
+    load: Load, *, model: EdgeModel | None = None, **options: object
+) -> Iterator[EdgeServer]:
+    """A server in a thread, on a free port."""
+    stop = Stop()
+    chosen = ServeOptions(**{"port": 0, **options})  # type: ignore[arg-type]
+    with EdgeServer(model or load(), chosen) as server:
+        thread = threading.Thread(target=serve, args=(server, stop))
+        thread.start()
+        try:
+            yield server
+        finally:
+            stop.set()
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+def _ask(
+    server: EdgeServer, method: str, path: str, body: bytes | None = None, kind: str = JSON
+) -> tuple[int, Any]:
+    """Status and JSON of one request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    try:
+        connection.request(method, path, body, {"Content-Type": kind})
+        answer = connection.getresponse()
+        data = answer.read()
+        return answer.status, json.loads(data) if answer.headers["Content-Type"] == JSON else data
+    finally:
+        connection.close()
+
+
+def _json(records: object) -> bytes:
+    return json.dumps({"records": records}).encode()
+
+
+def test_all_formats_give_the_scores_of_the_model(load: Load) -> None:
+    """JSON, CSV and raw float32 give equal scores, flags and the threshold."""
+    table = load().score(RAW)
+    text = "a,b,c,d,e,f\n" + "".join(",".join(map(str, row)) + "\n" for row in RAW.tolist())
+    bodies = {
+        JSON: _json(RAW.tolist()),
+        f"{CSV}; charset=utf-8": text.encode(),
+        RAW_BYTES: RAW.astype("<f4").tobytes(),
+    }
+    with _serving(load) as server:
+        for kind, body in bodies.items():
+            status, answer = _ask(server, "POST", "/score", body, kind)
+            assert status == 200
+            np.testing.assert_allclose(answer["scores"], table.score, rtol=1e-5)
+            assert answer["flags"] == table.flag.tolist()
+            assert answer["threshold"] == 1.0
+            assert set(answer) == {"scores", "flags", "threshold"}
+
+
+BAD_BODIES = [
+    (JSON, b""),
+    (JSON, b"secret"),
+    (JSON, b"[" * 100_000),
+    (JSON, b'{"records":[]}'),
+    (JSON, b'{"records":"secret"}'),
+    (JSON, b'{"records":[[1,2,3,4,5,6]],"more":1}'),
+    (JSON, _json([[1, 2, 3]])),
+    (JSON, _json([1, 2, 3, 4, 5, 6])),
+    (JSON, _json([[1, 2, 3, 4, 5, 6], [1]])),
+    (JSON, _json([[1, 2, 3, 4, 5, "secret"]])),
+    (JSON, _json([[1, 2, 3, 4, 5, None]])),
+    (JSON, _json([[1, 2, 3, 4, 5, True]])),
+    (JSON, _json([["x" * 1_000_000, *[""] * 100_000]])),
+    (JSON, b'{"records":[[1,2,3,4,5,NaN]]}'),
+    (JSON, b'{"records":[[1,2,3,4,5,1e999]]}'),
+    (JSON, _json([[1, 2, 3, 4, 5, 10**400]])),
+    (JSON, b'{"records":[[1,2,3,4,5,' + b"9" * 5000 + b"]]}"),
+    (JSON, b"\xff\xfe"),
+    (CSV, b""),
+    (CSV, b"1,2,3\n"),
+    (CSV, b"1,2,3,4,5,secret\n1,2,3,4,5,secret\n"),
+    (CSV, b"1,2,3,4,5,nan\n"),
+    (CSV, b"\xff\n"),
+    (RAW_BYTES, b""),
+    (RAW_BYTES, b"\0" * 25),
+    (RAW_BYTES, np.full(6, np.inf, "<f4").tobytes()),
+]
+
+
+def test_bad_bodies_are_refused_with_one_sentence(load: Load) -> None:
+    """What is no record is a 400 with one sentence and no value; the server goes on."""
+    with _serving(load) as server:
+        for kind, body in BAD_BODIES:
+            status, answer = _ask(server, "POST", "/score", body, kind)
+            assert (status, list(answer)) == (400, ["error"]), body[:50]
+            assert answer["error"].startswith("Expected ")
+            assert "secret" not in answer["error"]
+        assert _ask(server, "POST", "/score", b"<x/>", "text/xml")[0] == 415
+        assert _ask(server, "POST", "/score", _json(RAW.tolist()))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/", None, 404),
+        ("POST", "/nothing", b"{}", 404),
+        ("GET", "/score", None, 405),
+        ("PUT", "/score", b"{}", 405),
+        ("POST", "/health", b"{}", 405),
+        ("DELETE", "/info", None, 405),
+        ("GET", "/info", b"body", 400),
+        ("BREW", "/score", None, 501),
+    ],
+)
+def test_other_paths_and_methods(
+    load: Load, method: str, path: str, body: bytes | None, status: int
+) -> None:
+    """Unknown paths are 404, wrong methods 405, each with one sentence."""
+    with _serving(load) as server:
+        got, answer = _ask(server, method, path, body)
+    assert got == status
+    assert isinstance(answer["error"], str)
+
+
+def _raw(server: EdgeServer, request: bytes) -> bytes:
+    """What the server answers to these very bytes, until it closes."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as channel:
+        channel.sendall(request)
+        parts = []
+        while part := channel.recv(65_536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_body_limits(load: Load) -> None:
+    """A body above the limit is a 413 that its sender gets to see; lengths are checked."""
+    with _serving(load, max_bytes=100_000) as server:
+        assert _ask(server, "POST", "/score", b"1" * 100_001)[0] == 413
+        assert _ask(server, "POST", "/score", b"1" * 3_000_000, CSV)[0] == 413
+        head = b"POST /score HTTP/1.1\r\nHost: x\r\n"
+        for headers, status in [
+            (b"", b"411"),
+            (b"Transfer-Encoding: chunked\r\n", b"411"),
+            (b"Content-Length: 2\r\nContent-Length: 3\r\n", b"411"),
+            (b"Content-Length: -1\r\n", b"400"),
+            (b"Content-Length: " + b"9" * 5000 + b"\r\n", b"413"),
+        ]:
+            answer = _raw(server, head + headers + b"\r\n{}")
+            assert answer.split()[1] == status, headers[:40]
+            assert b"Connection: close" in answer
+        assert _raw(server, b"\0\1\2\r\n\r\n").count(b"HTTP/1.1") <= 1
+        assert _ask(server, "GET", "/health")[0] == 200
+
+
+def test_connection_goes_on_after_good_requests_only(load: Load) -> None:
+    """A connection serves one request after the other, and closes after a refusal."""
+    with _serving(load) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+        for _ in range(3):
+            connection.request("POST", "/score", _json(RAW.tolist()), {"Content-Type": JSON})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.headers["Connection"] is None
+        connection.request("POST", "/score", b"{}", {"Content-Type": JSON})
+        answer = connection.getresponse()
+        answer.read()
+        assert (answer.status, answer.headers["Connection"]) == (400, "close")
+        connection.close()
+
+
+def test_many_clients_at_once(load: Load) -> None:
+    """Concurrent clients each get the scores of their own records."""
+    expected = load().score(RAW).score
+    wrong: list[int] = []
+    with _serving(load, threads=16) as server:
+
+        def client(number: int) -> None:
+            for _ in range(10):
+                _, answer = _ask(server, "POST", "/score", _json(RAW[number : number + 3].tolist()))
+                if not np.allclose(answer["scores"], expected[number : number + 3], rtol=1e-5):
+                    wrong.append(number)
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert wrong == []
+        assert server.scorer.metrics.records == 12 * 10 * 3
+
+
+def test_busy_server_says_so(load: Load) -> None:
+    """When all connections are taken, a further client gets 503 at once."""
+    with _serving(load, threads=2) as server:
+        held = [
+            socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+            for _ in range(2)
+        ]
+        time.sleep(0.3)
+        start = time.monotonic()
+        status, answer = _ask(server, "GET", "/health")
+        assert status == 503
+        assert "free connection" in answer["error"]
+        assert time.monotonic() - start < 1
+        for channel in held:
+            channel.close()
+        _until(lambda: _ask(server, "GET", "/health")[0] == 200)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _seconds_until_cut(channel: socket.socket) -> float:
+    """How long the server takes bytes that come one by one."""
+    begun = time.monotonic()
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() - begun < 4:
+            time.sleep(0.05)
+            channel.sendall(b"1")
+    return time.monotonic() - begun
+
+
+def test_slow_clients_are_let_go(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a byte now and then loses its connection when its time is over."""
+    monkeypatch.setattr(module, "_IDLE_S", 0.4)
+    monkeypatch.setattr(module, "_BODY_S", 0.4)
+    head = b"POST /score HTTP/1.1\r\nContent-Length: 100\r\nContent-Type: text/csv\r\n\r\n"
+    with _serving(load) as server:
+        for start in (b"GET /hea", head):
+            with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as channel:
+                channel.sendall(start)
+                assert _seconds_until_cut(channel) < 2
+
+
+def test_health_names_the_reason(load: Load) -> None:
+    """Health is 200 with the golden error, and 503 with the reason when nothing can be scored."""
+    with _serving(load) as server:
+        status, answer = _ask(server, "GET", "/health")
+        assert (status, answer["ok"], answer["version"]) == (200, True, 3)
+        assert answer["golden_error"] <= 1e-6
+        assert _ask(server, "GET", "/info")[1]["name"] == "tiny-hearts"
+    only = load(tiny.manifest(thresholds=Thresholds(quantile=0.9, absolute=None, recentred=1.0)))
+    with _serving(load, model=only) as server:
+        status, answer = _ask(server, "GET", "/health")
+        assert (status, answer["ok"]) == (503, False)
+        assert "re-centre" in answer["reason"]
+        assert _ask(server, "POST", "/score", _json(RAW.tolist()))[0] == 503
+
+
+def test_metrics_are_in_the_text_format(load: Load) -> None:
+    """Metrics parse line by line; counts, latencies, drift and memory are right."""
+    latents = np.concatenate([tiny.raw_records(128 * 18, seed=1)])
+    with _serving(load) as server:
+        _ask(server, "POST", "/score", latents.astype("<f4").tobytes(), RAW_BYTES)
+        _ask(server, "POST", "/score", b"{}")
+        status, text = _ask(server, "GET", "/metrics")
+    assert status == 200
+    assert text.endswith(b"\n")
+    values, types = {}, {}
+    for line in text.decode().splitlines():
+        if line.startswith("# TYPE"):
+            types[line.split()[2]] = line.split()[3]
+        elif not line.startswith("#"):
+            name, value = re.fullmatch(r"([a-z_:]+(?:\{[^}]*\})?) (\S+)", line).groups()  # type: ignore[union-attr]
+            values[name] = float(value)
+    flags = int(load().score(latents.astype("<f4")).flag.sum())
+    assert values["fedlatent_records_total"] == 128 * 18
+    assert values["fedlatent_flags_total"] == flags > 0
+    assert values["fedlatent_errors_total"] == 1
+    assert values['fedlatent_answers_total{status="400"}'] == 1
+    assert values['fedlatent_score_seconds_bucket{le="+Inf"}'] == 1
+    assert values["fedlatent_score_seconds_count"] == 1
+    assert 0 < values["fedlatent_score_seconds_sum"] < 5
+    assert values["fedlatent_drift_distance"] > 0
+    assert values["process_resident_memory_bytes"] > 1e6
+    assert any(name.startswith('fedlatent_bundle_info{name="tiny-hearts"') for name in values)
+    bases = {re.sub(r"(_bucket|_sum|_count)?(\{.*)?$", "", name) for name in values}
+    assert bases == set(types)
+    assert types["fedlatent_score_seconds"] == "histogram"
+
+
+def test_confirmation_comes_once(load: Load) -> None:
+    """The installed bundle is confirmed after enough records, once."""
+    calls: list[int] = []
+    with _serving(load, confirm=lambda: calls.append(1)) as server:
+        _ask(server, "POST", "/score", _json(RAW[: CONFIRM_AFTER - 1].tolist()))
+        assert calls == []
+        for _ in range(3):
+            _ask(server, "POST", "/score", _json(RAW[:1].tolist()))
+    assert calls == [1]
+
+
+def test_addresses_that_cannot_be_used(load: Load) -> None:
+    """A port that is taken is a ServiceError, an impossible one a ConfigError."""
+    with (
+        _serving(load) as server,
+        pytest.raises(ServiceError, match="choose another"),
+    ):
+        EdgeServer(load(), ServeOptions(port=server.server_port))
+    for options in ({"port": 70_000}, {"threads": 0}, {"max_bytes": 0}):
+        with pytest.raises(ConfigError, match="Expected"):
+            EdgeServer(load(), ServeOptions(**options))  # type: ignore[arg-type]
+
+
+def test_command_serves_and_ends_on_sigterm(tmp_path: Path, signing_key: SigningKey) -> None:
+    """The command says its address, answers, and ends within a second of SIGTERM with code 0."""
+    bundle = tiny.write(tmp_path / "tiny.fedlatent", signing_key)
+    public = tmp_path / "publisher.pub"
+    public.write_bytes(signing_key.public.to_pem())
+    command = [sys.executable, "-m", "client.edge.main", "serve", str(bundle), "--key", str(public)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--json"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["serving"]
+        host, port = address.removeprefix("http://").split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        assert (host, answer.status) == ("127.0.0.1", 200)
+        answer.read()
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)  # while a connection is open
+        _, err = process.communicate(timeout=30)
+        assert time.monotonic() - start < 2  # a loaded machine; the wait itself is below 1 s
+        assert (process.returncode, err) == (0, b"")
+        connection.close()
+    finally:
+        process.kill()
+        process.communicate()

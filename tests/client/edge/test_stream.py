@@ -1,0 +1,493 @@
+"""The loop of a device, in this process and as the command that an operator starts."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.edge import slots
+from client.edge.events import Rule
+from client.edge.runtime import EdgeModel
+from client.edge.sources import DescriptorSource, Signal, Source
+from client.edge.stream import (
+    CONFIRM_AFTER,
+    CalibrationPlan,
+    Notifier,
+    Stop,
+    Stream,
+    StreamOptions,
+    confirmation,
+)
+from client.edge.windows import Windows, make_decoder, row_schema
+from shared.bundle.manifest import Thresholds
+from shared.errors import BundleError, ConfigError, DataError, ServiceError
+from shared.files import sha256_hex
+from shared.keys import SigningKey
+from tests.client.edge.conftest import Load
+from tests.shared.bundle import tiny
+
+RAW = tiny.raw_records(700, seed=5)
+MAIN = [sys.executable, "-m", "client.edge.main"]
+ROOT = Path(__file__).parents[3]
+
+
+class Lines:
+    """A sink that keeps events."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def write(self, lines: Iterable[str]) -> None:
+        """Keep them, parsed."""
+        self.events += [json.loads(line) for line in lines]
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def of(self, *names: str) -> list[dict[str, Any]]:
+        """Events of these names."""
+        return [event for event in self.events if event["event"] in names]
+
+
+class Script(Source):
+    """A source that plays a list, then ends or fails."""
+
+    def __init__(self, items: Iterable[bytes | Signal | Exception]) -> None:
+        super().__init__("script")
+        self._items = iter(items)
+
+    def read(self, timeout: float) -> bytes | Signal:
+        """The next item."""
+        item = next(self._items, Signal.END)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def _csv(rows: np.ndarray) -> bytes:
+    return "".join(",".join(map(str, row)) + "\n" for row in rows.tolist()).encode()
+
+
+def _run(
+    model: EdgeModel, items: Iterable[bytes | Signal | Exception], **changes: object
+) -> tuple[Stream, Lines]:
+    sink = Lines()
+    options = StreamOptions(**{"output": "all", "beat": 0.0, **changes})  # type: ignore[arg-type]
+    stream = Stream(model, Script(items), make_decoder("csv", tiny.SCHEMA), sink, options)
+    stream.run()
+    return stream, sink
+
+
+def test_scores_are_those_of_the_model(load: Load) -> None:
+    """A backlog and single records get the scores, flags and numbers of one call."""
+    model = load()
+    expected = model.score(RAW)
+    pieces = [_csv(RAW[:500]), *(_csv(RAW[i : i + 1]) for i in range(500, 700))]
+    stream, sink = _run(model, pieces)
+    scores = sink.of("score")
+    assert [event["record"] for event in scores] == list(range(1, 701))
+    np.testing.assert_allclose([event["score"] for event in scores], expected.score, rtol=1e-5)
+    assert [event["flag"] for event in scores] == expected.flag.tolist()
+    assert stream.flagged == expected.flag.sum() > 0
+    assert sink.events[0]["event"] == "start"
+    assert (sink.events[0]["threshold"], sink.events[0]["version"]) == (1.0, 3)
+    end = sink.events[-1]
+    assert (end["event"], end["reason"], end["record"]) == ("end", "end of stream", 700)
+
+
+def test_outputs_hold_back_what_was_not_asked_for(load: Load) -> None:
+    """The output "alarms" has no scores, and "flags" those of flagged records only."""
+    model = load()
+    flagged = (np.flatnonzero(model.score(RAW).flag) + 1).tolist()
+    _, few = _run(model, [_csv(RAW)], output="flags")
+    assert [event["record"] for event in few.of("score")] == flagged
+    _, none = _run(model, [_csv(RAW)], output="alarms")
+    assert {event["event"] for event in none.events} <= {"start", "alarm", "clear", "drift", "end"}
+    with pytest.raises(ConfigError, match="alarms, flags, all"):
+        _run(model, [], output="none")
+
+
+def test_alarm_starts_peaks_and_ends(load: Load) -> None:
+    """Two flagged of three start an alarm, four calm ones end it, across batches, with its peak."""
+    calm, wild = np.zeros((1, tiny.DIM)), np.zeros((1, tiny.DIM))
+    calm[0, :2] = 500, -250  # the center
+    wild[0, :2] = 2000, 0
+    strong = wild * 1.1
+    rows = [calm] * 3 + [wild, calm, wild, strong] + [calm] * 6
+    for pieces in ([_csv(np.concatenate(rows))], [_csv(row) for row in rows]):
+        stream, sink = _run(load(), pieces, rule=Rule(flagged=2, of=3, calm=4))
+        alarm, clear = sink.of("alarm", "clear")
+        assert (alarm["record"], clear["record"], clear["since"]) == (6, 11, 6)
+        top = max(event["score"] for event in sink.of("score"))
+        assert clear["peak"] == pytest.approx(top, rel=1e-6)
+        assert (stream.alarms, sink.events[-1]["alarm"]) == (1, False)
+
+
+def test_slow_stream_is_answered_record_by_record(load: Load) -> None:
+    """Each record is answered before the next is sent."""
+    model, sink, stop = load(), Lines(), Stop()
+    reader, writer = os.pipe()
+    source = DescriptorSource(reader, "pipe")
+    options = StreamOptions(output="all", beat=0.05)
+    stream = Stream(model, source, make_decoder("csv", tiny.SCHEMA), sink, options, stop=stop)
+    thread = threading.Thread(target=stream.run)
+    thread.start()
+    for number in range(1, 6):
+        os.write(writer, _csv(RAW[number : number + 1]))
+        _wait(lambda number=number: len(sink.of("score")) == number)
+    _wait(lambda: bool(sink.of("beat")))
+    stop.set()
+    thread.join(2)
+    assert not thread.is_alive()
+    beat = sink.of("beat")[-1]
+    assert beat["rss"] > 1e6
+    assert sink.events[-1]["reason"] == "signal"
+    os.close(writer)
+    source.close()
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_windows_of_time_steps(load: Load, signing_key: SigningKey, tmp_path: Path) -> None:
+    """With windows, rows are time steps; a gap in the source starts them anew."""
+    schema = replace(tiny.SCHEMA, shape=(1, tiny.DIM))
+    model = load(replace(tiny.manifest(), schema=tiny.SCHEMA))
+    series = tiny.raw_records(20, seed=1).reshape(-1)[:60].astype(float)
+    sink = Lines()
+    steps = [f"{value}\n".encode() for value in series.tolist()]
+    items = [*steps[:40], Signal.CUT, *steps[40:50], Signal.GAP, *steps[50:]]
+    stream = Stream(
+        model,
+        Script(items),
+        make_decoder("csv", row_schema(schema)),
+        sink,
+        StreamOptions(output="all", beat=0.0),
+        windows=Windows(schema, 2),
+    )
+    stream.run()
+    starts = [*range(0, 50 - 6 + 1, 2), *range(50, 60 - 6 + 1, 2)]
+    expected = model.score(np.stack([series[s : s + 6] for s in starts])).score
+    np.testing.assert_allclose([e["score"] for e in sink.of("score")], expected, rtol=1e-5)
+    assert sink.events[-1]["gaps"] == 1
+
+
+def test_calibration_comes_first(load: Load, tmp_path: Path) -> None:
+    """The first N records set the threshold unflagged; a restart takes the saved one."""
+    model, path = load(), tmp_path / "own.json"
+    plan = CalibrationPlan(records=300, quantile=0.9, save=path)
+    expected = model.calibrate(RAW[:300], 0.9)
+    stream, sink = _run(model, [_csv(RAW[:290]), _csv(RAW[290:])], calibration=plan)
+    assert stream.model.threshold == expected.threshold != model.threshold
+    assert len(sink.of("score")) == 400
+    assert sink.of("start")[0]["threshold"] is None
+    assert sink.of("calibrated")[0]["threshold"] == expected.threshold
+    again, sink = _run(model, [_csv(RAW[:5])], calibration=plan)
+    assert (again.model.threshold, len(sink.of("score"))) == (expected.threshold, 5)
+    newer = load(replace(tiny.manifest(), version=4))
+    _, sink = _run(newer, [_csv(RAW[:300])], calibration=plan)
+    assert len(sink.of("calibrated")) == 1  # the saved one was of another bundle
+    moved, _ = _run(
+        model, [_csv(RAW)], calibration=CalibrationPlan(records=300, quantile=0.9, recentre=True)
+    )
+    assert moved.model.center is not None
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        CalibrationPlan(records=50),
+        CalibrationPlan(records=0),
+        CalibrationPlan(records=1 << 40),
+        CalibrationPlan(records=100, quantile=1.5),
+        CalibrationPlan(records=100, recentre=True),
+    ],
+    ids=str,
+)
+def test_hopeless_calibration_is_refused_at_once(load: Load, plan: CalibrationPlan) -> None:
+    """Too few records for the quantile, or too many for memory, are refused before the first."""
+    with pytest.raises(ConfigError, match="to calibrate on"):
+        _run(load(), [ServiceError("read")], calibration=plan)
+
+
+def test_model_without_threshold_is_refused_at_once(load: Load) -> None:
+    """A bundle that must be re-centred first is refused, unless the calibration does that."""
+    model = load(tiny.manifest(thresholds=Thresholds(quantile=0.9, absolute=None, recentred=1.0)))
+    with pytest.raises(BundleError, match="re-centre"):
+        _run(model, [])
+    stream, _ = _run(model, [_csv(RAW)], calibration=CalibrationPlan(records=100, recentre=True))
+    assert stream.records == 600
+
+
+def test_errors_end_with_an_event(load: Load) -> None:
+    """Bad data and a lost source end the run with their error, after an "end" event."""
+    model = load()
+    for item, error in ((b"1,2\n", DataError), (ServiceError("gone"), ServiceError)):
+        sink = Lines()
+        stream = Stream(
+            model,
+            Script([_csv(RAW[:20]), item]),
+            make_decoder("csv", tiny.SCHEMA),
+            sink,
+            StreamOptions(),
+        )
+        with pytest.raises(error):
+            stream.run()
+        end = sink.events[-1]
+        assert (end["event"], end["reason"], end["record"]) == ("end", "error", 20)
+
+
+def test_confirmation_comes_once_after_good_scores(load: Load) -> None:
+    """The bundle is confirmed once, after enough records that were scored without an error."""
+    calls: list[int] = []
+    pieces = [_csv(RAW[i : i + 1]) for i in range(30)]
+    _run(load(), pieces[: CONFIRM_AFTER - 1], confirm=lambda: calls.append(1))
+    assert calls == []
+    _run(load(), pieces, confirm=lambda: calls.append(1))
+    assert calls == [1]
+    assert confirmation(None, "") is None
+
+
+def _provision(state: Path, key: SigningKey) -> Path:
+    """A state folder with the tiny bundle on trial."""
+    data = tiny.write(state.parent / "tiny.fedlatent", key).read_bytes()
+    digest = sha256_hex(data)
+    device = slots.Device(
+        device="d1", model="tiny-hearts", cohorts=(), provisioned=slots.utc_text()
+    )
+    slots.write_device(state, device)
+    slots.install(
+        state,
+        data,
+        slots.Installed(
+            slot="a",
+            digest=digest,
+            bundle=digest,
+            bytes=len(data),
+            key=key.public.key.public_bytes_raw().hex(),
+            name="tiny-hearts",
+            version=3,
+            kind="global",
+            recipient=None,
+            installed=slots.utc_text(),
+        ),
+    )
+    return state
+
+
+@pytest.mark.parametrize(("records", "status"), [(9, "trial"), (10, "confirmed")])
+def test_command_ends_the_trial_of_an_installed_bundle(
+    tmp_path: Path, signing_key: SigningKey, records: int, status: str
+) -> None:
+    """A stream from a state folder confirms its bundle after ten good records, not before."""
+    state = _provision(tmp_path / "state", signing_key)
+    done = subprocess.run(
+        [*MAIN, "stream", str(state)], input=_csv(RAW[:records]), capture_output=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    current = slots.read_record(state).current
+    assert current is not None
+    assert current.status == status
+
+
+def test_broken_state_is_a_warning(
+    tmp_path: Path, signing_key: SigningKey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When the state folder breaks while a stream runs, scoring goes on after a warning."""
+    state = _provision(tmp_path / "state", signing_key)
+    model = slots.boot(state)
+    (state / "current.json").write_text("{")
+    stream, _ = _run(model, [_csv(RAW[:20])], confirm=confirmation(state, model.bundle.digest))
+    assert stream.records == 20
+    assert "warning" in capsys.readouterr().err
+
+
+def test_drift_is_an_event(load: Load) -> None:
+    """Latents that move from where the stream began give a drift event with its figures."""
+    rows = tiny.raw_records(128 * 24, seed=2).astype(float)
+    rows[128 * 20 :, 0] += 1000.0
+    _, sink = _run(load(), [_csv(rows)], output="alarms")
+    first = sink.of("drift")[0]
+    assert (first["kind"], first["drifted"]) == ("mean", True)
+    assert first["statistic"] > first["limit"]
+    assert sink.events[-1]["drift"]["ready"] is True
+    _, sink = _run(load(), [_csv(rows)], output="alarms", drift_block=0)
+    assert sink.of("drift") == []
+    assert sink.events[-1]["drift"] is None
+
+
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """READY, WATCHDOG and STOPPING go to the socket; the watchdog no more often than needed."""
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(path))
+        channel.settimeout(2)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+        notifier = Notifier()
+        notifier.ready()
+        notifier.alive()
+        notifier.alive()
+        time.sleep(0.11)
+        notifier.alive()
+        notifier.stopping()
+        got = [channel.recv(100) for _ in range(4)]
+    assert got == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1", b"STOPPING=1"]
+    notifier.ready()  # a socket that is gone is no error
+
+
+@contextlib.contextmanager
+def _started(tmp_path: Path, key: SigningKey, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command on the tiny bundle; killed at the end if it still runs."""
+    bundle = tiny.write(tmp_path / "tiny.fedlatent", key)
+    public = tmp_path / "publisher.pub"
+    public.write_bytes(key.public.to_pem())
+    command = [*MAIN, "stream", str(bundle), *arguments, "--key", str(public)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for channel in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                if channel is not None:
+                    channel.close()
+
+
+def _events(text: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_command_on_a_pipe(tmp_path: Path, signing_key: SigningKey) -> None:
+    """Records through a pipe give events on standard output, and the exit code 0 at its end."""
+    with _started(tmp_path, signing_key, "--output", "all") as process:
+        out, err = process.communicate(_csv(RAW[:50]), timeout=60)
+    events = _events(out)
+    assert (process.returncode, err) == (0, b"")
+    assert [event["event"] for event in events].count("score") == 50
+    assert (events[0]["event"], events[-1]["event"]) == ("start", "end")
+
+
+def test_command_ends_on_sigterm(tmp_path: Path, signing_key: SigningKey) -> None:
+    """SIGTERM ends the run within a second, with an "end" event and exit code 0."""
+    with _started(tmp_path, signing_key, "--output", "all") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(_csv(RAW[:1]))
+        process.stdin.flush()
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert json.loads(lines[1])["record"] == 1
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)  # with its input still open
+        assert time.monotonic() - start < 2
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
+    assert _events(out)[-1]["reason"] == "signal"
+
+
+def test_command_follows_a_rotated_file(tmp_path: Path, signing_key: SigningKey) -> None:
+    """A followed CSV goes on through rotation: its header is read though it starts at the end."""
+    path = tmp_path / "beats.csv"
+    header = "f,e,d,c,b,a\n"
+    path.write_text(header + "6,5,4,3,2,1\n")
+    log = tmp_path / "events.jsonl"
+    arguments = [str(path), "--follow", "--columns", "a,b,c,d,e,f", "--output", "all"]
+    with _started(tmp_path, signing_key, *arguments, "--log", str(log)) as process:
+        _wait(lambda: log.exists() and b"start" in log.read_bytes(), 30)
+        with path.open("a") as writer:
+            writer.write("6,5,4,3,2,1\n")
+        path.rename(tmp_path / "beats.csv.1")
+        path.write_text(header + "16,15,14,13,12,11\n16,15,14,13,12,11\n")
+        _wait(lambda: log.read_bytes().count(b'"score"') >= 3, 30)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
+    events = _events(log.read_bytes())
+    assert [event["event"] for event in events] == ["start", "score", "score", "score", "end"]
+    assert (events[-1]["record"], events[-1]["reconnects"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "code", "said"),
+    [
+        (["--format", "jsonl"], b"[1,2]\n", 3, b"got 2 in record 1"),
+        ([], b"1" * 200_000, 3, b"at most"),
+        (["--alarm", "five"], b"", 2, b"K/N"),
+        (["--recentre"], b"", 2, b"--calibrate"),
+        (["--log", "/proc/no/log"], b"", 75, b"Expected to write"),
+        (["/dev/null/x"], b"", 3, b"readable file"),
+    ],
+)
+def test_exit_codes(
+    tmp_path: Path,
+    signing_key: SigningKey,
+    arguments: list[str],
+    data: bytes,
+    code: int,
+    said: bytes,
+) -> None:
+    """Bad data, bad options and a log that cannot be written have their own exit codes."""
+    with _started(tmp_path, signing_key, *arguments) as process:
+        _, err = process.communicate(data, timeout=60)
+    assert process.returncode == code
+    assert said in err
+    assert err.count(b"\n") == 1
+
+
+def test_command_survives_a_reader_that_leaves(tmp_path: Path, signing_key: SigningKey) -> None:
+    """When the reader of the events goes away, the command ends quietly."""
+    with _started(tmp_path, signing_key, "--output", "all") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        for _ in range(200):
+            try:
+                process.stdin.write(_csv(RAW[:10]))
+                process.stdin.flush()
+            except BrokenPipeError:
+                break
+            time.sleep(0.005)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == b""
+
+
+def test_memory_does_not_grow(tmp_path: Path, signing_key: SigningKey) -> None:
+    """The resident memory after 200,000 records is that after 20,000, within 5 MB."""
+    arguments = ["--format", "f32", "--beat", "0.001", "--skip-bad"]
+    rng = np.random.default_rng(0)
+    with _started(tmp_path, signing_key, *arguments) as process:
+        data = rng.normal(0, 500, (200_000, tiny.DIM)).astype("<f4")
+        out, err = process.communicate(data.tobytes(), timeout=120)
+    assert (process.returncode, err) == (0, b"")
+    beats = [event for event in _events(out) if event["event"] == "beat"]
+    early = next(beat["rss"] for beat in beats if beat["record"] >= 20_000)
+    assert beats[-1]["record"] > 150_000
+    assert beats[-1]["rss"] - early < 5e6
