@@ -299,7 +299,7 @@ def rotate(
     """Change the keys of a role, or renew the root; needs the root keys."""
     from server.publish import ROLES, Release
     from shared.errors import ConfigError
-    from shared.keys import VerifyKey
+    from shared.keys import SigningKey, VerifyKey
 
     wanted = next((one for one in ROLES if one == role), None)
     if wanted is None or (new and wanted == "root"):
@@ -310,15 +310,23 @@ def rotate(
     private = _private(folder, keys, sign_with)
     added = [VerifyKey.load(path) for path in add_key or []]
     removed = [VerifyKey.load(path) for path in remove_key or []]
+    made: Path | None = None
     if new:
         removed.extend(release.keys_of(wanted))
         made = _new_key(_keys_folder(folder, keys), role)
-        private[made.key_id] = made
-        added.append(made.public)
+        fresh = SigningKey.load(made)
+        private[fresh.key_id] = fresh
+        added.append(fresh.public)
         threshold = threshold or 1
-    version = release.rotate(
-        wanted, keys=list(private.values()), add=added, remove=removed, threshold=threshold
-    )
+    try:
+        version = release.rotate(
+            wanted, keys=list(private.values()), add=added, remove=removed, threshold=threshold
+        )
+    except ConfigError:  # nothing was written, so the new key is of no use
+        if made is not None:
+            made.unlink()
+            made.with_name(f"{made.name}.pub").unlink()
+        raise
     ids = [one.key_id for one in release.keys_of(wanted)]
     if json:
         print_json({"root_version": version, "role": role, "keys": ids})
@@ -385,13 +393,15 @@ def _signers(release: "Release", private: "dict[str, SigningKey]") -> dict[str, 
     return {"targets_keys": targets, "online_key": online[0]}
 
 
-def _new_key(folder: Path, role: str) -> "SigningKey":
+def _new_key(folder: Path, role: str) -> Path:
     from shared.keys import SigningKey
 
     number = 2
     while (folder / f"{role}-{number}.pem").exists():
         number += 1
-    return SigningKey.generate(folder / f"{role}-{number}.pem")
+    path = folder / f"{role}-{number}.pem"
+    SigningKey.generate(path)
+    return path
 
 
 def _rollout(percent: int, cohorts: list[str] | None, devices: list[str] | None) -> Any:  # noqa: ANN401

@@ -366,9 +366,7 @@ def choose(
     return _newest(mine, device, record, now)
 
 
-def _newest(
-    mine: Sequence[Offer], device: Device, record: Record, now: datetime
-) -> Offer | None:
+def _newest(mine: Sequence[Offer], device: Device, record: Record, now: datetime) -> Offer | None:
     """The highest version above the running one that this device may and can install."""
     aside = {one.digest for one in record.set_aside}
     running = record.current.version if record.current else None
