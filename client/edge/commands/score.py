@@ -208,6 +208,10 @@ def _score(args: argparse.Namespace) -> int:
     first = edge_footprint()
     tables = list(_chunks(model, rows))
     last = edge_footprint()
+    if args.state is not None and len(rows):
+        from client.edge.slots import confirm
+
+        confirm(args.state, model.bundle.digest)
     if args.output is not None:
         _write_scores(args.output, tables)
     process = {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb}

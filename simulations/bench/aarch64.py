@@ -1,0 +1,98 @@
+"""Every form of two scorers on emulated 64-bit ARM processors, against this machine.
+
+The scorers are those of `simulations.bench.edge`, trained for a short time. Each form becomes a
+signed bundle; `client/edge/deploy/check-aarch64.sh` verifies and scores it on x86-64 and on ARM.
+
+    python -m simulations.bench.aarch64 --data ../shared/data --work /tmp/aarch64
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from shared.bundle.archive import GOLDEN, SCORER, Bundle, read_bundle, write_bundle
+from shared.bundle.graphs import make_golden
+from shared.bundle.manifest import Precision, Runtime
+from shared.export.bundling import golden_records, make_bundle
+from shared.export.compact import to_fp16, to_int8_dynamic, to_int8_static, to_int8_weights
+from shared.export.targets import TOLERANCES
+from shared.keys import SigningKey
+from simulations.bench.edge import Subject, ecg, image
+
+SCRIPT = Path(__file__).parents[2] / "client/edge/deploy/check-aarch64.sh"
+SUBJECTS: Mapping[str, Callable[[Path, int], Subject]] = {"ecg": ecg, "image": image}
+CALIBRATION = 128
+
+
+def graphs(subject: Subject, fp32: bytes) -> dict[Precision, bytes]:
+    """The scorer in every form, by precision."""
+    calibration = subject.schema.preprocess(subject.public[:CALIBRATION])
+    center = subject.contents.density.mean.astype(np.float32)
+    return {
+        "fp32": fp32,
+        "fp16": to_fp16(fp32),
+        "int8-weights": to_int8_weights(fp32),
+        "int8-dynamic": to_int8_dynamic(fp32),
+        "int8-static": to_int8_static(fp32, calibration, center),
+    }
+
+
+def write_form(
+    path: Path, base: Bundle, graph: bytes, precision: Precision, key: SigningKey
+) -> None:
+    """Write the bundle ``base`` with another form of its scorer and golden outputs of that."""
+    runtime = Runtime(precision=precision, tolerance=TOLERANCES[precision])
+    manifest = replace(base.manifest, files={}, runtime=runtime)
+    files = {**base.files, SCORER: graph}
+    files[GOLDEN] = make_golden(manifest, files, golden_records(manifest.schema))
+    write_bundle(path, manifest, files, key)
+
+
+def check(subject: Subject, folder: Path, count: int) -> int:
+    """Write all forms and ``count`` test records to ``folder``, and run the script on them.
+
+    Returns:
+        Exit code of the script: 1 when a form differs by more than its tolerance.
+    """
+    key = SigningKey.generate(folder / "key.pem")
+    make_bundle(folder / "base.fedlatent", subject.contents, key)
+    base = read_bundle(folder / "base.fedlatent", [key.public])
+    paths = []
+    for precision, graph in graphs(subject, base.files[SCORER]).items():
+        path = folder / f"{subject.name}-{precision}.fedlatent"
+        write_form(path, base, graph, precision, key)
+        paths.append(str(path))
+    chosen = np.random.default_rng(0).permutation(len(subject.test))[:count]
+    np.savez(folder / "records.npz", X=subject.test[chosen])
+    arguments = [f"{folder}/key.pem.pub", f"{folder}/records.npz", *paths]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    return subprocess.run([str(SCRIPT), *arguments], env=environment, check=False).returncode
+
+
+def main() -> None:
+    """Check both scorers; exit 1 when a form differs by more than its tolerance."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--rounds", type=int, default=20, help="of training, 20 steps each (20)")
+    parser.add_argument("--records", type=int, default=500, help="that are scored (500)")
+    parser.add_argument("--work", type=Path, help="where the emulator is kept (not kept)")
+    args = parser.parse_args()
+    if args.work is not None:
+        os.environ["WORK"] = str(args.work)
+    codes = []
+    for name, make in SUBJECTS.items():
+        subject = make(args.data, args.rounds)
+        with tempfile.TemporaryDirectory(prefix=f"fedlatent-{name}-") as folder:
+            codes.append(check(subject, Path(folder), args.records))
+    sys.exit(max(codes))
+
+
+if __name__ == "__main__":
+    main()

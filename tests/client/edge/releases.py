@@ -1,0 +1,143 @@
+"""Release folders of tiny bundles, devices that follow them, and what an attacker would sign."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, MetaFile, Signed
+
+from client.edge.update import provision
+from server.publish import Release, Rollout, TargetStatus
+from shared.bundle.archive import write_bundle
+from shared.bundle.sealed import RecipientPublic
+from shared.keys import SigningKey
+from tests.shared.bundle import tiny
+
+MODEL = "tiny-hearts"
+
+
+class Publisher:
+    """A release with its keys: two root keys that both must sign, one of targets, one online."""
+
+    def __init__(self, folder: Path, now: datetime | None = None) -> None:
+        """Make keys and an empty release below ``folder``."""
+        self.folder = folder
+        names = ("root-1", "root-2", "targets", "online", "bundle")
+        self.keys = {name: SigningKey.generate(folder / "keys" / name) for name in names}
+        self.release = Release.create(
+            folder / "release",
+            root_keys=[self.keys["root-1"], self.keys["root-2"]],
+            root_threshold=2,
+            now=now,
+            **self.signers,
+        )
+
+    @property
+    def signers(self) -> dict[str, Any]:
+        """The keys of a change."""
+        return {"targets_keys": [self.keys["targets"]], "online_key": self.keys["online"]}
+
+    @property
+    def source(self) -> Path:
+        """The release folder."""
+        return self.release.folder
+
+    @property
+    def metadata(self) -> Path:
+        """Its metadata folder."""
+        return self.source / "metadata"
+
+    def bundle(
+        self,
+        version: int,
+        *,
+        key: SigningKey | None = None,
+        expires: str | None = None,
+        replaced: Mapping[str, bytes] | None = None,
+    ) -> Path:
+        """A bundle file of ``version``."""
+        manifest = replace(tiny.manifest(), version=version, expires=expires)
+        path = self.folder / f"{MODEL}-{version}.fedlatent"
+        files = {**tiny.files(tiny.manifest()), **(replaced or {})}
+        write_bundle(path, manifest, files, key or self.keys["bundle"])
+        return path
+
+    def publish(
+        self,
+        version: int,
+        rollout: Rollout | None = None,
+        *,
+        replaced: Mapping[str, bytes] | None = None,
+        expires: str | None = None,
+        recipient: RecipientPublic | None = None,
+        downgrade_from: int | None = None,
+        now: datetime | None = None,
+    ) -> TargetStatus:
+        """Make and publish a bundle."""
+        return self.release.publish(
+            self.bundle(version, replaced=replaced, expires=expires),
+            self.keys["bundle"].public,
+            rollout=rollout,
+            recipient=recipient,
+            downgrade_from=downgrade_from,
+            now=now,
+            **self.signers,
+        )
+
+    def device(self, name: str = "device", **options: object) -> Path:
+        """A provisioned state folder that trusts this release's newest root."""
+        state = self.folder / name
+        provision(state, self.release.root_path.read_bytes(), MODEL, **options)
+        return state
+
+    def copy(self, name: str) -> Path:
+        """The release folder as it is now, kept by an attacker."""
+        return Path(shutil.copytree(self.source, self.folder / name))
+
+    def forge(
+        self,
+        *,
+        targets: Callable[[Any], None] | None = None,
+        snapshot: Callable[[Any], None] | None = None,
+        timestamp: Callable[[Any], None] | None = None,
+        key: SigningKey | None = None,
+    ) -> None:
+        """Change signed metadata and sign it rightly again, without the checks of a publisher.
+
+        Each function gets the signed part. With ``key`` everything is signed by that key instead.
+        """
+        files: dict[str, Metadata[Any]] = {}
+        files["timestamp"] = Metadata.from_file(str(self.metadata / "timestamp.json"))
+        version = files["timestamp"].signed.snapshot_meta.version
+        files["snapshot"] = Metadata.from_file(str(self.metadata / f"{version}.snapshot.json"))
+        version = files["snapshot"].signed.meta["targets.json"].version
+        files["targets"] = Metadata.from_file(str(self.metadata / f"{version}.targets.json"))
+        changes = {"targets": targets, "snapshot": snapshot, "timestamp": timestamp}
+        for role, change in changes.items():
+            signed = files[role].signed
+            signed.version += 1
+            if role == "snapshot":
+                signed.meta["targets.json"] = _meta(files["targets"])
+            if role == "timestamp":
+                signed.snapshot_meta = _meta(files["snapshot"])
+            if change is not None:
+                change(signed)
+            own = self.keys["targets" if role == "targets" else "online"]
+            files[role].sign(CryptoSigner((key or own).key))
+            prefix = "" if role == "timestamp" else f"{signed.version}."
+            files[role].to_file(str(self.metadata / f"{prefix}{role}.json"))
+
+
+def past(signed: Signed) -> None:
+    """Let metadata expire a day ago."""
+    signed.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
+
+
+def _meta(metadata: Metadata[Any]) -> MetaFile:
+    made = MetaFile.from_data(metadata.signed.version, metadata.to_bytes(), ["sha256"])
+    made.length = None
+    return made
