@@ -10,7 +10,13 @@ def model_card(manifest: Manifest, note: str = "") -> str:
         manifest: of the bundle.
         note: more text of the publisher, put at the end.
     """
-    sections = [_head(manifest), _use(manifest), _privacy(manifest), _metrics(manifest)]
+    sections = [
+        _head(manifest),
+        _use(manifest),
+        _form(manifest),
+        _privacy(manifest),
+        _metrics(manifest),
+    ]
     if note:
         sections.append(f"## Note of the publisher\n{note.strip()}\n")
     return "\n".join(sections)
@@ -43,6 +49,19 @@ def _use(manifest: Manifest) -> str:
         f"- Threshold as delivered: {_figure(thresholds.absolute)}; "
         f"after re-centring on normal records of the device: {_figure(thresholds.recentred)}.",
         "- Check the rate of flags on normal records of your own before you rely on it.\n",
+    ]
+    return "\n".join(lines)
+
+
+def _form(manifest: Manifest) -> str:
+    runtime = manifest.runtime
+    lines = [
+        "## Form",
+        f"- {runtime.precision}, {runtime.format}, opset {runtime.opset}, for ONNX Runtime "
+        f"{runtime.min_onnxruntime} or newer; chosen for: {runtime.target}.",
+        f"- Hardware: {runtime.hardware}.",
+        f"- Golden outputs must agree to {runtime.tolerance:g} on a device.",
+        f"- No device installs it after: {manifest.expires or 'no date is set'}.\n",
     ]
     return "\n".join(lines)
 

@@ -75,7 +75,6 @@ class Graph:
             ) from None
         return dict(zip(self.outputs, values, strict=True))
 
-
     def bind(self, feeds: Mapping[str, np.ndarray]) -> "Bound":
         """Bind inputs and outputs for one record to fixed memory, which saves most of a call.
 
@@ -203,7 +202,7 @@ def make_golden(manifest: Manifest, files: Mapping[str, bytes], records: np.ndar
         DataError: the records do not fit the schema.
     """
     graphs = Graphs.open(manifest, files)
-    raw = np.asarray(records, dtype=np.float64)
+    raw = np.asarray(records, dtype=np.float32)
     return pack_arrays({"records": raw, **_golden_outputs(graphs, raw)})
 
 

@@ -47,7 +47,7 @@ from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import LatentDensity
 
 SUFFIX = ".fedlatent"
-_GOLDEN_RECORDS = 8
+_GOLDEN_RECORDS = 4
 _PARITY_RECORDS = 64
 _SYNTHETIC_RECORDS = 512
 
@@ -173,7 +173,7 @@ def make_bundle(
 
 
 def golden_records(schema: Schema) -> NDArray[np.float64]:
-    """Synthetic raw records [8, *shape]: smooth random curves over the public range."""
+    """Synthetic raw records [4, *shape]: smooth random curves over the public range."""
     return synthetic_records(schema, _GOLDEN_RECORDS)
 
 

@@ -32,10 +32,10 @@ from shared.data.readers import read_npz
 from shared.data.schema import Schema
 from shared.detection.combine import ScoreCombination
 from shared.detection.metrics import auroc
-from shared.export.bundling import BundleContents, make_bundle
+from shared.export.bundling import BundleContents, Form, make_bundle
 from shared.export.onnx import Scorer, export_scorer, scorer_outputs
 from shared.export.parity import run_onnx
-from shared.export.targets import TARGETS, choose
+from shared.export.targets import TARGETS, Target, choose
 from shared.files import write_json
 from shared.keys import SigningKey
 from shared.models import VAE
@@ -304,7 +304,8 @@ def stream(bundle: Path, key: Path, records: NDArray[np.float32], count: int) ->
     """Feed ``count`` raw records to ``stream`` through a pipe and watch its memory."""
     command = [sys.executable, "-m", "client.edge.main", "stream", str(bundle), "--key", str(key)]
     block = np.ascontiguousarray(records, dtype="<f4")
-    start, memory, sent = time.perf_counter(), [], 0
+    memory: list[float] = []
+    start, sent = time.perf_counter(), 0
     with subprocess.Popen(
         [*command, "--format", "f32"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as process:
@@ -335,6 +336,30 @@ def _resident_mb(process: int) -> float:
     return int(fields[0]) * 1024 / 1e6
 
 
+def measure(subject: Subject, folder: Path, key: SigningKey) -> dict[str, Any]:
+    """Everything about one subject; its bundles stay in ``folder``."""
+    made, models = {}, {}
+    targets: tuple[Target | None, ...] = (None, "smallest", "fastest")
+    for target in targets:
+        path = folder / f"{subject.name}-{target or 'plain'}.fedlatent"
+        form = Form(target=target, public=subject.public[:1000])
+        made[target] = make_bundle(path, subject.contents, key, form=form)
+        models[target] = EdgeModel.load(path, [key.public])
+    fp32 = len(models[None].bundle.files[SCORER])
+    raw = folder / f"{subject.name}.npz"
+    np.savez(raw, X=subject.test[:100])
+    return {
+        "parameters": sum(p.numel() for p in subject.model.parameters()),
+        "stripped_fp32_bytes": fp32,
+        "bundle_bytes": {str(target): one.size for target, one in made.items()},
+        "smallest_bundle_over_plain_bundle": made["smallest"].size / made[None].size,
+        "smallest_bundle_over_stripped_fp32": made["smallest"].size / fp32,
+        "speed": speed(subject, models["fastest"]),
+        "forms": forms(subject),
+        "start": start_up(made["fastest"].path, folder / "key.pem.pub", raw),
+    }
+
+
 def main() -> None:
     """Measure everything and print or write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -348,26 +373,16 @@ def main() -> None:
     report: dict[str, Any] = {"circumstances": circumstances()}
     with tempfile.TemporaryDirectory() as folder:
         key = SigningKey.generate(Path(folder) / "key.pem")
-        public = Path(folder) / "key.pem.pub"
         for make in (ecg, image):
             subject = make(args.data, args.rounds)
             print(f"{subject.name}: trained", flush=True)
-            path = Path(folder) / f"{subject.name}.fedlatent"
-            made = make_bundle(path, subject.contents, key)
-            edge = EdgeModel.load(path, [key.public])
-            raw = Path(folder) / f"{subject.name}.npz"
-            np.savez(raw, X=subject.test[:100])
-            report[subject.name] = {
-                "parameters": sum(p.numel() for p in subject.model.parameters()),
-                "bundle_bytes": made.size,
-                "scorer_bytes": len(edge.bundle.files[SCORER]),
-                "speed": speed(subject, edge),
-                "forms": forms(subject),
-                "start": start_up(path, public, raw),
-            }
+            report[subject.name] = measure(subject, Path(folder), key)
             print(f"{subject.name}: measured", flush=True)
             if make is ecg and args.stream:
-                report["stream"] = stream(path, public, subject.test[:4096], args.stream)
+                path = Path(folder) / "ecg-fastest.fedlatent"
+                report["stream"] = stream(
+                    path, Path(folder) / "key.pem.pub", subject.test[:4096], args.stream
+                )
     write_json(args.out, report)
     print(f"written to {args.out}")
 
