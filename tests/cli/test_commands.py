@@ -233,6 +233,28 @@ def test_edge_commands_on_a_real_bundle(
     assert "bundle" in text
 
 
+def test_five_commands_take_a_run_to_a_device(
+    run: Run, finished: tuple[Simulation, ServerHome, Path], tmp_path: Path
+) -> None:
+    """Export, release, provision, update: then the state folder scores as the bundle does."""
+    simulation, home, _ = finished
+    beats = simulation.result.folder.parents[3] / "beats.npz"
+    key = home.signing_key.with_name("signing.pem.pub")
+    bundle, release, state = (tmp_path / name for name in ("b.fedlatent", "release", "state"))
+    assert run("export", "global", "--home", home.root, "--out", bundle)[0] == 0
+    made = json.loads(run("release", "init", release, "--json")[1])
+    added = json.loads(run("release", "add", release, bundle, "--key", key, "--json")[1])
+    options = ["--state", state, "--root", made["root"], "--name", added["model"]]
+    assert run("edge", "provision", *options)[0] == 0
+    assert run("edge", "update", release, "--state", state)[0] == 0
+    installed = json.loads(run("edge", "score", state, beats, "--json")[1])
+    direct = json.loads(run("edge", "score", bundle, beats, "--key", key, "--json")[1])
+    assert installed["scores"] == direct["scores"]
+    status = json.loads(run("edge", "status", "--state", state, "--json")[1])
+    assert status["current"]["status"] == "confirmed"
+    assert status["floor"] == added["version"]
+
+
 def test_export_chooses_a_form(
     run: Run, finished: tuple[Simulation, ServerHome, Path], tmp_path: Path
 ) -> None:
