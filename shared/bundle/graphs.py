@@ -30,6 +30,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    RuntimeError,  # its own failures that have no class
+    UnicodeDecodeError,  # its messages that quote broken names
 )
 
 
@@ -48,7 +50,7 @@ class Graph:
         options.log_severity_level = 4  # failures come as exceptions
         try:
             self._session: Any = ort.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"]
+                data, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except _ORT_ERRORS:
             raise BundleError(
