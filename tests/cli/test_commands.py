@@ -265,6 +265,9 @@ def test_export_chooses_a_form(
     options = ["--target", "smallest", "--public", public, "--expires-days", 30]
     made = json.loads(run(*export, *options, "--json")[1])
     assert made["precision"] in ("fp16", "int8-weights")
+    small, key = tmp_path / "small.fedlatent", home.signing_key.with_name("signing.pem.pub")
+    facts = json.loads(run("edge", "verify", small, "--key", key, "--json")[1])
+    assert (facts["expires"], facts["expired"]) == (made["expires"], False)
     names = {row["name"]: row for row in made["candidates"]}
     assert names["fp32"]["ratio"] == 1.0
     assert min(row["bytes"] for row in made["candidates"] if row["eligible"]) < made["bytes"]

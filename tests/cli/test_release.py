@@ -106,7 +106,7 @@ def test_wrong_arguments(run: Run, folder: Path, tmp_path: Path) -> None:
         (("init", folder), "Expected no release"),
         (("init", tmp_path / "x", "--root-threshold", 4), "1 to 16 root keys"),
         (("init", tmp_path / "x", "--online-days", 0), "1 to 36500 days"),
-        (("refresh", folder, "--keys", tmp_path / "none"), "Expected the private online key"),
+        (("refresh", folder, "--keys", tmp_path / "none"), "Expected root.json and private keys"),
     ):
         code, _, err = run("release", *arguments)
         assert code == 2, arguments

@@ -1,6 +1,7 @@
 """``verify``, ``info``, ``calibrate``, ``score`` and ``encode``."""
 
 import argparse
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,13 +132,18 @@ def _verify(args: argparse.Namespace) -> int:
     error = model.golden_error
     if args.extract is not None:
         _extract(model, args.extract)
+    expires = model.bundle.manifest.expires
+    expired = expires is not None and expires < time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if args.json:
-        print_json({"ok": True, "signed_by": model.bundle.key_id, "golden_error": error})
+        facts = {"signed_by": model.bundle.key_id, "golden_error": error}
+        print_json({"ok": True, **facts, "expires": expires, "expired": expired})
     else:
         print(
             f"good: signed by {model.bundle.key_id}, every hash matches, golden vectors within "
             f"{error:.1e} on this machine (allowed {model.graphs.tolerance:g})"
         )
+        if expired:
+            print(f"expired on {expires}: devices do not install it any more; it still scores")
     return 0
 
 
