@@ -19,6 +19,7 @@ from shared.export.bundling import (
     make_bundle,
     next_version,
 )
+from shared.export.released import Released
 from shared.files import sha256_hex
 from shared.keys import SigningKey
 from shared.models import build, load_encoder, load_state
@@ -87,6 +88,10 @@ def global_contents(result: RunResult, run_id: str, version: int) -> BundleConte
         load_encoder(model, own)
     sites = result.facts["sites"]
     facts = list(sites.values()) if isinstance(sites, Mapping) else []
+    released = None
+    if (scores := result.scores) is not None:
+        threshold = result.thresholds["combined"]
+        released = Released(scores=scores, gaussian=result.gaussian, threshold=threshold)
     # Sites state epsilon at their own delta; (epsilon, delta) also holds at any larger delta.
     spent = [site["epsilon"] for site in facts if site["epsilon"] is not None]
     return BundleContents(
@@ -96,9 +101,10 @@ def global_contents(result: RunResult, run_id: str, version: int) -> BundleConte
         model=model,
         density=result.density,
         scaling=result.scaling,
+        released=released,
         thresholds=Thresholds(
             quantile=run.scoring.quantile,
-            absolute=result.thresholds["absolute"],
+            absolute=released.threshold if released else result.thresholds["absolute"],
             recentred=result.thresholds["recentred"],
         ),
         epsilon=max(spent) if spent and run.privacy.mechanism != "none" else None,

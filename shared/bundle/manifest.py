@@ -64,7 +64,8 @@ class ScoreDefinition:
 
     Attributes:
         outputs: names of all its outputs, `score` among them.
-        combine: how `score` comes from them; None when it is the latent distance.
+        combine: how `score` comes from them; None when it is the latent distance, or what clients
+            released a density of parts for.
     """
 
     outputs: tuple[str, ...]

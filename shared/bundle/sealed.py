@@ -13,10 +13,11 @@ sealed as. Suites: X25519, or ML-KEM-768 with X25519 (a hybrid that also withsta
 computer), each with HKDF-SHA256 and AES-256-GCM.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -34,10 +35,10 @@ SuiteName = Literal["x25519", "mlkem768-x25519"]
 SUITES: tuple[SuiteName, ...] = get_args(SuiteName)
 FORMAT_VERSION = 1
 _MAGIC = b"FEDSEAL"
-_CODES: Mapping[SuiteName, int] = {"x25519": 1, "mlkem768-x25519": 2}
 _HEADER_BYTES = len(_MAGIC) + 2
 #: A sealed file is at most this much longer than what it holds.
 MAX_OVERHEAD = 4_096
+_PEM = re.compile(rb"-----BEGIN [A-Z ]+-----\s[^-]+-----END [A-Z ]+-----\s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,40 +46,24 @@ class RecipientPublic:
     """The public half of a recipient key: what a publisher seals to.
 
     Attributes:
-        suite: which HPKE suite it is for.
-        parts: public keys, ML-KEM first in the hybrid suite.
+        parts: one key, X25519, or two: ML-KEM-768 and X25519.
     """
 
-    suite: SuiteName
     parts: tuple[Any, ...]
 
     @classmethod
-    def from_pem(cls, data: bytes, origin: str = "the given bytes") -> Self:
-        """Read what `to_pem` wrote.
-
-        Raises:
-            ConfigError: ``data`` is no public recipient key.
-        """
-        try:
-            parts = tuple(serialization.load_pem_public_key(block) for block in _blocks(data))
-        except (ValueError, UnsupportedAlgorithm):
-            parts = ()
-        suite = _suite_of([type(part).__name__ for part in parts], "PublicKey")
-        if suite is None:
-            raise ConfigError(
-                f"Expected a public recipient key in {origin}, got something else; use the .pub "
-                "file that was made beside the recipient key."
-            )
-        return cls(suite=suite, parts=parts)
-
-    @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a public recipient key file.
+        """Read a public recipient key file, as `RecipientKey.save` wrote it.
 
         Raises:
             ConfigError: the file is absent or holds something else.
         """
-        return cls.from_pem(_read(path), str(path))
+        return cls(parts=_load(path, serialization.load_pem_public_key, "public", "PublicKey"))
+
+    @property
+    def suite(self) -> SuiteName:
+        """The HPKE suite that it is for."""
+        return SUITES[len(self.parts) - 1]
 
     @property
     def key_id(self) -> str:
@@ -86,48 +71,37 @@ class RecipientPublic:
         raw = b"".join(part.public_bytes_raw() for part in self.parts)
         return sha256_hex(self.suite.encode() + b"\0" + raw)[:16]
 
-    def to_pem(self) -> bytes:
-        """One PEM block a part."""
-        return b"".join(
-            part.public_bytes(
-                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-            for part in self.parts
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class RecipientKey:
     """A device's (or a group's) private key; its representation never shows the key.
 
     Attributes:
-        suite: which HPKE suite it is for.
-        parts: private keys, ML-KEM first in the hybrid suite.
+        parts: as of `RecipientPublic`.
     """
 
-    suite: SuiteName
     parts: tuple[Any, ...]
 
     @classmethod
     def generate(cls, path: Path, suite: SuiteName = "x25519") -> Self:
-        """Make a new key: ``path`` (PEM, PKCS8, mode 0600) and ``path`` + ``.pub`` beside it.
+        """Make a new key and save it.
 
         Raises:
             ConfigError: one of the two files exists, or this cryptography has no such suite.
         """
-        public_path = path.with_name(path.name + ".pub")
-        for one in (path, public_path):
-            if one.exists():
-                raise ConfigError(
-                    f"Expected no file at {one}, got one; a key is never overwritten, so choose "
-                    "another path or move the old key away."
-                )
+        if path.exists() or _public_path(path).exists():
+            raise ConfigError(
+                f"Expected no file at {path} and {path}.pub, got one; a key is never overwritten, "
+                "so choose another path or move the old key away."
+            )
         parts: tuple[Any, ...] = (X25519PrivateKey.generate(),)
-        if suite == "mlkem768-x25519":
-            parts = (_new_mlkem(), *parts)
-        made = cls(suite=suite, parts=parts)
-        write_atomic(path, made.to_pem(), 0o600)
-        write_atomic(public_path, made.public.to_pem(), 0o644)
+        if suite != "x25519":
+            _suite(suite)  # says in a sentence when there is none
+            from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+
+            parts = (MLKEM768PrivateKey.generate(), *parts)
+        made = cls(parts=parts)
+        made.save(path)
         return made
 
     @classmethod
@@ -137,58 +111,46 @@ class RecipientKey:
         Raises:
             ConfigError: the file is absent, readable by others, or holds something else.
         """
-        data = _read(path)
+
+        def read(block: bytes) -> object:
+            return serialization.load_pem_private_key(block, password=None)
+
+        parts = _load(path, read, "private", "PrivateKey")
         check_private(path)
-        try:
-            parts = tuple(
-                serialization.load_pem_private_key(block, password=None) for block in _blocks(data)
-            )
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            parts = ()
-        suite = _suite_of([type(part).__name__ for part in parts], "PrivateKey")
-        if suite is None:
-            raise ConfigError(
-                f"Expected a private recipient key in {path}, got something else; make one with "
-                "RecipientKey.generate."
-            )
-        return cls(suite=suite, parts=parts)
+        return cls(parts=parts)
 
-    def __repr__(self) -> str:
-        """Suite and public id only."""
-        return f"RecipientKey({self.suite}, {self.key_id})"
-
-    @property
-    def public(self) -> RecipientPublic:
-        """The public half."""
-        return RecipientPublic(
-            suite=self.suite, parts=tuple(part.public_key() for part in self.parts)
-        )
-
-    @property
-    def key_id(self) -> str:
-        """The public half's ``key_id``."""
-        return self.public.key_id
-
-    def to_pem(self) -> bytes:
-        """One PEM block a part."""
-        return b"".join(
+    def save(self, path: Path) -> None:
+        """Write ``path`` (PEM, PKCS8, mode 0600) and ``path`` + ``.pub``, one block a part."""
+        private = [
             part.private_bytes(
                 serialization.Encoding.PEM,
                 serialization.PrivateFormat.PKCS8,
                 serialization.NoEncryption(),
             )
             for part in self.parts
-        )
+        ]
+        public = [
+            part.public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+            for part in self.public.parts
+        ]
+        write_atomic(path, b"".join(private), 0o600)
+        write_atomic(_public_path(path), b"".join(public))
+
+    def __repr__(self) -> str:
+        """Suite and public id only."""
+        return f"RecipientKey({self.public.suite}, {self.public.key_id})"
+
+    @property
+    def public(self) -> RecipientPublic:
+        """The public half."""
+        return RecipientPublic(parts=tuple(part.public_key() for part in self.parts))
 
 
 def bundle_info(model: str, version: int) -> bytes:
     """What a sealed bundle is bound to: the format, the model's name and its version."""
     return f"fedlatent-bundle|{FORMAT_VERSION}|{model}|{version}".encode()
-
-
-def is_sealed(data: bytes) -> bool:
-    """Whether ``data`` starts like a sealed file."""
-    return data.startswith(_MAGIC)
 
 
 def seal(data: bytes, recipient: RecipientPublic, info: bytes) -> bytes:
@@ -205,8 +167,8 @@ def seal(data: bytes, recipient: RecipientPublic, info: bytes) -> bytes:
         ConfigError: this cryptography has no HPKE.
     """
     header = _header(recipient.suite)
-    key = _hpke_key(recipient.suite, recipient.parts, "Public")
-    return header + _suite(recipient.suite).encrypt(data, key, header + info)
+    suite = _suite(recipient.suite)
+    return header + suite.encrypt(data, _whole(recipient.parts, "PublicKey"), header + info)
 
 
 def open_sealed(data: bytes, recipient: RecipientKey, info: bytes) -> bytes:
@@ -217,28 +179,25 @@ def open_sealed(data: bytes, recipient: RecipientKey, info: bytes) -> bytes:
             was changed.
         ConfigError: this cryptography has no HPKE.
     """
-    header = _header(recipient.suite)
-    if not is_sealed(data) or len(data) < _HEADER_BYTES:
-        raise BundleError(
-            "Expected a sealed bundle, got something else or a cut file; get it again."
-        )
+    public = recipient.public
+    header = _header(public.suite)
     if data[:_HEADER_BYTES] != header:
         raise BundleError(
-            f"Expected a bundle sealed in format {FORMAT_VERSION} for suite {recipient.suite}, got "
-            "another format or suite; have it sealed to this device's public key."
+            f"Expected a bundle sealed in format {FORMAT_VERSION} for suite {public.suite}, got "
+            "another format or suite or no sealed bundle; have it sealed to this device's key."
         )
-    key = _hpke_key(recipient.suite, recipient.parts, "Private")
+    suite, key = _suite(public.suite), _whole(recipient.parts, "PrivateKey")
     try:
-        return _suite(recipient.suite).decrypt(data[_HEADER_BYTES:], key, header + info)
+        return suite.decrypt(data[_HEADER_BYTES:], key, header + info)
     except (InvalidTag, ValueError):
         raise BundleError(
-            f"Expected a bundle sealed to key {recipient.key_id} as what it is offered as, got one "
+            f"Expected a bundle sealed to key {public.key_id} as what it is offered as, got one "
             "sealed to another key, as something else, or changed; have it sealed again."
         ) from None
 
 
 def _header(suite: SuiteName) -> bytes:
-    return _MAGIC + bytes([FORMAT_VERSION, _CODES[suite]])
+    return _MAGIC + bytes([FORMAT_VERSION, SUITES.index(suite) + 1])
 
 
 def _suite(name: SuiteName) -> "Suite":
@@ -253,53 +212,34 @@ def _suite(name: SuiteName) -> "Suite":
         ) from None
 
 
-def _hpke_key(suite: SuiteName, parts: tuple[Any, ...], half: str) -> Any:  # noqa: ANN401
-    """The key object that HPKE takes: the X25519 key itself, or both parts of the hybrid."""
-    if suite == "x25519":
-        return parts[0]
-    _suite(suite)  # says in a sentence when HPKE is missing
+def _whole(parts: tuple[Any, ...], kind: str) -> Any:  # noqa: ANN401
+    """The key object that HPKE takes: the X25519 key itself, or both parts as one."""
     from cryptography.hazmat.primitives import hpke
 
-    both = hpke.MLKEM768X25519PublicKey if half == "Public" else hpke.MLKEM768X25519PrivateKey
-    return both(*parts)
+    return parts[0] if len(parts) == 1 else getattr(hpke, f"MLKEM768X25519{kind}")(*parts)
 
 
-def _new_mlkem() -> Any:  # noqa: ANN401
-    _suite("mlkem768-x25519")
-    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
-
-    return MLKEM768PrivateKey.generate()
-
-
-def _suite_of(names: list[str], half: str) -> SuiteName | None:
-    """The suite whose keys have these class names."""
-    known = {
-        (f"X25519{half}",): "x25519",
-        (f"MLKEM768{half}", f"X25519{half}"): "mlkem768-x25519",
-    }
-    return cast(SuiteName | None, known.get(tuple(names)))
-
-
-def _blocks(data: bytes) -> list[bytes]:
-    """The PEM blocks of ``data``; text around them is refused by the parser."""
-    end = b"-----END "
-    pieces = data.split(end)
-    blocks = []
-    for number, piece in enumerate(pieces[1:], start=1):
-        tail, _, _ = piece.partition(b"\n")
-        head = pieces[number - 1]
-        begin = head.rfind(b"-----BEGIN ")
-        if begin < 0:
-            raise ValueError("no PEM")
-        blocks.append(head[begin:] + end + tail + b"\n")
-    return blocks
-
-
-def _read(path: Path) -> bytes:
+def _load(path: Path, read: Callable[[bytes], object], half: str, kind: str) -> tuple[Any, ...]:
+    """The keys in a PEM file, when they are those of a suite."""
     try:
         with path.open("rb") as stream:
-            return stream.read(MAX_KEY_BYTES)
+            blocks = _PEM.findall(stream.read(MAX_KEY_BYTES))
     except OSError as error:
         raise ConfigError(
             f"Expected a readable key file at {path}, got {type(error).__name__}; check the path."
         ) from None
+    try:
+        parts = tuple(map(read, blocks))
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        parts = ()
+    names = [type(part).__name__.removesuffix(kind) for part in parts]
+    if names not in (["X25519"], ["MLKEM768", "X25519"]):
+        raise ConfigError(
+            f"Expected a {half} recipient key in {path}, got something else; 'provision "
+            "--new-recipient' makes a pair."
+        )
+    return parts
+
+
+def _public_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.pub")

@@ -26,8 +26,12 @@ PARTS: dict[str, float] = {
 }
 
 _PRIOR_RECORDS = 10.0
-_LEAST_DEVIATION = 0.02
-_FLOOR = 1e-9
+#: Of a mapped part, so that one that hardly varies does not decide alone.
+LEAST_DEVIATION = 0.02
+#: Of a distance before its logarithm.
+FLOOR = 1e-9
+#: Of what lies below the mean: enough to order normal records.
+WEIGHT_BELOW = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,9 +74,11 @@ class ScoreDensity:
     def __call__(self, parts: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         """One score [B] from the parts [B] by name; higher is more anomalous."""
         mapped = statistics(parts, self.names, self.centres)
-        deviation = np.sqrt(np.maximum(np.diag(self.density.covariance), _LEAST_DEVIATION**2))
+        deviation = np.sqrt(np.maximum(np.diag(self.density.covariance), LEAST_DEVIATION**2))
         standard = (mapped - self.density.mean) / deviation
-        return np.asarray(np.maximum(standard, 0.0).sum(axis=1) + 1e-3 * standard.sum(axis=1))
+        return np.asarray(
+            np.maximum(standard, 0.0).sum(axis=1) + WEIGHT_BELOW * standard.sum(axis=1)
+        )
 
 
 def statistics(
@@ -83,7 +89,7 @@ def statistics(
     for name, centre in zip(names, centres, strict=True):
         values = np.asarray(parts[name], dtype=np.float64)
         if name != "posterior_logvar":
-            values = np.log(np.maximum(values, _FLOOR))
+            values = np.log(np.maximum(values, FLOOR))
         mapped = np.tanh((values - centre) / PARTS[name])
         columns.append(np.where(np.isfinite(mapped), mapped, 1.0))
     return np.stack(columns, axis=1)

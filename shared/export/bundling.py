@@ -38,6 +38,7 @@ from shared.export.onnx import (
     scorer_outputs,
 )
 from shared.export.parity import SCORER_TOLERANCE, ParityReport, parity
+from shared.export.released import Released
 from shared.export.targets import Choice, Target, choose
 from shared.keys import SigningKey
 from shared.models import VAE
@@ -67,6 +68,7 @@ class BundleContents:
         delta: of that epsilon.
         clients: how many took part.
         combine: makes ``score`` of a site bundle.
+        released: makes ``score`` of a global bundle; None takes the latent distance.
         version: rises with every bundle of the same name.
         decoder: also ship the decoder as a graph of its own; its records are scaled ones.
         scaling: of the records before the model, or None.
@@ -83,10 +85,16 @@ class BundleContents:
     delta: float
     clients: int
     combine: ScoreCombination | None = None
+    released: Released | None = None
     version: int = 1
     decoder: bool = False
     scaling: Scaling | None = None
     expires: str | None = None
+
+    @property
+    def scores_reconstructions(self) -> bool:
+        """Whether the scorer holds the decoder: a site's own, or one that clients released."""
+        return self.kind == "site" or bool(self.released and self.released.needs_decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,15 +211,18 @@ def _graphs(
 ) -> tuple[dict[str, bytes], dict[str, ParityReport]]:
     """Every graph with its parity against torch on trained weights."""
     model, density = contents.model.eval(), contents.density
-    site = contents.kind == "site"
     extremes = (schema.lower, schema.upper, 0.0)
     records: Mapping[str, np.ndarray] = {"x": checked}
     center = {"center": density.mean.astype(np.float32)}
-    scaling, combine = contents.scaling, contents.combine
-    files = {
-        SCORER: export_scorer(model, density, with_decoder=site, combine=combine, scaling=scaling),
-    }
-    scorer = Scorer(model, density, with_decoder=site, combine=combine, scaling=scaling)
+    scorer = Scorer(
+        model,
+        density,
+        with_decoder=contents.scores_reconstructions,
+        combine=contents.combine,
+        scaling=contents.scaling,
+        released=contents.released,
+    )
+    files = {SCORER: export_scorer(scorer)}
     reports = {
         SCORER: parity(
             files[SCORER], scorer, records, extremes, fixed=center, tolerance=SCORER_TOLERANCE
@@ -268,7 +279,7 @@ def _manifest(contents: BundleContents, schema: Schema, runtime: Runtime) -> Man
         latent_dim=contents.model.latent_dim,
         schema=schema,
         score=ScoreDefinition(
-            outputs=scorer_outputs(contents.kind == "site"),
+            outputs=scorer_outputs(contents.scores_reconstructions, contents.released),
             combine=None
             if combine is None
             else Combination(

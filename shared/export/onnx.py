@@ -20,6 +20,12 @@ from shared.bundle.manifest import POSTERIOR
 from shared.data.scaling import LIMIT, Scaling
 from shared.detection.combine import ScoreCombination
 from shared.errors import BundleError
+from shared.export.released import (
+    DATA_DISTANCE,
+    RECONSTRUCTION_ERROR,
+    Released,
+    ReleasedScore,
+)
 from shared.models.base import VAE, Graph
 from shared.privacy.summaries import LatentDensity
 
@@ -96,9 +102,10 @@ class Scorer(nn.Module):
         with_decoder: Whether the reconstruction error is computed; false leaves the decoder out.
         combine: How parts become `score`; None makes it the latent distance.
         scaling: Of the records before the model, or None.
+        released: Makes `score` of what clients released; excludes `combine`.
 
     Raises:
-        ValueError: `combine` names a part that the graph does not compute.
+        ValueError: `combine` or `released` names a part that the graph does not compute.
     """
 
     absolute: Tensor
@@ -112,6 +119,7 @@ class Scorer(nn.Module):
         with_decoder: bool = False,
         combine: ScoreCombination | None = None,
         scaling: Scaling | None = None,
+        released: Released | None = None,
     ) -> None:
         """Bake the constants in float32."""
         super().__init__()
@@ -119,8 +127,12 @@ class Scorer(nn.Module):
         self.scaled = Scaled(scaling, model.input_shape)
         self.with_decoder = with_decoder
         self.combine = combine
-        known = scorer_outputs(with_decoder)[:-1]
-        unknown = [name for name in combine.names if name not in known] if combine else []
+        self.released = None if released is None else ReleasedScore(released)
+        scores = scorer_outputs(with_decoder, released)
+        self.outputs = (*POSTERIOR, *scores)
+        known = scores[:-1]
+        names = released.scores.names if released else combine.names if combine else ()
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"Expected parts of the score out of {known}, got {unknown}.")
         for name, recentred in (("absolute", False), ("recentred", True)):
@@ -129,7 +141,7 @@ class Scorer(nn.Module):
 
     def forward(self, x: Tensor, center: Tensor) -> tuple[Tensor, ...]:
         """Score records `[B, *shape]` about `center` `[k]`."""
-        x = self.scaled(x)
+        given, x = x, self.scaled(x)
         mu_Bk, logvar_Bk = self.model.encode(x)
         offset_Bk = mu_Bk - center
         # |L^T d|^2 with P = L L^T: never negative, unlike d^T P d in float32.
@@ -140,10 +152,15 @@ class Scorer(nn.Module):
             "posterior_logvar": logvar_Bk.sum(1),
         }
         if self.with_decoder:
-            parts["reconstruction_error"] = self.model.reconstruction_error(
+            parts[RECONSTRUCTION_ERROR] = self.model.reconstruction_error(
                 x, self.model.decode(mu_Bk)
             )
-        return mu_Bk, logvar_Bk, *parts.values(), self._score(parts)
+        if self.released is None:
+            return mu_Bk, logvar_Bk, *parts.values(), self._score(parts)
+        if DATA_DISTANCE in self.released.names:
+            parts[DATA_DISTANCE] = self.released.distance(given)
+        score_B = self.released({**parts, "posterior_logvar": logvar_Bk.mean(1)})
+        return mu_Bk, logvar_Bk, *parts.values(), score_B
 
     def _score(self, parts: dict[str, Tensor]) -> Tensor:
         if self.combine is None:
@@ -161,9 +178,12 @@ class Scorer(nn.Module):
         return total_B
 
 
-def scorer_outputs(with_decoder: bool) -> tuple[str, ...]:
+def scorer_outputs(with_decoder: bool, released: Released | None = None) -> tuple[str, ...]:
     """Names of the scores that the scorer graph gives, in order; the last is `score`."""
-    return (*LATENT_PARTS, *(("reconstruction_error",) if with_decoder else ()), "score")
+    parts = [*LATENT_PARTS, *([RECONSTRUCTION_ERROR] if with_decoder else [])]
+    if released is not None and DATA_DISTANCE in released.scores.names:
+        parts.append(DATA_DISTANCE)
+    return (*parts, "score")
 
 
 def export_encoder(model: VAE, scaling: Scaling | None = None) -> bytes:
@@ -179,28 +199,15 @@ def export_decoder(model: VAE) -> bytes:
     )
 
 
-def export_scorer(
-    model: VAE,
-    density: LatentDensity,
-    *,
-    with_decoder: bool = False,
-    combine: ScoreCombination | None = None,
-    scaling: Scaling | None = None,
-) -> bytes:
-    """Export `Scorer`: `x` `[B, *shape]` and `center` `[k]` to its outputs, all float32.
+def export_scorer(scorer: Scorer) -> bytes:
+    """Export `x` `[B, *shape]` and `center` `[k]` to `scorer.outputs`, all float32.
 
     `latent_distance` uses the covariance of all records and belongs to the density's mean as
     centre; `recentred_distance` uses the covariance within clients and belongs to a local centre.
-
-    Raises:
-        ValueError: `combine` names a part that the graph does not compute.
     """
-    return _export(
-        Scorer(model, density, with_decoder=with_decoder, combine=combine, scaling=scaling),
-        {"x": torch.zeros(2, *model.input_shape), "center": torch.zeros(model.latent_dim)},
-        {"x"},
-        (*POSTERIOR, *scorer_outputs(with_decoder)),
-    )
+    model = scorer.model
+    inputs = {"x": torch.zeros(2, *model.input_shape), "center": torch.zeros(model.latent_dim)}
+    return _export(scorer, inputs, {"x"}, scorer.outputs)
 
 
 def export_graph(graph: Graph) -> bytes:

@@ -231,7 +231,8 @@ def forms(subject: Subject) -> dict[str, Any]:
     """What each target chooses, and the table of all candidates, judged on the test set."""
     contents, schema = subject.contents, subject.schema
     density = contents.density
-    fp32 = export_scorer(contents.model, density, with_decoder=True, combine=contents.combine)
+    scorer = Scorer(contents.model, density, with_decoder=True, combine=contents.combine)
+    fp32 = export_scorer(scorer)
     center = density.mean.astype(np.float32)
     chosen: dict[str, Any] = {"stripped_fp32_bytes": len(fp32)}
     x, absolute = schema.preprocess(subject.test), contents.thresholds.absolute

@@ -11,7 +11,7 @@ from shared.bundle.card import model_card
 from shared.bundle.manifest import Manifest, Privacy, ScoreDefinition, Thresholds
 from shared.data.schema import Schema
 from shared.errors import BundleError
-from shared.export import export_decoder, export_scorer, scorer_outputs
+from shared.export import Scorer, export_decoder, export_scorer, scorer_outputs
 from shared.keys import SigningKey
 from shared.models import build
 from shared.privacy.summaries import LatentDensity, squared_distance
@@ -52,7 +52,7 @@ def test_exported_model_becomes_a_bundle(tmp_path: Path, signing_key: SigningKey
     build_bundle(
         path,
         manifest,
-        scorer=export_scorer(model, density, with_decoder=True),
+        scorer=export_scorer(Scorer(model, density, with_decoder=True)),
         decoder=export_decoder(model),
         density=density.arrays(),
         golden_records=raw[:4],

@@ -99,7 +99,7 @@ def exported(name: str) -> Exported:
         combine=combine,
         encoder=export_encoder(model),
         decoder=export_decoder(model),
-        scorer=export_scorer(model, density, with_decoder=True, combine=combine),
+        scorer=export_scorer(Scorer(model, density, with_decoder=True, combine=combine)),
     )
 
 

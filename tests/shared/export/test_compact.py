@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from shared.bundle.graphs import Graph
 from shared.errors import BundleError
-from shared.export import export_scorer
+from shared.export import Scorer, export_scorer
 from shared.export.compact import (
     INTEGER_OPS,
     optimise,
@@ -36,7 +36,7 @@ def middle() -> tuple[bytes, np.ndarray, np.ndarray]:
     model = build("gaussian", {"hidden": [160, 64], "latent_dim": 4}, (140,), seed=0).eval()
     records = np.random.default_rng(0).normal(0, 1, (256, 140)).astype(np.float32)
     density = latent_density(model, records)
-    data = export_scorer(model, density, with_decoder=True)
+    data = export_scorer(Scorer(model, density, with_decoder=True))
     return data, records, density.mean.astype(np.float32)
 
 
@@ -128,13 +128,8 @@ def test_weight_only_forms_compute_in_float32() -> None:
 
 def test_constants_of_distances_stay_exact(small: Exported) -> None:
     """In weight-only forms the latent distances of given latents are those of float32."""
-    wide = export_scorer(
-        build("gaussian", {"hidden": [24], "latent_dim": 20}, (64,), seed=0).eval(),
-        latent_density(
-            build("gaussian", {"hidden": [24], "latent_dim": 20}, (64,), seed=0).eval(),
-            small.records,
-        ),
-    )
+    model = build("gaussian", {"hidden": [24], "latent_dim": 20}, (64,), seed=0).eval()
+    wide = export_scorer(Scorer(model, latent_density(model, small.records)))
     factors = [
         numpy_helper.to_array(item)
         for item in onnx.load_model_from_string(wide).graph.initializer

@@ -132,7 +132,7 @@ def test_nothing_of_this_machine_remains(export: Exported) -> None:
 
 def test_encoder_and_global_scorer_hold_no_decoder(small: Exported) -> None:
     """Neither names nor weights of the decoder are in what leaves without it."""
-    scorer = export_scorer(small.model, small.density)
+    scorer = export_scorer(Scorer(small.model, small.density))
     outputs = [item.name for item in onnx.load_from_string(scorer).graph.output]
     assert outputs == [*POSTERIOR, *scorer_outputs(with_decoder=False)]
     assert "reconstruction_error" not in outputs
@@ -181,7 +181,7 @@ def test_large_logits_stay_exact() -> None:
         logits = model.decode(model.encode(x)[0])
     assert logits.min() < -200
     assert logits.max() > 100
-    data = export_scorer(model, export.density, with_decoder=True)
+    data = export_scorer(Scorer(model, export.density, with_decoder=True))
     module = Scorer(model, export.density, with_decoder=True)
     fixed = {"center": center(export)}
     assert parity(data, module, {"x": export.records}, fixed=fixed).max_rel <= 1e-5
@@ -206,4 +206,4 @@ def test_random_graphs_are_refused() -> None:
 def test_unknown_parts_are_refused(small: Exported) -> None:
     """A combination cannot name the reconstruction error of a graph without a decoder."""
     with pytest.raises(ValueError, match="reconstruction_error"):
-        export_scorer(small.model, small.density, combine=small.combine)
+        export_scorer(Scorer(small.model, small.density, combine=small.combine))

@@ -1,0 +1,74 @@
+"""The global bundle of a finished run scores as the run's own evaluation does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.edge.runtime import EdgeModel
+from server.export import export_global
+from server.home import ServerHome
+from shared.bundle.archive import DECODER
+from shared.errors import ConfigError
+from shared.keys import SigningKey
+from simulations.evaluation import combined_detector, global_detector
+from simulations.federation import Simulation, datasets, simulate
+from tests.simulations.support import tiny_federation, tiny_run
+
+
+def finished(folder: Path, **sections: object) -> tuple[Simulation, ServerHome, np.ndarray]:
+    """A finished tiny run with these sections, its home with a key, and raw test records."""
+    federation = tiny_federation()
+    run = tiny_run(federation, **sections)
+    simulation = simulate(run, datasets(federation), folder)
+    home = ServerHome(folder / "server")
+    SigningKey.generate(home.signing_key)
+    return simulation, home, np.concatenate([site.test for site in federation.sites])
+
+
+def load(home: ServerHome, **options: object) -> EdgeModel:
+    """The device's view of the exported bundle."""
+    report = export_global(home, **options)  # type: ignore[arg-type]
+    return EdgeModel.load(report.path, [SigningKey.load(home.signing_key).public])
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"scoring": {"combined": True}},
+        {"scoring": {"combined": True}, "summaries": {"data": "gaussian", "features": 12}},
+        {"scoring": {"combined": True}, "sharing": "full"},
+    ],
+    ids=["latents", "data", "decoder"],
+)
+def test_a_combined_score_reaches_the_device(tmp_path: Path, sections: dict[str, object]) -> None:
+    """Where clients released a density of parts, the bundle flags by it and its threshold."""
+    simulation, home, raw = finished(tmp_path, **sections)
+    detector = combined_detector(simulation.result)
+    assert detector is not None
+    edge = load(home)
+    table = edge.score(raw)
+    np.testing.assert_allclose(table.score, detector(raw), rtol=1e-4, atol=1e-4)
+    assert table.threshold == simulation.result.thresholds["combined"]
+    parts = set(simulation.result.scores.names) if simulation.result.scores else set()
+    assert parts <= set(table.parts)
+    moved = edge.recentre(raw[:10])
+    assert moved.score(raw).threshold == simulation.result.thresholds["recentred"]
+
+
+def test_without_it_the_latent_distance_is_the_score(tmp_path: Path) -> None:
+    """A plain run's bundle scores by the released latent density alone."""
+    simulation, home, raw = finished(tmp_path)
+    table = load(home).score(raw)
+    np.testing.assert_allclose(table.score, global_detector(simulation.result)(raw), rtol=1e-4)
+    assert table.threshold == simulation.result.thresholds["absolute"]
+
+
+def test_only_a_shared_decoder_is_exported(tmp_path: Path) -> None:
+    """A run of sharing "full" can ship the decoder; any other refuses."""
+    _, home, raw = finished(tmp_path / "full", sharing="full")
+    assert DECODER in load(home, decoder=True).bundle.files
+    _, plain, _ = finished(tmp_path / "plain")
+    with pytest.raises(ConfigError, match="sharing 'full'"):
+        export_global(plain, decoder=True)
+    assert len(raw) > 0
