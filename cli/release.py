@@ -9,7 +9,6 @@ from cli.console import JsonOption, err, out, print_json, size, table
 
 if TYPE_CHECKING:
     from server.publish import Release
-    from shared.keys import SigningKey
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +19,11 @@ app = typer.Typer(
 FolderArgument = Annotated[Path, typer.Argument(help="The release folder.", show_default=False)]
 KeysOption = Annotated[
     Path | None,
-    typer.Option("--keys", help="Folder of private keys (*.pem); by default FOLDER-keys."),
+    typer.Option(
+        "--keys",
+        help="The publisher's own folder: private keys (*.pem) and the root.json that trust begins "
+        "with; by default FOLDER-keys.",
+    ),
 ]
 SignOption = Annotated[
     list[Path] | None,
@@ -74,7 +77,7 @@ def init(
     from shared.files import sha256_hex
     from shared.keys import SigningKey
 
-    target = _keys_folder(folder, keys)
+    own = _keys_folder(folder, keys)
     if not 1 <= root_threshold <= root_keys <= 16:
         raise ConfigError(
             f"Expected 1 to 16 root keys and a threshold within, got {root_keys} and "
@@ -86,40 +89,34 @@ def init(
     times.check()
     if (folder / "metadata").exists():
         raise ConfigError(f"Expected no release in {folder}, got one; choose another folder.")
-    roots = [target / f"root-{number + 1}.pem" for number in range(root_keys)]
-    rest = [target / "targets.pem", target / "online.pem"]
-    made = {path: SigningKey.generate(path) for path in [*roots, *rest]}
-    release = Release.create(
+    roots = [f"root-{number + 1}" for number in range(root_keys)]
+    made = {
+        name: SigningKey.generate(own / f"{name}.pem") for name in [*roots, "targets", "online"]
+    }
+    root = Release.create(
         folder,
-        root_keys=[made[path] for path in roots],
+        root_keys=[made[name] for name in roots],
         root_threshold=root_threshold,
-        targets_keys=[made[rest[0]]],
-        online_key=made[rest[1]],
+        targets_keys=[made["targets"]],
+        online_key=made["online"],
         expiries=times,
-    )
+        pinned=own,
+    ).root_path
+    digest = sha256_hex(root.read_bytes())
     if json:
-        ids = {path.stem: key.key_id for path, key in made.items()}
-        facts = {"folder": str(folder), "keys_folder": str(target), "keys": ids}
-        digest = sha256_hex(release.root_path.read_bytes())
-        print_json({**facts, "root": str(release.root_path), "root_sha256": digest})
-    else:
-        _print_start(release, roots, root_threshold, online_days)
-
-
-def _print_start(release: "Release", roots: list[Path], threshold: int, days: int) -> None:
-    """What to do after `init`."""
-    from shared.files import sha256_hex
-
-    root = release.root_path
-    out.print(f"empty release in {release.folder}; its private keys are in {roots[0].parent}")
+        ids = {name: key.key_id for name, key in made.items()}
+        facts = {"folder": str(folder), "keys_folder": str(own), "keys": ids}
+        print_json({**facts, "root": str(root), "root_sha256": digest})
+        return
+    out.print(f"empty release in {folder}; its private keys are in {own}")
     out.print(
-        f"Now move {', '.join(path.name for path in roots)} to {len(roots)} places offline, each "
-        f"apart: any {threshold} of them can replace every key, and fewer can do nothing.",
+        f"Now move {', '.join(f'{name}.pem' for name in roots)} to {root_keys} places offline, "
+        f"each apart: any {root_threshold} of them can replace every key, fewer can do nothing.",
         soft_wrap=True,
     )
     out.print(
-        f"Provision devices with {root}, sha256 {sha256_hex(root.read_bytes())}. Refresh at least "
-        f"every {days} days: fedlatent release refresh {release.folder}",
+        f"Provision devices with {root}, sha256 {digest}. Refresh at least every {online_days} "
+        f"days: fedlatent release refresh {folder}",
         soft_wrap=True,
     )
 
@@ -153,19 +150,16 @@ def add(
 ) -> None:
     """Publish a bundle, to all devices or to some first."""
     from server.home import ServerHome
-    from server.publish import Release
     from shared.bundle.sealed import RecipientPublic
     from shared.keys import VerifyKey
 
     public = key or Path(f"{ServerHome.find(None).signing_key}.pub")
-    release = Release.open(folder)
-    made = release.publish(
+    made = _open(folder, keys, sign_with).publish(
         bundle,
         VerifyKey.load(public),
         rollout=_rollout(percent, cohort, device),
         recipient=RecipientPublic.load(recipient) if recipient else None,
         downgrade_from=downgrade_from,
-        **_signers(release, _private(folder, keys, sign_with)),
     )
     custom = made.custom
     if json:
@@ -192,25 +186,13 @@ def rollout(
     json: JsonOption = False,
 ) -> None:
     """Change who may install a version; more percent only adds devices, and none loses it."""
-    from server.publish import Release
-
-    release = Release.open(folder)
-    release.set_rollout(
-        model,
-        version,
-        _rollout(percent, cohort, device),
-        downgrade_from=downgrade_from,
-        **_signers(release, _private(folder, keys, sign_with)),
-    )
-    found = [
-        one.custom
-        for one in release.status().targets
-        if (one.custom["model"], one.custom["version"]) == (model, version)
-    ]
+    wanted = _rollout(percent, cohort, device)
+    release = _open(folder, keys, sign_with)
+    made = release.set_rollout(model, version, wanted, downgrade_from=downgrade_from)
     if json:
-        print_json({"model": model, "version": version, "rollout": found[0]["rollout"]})
+        print_json({"model": model, "version": version, "rollout": made.custom["rollout"]})
     else:
-        out.print(f"version {version} of {model}: {_who(found[0])}")
+        out.print(f"version {version} of {model}: {_who(made.custom)}")
 
 
 @app.command(epilog="Example: fedlatent release withdraw hearts-release hearts 2")
@@ -223,10 +205,7 @@ def withdraw(
     json: JsonOption = False,
 ) -> None:
     """Offer a version no longer, for good; devices that run it keep it and say so."""
-    from server.publish import Release
-
-    release = Release.open(folder)
-    release.withdraw(model, version, **_signers(release, _private(folder, keys, sign_with)))
+    _open(folder, keys, sign_with).withdraw(model, version)
     if json:
         print_json({"model": model, "version": version, "status": "withdrawn"})
     else:
@@ -251,17 +230,8 @@ def refresh(
     json: JsonOption = False,
 ) -> None:
     """Sign the newest state again before it expires; needs the online key alone."""
-    from server.publish import Release
-
-    private = _private(folder, keys, sign_with)
-    if repair:
-        release = Release.repair(folder, list(private.values()))
-    else:
-        release = Release.open(folder)
-        signers = _signers(release, private)
-        release.refresh(
-            signers["online_key"], targets_keys=signers["targets_keys"] if targets else ()
-        )
+    release = _open(folder, keys, sign_with, unfinished=repair)
+    release.refresh(targets=targets or repair)
     roles = release.status().roles
     if json:
         print_json({role: one.expires for role, one in roles.items()})
@@ -297,7 +267,7 @@ def rotate(
     json: JsonOption = False,
 ) -> None:
     """Change the keys of a role, or renew the root; needs the root keys."""
-    from server.publish import ROLES, Release
+    from server.publish import ROLES
     from shared.errors import ConfigError
     from shared.keys import SigningKey, VerifyKey
 
@@ -306,22 +276,21 @@ def rotate(
         raise ConfigError(
             f"Expected targets or online{'' if new else ' or root'}, got {role!r}; choose one."
         )
-    release = Release.open(folder)
-    private = _private(folder, keys, sign_with)
+    release = _open(folder, keys, sign_with)
     added = [VerifyKey.load(path) for path in add_key or []]
     removed = [VerifyKey.load(path) for path in remove_key or []]
     made: Path | None = None
     if new:
         removed.extend(release.keys_of(wanted))
-        made = _new_key(_keys_folder(folder, keys), role)
-        fresh = SigningKey.load(made)
-        private[fresh.key_id] = fresh
+        own = _keys_folder(folder, keys)
+        numbered = (own / f"{role}-{number}.pem" for number in range(2, 10_000))
+        made = next(path for path in numbered if not path.exists())
+        fresh = SigningKey.generate(made)
+        release.keys += (fresh,)
         added.append(fresh.public)
         threshold = threshold or 1
     try:
-        version = release.rotate(
-            wanted, keys=list(private.values()), add=added, remove=removed, threshold=threshold
-        )
+        version = release.rotate(wanted, add=added, remove=removed, threshold=threshold)
     except ConfigError:  # nothing was written, so the new key is of no use
         if made is not None:
             made.unlink()
@@ -340,9 +309,11 @@ def status(folder: FolderArgument, json: JsonOption = False) -> None:
     """Show the bundles of a release, its keys, and when its metadata expires."""
     from dataclasses import asdict
 
-    from server.publish import Release
+    from server.publish import PINNED_ROOT, Release
 
-    found = Release.open(folder).status()
+    own = _keys_folder(folder, None)
+    pinned = own if (own / PINNED_ROOT).exists() else None
+    found = Release.open(folder, pinned=pinned).status()
     if json:
         print_json(asdict(found))
         return
@@ -370,38 +341,23 @@ def _keys_folder(folder: Path, keys: Path | None) -> Path:
     return keys or whole.with_name(f"{whole.name}-keys")
 
 
-def _private(folder: Path, keys: Path | None, more: list[Path] | None) -> "dict[str, SigningKey]":
-    """All private keys at hand by id."""
-    from shared.keys import SigningKey
-
-    paths = [*sorted(_keys_folder(folder, keys).glob("*.pem")), *(more or [])]
-    loaded = [SigningKey.load(path) for path in paths]
-    return {key.key_id: key for key in loaded}
-
-
-def _signers(release: "Release", private: "dict[str, SigningKey]") -> dict[str, Any]:
-    """The keyword arguments of a change: those keys that the roles have."""
+def _open(
+    folder: Path, keys: Path | None, more: list[Path] | None, *, unfinished: bool = False
+) -> "Release":
+    """The release for changes, with all private keys at hand, pinned by the publisher's folder."""
+    from server.publish import PINNED_ROOT, Release
     from shared.errors import ConfigError
-
-    online = [private[key.key_id] for key in release.keys_of("online") if key.key_id in private]
-    if not online:
-        raise ConfigError(
-            "Expected the private online key, got none; give its folder with --keys or its file "
-            "with --sign-with."
-        )
-    targets = [private[key.key_id] for key in release.keys_of("targets") if key.key_id in private]
-    return {"targets_keys": targets, "online_key": online[0]}
-
-
-def _new_key(folder: Path, role: str) -> Path:
     from shared.keys import SigningKey
 
-    number = 2
-    while (folder / f"{role}-{number}.pem").exists():
-        number += 1
-    path = folder / f"{role}-{number}.pem"
-    SigningKey.generate(path)
-    return path
+    own = _keys_folder(folder, keys)
+    if not (own / PINNED_ROOT).exists():
+        raise ConfigError(
+            f"Expected {PINNED_ROOT} and private keys in {own}, got none; give the publisher's own "
+            "folder with --keys. A new one needs the release's first root, from a copy you trust."
+        )
+    paths = [*sorted(own.glob("*.pem")), *(more or [])]
+    loaded = {key.key_id: key for key in map(SigningKey.load, paths)}
+    return Release.open(folder, list(loaded.values()), pinned=own, unfinished=unfinished)
 
 
 def _rollout(percent: int, cohorts: list[str] | None, devices: list[str] | None) -> Any:  # noqa: ANN401

@@ -14,11 +14,20 @@ before it downloads; `describe` makes it. A withdrawn bundle keeps its entry, ma
 version is never used again and devices can tell a withdrawal from a rollback attack.
 
 A crash at any step leaves the old release valid, since nothing refers to the new files until
-``timestamp.json`` is replaced.
+``timestamp.json`` is replaced. Two processes that change a release at once do not lose each other's
+change: the later one is refused.
+
+The folder may lie on a web server that is not trusted, yet what is signed anew is first read from
+it. So a publisher **pins** the release: a folder of its own, beside the keys, holds the first root
+and the version of the list of bundles that it signed last. Whoever can write the release folder can
+then break it, but cannot make the publisher sign a list that it never signed, or an older one.
 """
 
+import fcntl
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,7 +36,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]
-from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
+from tuf.api.exceptions import BadVersionNumberError, RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import (  # type: ignore[attr-defined]
     Key,
     Metadata,
@@ -41,9 +50,9 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
 
 from shared.bundle.archive import parse_bundle
 from shared.bundle.manifest import Manifest
-from shared.bundle.sealed import RecipientPublic, bundle_info, seal
+from shared.bundle.sealed import RecipientPublic, seal
 from shared.errors import BundleError, ConfigError, DataError
-from shared.files import sync_folder, write_atomic
+from shared.files import read_json, sync_folder, write_atomic, write_json
 from shared.keys import SigningKey, VerifyKey
 
 Role = Literal["root", "targets", "online"]
@@ -53,12 +62,16 @@ ROLES: tuple[Role, ...] = get_args(Role)
 #: Of ``custom``; devices ignore targets of another format.
 CUSTOM_FORMAT = 1
 MAX_NAMES = 256
+#: In the publisher's own folder: the root that all trust in a release folder begins with.
+PINNED_ROOT = "root.json"
+_SEEN = "seen.json"
 _DAYS = "x-fedlatent-days"
 _KEPT = 5  # old versions of targets and snapshot that stay for devices in the middle of an update
 _METADATA, _TARGETS = "metadata", "targets"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 Signed = TypeVar("Signed", Root, Targets, Snapshot, Timestamp)
+_Files = tuple[Metadata[Targets], Metadata[Snapshot], Metadata[Timestamp]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +132,11 @@ class Rollout:
                     f"Expected at most {MAX_NAMES} names of letters, digits, '.', '_' and '-' in a "
                     "rollout, got others; correct them."
                 )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is signed."""
+        cohorts, devices = sorted(set(self.cohorts)), sorted(set(self.devices))
+        return {"percent": self.percent, "cohorts": cohorts, "devices": devices}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +213,7 @@ def describe(
         "kind": manifest.kind,
         "expires": manifest.expires,
         "key": key.key.public_bytes_raw().hex(),
-        "rollout": _rollout(rollout),
+        "rollout": rollout.to_dict(),
         "downgrade_from": downgrade_from,
         "recipient": recipient,
         "status": "offered",
@@ -203,20 +221,25 @@ def describe(
 
 
 class Release:
-    """A release folder that is open for changes; each change is one new signed state of it."""
+    """A release folder that is open for changes; each change is one new signed state of it.
+
+    Attributes:
+        folder: of the release.
+        keys: private keys at hand; each role's metadata is signed by those that the role has.
+    """
 
     def __init__(
         self,
         folder: Path,
+        keys: Sequence[SigningKey],
         root: Metadata[Root],
-        targets: Metadata[Targets],
-        snapshot: Metadata[Snapshot],
-        timestamp: Metadata[Timestamp],
+        files: _Files,
+        pinned: Path | None,
     ) -> None:
         """Use `create` or `open`."""
-        self.folder = folder
-        self._root, self._targets = root, targets
-        self._snapshot, self._timestamp = snapshot, timestamp
+        self.folder, self.keys = folder, tuple(keys)
+        self._root, self._pinned = root, pinned
+        self._targets, self._snapshot, self._timestamp = files
 
     @classmethod
     def create(
@@ -227,8 +250,8 @@ class Release:
         root_threshold: int,
         targets_keys: Sequence[SigningKey],
         online_key: SigningKey,
-        targets_threshold: int = 1,
         expiries: Expiries | None = None,
+        pinned: Path | None = None,
         now: datetime | None = None,
     ) -> Self:
         """Make an empty release in ``folder``.
@@ -237,10 +260,10 @@ class Release:
             folder: made when absent; must hold no release.
             root_keys: name all other keys; keep them offline.
             root_threshold: how many of them must sign a new root.
-            targets_keys: sign what is released.
+            targets_keys: any one of them signs what is released.
             online_key: signs snapshot and timestamp.
-            targets_threshold: how many targets keys must sign.
             expiries: lifetimes of the metadata.
+            pinned: the publisher's own folder; see `open`.
             now: the time of signing; None for the present.
 
         Raises:
@@ -252,53 +275,60 @@ class Release:
             raise ConfigError(
                 f"Expected no release in {folder}, got one; open it or choose another folder."
             )
-        root = Root(consistent_snapshot=True, unrecognized_fields={_DAYS: asdict(times)})
+        signed = Root(consistent_snapshot=True, unrecognized_fields={_DAYS: asdict(times)})
         groups = {"root": root_keys, "targets": targets_keys}
         for role, keys in {**groups, "snapshot": [online_key], "timestamp": [online_key]}.items():
             for key in keys:
-                root.add_key(_tuf_key(key.public), role)
-        root.roles["root"].threshold = root_threshold
-        root.roles["targets"].threshold = targets_threshold
-        _check_thresholds(root)
-        made = cls(
-            folder,
-            Metadata(root),
-            Metadata(Targets(version=1)),
-            Metadata(Snapshot(version=1)),
-            Metadata(Timestamp(version=1)),
-        )
-        keys = [*root_keys, *targets_keys, online_key]
+                signed.add_key(_tuf_key(key.public), role)
+        signed.roles["root"].threshold = root_threshold
+        _check_thresholds(signed)
+        root = Metadata(signed)
+        files = Metadata(Targets()), Metadata(Snapshot()), Metadata(Timestamp())
+        made = cls(folder, [*root_keys, *targets_keys, online_key], root, files, pinned)
         moment = now or datetime.now(UTC)
-        made._sign(made._root, "root", keys, moment)
+        made._sign(root, "root", moment)
         for name in (_METADATA, _TARGETS):
             (folder / name).mkdir(parents=True, exist_ok=True)
         sync_folder(folder)
-        made._write(_root_name(made._root.signed), made._root.to_bytes())
-        made._commit(made._targets, keys, moment)
+        if pinned:
+            write_atomic(pinned / PINNED_ROOT, root.to_bytes())
+        made._write(_root_name(signed), root)
+        made._commit(made._targets, moment)
         return made
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        keys: Sequence[SigningKey] = (),
+        *,
+        pinned: Path | None = None,
+        unfinished: bool = False,
+    ) -> Self:
         """Read a release and check its signatures and versions, though not its expiries.
 
+        Args:
+            folder: of the release.
+            keys: private keys for changes.
+            pinned: the publisher's own folder: the release must begin with its root.json, and be at
+                least as new as when this publisher last changed it. None trusts the folder.
+            unfinished: also accept what the root before the newest allows. Only a rotation without
+                the old keys that was interrupted needs this; then `refresh` it with its targets.
+
         Raises:
-            DataError: there is none, or its files do not fit each other.
+            DataError: there is none, or its files do not fit each other or what is pinned.
         """
         metadata = folder / _METADATA
         try:
-            root = _newest_root(metadata)
-            timestamp = _load(metadata / "timestamp.json", Timestamp)
-            _verify(root, "timestamp", timestamp)
+            roots = _roots(metadata, pinned)
+            trusted = roots[-2:] if unfinished else roots[-1:]
+            timestamp = _load(metadata / "timestamp.json", Timestamp, trusted)
             meta = timestamp.signed.snapshot_meta
-            data = (metadata / f"{meta.version}.snapshot.json").read_bytes()
-            meta.verify_length_and_hashes(data)
-            snapshot = Metadata[Snapshot].from_bytes(data)
-            _verify(root, "snapshot", snapshot)
+            snapshot = _load(metadata / f"{meta.version}.snapshot.json", Snapshot, trusted, meta)
             meta = snapshot.signed.meta["targets.json"]
-            data = (metadata / f"{meta.version}.targets.json").read_bytes()
-            meta.verify_length_and_hashes(data)
-            targets = Metadata[Targets].from_bytes(data)
-            _verify(root, "targets", targets)
+            targets = _load(metadata / f"{meta.version}.targets.json", Targets, trusted, meta)
+            if pinned and targets.signed.version < _seen(pinned):
+                raise BadVersionNumberError("older than this publisher has seen")
         except FileNotFoundError as error:
             name = Path(error.filename).name
             raise DataError(
@@ -307,45 +337,11 @@ class Release:
             ) from None
         except (RepositoryError, KeyError) as error:
             raise DataError(
-                f"Expected release metadata in {folder} that fits and is signed by its own keys, "
-                f"got {type(error).__name__}; restore the folder from a copy, or finish an "
-                "interrupted rotation with Release.repair."
+                f"Expected release metadata in {folder} that fits, is signed by its own keys and "
+                f"is as new as it was, got {type(error).__name__}; restore the folder from a copy, "
+                "or finish a key rotation that was interrupted ('release refresh --repair')."
             ) from None
-        return cls(folder, root, targets, snapshot, timestamp)
-
-    @classmethod
-    def repair(
-        cls, folder: Path, keys: Sequence[SigningKey], *, now: datetime | None = None
-    ) -> Self:
-        """Sign everything again under the newest root.
-
-        Only a rotation without the old keys that was interrupted needs this: its new root was
-        written, and the rest is not yet signed by the new keys.
-
-        Args:
-            folder: of the release.
-            keys: targets and online keys of the newest root.
-            now: the time of signing; None for the present.
-
-        Raises:
-            DataError: the folder holds no release.
-            ConfigError: the keys are too few.
-        """
-        metadata = folder / _METADATA
-        try:
-            root = _newest_root(metadata)
-            timestamp = _load(metadata / "timestamp.json", Timestamp)
-            version = timestamp.signed.snapshot_meta.version
-            snapshot = _load(metadata / f"{version}.snapshot.json", Snapshot)
-            version = snapshot.signed.meta["targets.json"].version
-            targets = _load(metadata / f"{version}.targets.json", Targets)
-        except (OSError, RepositoryError, KeyError):
-            raise DataError(
-                f"Expected a release in {folder}, got none or a damaged one; restore it."
-            ) from None
-        made = cls(folder, root, targets, snapshot, timestamp)
-        made._commit(_next(targets), keys, now or datetime.now(UTC))
-        return made
+        return cls(folder, keys, roots[-1], (targets, snapshot, timestamp), pinned)
 
     @property
     def root_path(self) -> Path:
@@ -368,8 +364,6 @@ class Release:
         bundle: Path,
         key: VerifyKey,
         *,
-        targets_keys: Sequence[SigningKey],
-        online_key: SigningKey,
         rollout: Rollout | None = None,
         recipient: RecipientPublic | None = None,
         downgrade_from: int | None = None,
@@ -380,8 +374,6 @@ class Release:
         Args:
             bundle: the file, signed by ``key``.
             key: the publisher's public key; devices trust it for this bundle alone.
-            targets_keys: at least the role's threshold of them.
-            online_key: signs snapshot and timestamp.
             rollout: who gets it; None for all devices.
             recipient: seal it to this key, so that only its holders can read it; the same version
                 may be sealed to several.
@@ -390,137 +382,109 @@ class Release:
 
         Raises:
             BundleError: the bundle is damaged, or signed by another key.
-            ConfigError: this version was published before, it has expired, or keys are missing.
+            ConfigError: this version was published before, it has expired, or a key is missing; or,
+                as with every change, another process changed the release.
         """
-        moment = now or datetime.now(UTC)
-        wanted = rollout or Rollout()
+        moment, wanted = now or datetime.now(UTC), rollout or Rollout()
         wanted.check()
-        plain = _read(bundle)
-        manifest = parse_bundle(plain, [key], str(bundle)).manifest
-        _check_new(manifest, moment, downgrade_from)
-        data, path = plain, f"{manifest.name}-{manifest.version}.fedlatent"
+        data = _read(bundle)
+        manifest = parse_bundle(data, [key], str(bundle)).manifest
+        if manifest.expires is not None and datetime.fromisoformat(manifest.expires) <= moment:
+            raise ConfigError(
+                f"Expected a bundle that has not expired, got one that expired {manifest.expires}; "
+                "export it again."
+            )
+        _check_downgrade(manifest.version, downgrade_from)
+        path = f"{manifest.name}-{manifest.version}"
         if recipient is not None:
-            data = seal(plain, recipient, bundle_info(manifest.name, manifest.version))
-            path = f"{manifest.name}-{manifest.version}-{recipient.key_id}.fedlatent"
+            data = seal(data, recipient, manifest.name, manifest.version)
+            path = f"{path}-{recipient.key_id}"
+        target = TargetFile.from_data(f"{path}.fedlatent", data, ["sha256"])
         targets = _next(self._targets)
-        if path in targets.signed.targets:
+        if target.path in targets.signed.targets:
             raise ConfigError(
                 f"Expected a version of {manifest.name} that was never published, got "
                 f"{manifest.version}; versions are not used twice, so export it under a new one."
             )
-        target = TargetFile.from_data(path, data, ["sha256"])
+        sealed_to = recipient.key_id if recipient else None
         target.unrecognized_fields["custom"] = describe(
-            manifest,
-            key,
-            wanted,
-            recipient=recipient.key_id if recipient else None,
-            downgrade_from=downgrade_from,
+            manifest, key, wanted, recipient=sealed_to, downgrade_from=downgrade_from
         )
-        targets.signed.targets[path] = target
-        self._check_signers(targets, "targets", targets_keys, moment)
-        write_atomic(self.folder / _TARGETS / _prefixed(target), data)
-        self._commit(targets, [*targets_keys, online_key], moment)
+        targets.signed.targets[target.path] = target
+        self._commit(targets, moment, {self._file(target): data})
         return _target_status(target)
 
     def set_rollout(
-        self,
-        model: str,
-        version: int,
-        rollout: Rollout,
-        *,
-        targets_keys: Sequence[SigningKey],
-        online_key: SigningKey,
-        downgrade_from: int | None = None,
-        now: datetime | None = None,
-    ) -> None:
+        self, model: str, version: int, rollout: Rollout, *, downgrade_from: int | None = None
+    ) -> TargetStatus:
         """Change who may install a version. Devices that have it keep it.
 
         Raises:
-            ConfigError: there is no such version, it is withdrawn, or keys are missing.
+            ConfigError: there is no such version, it is withdrawn, or a key is missing.
         """
         rollout.check()
+        _check_downgrade(version, downgrade_from)
         targets = _next(self._targets)
-        for target in _matching(targets.signed, model, version):
+        found = _matching(targets.signed, model, version)
+        for target in found:
             if target.custom["status"] == "withdrawn":
                 raise ConfigError(
                     f"Expected a version of {model} that is offered, got {version}, which is "
                     "withdrawn; publish a new version."
                 )
-            target.custom["rollout"] = _rollout(rollout)
-            if downgrade_from is not None:
-                _check_downgrade(version, downgrade_from)
-                target.custom["downgrade_from"] = downgrade_from
-        self._commit(targets, [*targets_keys, online_key], now or datetime.now(UTC))
+            target.custom["rollout"] = rollout.to_dict()
+            target.custom["downgrade_from"] = downgrade_from or target.custom["downgrade_from"]
+        self._commit(targets)
+        return _target_status(found[0])
 
-    def withdraw(
-        self,
-        model: str,
-        version: int,
-        *,
-        targets_keys: Sequence[SigningKey],
-        online_key: SigningKey,
-        now: datetime | None = None,
-    ) -> None:
+    def withdraw(self, model: str, version: int) -> None:
         """Offer a version no longer, for good. Devices that run it keep it and say so.
 
         To bring them back to an older one as well, offer that with ``downgrade_from``.
 
         Raises:
-            ConfigError: there is no such version, or keys are missing.
+            ConfigError: there is no such version, or a key is missing.
         """
         targets = _next(self._targets)
         found = _matching(targets.signed, model, version)
         for target in found:
             target.custom["status"] = "withdrawn"
-        self._commit(targets, [*targets_keys, online_key], now or datetime.now(UTC))
+        self._commit(targets)
         for target in found:  # after the commit: until then devices may ask for it
-            (self.folder / _TARGETS / _prefixed(target)).unlink(missing_ok=True)
+            self._file(target).unlink(missing_ok=True)
 
-    def refresh(
-        self,
-        online_key: SigningKey,
-        *,
-        targets_keys: Sequence[SigningKey] = (),
-        now: datetime | None = None,
-    ) -> None:
+    def refresh(self, *, targets: bool = False, now: datetime | None = None) -> None:
         """Sign snapshot and timestamp again, so that devices see that nothing is hidden from them.
 
         Args:
-            online_key: signs both.
-            targets_keys: when given, targets is signed again too, for another period.
+            targets: sign the list of bundles again too, for another period.
             now: the time of signing; None for the present.
 
         Raises:
-            ConfigError: a key is not of its role.
+            ConfigError: a key is missing.
         """
-        targets = _next(self._targets) if targets_keys else self._targets
-        self._commit(targets, [*targets_keys, online_key], now or datetime.now(UTC))
+        self._commit(_next(self._targets) if targets else self._targets, now)
 
     def rotate(
         self,
         role: Role,
         *,
-        keys: Sequence[SigningKey],
         add: Sequence[VerifyKey] = (),
         remove: Sequence[VerifyKey] = (),
         threshold: int | None = None,
-        now: datetime | None = None,
     ) -> int:
         """Make a new root that gives ``role`` other keys; without changes it renews the root.
 
         The new root is signed by the threshold of the old root keys and by that of the new ones.
-        When the old keys of ``role`` are among ``keys``, the rest is signed by old and new ones
-        first, so that a crash at any step leaves a valid release. Without them (they are lost, or
-        stolen) the root comes first; after a crash between the two, call `repair`.
+        When the old keys of ``role`` are at hand, the rest is signed by old and new ones first, so
+        that a crash at any step leaves a valid release. Without them (they are lost, or stolen) the
+        root comes first; after a crash between the two, `open` it as ``unfinished``.
 
         Args:
             role: whose keys change.
-            keys: all private keys at hand: root keys, and old and new ones of ``role`` and of the
-                online role.
             add: public keys that ``role`` gets.
             remove: public keys that ``role`` loses.
             threshold: of ``role``; None leaves it.
-            now: the time of signing; None for the present.
 
         Returns:
             The version of the new root.
@@ -528,160 +492,154 @@ class Release:
         Raises:
             ConfigError: unknown keys, a threshold that cannot be met, or too few signatures.
         """
-        moment = now or datetime.now(UTC)
-        old, new = self._root, _next(self._root)
+        moment, old, new = datetime.now(UTC), self._root, _next(self._root)
         for name in ("snapshot", "timestamp") if role == "online" else (role,):
             _change_keys(new.signed, name, add, remove, threshold)
         self._root = new  # lifetimes and role keys of what is signed next
         try:
-            self._sign(new, "root", keys, moment, also=old.signed)
-            if role == "root":
-                self._write(_root_name(new.signed), new.to_bytes())
-            else:
-                self._rotate_rest(role, old, new, keys, moment)
+            self._sign(new, "root", moment, also=old.signed)
+            files = None
+            if role != "root":
+                targets = _next(self._targets) if role == "targets" else self._targets
+                files = self._prepare(targets, moment, also=old.signed)
+            with self._changing():
+                root_last = files is not None and _fits(old, files)
+                if files and root_last:
+                    self._store(files)
+                self._write(_root_name(new.signed), new)
+                if files and not root_last:
+                    self._store(files)
         except BaseException:
-            if not (self.folder / _METADATA / _root_name(new.signed)).exists():
+            if not self.root_path.exists():
                 self._root = old
             raise
         return new.signed.version
 
-    def _rotate_rest(
-        self,
-        role: Role,
-        old: Metadata[Root],
-        new: Metadata[Root],
-        keys: Sequence[SigningKey],
-        moment: datetime,
-    ) -> None:
-        """Write the new root and the rest, in the order that keeps the release valid."""
-        targets = _next(self._targets) if role == "targets" else self._targets
-        files = self._prepare(targets, keys, moment, also=old.signed)
-        root = (_root_name(new.signed), new.to_bytes())
-        try:
-            _verify(old, "targets", files[0])
-            _verify(old, "snapshot", files[1])
-            _verify(old, "timestamp", files[2])
-        except UnsignedMetadataError:
-            self._write(*root)
-            self._store(*files)
-        else:
-            self._store(*files)
-            self._write(*root)
-
     def status(self, now: datetime | None = None) -> ReleaseStatus:
         """What the folder holds and how long its metadata lasts."""
-        moment = now or datetime.now(UTC)
-        root = self._root.signed
-        signed = {
-            "root": root,
-            "targets": self._targets.signed,
-            "snapshot": self._snapshot.signed,
-            "timestamp": self._timestamp.signed,
-        }
-        roles = {
-            name: RoleStatus(
+        moment, root = now or datetime.now(UTC), self._root.signed
+        parts = (root, self._targets.signed, self._snapshot.signed, self._timestamp.signed)
+        roles = {}
+        for one in parts:
+            role = root.roles[one.type]
+            roles[one.type] = RoleStatus(
                 version=one.version,
                 expires=f"{one.expires:%Y-%m-%dT%H:%M:%SZ}",
                 days_left=(one.expires - moment).days,
-                keys=tuple(
-                    _verify_key(root.keys[keyid]).key_id for keyid in root.roles[name].keyids
-                ),
-                threshold=root.roles[name].threshold,
+                keys=tuple(_verify_key(root.keys[keyid]).key_id for keyid in role.keyids),
+                threshold=role.threshold,
             )
-            for name, one in signed.items()
-        }
         found = [_target_status(target) for target in self._targets.signed.targets.values()]
         found.sort(key=lambda one: (one.custom["model"], one.custom["version"], one.path))
         return ReleaseStatus(roles=roles, targets=tuple(found))
 
     def _commit(
-        self, targets: Metadata[Targets], keys: Sequence[SigningKey], moment: datetime
-    ) -> None:
-        self._store(*self._prepare(targets, keys, moment))
-
-    def _prepare(
         self,
         targets: Metadata[Targets],
-        keys: Sequence[SigningKey],
-        moment: datetime,
-        also: Root | None = None,
-    ) -> tuple[Metadata[Targets], Metadata[Snapshot], Metadata[Timestamp]]:
+        moment: datetime | None = None,
+        more: Mapping[Path, bytes] | None = None,
+    ) -> None:
+        """Sign a new state, and only then write: ``more`` first, then the metadata."""
+        files = self._prepare(targets, moment or datetime.now(UTC))
+        with self._changing():
+            for path, data in (more or {}).items():
+                write_atomic(path, data)
+            self._store(files)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the folder, which must be as it was read."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            path = self.folder / _METADATA / "timestamp.json"
+            if path.exists() and _load(path, Timestamp) != self._timestamp:
+                raise ConfigError(
+                    f"Expected a release in {self.folder} that nobody else changes at the same "
+                    "time, got a changed one; run the command again."
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _prepare(
+        self, targets: Metadata[Targets], moment: datetime, also: Root | None = None
+    ) -> _Files:
         """Sign a new state in memory; ``targets`` too when it is new."""
         snapshot = _next(self._snapshot) if self._snapshot.signatures else self._snapshot
         if targets is not self._targets or not targets.signatures:
-            self._sign(targets, "targets", keys, moment, also)
+            self._sign(targets, "targets", moment, also)
             snapshot.signed.meta["targets.json"] = _meta(targets)
-        self._sign(snapshot, "snapshot", keys, moment, also)
+        self._sign(snapshot, "snapshot", moment, also)
         timestamp = _next(self._timestamp) if self._timestamp.signatures else self._timestamp
         timestamp.signed.snapshot_meta = _meta(snapshot)
-        self._sign(timestamp, "timestamp", keys, moment, also)
+        self._sign(timestamp, "timestamp", moment, also)
         return targets, snapshot, timestamp
 
-    def _store(
-        self,
-        targets: Metadata[Targets],
-        snapshot: Metadata[Snapshot],
-        timestamp: Metadata[Timestamp],
-    ) -> None:
+    def _store(self, files: _Files) -> None:
         """Write a signed state; the timestamp, which makes it valid, comes last."""
+        targets, snapshot, timestamp = files
         name = f"{targets.signed.version}.targets.json"
         if targets is not self._targets or not (self.folder / _METADATA / name).exists():
-            self._write(name, targets.to_bytes())
-        self._write(f"{snapshot.signed.version}.snapshot.json", snapshot.to_bytes())
-        self._write("timestamp.json", timestamp.to_bytes())
-        self._targets, self._snapshot, self._timestamp = targets, snapshot, timestamp
-        for name, newest in (
-            ("targets", targets.signed.version),
-            ("snapshot", snapshot.signed.version),
-        ):
-            (self.folder / _METADATA / f"{newest - _KEPT}.{name}.json").unlink(missing_ok=True)
+            self._write(name, targets)
+        self._write(f"{snapshot.signed.version}.snapshot.json", snapshot)
+        self._write("timestamp.json", timestamp)
+        self._targets, self._snapshot, self._timestamp = files
+        if self._pinned:
+            write_json(self._pinned / _SEEN, targets.signed.version)
+        for one in (targets.signed, snapshot.signed):
+            name = f"{one.version - _KEPT}.{one.type}.json"
+            (self.folder / _METADATA / name).unlink(missing_ok=True)
 
-    def _write(self, name: str, data: bytes) -> None:
-        write_atomic(self.folder / _METADATA / name, data)
+    def _write(self, name: str, metadata: Metadata[Any]) -> None:
+        write_atomic(self.folder / _METADATA / name, metadata.to_bytes())
+
+    def _file(self, target: TargetFile) -> Path:
+        return self.folder / _TARGETS / target.get_prefixed_paths()[0]
 
     def _sign(
-        self,
-        metadata: "Metadata[Signed]",
-        role: str,
-        keys: Iterable[SigningKey],
-        moment: datetime,
-        also: Root | None = None,
+        self, metadata: "Metadata[Signed]", role: str, moment: datetime, also: Root | None = None
     ) -> None:
-        """Sign with those of ``keys`` that ``role`` has in the newest root, or has in ``also``."""
+        """Sign with the keys that ``role`` has in the newest root, or has in ``also``."""
         root = self._root.signed
         days = asdict(self.expiries)[role]
         metadata.signed.expires = moment.replace(microsecond=0) + timedelta(days=days)
         allowed = set(root.roles[role].keyids) | set(also.roles[role].keyids if also else ())
         metadata.signatures.clear()
-        for key in keys:
+        for key in self.keys:
             signer = CryptoSigner(key.key)
             if signer.public_key.keyid in allowed:
                 metadata.sign(signer, append=True)
-        checks = [root, *([also] if also and role == "root" else [])]
-        for one in checks:
+        for one in (root, also) if also and role == "root" else (root,):
             try:
                 one.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
             except UnsignedMetadataError:
                 needed = one.roles[role]
+                found = sum(keyid in needed.keyids for keyid in metadata.signatures)
                 raise ConfigError(
                     f"Expected {needed.threshold} of the {len(needed.keyids)} {role} keys of root "
-                    f"version {one.version} to sign, got {_count(needed.keyids, metadata)}; give "
-                    "the private keys that are missing."
+                    f"version {one.version} to sign, got {found}; give the private keys that are "
+                    "missing."
                 ) from None
 
-    def _check_signers(
-        self,
-        targets: Metadata[Targets],
-        role: str,
-        keys: Sequence[SigningKey],
-        moment: datetime,
-    ) -> None:
-        """Fail for want of keys before a file is written."""
-        self._sign(deepcopy(targets), role, keys, moment)
+
+def _fits(root: Metadata[Root], files: _Files) -> bool:
+    """Whether a signed state is valid under ``root`` too."""
+    return all(
+        root.signed.get_verification_result(one.signed.type, one.signed_bytes, one.signatures)
+        for one in files
+    )
 
 
-def _verify(root: Metadata[Root], role: str, metadata: Metadata[Any]) -> None:
-    root.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+def _verify(roots: Sequence[Metadata[Root]], role: str, metadata: Metadata[Any]) -> None:
+    """Check the signatures under one of ``roots``."""
+    for root in roots:
+        found = root.signed.get_verification_result(
+            role, metadata.signed_bytes, metadata.signatures
+        )
+        if found:
+            return
+    raise UnsignedMetadataError(f"{role} is not signed by its keys")
 
 
 def _tuf_key(key: VerifyKey) -> SSlibKey:
@@ -692,10 +650,6 @@ def _verify_key(key: Key) -> VerifyKey:
     """A key in TUF's form, where an Ed25519 key is 64 hexadecimal digits."""
     raw = bytes.fromhex(str(key.keyval["public"]))
     return VerifyKey(key=Ed25519PublicKey.from_public_bytes(raw))
-
-
-def _count(keyids: Sequence[str], metadata: "Metadata[Signed]") -> int:
-    return sum(keyid in keyids for keyid in metadata.signatures)
 
 
 def _check_thresholds(root: Root) -> None:
@@ -729,18 +683,8 @@ def _change_keys(
     _check_thresholds(root)
 
 
-def _check_new(manifest: Manifest, moment: datetime, downgrade_from: int | None) -> None:
-    if manifest.expires is not None and datetime.fromisoformat(manifest.expires) <= moment:
-        raise ConfigError(
-            f"Expected a bundle that has not expired, got one that expired {manifest.expires}; "
-            "export it again."
-        )
-    if downgrade_from is not None:
-        _check_downgrade(manifest.version, downgrade_from)
-
-
-def _check_downgrade(version: int, downgrade_from: int) -> None:
-    if downgrade_from <= version:
+def _check_downgrade(version: int, downgrade_from: int | None) -> None:
+    if downgrade_from is not None and downgrade_from <= version:
         raise ConfigError(
             f"Expected a version above {version} to come down from, got {downgrade_from}; give the "
             "highest version that devices may have."
@@ -761,14 +705,6 @@ def _matching(targets: Targets, model: str, version: int) -> list[TargetFile]:
     return found
 
 
-def _rollout(rollout: Rollout) -> dict[str, Any]:
-    return {
-        "percent": rollout.percent,
-        "cohorts": sorted(set(rollout.cohorts)),
-        "devices": sorted(set(rollout.devices)),
-    }
-
-
 def _target_status(target: TargetFile) -> TargetStatus:
     return TargetStatus(
         path=target.path,
@@ -776,10 +712,6 @@ def _target_status(target: TargetFile) -> TargetStatus:
         bytes=target.length,
         custom=deepcopy(target.custom),
     )
-
-
-def _prefixed(target: TargetFile) -> str:
-    return target.get_prefixed_paths()[0]
 
 
 def _root_name(root: Root) -> str:
@@ -800,30 +732,45 @@ def _next(metadata: "Metadata[Signed]") -> "Metadata[Signed]":
     return made
 
 
-def _load(path: Path, kind: "type[Signed]") -> "Metadata[Signed]":
-    made: Metadata[Signed] = Metadata.from_bytes(path.read_bytes())
+def _load(
+    path: Path,
+    kind: "type[Signed]",
+    roots: Sequence[Metadata[Root]] = (),
+    meta: MetaFile | None = None,
+) -> "Metadata[Signed]":
+    """A metadata file, signed under one of ``roots`` if given; ``meta`` says what its hash is."""
+    data = path.read_bytes()
+    if meta:
+        meta.verify_length_and_hashes(data)
+    made: Metadata[Signed] = Metadata.from_bytes(data)
     if not isinstance(made.signed, kind):
         raise RepositoryError(f"{path.name} is no {kind.type}")
+    if roots:
+        _verify(roots, kind.type, made)
     return made
 
 
-def _newest_root(metadata: Path) -> Metadata[Root]:
-    """Follow the chain of roots from the first one that is here."""
-    versions = sorted(
-        int(path.name.split(".")[0])
-        for path in metadata.glob("*.root.json")
-        if path.name.split(".")[0].isdigit()
-    )
-    if not versions:
-        raise FileNotFoundError(2, "no root", str(metadata / "1.root.json"))
-    root: Metadata[Root] = _load(metadata / f"{versions[0]}.root.json", Root)
-    _verify(root, "root", root)
-    for version in versions[1:]:
-        newer: Metadata[Root] = _load(metadata / f"{version}.root.json", Root)
-        _verify(root, "root", newer)
-        _verify(newer, "root", newer)
-        root = newer
-    return root
+def _roots(metadata: Path, pinned: Path | None) -> list[Metadata[Root]]:
+    """The chain of roots from the pinned one, or the first one, each signed by the one before."""
+    path = pinned / PINNED_ROOT if pinned else metadata / "1.root.json"
+    roots: list[Metadata[Root]] = [_load(path, Root)]
+    _verify(roots, "root", roots[0])
+    while (path := metadata / f"{roots[-1].signed.version + 1}.root.json").exists():
+        newer = _load(path, Root, roots[-1:])
+        _verify([newer], "root", newer)
+        if newer.signed.version != roots[-1].signed.version + 1:
+            raise BadVersionNumberError(f"{path.name} is of another version")
+        roots.append(newer)
+    return roots
+
+
+def _seen(pinned: Path) -> int:
+    """Version of the newest list of bundles that this publisher has signed or seen."""
+    path = pinned / _SEEN
+    found = read_json(path) if path.exists() else 0
+    if not isinstance(found, int):
+        raise DataError(f"Expected a number in {path}, got something else; restore it.")
+    return found
 
 
 def _read(path: Path) -> bytes:

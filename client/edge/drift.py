@@ -1,101 +1,45 @@
-"""Drift of latents: is this device still where the model was released for, and where it began?
+"""Drift of latents: is this device still where it began, and where the model was released for?
 
-Two questions, two figures. The *distance* compares the running mean of the latents with the
-released mean, in Mahalanobis units of the released covariance; it is reported and raises nothing,
-since a device may rightly lie far from the others. The *tests* compare blocks of records with the
-device's own first blocks, its baseline: a Hotelling-type test of the block's mean and of the
-exponentially weighted mean of blocks, which finds smaller shifts later, and a test of the block's
-spread. An alarm needs two blocks in a row beyond the limit.
+The *distance* of the running mean from the released mean, in Mahalanobis units of the released
+covariance, is reported and raises nothing: a device may rightly lie far from others. An alarm
+compares blocks of records with the device's own first blocks. It begins when two blocks in a row
+differ by more than chance, and by enough to matter:
 
-Consecutive records are correlated (heart beats, overlapping windows), so that a block of b records
-says less than b independent ones. The variance of a block's mean is taken as that of a first-order
-autoregression per direction, (1 + rho) / (1 - rho) times the independent one, and is raised where
-the means of the baseline blocks spread further than that. The covariance is the baseline's,
-shrunk to the released one within clients.
+- "mean": T squared of the exponentially weighted mean of blocks (Hotelling 1947; Lowry et al. 1992)
+  passes its limit, and the *shift* of that mean is at least ``least``: a Mahalanobis distance in
+  the released covariance within clients, so the largest shift in any direction, in deviations;
+- "spread": the deviation within blocks is `LEAST_SPREAD` times the usual one, or its inverse.
 
-So that single anomalies do not count as drift, each latent counts only up to four of the
-device's own deviations (by the median) from its median in the first block.
+It ends after `CALM` blocks in a row without; the shift must then be below half of ``least``.
 
-Sources: Hotelling, "Multivariate quality control" (1947); Lowry et al., "A multivariate
-exponentially weighted moving average control chart" (1992); Wilson and Hilferty, "The distribution
-of chi-square" (1931); Paulson, "An approximate normalization of the analysis of variance
-distribution" (1942); the effective sample size of a correlated series after Bartlett, "On the
-theoretical specification and sampling properties of autocorrelated time-series" (1946).
+Consecutive records are correlated (heart beats, overlapping windows). The variance of a block's
+mean is that of a first-order autoregression in each direction (Bartlett 1946), raised where the
+first blocks spread further. The covariance is the device's, shrunk to the released one within
+clients. So that single anomalies are no drift, latents count up to four deviations only.
 """
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 
+from shared.bundle.graphs import Density
 from shared.errors import ConfigError
 
-#: Level of each test on one block; two blocks in a row must pass. Measured on 15,000 blocks for
-#: 2, 8 and 32 latents at lag-1 correlations of 0, 0.5 and 0.9: at most 0.4 false alarms in 1,000
-#: blocks. Half a deviation in one latent is found after 2 to 4 blocks (median) at correlation 0 and
-#: 5 to 10 at 0.5; at 0.9 such blocks are too short to find it: make them longer.
-LEVEL = 0.005
+BASELINE = 16  # blocks
+#: The smallest shift that counts, in deviations within a client. A threshold for 1 % of flags on
+#: distances in 2, 8 or 32 latents then flags 4, 2.2 or 1.5 %.
+LEAST = 1.0
+LEAST_SPREAD = 1.25
+CALM = 8
+#: Of the mean's test. With ``least`` 0: one false alarm in 20,000 simulated blocks.
+LEVEL = 0.00025
+_T_QUANTILE = 3.29  # of Student's t with 15 degrees, at 0.9975
 _CLIP = 4.0  # deviations
 _LEAST_DEVIATION = 0.02  # of a latent on this device, in released deviations
 _MAX_CORRELATION = 0.98
-_FORGET = 0.2  # weight of a new block in the running mean
-_TREND_SHARE = 50  # level of a block's test over that of the weighted mean, which has memory
+_FORGET = 0.2  # weight of a new block in the running means
 _EPSILON = 1e-9
-
-Kind = Literal["mean", "spread"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DriftEvent:
-    """A change of state.
-
-    Attributes:
-        kind: of the test: "mean" or "spread".
-        drifted: whether drift has begun or, after two blocks within the limit, ended.
-        block: number of the block, from 1, baseline included.
-        statistic: T squared, of the block or of the weighted mean, whichever is larger beside its
-            limit; or the ratio of the block's spread to the baseline's.
-        limit: of that T squared; None for the spread.
-        distance: of the running mean from the released mean, in released deviations.
-    """
-
-    kind: Kind
-    drifted: bool
-    block: int
-    statistic: float
-    limit: float | None
-    distance: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Baseline:
-    """What the tests compare with.
-
-    Attributes:
-        mean: [k], of clipped latents in whitened coordinates.
-        whiten: [k, k], rows give uncorrelated directions of variance 1.
-        inflation: [k], variance of a block's mean in each direction, times the block's length.
-        limit: of T squared of a block.
-        trend_limit: of T squared of the weighted mean.
-        variances: [k], of clipped latents within blocks.
-        log_spread: mean of the logarithm of a block's spread.
-        log_spread_limit: how far another block's may lie from that.
-    """
-
-    mean: np.ndarray
-    whiten: np.ndarray
-    inflation: np.ndarray
-    limit: float
-    trend_limit: float
-    variances: np.ndarray
-    log_spread: float
-    log_spread_limit: float
-
-    def spread(self, clipped: np.ndarray) -> float:
-        """Logarithm of the variance of a block's latents [b, k], as a share of the baseline's."""
-        return _log_spread(clipped.var(axis=0), self.variances)
 
 
 class DriftMonitor:
@@ -104,226 +48,161 @@ class DriftMonitor:
     Attributes:
         block: records in a block.
         blocks: finished ones.
-        distance: see `DriftEvent`; None before the first block is full.
-        scale: mean squared length of the running latents about the baseline in units of the
-            released covariance within clients, per dimension; 1 is as released; None before the
-            baseline is full.
+        distance: from the released mean; None before the first block is full.
+        shift: from the baseline's mean; None before the baseline is full.
+        spread: deviation within the last block, in the baseline's; None likewise.
         alarms: how often drift has begun.
     """
 
-    def __init__(
-        self,
-        mean: np.ndarray,
-        covariance: np.ndarray,
-        within: np.ndarray,
-        *,
-        block: int = 128,
-        baseline: int = 16,
-        level: float = LEVEL,
-    ) -> None:
+    def __init__(self, density: Density, *, block: int = 128, least: float = LEAST) -> None:
         """Start without a baseline.
 
         Args:
-            mean: released mean [k].
-            covariance: released covariance [k, k] about it.
-            within: released covariance [k, k] about a client's own mean.
+            density: the released one.
             block: records in a block; a few correlation times.
-            baseline: blocks in the baseline.
-            level: of each test on one block.
+            least: smallest shift of the mean that counts.
 
         Raises:
-            ConfigError: a block or baseline that is too short, or a level not in (0, 0.5).
+            ConfigError: the block is shorter than 8, or ``least`` is negative.
         """
-        if block < 8 or baseline < 4 or not 0 < level < 0.5:
+        if block < 8 or not least >= 0:
             raise ConfigError(
-                "Expected blocks of at least 8 records, a baseline of at least 4 blocks and a "
-                f"level below 0.5, got {block}, {baseline} and {level:g}."
+                "Expected drift blocks of at least 8 records and a least shift of 0 or more, "
+                f"got {block} and {least:g}."
             )
         self.block = block
         self.blocks = self.alarms = 0
         self.distance: float | None = None
-        self.scale: float | None = None
-        self._k = len(mean)
-        self._released = np.asarray(mean, dtype=np.float64)
-        self._total = _whitener(covariance)
-        self._within = _whitener(within)
-        self._running: np.ndarray | None = None
-        self._held = np.zeros((block, self._k))
+        self.shift: float | None = None
+        self.spread: float | None = None
+        self._least = least
+        self._center = density.mean
+        self._released, self._within = _whitener(density.covariance), _whitener(density.within)
+        self._held = np.zeros((block, len(density.mean)))
         self._filled = 0
-        self._learner = _Learner(self._k, block, baseline, level)
+        self._running = np.zeros(len(density.mean))
+        self._first: list[np.ndarray] = []
         self._baseline: _Baseline | None = None
-        self._baseline_blocks = baseline
-        self._trend = np.zeros(self._k)
-        self._trend_variance = 0.0
-        self._mean_state = _TwoInARow()
-        self._spread_state = _TwoInARow()
+        self._trend = np.zeros(len(density.mean))
+        self._trend_variance = 0.0  # in variances of a block's mean
+        self._states = {"mean": _State(), "spread": _State()}
 
     @property
     def drifted(self) -> bool:
-        """Whether a test is in alarm."""
-        return self._mean_state.on or self._spread_state.on
+        """Whether there is an alarm."""
+        return any(state.on for state in self._states.values())
 
-    @property
-    def ready(self) -> bool:
-        """Whether the baseline is full, so that tests are made."""
-        return self._baseline is not None
-
-    def update(self, latents: np.ndarray) -> list[DriftEvent]:
+    def update(self, latents: np.ndarray) -> list[dict[str, object]]:
         """Take latent means [B, k] in the order of their records.
 
         Returns:
-            What has changed, mostly nothing.
+            Of each alarm that begins or ends, ``kind``, whether it has ``begun``, and `report`.
         """
-        events: list[DriftEvent] = []
-        start = 0
-        while start < len(latents):
-            taken = latents[start : start + self.block - self._filled]
+        events: list[dict[str, object]] = []
+        while len(latents):
+            left = self.block - self._filled
+            taken, latents = latents[:left], latents[left:]
             self._held[self._filled : self._filled + len(taken)] = taken
             self._filled += len(taken)
-            start += len(taken)
             if self._filled == self.block:
-                events += self._close_block()
+                events += self._close_block(self._held - self._center)
         return events
 
     def report(self) -> dict[str, object]:
         """The state as JSON-ready values."""
-        return {
-            "distance": self.distance,
-            "scale": self.scale,
-            "drifted": self.drifted,
-            "ready": self.ready,
-            "blocks": self.blocks,
-            "alarms": self.alarms,
-        }
+        names = ("distance", "shift", "spread", "drifted", "blocks", "alarms")
+        return {name: getattr(self, name) for name in names}
 
-    def _close_block(self) -> list[DriftEvent]:
+    def _close_block(self, centred: np.ndarray) -> list[dict[str, object]]:
         self._filled = 0
         self.blocks += 1
-        centred = self._held - self._released
-        moved = centred.mean(axis=0)
-        running = (
-            moved if self._running is None else self._running + _FORGET * (moved - self._running)
-        )
-        self._running = running
-        self.distance = float(np.linalg.norm(self._total @ running))
-        clipped = self._learner.clip(centred @ self._within.T)
-        if self._baseline is None:
-            self._learner.add(clipped)
-            if self._learner.blocks == self._baseline_blocks:
-                self._baseline = self._learner.finish()
-            return []
-        return self._test(self._baseline, clipped)
+        weight = _FORGET if self.blocks > 1 else 1.0
+        self._running += weight * (centred.mean(axis=0) - self._running)
+        self.distance = float(np.linalg.norm(self._released @ self._running))
+        latents = centred @ self._within
+        if self._baseline is not None:
+            return self._test(self._baseline, latents)
+        self._first.append(latents)
+        if len(self._first) == BASELINE:
+            self._baseline, self._first = _Baseline(np.stack(self._first)), []
+        return []
 
-    def _test(self, baseline: _Baseline, clipped: np.ndarray) -> list[DriftEvent]:
-        deviations = clipped - baseline.mean
-        scale = float((deviations**2).mean())
-        self.scale = scale if self.scale is None else self.scale + _FORGET * (scale - self.scale)
-        whitened = deviations @ baseline.whiten.T
-        mean = whitened.mean(axis=0)
+    def _test(self, baseline: "_Baseline", latents: np.ndarray) -> list[dict[str, object]]:
+        mean, log_spread = baseline.measure(latents)
         self._trend += _FORGET * (mean - self._trend)
-        # In variances of a block's mean.
         self._trend_variance += _FORGET * (_FORGET - (2 - _FORGET) * self._trend_variance)
-        tests = (
-            (mean, 1.0, baseline.limit),
-            (self._trend, self._trend_variance, baseline.trend_limit),
-        )
-        statistic, limit = max(
-            ((self._t_squared(baseline, value, share), limit) for value, share, limit in tests),
-            key=lambda pair: pair[0] / pair[1],
-        )
-        moved = baseline.spread(clipped) - baseline.log_spread
-        events = []
-        if self._mean_state.step(statistic > limit):
-            events.append(self._event("mean", self._mean_state.on, statistic, limit))
-        if self._spread_state.step(abs(moved) > baseline.log_spread_limit):
-            ratio = math.exp(moved)
-            events.append(self._event("spread", self._spread_state.on, ratio, None))
+        self.shift = float(np.linalg.norm(self._trend))
+        self.spread = math.exp(log_spread)
+        least = self._least / 2 if self._states["mean"].on else self._least
+        passed = {
+            "mean": self.shift >= least and baseline.is_far(self._trend, self._trend_variance),
+            "spread": abs(log_spread) > baseline.spread_limit,
+        }
+        events: list[dict[str, object]] = []
+        for kind, state in self._states.items():
+            if state.step(passed[kind]):
+                self.alarms += state.on
+                events.append({"kind": kind, "begun": state.on, **self.report()})
         return events
 
-    def _t_squared(self, baseline: _Baseline, value: np.ndarray, share: float) -> float:
-        """T squared of a mean with ``share`` of the variance of a block's."""
-        error = share + 1 / self._baseline_blocks  # with the baseline's own
-        return float((value**2 * self.block / (baseline.inflation * error)).sum())
 
-    def _event(
-        self, kind: Kind, drifted: bool, statistic: float, limit: float | None
-    ) -> DriftEvent:
-        self.alarms += drifted
-        return DriftEvent(
-            kind=kind,
-            drifted=drifted,
-            block=self.blocks,
-            statistic=statistic,
-            limit=limit,
-            distance=0.0 if self.distance is None else self.distance,
-        )
+class _Baseline:
+    """What later blocks are compared with, learnt from latents [n, b, k] of the first n blocks.
 
+    Latents are in released deviations within clients.
+    """
 
-class _Learner:
-    """Moments of the baseline's records and blocks."""
+    def __init__(self, first: np.ndarray) -> None:
+        count, block, k = first.shape
+        flat = first.reshape(-1, k)
+        self._center = np.median(flat, axis=0)
+        usual = 1.4826 * np.median(np.abs(flat - self._center), axis=0)
+        self._reach = _CLIP * np.maximum(usual, _LEAST_DEVIATION)
+        clipped = self._clip(first, np.maximum(self._reach, _CLIP))
+        self._mean = clipped.mean(axis=(0, 1))
+        clipped -= self._mean
+        covariance = _products(clipped, clipped)
+        lagged = _products(clipped[:, :-1], clipped[:, 1:])
+        variances = np.maximum(np.diag(covariance), _EPSILON)
+        factor = float(_correlation_factor(np.diag(lagged) / variances).mean())
+        effective = max(count * block / factor, 1.0)  # independent records' worth
+        prior = k + 2
+        self._whiten = _whitener((effective * covariance + prior * np.eye(k)) / (effective + prior))
+        inflation = _correlation_factor(np.diag(self._whiten @ lagged @ self._whiten))
+        means = clipped.mean(axis=1) @ self._whiten
+        seen = block * (means**2).sum(axis=0) / (count - 1)
+        inflation *= max(1.0, float((seen / inflation).mean()))
+        self._variance = inflation / block  # of a block's mean, in each direction
+        self._limit = hotelling_quantile(1 - LEVEL, k, effective)
+        within = self._clip(first, self._reach).var(axis=1)
+        self._variances = within.mean(axis=0)
+        spreads = [self._log_spread(row) for row in within]
+        self._usual_spread = float(np.mean(spreads))
+        limit = _T_QUANTILE * math.sqrt(1 + 1 / count) * float(np.std(spreads, ddof=1))
+        self.spread_limit = max(limit, math.log(LEAST_SPREAD))
 
-    def __init__(self, k: int, block: int, count: int, level: float) -> None:
-        self.blocks = 0
-        self._k, self._block, self._count, self._level = k, block, count, level
-        self._center: np.ndarray | None = None
-        self._reach = np.zeros(k)
-        self._means = np.zeros((count, k))
-        self._square = np.zeros((k, k))  # sum of products at lag 0
-        self._lagged = np.zeros((k, k))  # and at lag 1, within blocks
-        self._variances = np.zeros((count, k))
+    def measure(self, latents: np.ndarray) -> tuple[np.ndarray, float]:
+        """Mean [k] of a block [b, k] about the baseline's, and the log ratio of deviations."""
+        mean = self._clip(latents, np.maximum(self._reach, _CLIP)).mean(axis=0) - self._mean
+        spread = self._log_spread(self._clip(latents, self._reach).var(axis=0))
+        return mean, spread - self._usual_spread
 
-    def clip(self, values: np.ndarray) -> np.ndarray:
-        """Latents [b, k], each within its reach; the first block sets that."""
-        if self._center is None:
-            self._center = np.median(values, axis=0)
-            spread = 1.4826 * np.median(np.abs(values - self._center), axis=0)
-            self._reach = _CLIP * np.maximum(spread, _LEAST_DEVIATION)
-        center = self._center
-        return np.asarray(np.clip(values - center, -self._reach, self._reach))
+    def is_far(self, mean: np.ndarray, share: float) -> bool:
+        """Whether a mean with ``share`` of the variance of a block's passes the limit."""
+        error = self._variance * (share + 1 / BASELINE)  # with the baseline's own
+        return float(((self._whiten @ mean) ** 2 / error).sum()) > self._limit
 
-    def add(self, clipped: np.ndarray) -> None:
-        """One block."""
-        self._means[self.blocks] = clipped.mean(axis=0)
-        self._variances[self.blocks] = clipped.var(axis=0)
-        self._square += clipped.T @ clipped
-        self._lagged += clipped[:-1].T @ clipped[1:]
-        self.blocks += 1
+    def _clip(self, latents: np.ndarray, reach: np.ndarray) -> np.ndarray:
+        return np.asarray(np.clip(latents - self._center, -reach, reach))
 
-    def finish(self) -> _Baseline:
-        """Estimate everything that the tests need."""
-        records = self._count * self._block
-        mean = self._means.mean(axis=0)
-        outer = np.outer(mean, mean)
-        covariance = self._square / records - outer
-        lagged = self._lagged / (records - self._count) - outer
-        usual = np.maximum(np.diag(covariance), _EPSILON)
-        factor = _correlation_factor(np.diag(lagged) / usual)
-        effective = max(records / float(factor.mean()), 1.0)  # independent records' worth
-        prior = self._k + 2
-        shrunk = (effective * covariance + prior * np.eye(self._k)) / (effective + prior)
-        whiten = _whitener(shrunk)
-        inflation = _correlation_factor(np.einsum("ij,jk,ik->i", whiten, lagged, whiten))
-        means = (self._means - mean) @ whiten.T
-        seen = self._block * (means**2).sum(axis=0) / (self._count - 1)
-        inflation = inflation * max(1.0, float((seen / inflation).mean()))
-        variances = self._variances.mean(axis=0)
-        spreads = np.array([_log_spread(row, variances) for row in self._variances])
-        quantile = t_quantile(1 - self._level / 2, self._count - 1)
-        error = math.sqrt(1 + 1 / self._count)
-        return _Baseline(
-            mean=mean,
-            whiten=whiten,
-            inflation=inflation,
-            limit=hotelling_quantile(1 - self._level, self._k, effective),
-            trend_limit=hotelling_quantile(1 - self._level / _TREND_SHARE, self._k, effective),
-            variances=variances,
-            log_spread=float(spreads.mean()),
-            log_spread_limit=max(quantile * error * float(spreads.std(ddof=1)), _EPSILON),
-        )
+    def _log_spread(self, variances: np.ndarray) -> float:
+        """Of a block, beside the baseline's; latents that stand still count little."""
+        least = _LEAST_DEVIATION**2
+        return math.log(float(((variances + least) / (self._variances + least)).mean())) / 2
 
 
-class _TwoInARow:
-    """On after two passes in a row, off after two misses in a row."""
+class _State:
+    """On after two passes in a row, off after `CALM` misses in a row."""
 
     def __init__(self) -> None:
         self.on = False
@@ -332,7 +211,7 @@ class _TwoInARow:
     def step(self, passed: bool) -> bool:
         """Whether the state has changed."""
         self._other = self._other + 1 if passed != self.on else 0
-        if self._other < 2:
+        if self._other < (CALM if self.on else 2):
             return False
         self.on, self._other = passed, 0
         return True
@@ -341,8 +220,7 @@ class _TwoInARow:
 def hotelling_quantile(probability: float, dimensions: int, records: float) -> float:
     """Quantile of T squared with a covariance from so many independent records.
 
-    Its F quantile comes from Paulson's extension of the chi-square quantile of Wilson and
-    Hilferty, which it equals for many records.
+    Its F quantile is Paulson's (1942), after Wilson and Hilferty's (1931) for chi-square.
     """
     spare = max(records - dimensions, records / 3)
     z = NormalDist().inv_cdf(probability)
@@ -353,19 +231,10 @@ def hotelling_quantile(probability: float, dimensions: int, records: float) -> f
     return dimensions * (records / spare) * max(root, 0.0) ** 3
 
 
-def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t for 10 degrees and more, by the expansion of Cornish and Fisher."""
-    z = NormalDist().inv_cdf(probability)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3
-
-
-def _log_spread(variances: np.ndarray, usual: np.ndarray) -> float:
-    """Logarithm of the mean ratio of variances [k]; latents that stand still count little."""
-    least = _LEAST_DEVIATION**2
-    return math.log(float(((variances + least) / (usual + least)).mean()))
+def _products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Mean outer product [k, k] of rows of two arrays [n, b, k]."""
+    k = left.shape[-1]
+    return np.asarray(left.reshape(-1, k).T @ right.reshape(-1, k) * (k / left.size))
 
 
 def _correlation_factor(rho: np.ndarray) -> np.ndarray:

@@ -4,12 +4,9 @@ A source gives bytes as they come, or a `Signal`. What they mean is the decoder'
 (`client.edge.windows`).
 """
 
-import contextlib
 import enum
 import os
-import queue
 import select
-import ssl
 import stat
 import threading
 import time
@@ -19,7 +16,6 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections import deque
 from pathlib import Path
-from typing import Protocol, cast
 
 from shared.errors import ConfigError, DataError, ServiceError
 
@@ -27,11 +23,11 @@ from shared.errors import ConfigError, DataError, ServiceError
 CHUNK = 65_536
 #: Bytes of an MQTT message; longer ones are dropped and counted.
 MAX_MESSAGE = 1 << 20
+#: Seconds after which a silent source is lost.
+GIVE_UP = 600.0
 
 _POLL_S = 0.25  # of a followed file
-_HTTP_QUEUE = 16  # chunks
-_MQTT_QUEUE = 1024  # messages
-_MQTT_QUEUE_BYTES = 1 << 24
+_QUEUE_BYTES = 1 << 22
 _FIRST_WAIT_S, _LAST_WAIT_S = 1.0, 30.0  # between attempts to connect
 _RETRIED = frozenset({408, 425, 429})  # of the HTTP statuses below 500
 
@@ -64,7 +60,8 @@ class Source(ABC):
         """The next bytes, at least one, or a signal; waits for ``timeout`` seconds at most.
 
         Raises:
-            ServiceError: the source is lost.
+            OSError: the device or file cannot be read any more.
+            ServiceError: the other side is lost, or refuses.
         """
 
     @abstractmethod
@@ -88,8 +85,6 @@ class DescriptorSource(Source):
             return os.read(self._descriptor, CHUNK) or Signal.END
         except BlockingIOError:
             return Signal.IDLE
-        except OSError as error:
-            raise _lost(self.name, error) from None
 
     def close(self) -> None:
         """See `Source.close`; standard input stays open."""
@@ -101,20 +96,16 @@ class FollowSource(Source):
     """A file that grows, through rotation and truncation.
 
     When another file takes its name, the old one is read to its end first. When the file becomes
-    shorter, it is read from its start; one that was truncated and has grown past the old place
-    between two looks (a quarter of a second) cannot be told from one that grew.
+    shorter, it is read from its start, unless it has grown past the old place within a quarter of
+    a second.
     """
 
-    def __init__(
-        self, path: Path, *, from_start: bool = False, record_bytes: int | None = None
-    ) -> None:
-        """Open the file.
+    def __init__(self, path: Path, record_bytes: int = 0) -> None:
+        """Open the file at its end, or where the next whole record starts.
 
         Args:
             path: of the file.
-            from_start: start at its start rather than at its end.
-            record_bytes: length of a record in raw formats; None for lines. A start at the end is
-                moved to where a record starts.
+            record_bytes: of a record in raw formats; 0 for lines.
 
         Raises:
             DataError: it cannot be opened.
@@ -122,172 +113,159 @@ class FollowSource(Source):
         super().__init__(str(path))
         self._path = path
         self._descriptor = open_file(path)
-        self._position = 0 if from_start else os.lseek(self._descriptor, 0, os.SEEK_END)
+        self._place = os.fstat(self._descriptor).st_size
         self._in_line = False  # in the middle of a line that began before the start
-        if record_bytes is not None:
-            self._position -= self._position % record_bytes
-        elif self._position:
-            self._in_line = os.pread(self._descriptor, 1, self._position - 1) != b"\n"
+        if record_bytes:
+            self._place -= self._place % record_bytes
+        elif self._place:
+            self._in_line = os.pread(self._descriptor, 1, self._place - 1) != b"\n"
 
-    def first_line(self, limit: int) -> bytes:
-        """The first line of the file, without its end, or b"" when it is longer than ``limit``."""
-        line, newline, _ = os.pread(self._descriptor, limit, 0).partition(b"\n")
+    def first_line(self) -> bytes:
+        """The first line of the file, without its end, or b"" when that is not within 1 MiB."""
+        line, newline, _ = os.pread(self._descriptor, 1 << 20, 0).partition(b"\n")
         return line if newline else b""
 
     def read(self, timeout: float) -> bytes | Signal:
         """See `Source.read`."""
         deadline = time.monotonic() + timeout
         while True:
-            found = self._look()
+            try:
+                found = self._look()
+            except FileNotFoundError:  # gone again
+                found = Signal.IDLE
             left = deadline - time.monotonic()
             if found is not Signal.IDLE or left <= 0:
                 return found
             time.sleep(min(_POLL_S, left))
 
-    def _look(self) -> bytes | Signal:
-        try:
-            replaced, size = self._state()
-            data = os.pread(self._descriptor, CHUNK, self._position)
-            if data:
-                self._position += len(data)
-                return self._whole(data) or Signal.IDLE
-            if replaced:
-                return self._open_again()
-        except OSError as error:
-            raise _lost(self.name, error) from None
-        if size < self._position:
-            self._position, self._in_line = 0, False
-            return Signal.CUT
-        return Signal.IDLE
-
-    def _whole(self, data: bytes) -> bytes:
-        """``data`` without the rest of a line that began before the start."""
-        if self._in_line:
-            _, newline, data = data.partition(b"\n")
-            self._in_line = not newline
-        return data
-
-    def _state(self) -> tuple[bool, int]:
-        """Whether another file has the name now, and the size of the open one."""
-        own = os.fstat(self._descriptor)
-        try:
-            named = self._path.stat()
-        except FileNotFoundError:
-            return False, own.st_size  # in mid-rotation
-        return (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino), own.st_size
-
-    def _open_again(self) -> Signal:
-        try:
-            fresh = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return Signal.IDLE
-        os.close(self._descriptor)
-        self._descriptor, self._position, self._in_line = fresh, 0, False
-        self.reconnects += 1
-        return Signal.CUT
-
     def close(self) -> None:
         """See `Source.close`."""
         os.close(self._descriptor)
 
+    def _look(self) -> bytes | Signal:
+        own = os.fstat(self._descriptor)
+        try:
+            replaced = not os.path.samestat(own, self._path.stat())
+        except FileNotFoundError:  # in mid-rotation
+            replaced = False
+        data = os.pread(self._descriptor, CHUNK, self._place)
+        self._place += len(data)
+        if data:
+            if self._in_line:
+                _, newline, data = data.partition(b"\n")
+                self._in_line = not newline
+            return data or Signal.IDLE
+        if replaced:
+            fresh = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            os.close(self._descriptor)
+            self._descriptor = fresh
+            self.reconnects += 1
+        elif own.st_size >= self._place:
+            return Signal.IDLE
+        self._place, self._in_line = 0, False
+        return Signal.CUT
 
-class HttpSource(Source):
+
+class _Buffered(Source):
+    """What a thread of its own hears."""
+
+    def __init__(self, url: str, give_up: float) -> None:
+        parts = urllib.parse.urlsplit(url)
+        try:
+            port = "" if parts.port is None else f":{parts.port}"
+        except ValueError:
+            raise ConfigError("Expected a port number in the address, got another.") from None
+        # Without user, password and query, which may be secret.
+        super().__init__(f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}")
+        self._give_up = give_up
+        self._heard = time.monotonic()
+        self._why = "no answer"
+        self._items: deque[bytes | Signal | ServiceError] = deque()
+        self._held = 0  # bytes that they take
+        self._changed = threading.Condition()
+
+    def read(self, timeout: float) -> bytes | Signal:
+        """See `Source.read`."""
+        with self._changed:
+            if self._changed.wait_for(lambda: self._items, timeout):
+                item = self._pop()
+                self._changed.notify()
+                if isinstance(item, ServiceError):
+                    raise item
+                return item
+        if time.monotonic() - self._heard > self._give_up:
+            raise ServiceError(
+                f"Expected to hear from {self.name} within {self._give_up:g} s, got {self._why}; "
+                "check the other side and the network."
+            )
+        return Signal.IDLE
+
+    def _push(self, item: bytes | Signal | ServiceError) -> None:
+        self._items.append(item)
+        self._held += _cost(item)
+        self._changed.notify()
+
+    def _pop(self) -> bytes | Signal | ServiceError:
+        item = self._items.popleft()
+        self._held -= _cost(item)
+        return item
+
+
+class HttpSource(_Buffered):
     """An endless body over HTTP or HTTPS; asked for again when it breaks off.
 
-    A thread reads ahead, at most 16 chunks; then the server has to wait. Waits between attempts
-    double from one second to thirty.
+    It is read ahead by some megabytes; then the server has to wait. Waits between attempts double
+    from one second to thirty.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        ca: Path | None = None,
-        idle: float = 120.0,
-        give_up: float = 600.0,
-    ) -> None:
+    def __init__(self, url: str, token: str | None = None, give_up: float = GIVE_UP) -> None:
         """Start to read.
 
         Args:
             url: of http or https.
             token: sent as a bearer token.
-            ca: certificates to trust in place of the system's.
-            idle: seconds without a byte after which a connection counts as broken.
-            give_up: seconds without a byte after which the source counts as lost.
-
-        Raises:
-            ConfigError: ``ca`` cannot be read.
+            give_up: seconds without a byte after which the source is lost; after a fifth of them
+                the connection is made again.
         """
-        super().__init__(_without_secrets(url))
-        self._request = urllib.request.Request(url, headers={"Accept": "*/*"})
+        super().__init__(url, give_up)
+        self._request = urllib.request.Request(url)
         if token is not None:
             # Not sent on to where a redirection leads.
             self._request.add_unredirected_header("Authorization", f"Bearer {token}")
-        self._opener = _opener(ca)
-        self._idle, self._give_up = idle, give_up
-        self._heard = time.monotonic()
-        self._queue: queue.Queue[bytes | Signal | ServiceError] = queue.Queue(_HTTP_QUEUE)
         self._closed = threading.Event()
-        threading.Thread(target=self._work, name="http-source", daemon=True).start()
-
-    def read(self, timeout: float) -> bytes | Signal:
-        """See `Source.read`."""
-        try:
-            found = self._queue.get(timeout=timeout)
-        except queue.Empty:
-            return Signal.IDLE
-        if isinstance(found, ServiceError):
-            raise found
-        return found
+        threading.Thread(target=self._work, daemon=True).start()
 
     def close(self) -> None:
         """See `Source.close`."""
         self._closed.set()
+        with self._changed:
+            self._changed.notify()
 
     def _work(self) -> None:
-        """Read, wait and read again, until closed or lost."""
+        """Read, wait and read again, until closed or refused."""
         wait = _FIRST_WAIT_S
         while not self._closed.is_set():
             before = self._heard
             try:
-                reason = self._read_once()
+                self._why = self._read_once()
             except ServiceError as error:
                 self._put(error)
                 return
             if self._heard > before:
                 wait = _FIRST_WAIT_S
                 self._put(Signal.GAP)
-            if time.monotonic() - self._heard > self._give_up:
-                self._put(
-                    ServiceError(
-                        f"Expected bytes from {self.name} within {self._give_up:g} s, got none "
-                        f"({reason}); check the server and the network."
-                    )
-                )
-                return
             self._closed.wait(wait)
             wait = min(2 * wait, _LAST_WAIT_S)
             self.reconnects += 1
 
     def _read_once(self) -> str:
-        """Read until the connection breaks.
-
-        Returns:
-            Why it did.
-
-        Raises:
-            ServiceError: the server refuses for good.
-        """
+        """Read until the connection breaks, and say why; a ServiceError when it is refused."""
         try:
-            with self._opener.open(self._request, timeout=self._idle) as response:
-                while not self._closed.is_set():
-                    data = response.read1(CHUNK)
-                    if not data:
-                        return "the body ended"
-                    self._heard = time.monotonic()
+            with urllib.request.urlopen(self._request, timeout=self._give_up / 5) as response:
+                while data := response.read1(CHUNK):
                     self._put(data)
-                    self._heard = time.monotonic()  # a full queue is no silence
+                    self._heard = time.monotonic()
+                return "the end of the body"
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < 500 and error.code not in _RETRIED:
@@ -298,248 +276,145 @@ class HttpSource(Source):
             return f"HTTP status {error.code}"
         except Exception as error:  # whatever a peer sends must not end this thread unheard
             return type(error).__name__
-        return "closed"
 
     def _put(self, item: bytes | Signal | ServiceError) -> None:
-        while not self._closed.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.5)
-                return
+        with self._changed:
+            self._changed.wait_for(lambda: self._held < _QUEUE_BYTES or self._closed.is_set())
+            self._push(item)
 
 
-class MqttSource(Source):
+class MqttSource(_Buffered):
     """Messages of an MQTT topic; each holds whole records.
 
-    A bounded queue stands between broker and scorer: when it is full, the oldest message is
-    dropped and counted.
+    When too many wait for the scorer, the oldest is dropped and counted.
     """
 
     def __init__(
         self,
         url: str,
-        *,
-        record_bytes: int | None = None,
+        record_bytes: int = 0,
         password: str | None = None,
-        ca: Path | None = None,
-        give_up: float = 600.0,
+        give_up: float = GIVE_UP,
     ) -> None:
         """Connect and subscribe, in the background.
 
         Args:
             url: mqtt://[user@]host[:port]/topic, or mqtts:// for TLS.
-            record_bytes: length of a record in raw formats: another message length is dropped;
-                None for lines, where each message ends a line.
+            record_bytes: of a record in raw formats: another message length is dropped; 0 for
+                lines, where each message ends a line.
             password: of the user in ``url``.
-            ca: certificates to trust in place of the system's.
-            give_up: seconds without a connection after which the source counts as lost.
+            give_up: seconds without a connection after which the source is lost.
 
         Raises:
-            ConfigError: paho-mqtt is not installed, or the address lacks host or topic.
+            ConfigError: the address lacks host or topic.
         """
-        super().__init__(_without_secrets(url))
-        parts = urllib.parse.urlsplit(url)
-        self._topic = urllib.parse.unquote(parts.path.removeprefix("/"))
-        if not parts.hostname or not self._topic:
-            raise ConfigError("Expected mqtt://host[:port]/topic, got no host or no topic.")
-        self._record_bytes, self._give_up = record_bytes, give_up
-        self._items: deque[bytes | Signal] = deque()
-        self._bytes = 0  # of all items
-        self._changed = threading.Condition()
-        self._connected = False
-        self._refusal: str | None = None
-        self._since = time.monotonic()
-        self._client = self._start(parts, password, ca)
+        from paho.mqtt import client as mqtt
+        from paho.mqtt.enums import CallbackAPIVersion
 
-    def _start(
-        self, parts: urllib.parse.SplitResult, password: str | None, ca: Path | None
-    ) -> "_Client":
-        try:
-            from paho.mqtt import client as mqtt
-            from paho.mqtt.enums import CallbackAPIVersion
-        except ModuleNotFoundError:
-            raise ConfigError(
-                "Expected the package paho-mqtt for an MQTT source, got none installed; install "
-                "fedlatent-edge[mqtt]."
-            ) from None
-        client = mqtt.Client(CallbackAPIVersion.VERSION2)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
+        super().__init__(url, give_up)
+        parts = urllib.parse.urlsplit(url)
+        topic = urllib.parse.unquote(parts.path.removeprefix("/"))
+        if not parts.hostname or not topic:
+            raise ConfigError("Expected mqtt://host[:port]/topic, got no host or no topic.")
+        self._record_bytes = record_bytes
+        self._client = client = mqtt.Client(CallbackAPIVersion.VERSION2)
+        client.on_connect = lambda _client, _user, _flags, reason, _more: (
+            self._refused(str(reason)) if reason.is_failure else self._connected(topic)
+        )
+        client.on_disconnect = lambda *_: self._disconnected()
+        client.on_message = lambda _client, _user, message: self._take(bytes(message.payload))
         client.reconnect_delay_set(int(_FIRST_WAIT_S), int(_LAST_WAIT_S))
         if parts.username is not None:
             client.username_pw_set(urllib.parse.unquote(parts.username), password)
         tls = parts.scheme == "mqtts"
         if tls:
-            client.tls_set_context(_tls(ca))
-        client.connect_async(cast(str, parts.hostname), parts.port or (8883 if tls else 1883))
+            client.tls_set()
+        client.connect_async(parts.hostname, parts.port or (8883 if tls else 1883))
         client.loop_start()
-        return client
-
-    def read(self, timeout: float) -> bytes | Signal:
-        """See `Source.read`."""
-        with self._changed:
-            if self._changed.wait_for(lambda: self._items, timeout):
-                return self._pop()
-        self._check_connection()
-        return Signal.IDLE
 
     def close(self) -> None:
         """See `Source.close`."""
         self._client.disconnect()
         self._client.loop_stop()
 
-    def _check_connection(self) -> None:
-        if self._refusal is not None:
-            raise ServiceError(
-                f"Expected {self.name} to let this device in, got {self._refusal}; check user, "
-                "password and topic."
-            )
-        if not self._connected and time.monotonic() - self._since > self._give_up:
-            raise ServiceError(
-                f"Expected a connection to {self.name} within {self._give_up:g} s, got none; check "
-                "the broker and the network."
-            )
-
-    def _on_connect(
-        self,
-        client: "_Client",
-        userdata: object,
-        flags: object,
-        reason: "_Reason",
-        properties: object,
-    ) -> None:
-        if reason.is_failure:
-            self._refusal = str(reason)
-            return
-        self._connected, self._refusal = True, None
-        client.subscribe(self._topic, qos=1)
-
-    def _on_disconnect(
-        self,
-        client: "_Client",
-        userdata: object,
-        flags: object,
-        reason: "_Reason",
-        properties: object,
-    ) -> None:
-        if self._connected:
-            self.reconnects += 1
-            self._connected, self._since = False, time.monotonic()
-            self._push(Signal.GAP)
-
-    def _on_message(self, client: "_Client", userdata: object, message: "_Message") -> None:
-        data = self._framed(bytes(message.payload))
-        if data:
-            self._push(data)
-        else:
-            self.dropped += 1
-
-    def _push(self, item: bytes | Signal) -> None:
-        """Append, and drop the oldest while there is too much."""
+    def _refused(self, reason: str) -> None:
         with self._changed:
-            self._items.append(item)
-            self._bytes += _length(item)
-            lost = False
-            while len(self._items) > _MQTT_QUEUE or self._bytes > _MQTT_QUEUE_BYTES:
-                lost = True
-                self.dropped += isinstance(self._pop(), bytes)
-            if lost and self._items[0] is not Signal.GAP:
+            self._push(
+                ServiceError(
+                    f"Expected {self.name} to let this device in, got {reason}; check user, "
+                    "password and topic."
+                )
+            )
+
+    def _connected(self, topic: str) -> None:
+        self._heard = float("inf")  # a connection may be silent
+        self._client.subscribe(topic, qos=1)
+
+    def _disconnected(self) -> None:
+        if self._heard == float("inf"):
+            self.reconnects += 1
+            self._heard = time.monotonic()
+            with self._changed:
+                self._push(Signal.GAP)
+
+    def _take(self, payload: bytes) -> None:
+        """Queue a message as whole lines or records; drop the oldest while there is too much."""
+        if not self._record_bytes and not payload.endswith(b"\n"):
+            payload += b"\n"
+        wrong = len(payload) % self._record_bytes if self._record_bytes else payload == b"\n"
+        if wrong or not payload or len(payload) > MAX_MESSAGE:
+            self.dropped += 1
+            return
+        with self._changed:
+            self._push(payload)
+            if self._held > _QUEUE_BYTES:
+                while self._held > _QUEUE_BYTES:
+                    self.dropped += isinstance(self._pop(), bytes)
                 self._items.appendleft(Signal.GAP)
-            self._changed.notify()
-
-    def _pop(self) -> bytes | Signal:
-        item = self._items.popleft()
-        self._bytes -= _length(item)
-        return item
-
-    def _framed(self, payload: bytes) -> bytes:
-        """``payload`` as whole lines or records, or b"" when it is not."""
-        if not payload or len(payload) > MAX_MESSAGE:
-            return b""
-        if self._record_bytes is None:
-            return payload if payload.endswith(b"\n") else payload + b"\n"
-        return b"" if len(payload) % self._record_bytes else payload
-
-
-class _Reason(Protocol):
-    """What paho says of a connection."""
-
-    @property
-    def is_failure(self) -> bool:
-        """Whether it did not come about."""
-
-
-class _Message(Protocol):
-    """A message of paho."""
-
-    @property
-    def payload(self) -> bytes | bytearray:
-        """Its content."""
-
-
-class _Client(Protocol):
-    """The calls of paho's client that are used here."""
-
-    def subscribe(self, topic: str, qos: int = 0) -> object:
-        """Ask for a topic."""
-
-    def disconnect(self) -> object:
-        """End the connection."""
-
-    def loop_stop(self) -> object:
-        """End the thread."""
 
 
 def open_source(
     place: str,
     *,
     follow: bool = False,
-    from_start: bool = False,
-    record_bytes: int | None = None,
+    record_bytes: int = 0,
     token: str | None = None,
-    ca: Path | None = None,
-    idle: float = 120.0,
-    give_up: float = 600.0,
+    give_up: float = GIVE_UP,
 ) -> Source:
     """The source that a command line names.
 
     Args:
-        place: "-" for standard input, a path, or an address of http, https, mqtt or mqtts.
-        follow: wait at the end of a file for more.
-        from_start: start a followed file at its start rather than at its end.
-        record_bytes: length of a record in raw formats; None for lines.
+        place: "-" for standard input, a path, or an address of http(s) or mqtt(s).
+        follow: wait at the end of a file for what is added.
+        record_bytes: of a record in raw formats; 0 for lines.
         token: bearer token of HTTP, or password of MQTT.
-        ca: certificates to trust in place of the system's.
-        idle: see `HttpSource`.
         give_up: see `HttpSource` and `MqttSource`.
 
     Raises:
         ConfigError: the address cannot be used, or an option does not fit it.
         DataError: the file cannot be opened.
     """
-    scheme = place.partition("://")[0] if "://" in place else ""
-    if scheme and follow:
+    scheme, separator, _ = place.partition("://")
+    if separator and follow:
         raise ConfigError("Expected --follow with a file, got an address; leave it out.")
-    if scheme in ("http", "https"):
-        return HttpSource(place, token=token, ca=ca, idle=idle, give_up=give_up)
-    if scheme in ("mqtt", "mqtts"):
-        return MqttSource(place, record_bytes=record_bytes, password=token, ca=ca, give_up=give_up)
-    if scheme:
-        raise ConfigError(
-            f"Expected an address of http, https, mqtt or mqtts, got {scheme!r}; use one of them."
-        )
+    if separator and scheme in ("http", "https"):
+        return HttpSource(place, token, give_up)
+    if separator and scheme in ("mqtt", "mqtts"):
+        return MqttSource(place, record_bytes, token, give_up)
+    if separator:
+        raise ConfigError(f"Expected an address of http, https, mqtt or mqtts, got {scheme!r}.")
     if place == "-":
         return DescriptorSource(0, "standard input")
     path = Path(place)
     if follow and path.is_file():
-        return FollowSource(path, from_start=from_start, record_bytes=record_bytes)
+        return FollowSource(path, record_bytes)
     return DescriptorSource(open_file(path), place)
 
 
 def open_file(path: Path) -> int:
     """Open a file, pipe or device to read, and return its descriptor; the caller closes it.
 
-    A named pipe is opened so that it outlives its writers and waits for none.
+    A named pipe outlives its writers and waits for none.
 
     Raises:
         DataError: it cannot be opened, or is a folder.
@@ -557,44 +432,6 @@ def open_file(path: Path) -> int:
         ) from None
 
 
-def _opener(ca: Path | None) -> urllib.request.OpenerDirector:
-    """HTTP, HTTPS and redirections between them; no other scheme."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=_tls(ca)),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _tls(ca: Path | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca)
-    except (OSError, ssl.SSLError):
-        raise ConfigError(f"Expected certificates in PEM in {ca}, got none; check it.") from None
-
-
-def _without_secrets(url: str) -> str:
-    """An address without user, password and query, which may hold secrets."""
-    parts = urllib.parse.urlsplit(url)
-    try:
-        port = "" if parts.port is None else f":{parts.port}"
-    except ValueError:
-        raise ConfigError("Expected a port number in the address, got another.") from None
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
-
-
-def _length(item: bytes | Signal) -> int:
-    return len(item) if isinstance(item, bytes) else 0
-
-
-def _lost(name: str, error: OSError) -> ServiceError:
-    return ServiceError(
-        f"Expected to read on from {name}, got {type(error).__name__}; check the device."
-    )
+def _cost(item: bytes | Signal | ServiceError) -> int:
+    """Bytes that an item of a queue takes."""
+    return len(item) + 64 if isinstance(item, bytes) else 0

@@ -1,130 +1,58 @@
 """Updates on a device: from a signed release folder to a checked bundle in a slot.
 
-The source is a folder (a USB stick), a ``file://`` or an ``http(s)://`` address of what
-`server.publish` made. Nothing is trusted because of where it came from: TUF verifies all metadata
-from the root that the device was provisioned with, and only then it is stored. Nothing is sent but
-requests for files.
+Nothing is trusted because of where it came from: TUF verifies all metadata from the root that the
+device was provisioned with. Nothing is sent but requests for files, to that server alone.
 
-Order of an update: verify metadata, choose a version, download (at most the signed length), compare
-the digest, open the file when it is sealed, verify its own signature, run its golden vectors on
-this machine, write the free slot, switch. All but the last two steps happen in memory. Whatever
-fails, the installed bundle keeps running, and `shared.errors.UpdateRefused` says why:
-
-================  ================================================================================
-reason            what was found
-================  ================================================================================
-rollback          older metadata than this device has seen, or only versions below its barrier
-downgrade         a signed downgrade that does not reach up to this device's barrier
-expired-metadata  metadata past its expiry: a freeze attack, or a publisher who did not refresh
-mix-and-match     signed parts of different releases put together
-wrong-key         too few signatures of trusted keys, or a bundle by another key than stated
-damaged-metadata  metadata that cannot be read
-swapped-file      a bundle file with other bytes than its signed digest
-truncated         a bundle file that is too short
-oversized         a file longer than is signed or allowed
-expired-bundle    newer versions, all of which have expired
-damaged-bundle    a rightly signed release of something that is no good bundle
-unhealthy         a bundle that does not compute on this machine as its golden vectors say
-wrong-recipient   a sealed bundle that this device cannot open
-not-offered       no version of this device's model
-unreachable       no release folder, or a connection that failed or was too slow
-storage           a state folder that cannot be written
-busy              another update of the same state folder
-================  ================================================================================
-
-What may be installed: a version at or above `client.edge.slots.Record.barrier`, or a lower one
-whose signed ``downgrade_from`` is at least the barrier ("who has confirmed up to this version may
-come down to me"). The highest version that the rollout gives this device wins, so a downgrade takes
-effect once the higher versions are withdrawn. A withdrawn version is never installed, and never
-removed where it runs.
-
-This module imports tuf, which is slow to load; scoring never imports it.
+Order: verify metadata, choose a version, download at most the signed length, compare the digest,
+unseal, verify the bundle's own signature, run its golden vectors on this machine, write the free
+slot, switch. All but the last two happen in memory. Whatever fails, the installed bundle keeps
+running, and `UpdateRefused` names the reason; docs/edge.md lists them. Scoring never imports tuf.
 """
 
-import hashlib
-import json
 import os
+import re
 import secrets
 import shutil
-import stat
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
-from tuf.api.exceptions import (
-    BadVersionNumberError,
-    DownloadError,
-    DownloadHTTPError,
-    DownloadLengthMismatchError,
-    ExpiredMetadataError,
-    LengthOrHashMismatchError,
-    RepositoryError,
-    UnsignedMetadataError,
-)
-from tuf.api.metadata import (  # type: ignore[attr-defined]
-    Metadata,
-    Root,
-    TargetFile,
-    Targets,
-)
-from tuf.ngclient import Updater, UpdaterConfig  # type: ignore[attr-defined]
+from tuf.api import exceptions as tuf
+from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.ngclient import Updater  # type: ignore[attr-defined]
 from tuf.ngclient.fetcher import FetcherInterface
 
 from client.edge import slots
-from client.edge.runtime import EdgeModel
-from client.edge.slots import Device, Installed, Record
-from shared.bundle.archive import MAX_BUNDLE_BYTES, SIGNATURE, parse_bundle
+from client.edge.slots import HASH, KEY_ID, TIME, WORD, Device, Installed, Record
 from shared.bundle.sealed import MAX_OVERHEAD, RecipientKey, SuiteName
-from shared.bundle.strict import StrictObject, parse_object
+from shared.bundle.strict import MAX_ITEMS, StrictObject
 from shared.errors import BundleError, ConfigError, FedlatentError, UpdateRefused
-from shared.files import write_atomic
+from shared.files import sha256_hex, write_atomic
 
 CUSTOM_FORMAT = 1
-MAX_ROOT_BYTES = 131_072
-#: Health checks of one bundle that were begun and never ended (a crash, a watchdog) before it is
-#: set aside.
-MAX_ATTEMPTS = 3
-HEALTH_SECONDS = 60.0
+#: Checks of a bundle that never end (a crash, a watchdog, a busy machine) before it is set aside.
+MAX_CHECKS = 3
+CHECK_SECONDS = 60.0
 #: A file must arrive within this time, however slowly it drips.
 FETCH_SECONDS = 300.0
-_CONFIG = UpdaterConfig(
-    root_max_length=MAX_ROOT_BYTES,
-    timestamp_max_length=16_384,
-    snapshot_max_length=65_536,
-    targets_max_length=2_000_000,
-)
-_CHUNK = 65_536
-_PATH = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}\.fedlatent"
-_WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-_HASH = r"[0-9a-f]{64}"
-_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """One target of a release, as its signed metadata describes it.
+    """One target of a release, as its signed metadata describes it; see also `Installed`.
 
     Attributes:
-        path: of the target.
-        digest: SHA-256 (hex) of the file.
-        bytes: of the file.
-        model: name.
-        version: of the model.
-        kind: "global" or "site".
         expires: UTC text after which it is not installed, or None.
-        key: Ed25519 public key (64 hex) that signed the bundle.
-        percent: of devices that may install it.
-        cohorts: groups that may.
-        devices: single devices that may.
-        downgrade_from: devices up to this barrier may come down to it; None when none may.
-        recipient: id of the key that it is sealed to, or None.
+        percent: of devices that may install it; so may those in ``cohorts`` and ``devices``.
+        downgrade_from: devices up to this barrier may come down to it; 0 when none may.
         withdrawn: whether it is offered no longer.
     """
 
@@ -133,30 +61,25 @@ class Offer:
     bytes: int
     model: str
     version: int
-    kind: str = "global"
-    expires: str | None = None
-    key: str = ""
-    percent: int = 100
-    cohorts: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ()
-    downgrade_from: int | None = None
-    recipient: str | None = None
-    withdrawn: bool = False
+    kind: str
+    expires: str | None
+    key: str
+    percent: int
+    cohorts: tuple[str, ...]
+    devices: tuple[str, ...]
+    downgrade_from: int
+    recipient: str | None
+    withdrawn: bool
 
     def reaches(self, barrier: int) -> bool:
-        """Whether a device with this barrier may have it, rollout aside."""
-        return self.version >= barrier or self.comes_down(barrier)
-
-    def comes_down(self, barrier: int) -> bool:
-        """Whether it lies below the barrier and is signed as a downgrade from there."""
-        signed = self.downgrade_from is not None and self.downgrade_from >= barrier
-        return self.version < barrier and signed
+        """Whether it is not below this barrier, or signed to come down to from there."""
+        return max(self.version, self.downgrade_from) >= barrier
 
     def includes(self, device: Device) -> bool:
-        """Whether the rollout includes this device: by percent, cohort or id."""
-        chosen = bucket(self.model, self.version, device.device) < self.percent
-        in_cohort = not set(self.cohorts).isdisjoint(device.cohorts)
-        return chosen or in_cohort or device.device in self.devices
+        """Whether the rollout includes this device."""
+        by_percent = bucket(self.model, self.version, device.device) < self.percent
+        named = {*self.cohorts} & {*device.cohorts} or device.device in self.devices
+        return by_percent or bool(named)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,26 +87,25 @@ class UpdateReport:
     """What an update did.
 
     Attributes:
-        result: "installed", "available" (with ``check``: would be installed), "current" (nothing
-            newer for this device), "withdrawn" (what runs is offered no longer), or "none" (nothing
-            runs and nothing is offered to this device yet).
+        result: "installed", "available" (with ``check``), "current" (nothing newer for this
+            device), "withdrawn" (what runs is offered no longer), or "none" (nothing runs yet).
         model: name.
-        version: that runs now, or None.
-        before: that ran before, or None.
-        available: that was installed or would be, or None.
-        bytes: of the bundle file that was or would be downloaded; 0 without one.
+        version: that runs now.
+        before: that ran before.
+        available: that was installed or would be.
+        bytes: of its file.
         set_aside: versions that failed here and were passed over.
-        expires: UTC text when the release's metadata expires first.
+        metadata_expires: UTC text when the first part of it does.
     """
 
     result: str
     model: str
     version: int | None
     before: int | None
-    available: int | None
-    bytes: int
+    available: int | None = None
+    bytes: int = 0
     set_aside: tuple[int, ...]
-    expires: str
+    metadata_expires: str
 
 
 def provision(
@@ -193,69 +115,63 @@ def provision(
     *,
     cohorts: Sequence[str] = (),
     device: str | None = None,
-    recipient: Path | None = None,
     new_recipient: SuiteName | None = None,
 ) -> Device:
     """Prepare a state folder: once, from a root that was checked over another channel.
 
-    Args:
-        state: the folder; made when absent.
-        root: content of a ``N.root.json`` of the release; all later trust follows from it.
-        model: name of the model that this device runs.
-        cohorts: groups of the device, for rollouts.
-        device: its id; None makes a random one.
-        recipient: private key file that opens bundles sealed to this device or its group; it is
-            copied.
-        new_recipient: make a key of this suite instead; its public half is recipient.key.pub.
+    ``root`` is the content of a ``N.root.json``, ``device`` an id (random by default). With
+    ``new_recipient`` a key of this suite for sealed bundles is made, unless recipient.key is there.
 
     Raises:
         ConfigError: the folder is provisioned already, or an argument is not valid.
     """
     if (state / "device.json").exists():
         raise ConfigError(
-            f"Expected a folder that is not provisioned, got {state}; use it, or remove it to "
-            "start again (its version floor is then lost)."
+            f"Expected a folder that is not provisioned, got {state}; use it, or remove it (the "
+            "version floor is then lost)."
         )
-    _check_root(root)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _client(folder, "", root)
+    except tuf.RepositoryError:
+        raise ConfigError(
+            "Expected a release's metadata/N.root.json, signed by its own keys, got something else."
+        ) from None
     made = Device(
         device=device or secrets.token_hex(16),
         model=model,
         cohorts=tuple(sorted(set(cohorts))),
         provisioned=slots.utc_text(),
     )
+    names = (made.device, made.model, *made.cohorts)
+    if len(names) > MAX_ITEMS or not all(re.fullmatch(WORD, name) for name in names):
+        raise ConfigError(
+            "Expected names of at most 64 letters, digits, '.', '_' and '-', got others; correct "
+            "them."
+        )
     (state / "slots").mkdir(parents=True, exist_ok=True)
     write_atomic(state / "trust" / "bootstrap.json", root)
-    _keep_recipient(slots.recipient_path(state), recipient, new_recipient)
+    key = slots.recipient_path(state)
+    if new_recipient and not key.exists():
+        key.with_name(f"{key.name}.pub").unlink(missing_ok=True)  # of a run that was cut short
+        RecipientKey.generate(key, new_recipient)
     slots.write_device(state, made)
-    try:
-        return slots.read_device(state)
-    except ConfigError:
-        (state / "device.json").unlink()
-        raise ConfigError(
-            "Expected names of letters, digits, '.', '_' and '-' (at most 64) for model, cohorts "
-            "and device, got others; correct them."
-        ) from None
+    return made
 
 
 def update(
-    state: Path,
-    source: str | Path,
-    *,
-    check: bool = False,
-    retry: bool = False,
-    health_seconds: float = HEALTH_SECONDS,
+    state: Path, source: str | Path, *, check: bool = False, retry: bool = False
 ) -> UpdateReport:
     """Bring a device up to date with a release folder.
 
     Args:
-        state: the device's folder, made by `provision`.
-        source: release folder, or its ``file://`` or ``http(s)://`` address.
-        check: verify metadata and say what would be installed; download nothing else.
+        state: made by `provision`.
+        source: folder, or its ``file://`` or ``http(s)://`` address.
+        check: only say what would be installed.
         retry: forget which bundles failed here before.
-        health_seconds: longest time for loading a new bundle and its golden vectors.
 
     Raises:
-        UpdateRefused: nothing was installed and what runs stays; see the module's table.
+        UpdateRefused: what runs stays.
         ConfigError: the state folder is not provisioned, or the source is no address.
     """
     base = _address(source)
@@ -263,7 +179,7 @@ def update(
     try:
         with slots.locked(state, "update.lock", wait=False):
             slots.sweep(state)
-            return _update(state, base, device, check, retry, health_seconds)
+            return _update(state, base, device, check, retry)
     except UpdateRefused as refused:
         slots.log(state, "refused", reason=refused.reason, sentence=str(refused))
         raise
@@ -274,270 +190,284 @@ def update(
     except OSError as error:
         raise UpdateRefused(
             "storage",
-            f"Expected a state folder {state} that can be written, got {error.strerror}; free "
-            "space or mount it writable.",
+            f"Expected to write in {state} and the folder of temporary files, got "
+            f"{type(error).__name__}; free space or mount them writable.",
         ) from None
 
 
-def _update(
-    state: Path, base: str, device: Device, check: bool, retry: bool, health_seconds: float
-) -> UpdateReport:
+def _update(state: Path, base: str, device: Device, check: bool, retry: bool) -> UpdateReport:
     record = slots.heal(state)
-    if retry and (record.set_aside or record.attempts):
-        record = slots.edit(state, lambda found: replace(found, set_aside=(), attempts={}))
-    fetcher = Fetcher()
-    updater, targets, expires = refresh(state, base, fetcher)
-    offers = read_offers(targets)
-    recipient = _recipient(state)
-    offer = choose(offers, device, record, recipient, datetime.now(UTC))
+    if retry:
+        record = slots.edit(state, lambda it: replace(it, set_aside=(), checking=None, checks=0))
+    offers, expires, now = refresh(state, base)
+    key = slots.recipient_path(state)
+    recipient = RecipientKey.load(key).public.key_id if key.exists() else None
+    offer = choose(offers, device, record, recipient, now)
     before = record.current.version if record.current else None
     aside = {one.digest for one in record.set_aside}
+    same = [one.withdrawn for one in offers if (one.model, one.version) == (device.model, before)]
+    standing = "withdrawn" if same and all(same) else "current"
     report = UpdateReport(
-        result=_standing(offers, device, record),
+        result=standing if before else "none",
         model=device.model,
         version=before,
         before=before,
-        available=None,
-        bytes=0,
         set_aside=tuple(sorted({one.version for one in offers if one.digest in aside})),
-        expires=expires,
+        metadata_expires=expires,
     )
     if offer is None:
         return report
     report = replace(report, available=offer.version, bytes=offer.bytes)
     if check:
         return replace(report, result="available")
-    target = updater.get_targetinfo(offer.path)
-    if target is None:
-        raise UpdateRefused("damaged-metadata", f"Expected target {offer.path}, got none.")
-    data = download(fetcher, f"{base}/targets", target)
-    _check_space(state, len(data))
-    plain_digest = _check_bundle(state, data, offer, health_seconds)
-    slots.install(state, data, _describe(offer, plain_digest, record))
+    data = download(base, offer)
+    disk = os.statvfs(state)
+    if disk.f_bavail * disk.f_frsize < len(data) + 262_144:  # before anything is given up
+        raise UpdateRefused("storage", f"Expected room for {len(data)} bytes in {state}, got less.")
+    bundle = _checked(state, data, offer)
+    slots.install(
+        state,
+        data,
+        Installed(
+            slot="a",
+            digest=offer.digest,
+            bundle=bundle,
+            bytes=offer.bytes,
+            key=offer.key,
+            name=offer.model,
+            version=offer.version,
+            kind=offer.kind,
+            recipient=offer.recipient,
+            installed=slots.utc_text(),
+            direction="down" if offer.version < record.barrier else "up",
+        ),
+    )
     return replace(report, result="installed", version=offer.version)
 
 
 def bucket(model: str, version: int, device: str) -> int:
     """0 to 99, fixed for a device and a version: rollouts of more percent than this include it."""
-    digest = hashlib.sha256(f"{model}|{version}|{device}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % 100
+    return int(sha256_hex(f"{model}|{version}|{device}".encode())[:16], 16) % 100
 
 
 def choose(
-    offers: Sequence[Offer],
-    device: Device,
-    record: Record,
-    recipient: str | None,
-    now: datetime,
+    offers: Sequence[Offer], device: Device, record: Record, recipient: str | None, now: str
 ) -> Offer | None:
     """The version that a device should install, or None when it has it or none is for it.
 
-    Args:
-        offers: all targets of the release.
-        device: who asks.
-        record: what it runs, its floor and what failed here.
-        recipient: id of its key for sealed bundles, or None.
-        now: against which bundles expire.
+    That is the highest one that the rollout gives it, at or above `Record.barrier` or signed as a
+    downgrade from there; so a downgrade takes effect once the higher versions are withdrawn.
 
     Raises:
         UpdateRefused: not-offered, rollback, downgrade or expired-bundle.
     """
     mine = [
-        one
-        for one in offers
-        if one.model == device.model and (one.recipient is None or one.recipient == recipient)
+        one for one in offers if one.model == device.model and one.recipient in (None, recipient)
     ]
     if not mine:
         raise UpdateRefused(
             "not-offered",
-            f"Expected a version of model {device.model} that this device can open, got none in "
-            "this release; check the address and the model's name.",
+            f"Expected a version of {device.model} that this device can open, got none; check the "
+            "address and the model's name.",
         )
-    barrier = record.barrier
-    if not any(one.reaches(barrier) for one in mine):
-        highest = max(one.version for one in mine)
-        down = any(one.downgrade_from is not None for one in mine)
+    possible = [one for one in mine if one.reaches(record.barrier)]
+    if not possible:
+        down = any(one.downgrade_from for one in mine)
         raise UpdateRefused(
             "downgrade" if down else "rollback",
-            f"Expected a version of {device.model} from {barrier} on"
-            f"{' or a downgrade signed for it' if down else ''}, got {highest} at most; check the "
-            "address, and ask the publisher when it is right.",
+            f"Expected a version from {record.barrier} on or a downgrade signed for it, got "
+            f"{max(one.version for one in mine)} at most; {_CHECK}.",
         )
-    return _newest(mine, device, record, now)
+    return _newest(possible, device, record, now)
 
 
-def _newest(mine: Sequence[Offer], device: Device, record: Record, now: datetime) -> Offer | None:
-    """The highest version above the running one that this device may and can install."""
+def _newest(possible: Sequence[Offer], device: Device, record: Record, now: str) -> Offer | None:
     aside = {one.digest for one in record.set_aside}
-    running = record.current.version if record.current else None
     expired: Offer | None = None
-    for one in sorted(mine, key=lambda it: (-it.version, it.recipient is not None, it.path)):
-        if one.withdrawn or not one.reaches(record.barrier):
+    for one in sorted(possible, key=lambda it: (-it.version, it.recipient is not None, it.path)):
+        if one.withdrawn:
             continue
-        if one.version == running:
+        if record.current and one.version == record.current.version:
             break
         if one.digest in aside or not one.includes(device):
             continue
-        if one.expires is None or datetime.fromisoformat(one.expires) > now:
+        if one.expires is None or one.expires > now:
             return one
         expired = expired or one
     if expired is not None:
         raise UpdateRefused(
             "expired-bundle",
-            f"Expected a bundle that has not expired, got version {expired.version}, which expired "
-            f"{expired.expires}; ask the publisher for a new version.",
+            f"Expected a bundle that has not expired, got version {expired.version} until "
+            f"{expired.expires}; ask the publisher.",
         )
     return None
 
 
-def read_offers(targets: Targets) -> list[Offer]:
-    """The bundles of a release; targets of a kind that this program does not know are left out.
-
-    Raises:
-        UpdateRefused: damaged-metadata: a description that is not as it must be.
-    """
-    offers = []
-    for path, target in targets.targets.items():
-        custom = target.custom
-        if isinstance(custom, dict) and custom.get("format") == CUSTOM_FORMAT:
-            try:
-                offers.append(_offer(path, target))
-            except BundleError as error:
-                raise UpdateRefused("damaged-metadata", str(error)) from None
-    return offers
-
-
-def refresh(state: Path, base: str, fetcher: "Fetcher") -> tuple[Updater, Targets, str]:
+def refresh(state: Path, base: str) -> tuple[list[Offer], str, str]:
     """Verify a release's metadata from the stored trust on, and store what was verified.
 
     TUF's client writes without syncing; so it works on a copy, and what it verified is then written
     durably, also when a later step fails.
 
     Returns:
-        The client, the verified targets, and UTC text when the metadata expires first.
+        The offers, when the metadata expires first, and the present: not before the last update,
+        so that a clock which was set back hides no expiry.
 
     Raises:
-        UpdateRefused: see the module's table.
-        OSError: the state folder cannot be written.
+        UpdateRefused: it is not good, or cannot be had.
     """
-    trust, work = state / "trust", state / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(trust, work)
+    trust = state / "trust"
+    now = max(time.time(), slots.last_verified(state) or 0.0)
     try:
-        updater = Updater(
-            str(work),
-            f"{base}/metadata",
-            target_base_url=f"{base}/targets",
-            fetcher=fetcher,
-            config=_CONFIG,
-            bootstrap=(trust / "bootstrap.json").read_bytes(),
-        )
-        try:
-            updater.refresh()
-        finally:
-            _store_trust(work, trust)
-        targets: Metadata[Targets] = Metadata.from_bytes((work / "targets.json").read_bytes())
-    except (RepositoryError, DownloadError) as error:
-        raise _refusal(error, fetcher) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    os.utime(trust / "timestamp.json")  # when the release was last verified
-    ages = slots.status(state).metadata.values()
-    return updater, targets.signed, min(age.expires for age in ages)
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(shutil.copytree(trust, folder, dirs_exist_ok=True))
+            client = _client(folder, base, (trust / "bootstrap.json").read_bytes())
+            try:
+                client.refresh()
+            finally:
+                _store_trust(work, trust)
+        targets: Metadata[Targets] = Metadata.from_bytes((trust / "targets.json").read_bytes())
+        expires = min(age.expires for age in slots.metadata(state).values())
+        if expires <= slots.utc_text(now):
+            raise tuf.ExpiredMetadataError(f"at {expires}, and this clock was set back")
+    except (tuf.RepositoryError, tuf.DownloadError) as error:
+        raise _refusal(error) from error
+    os.utime(trust / "timestamp.json", (now, now))
+    return read_offers(targets.signed), expires, slots.utc_text(now)
 
 
-def download(fetcher: "Fetcher", base: str, target: TargetFile) -> bytes:
-    """Fetch a target into memory: at most its signed length, with its signed digest.
+def read_offers(targets: Targets) -> list[Offer]:
+    """The bundles of a release; targets of an unknown format are left out.
+
+    Raises:
+        UpdateRefused: damaged-metadata.
+    """
+    try:
+        return [
+            _offer(path, target)
+            for path, target in targets.targets.items()
+            if isinstance(target.custom, dict) and target.custom.get("format") == CUSTOM_FORMAT
+        ]
+    except BundleError as error:
+        raise UpdateRefused("damaged-metadata", str(error)) from None
+
+
+def _offer(path: str, target: TargetFile) -> Offer:
+    custom = target.custom
+    values = {"path": path, "digest": target.hashes.get("sha256"), "bytes": target.length}
+    down = {"downgrade_from": custom.get("downgrade_from") or 0}
+    top = StrictObject({**custom, **down, **values}, f"target {path[:80]!r}")
+    top.integer("format", CUSTOM_FORMAT, CUSTOM_FORMAT)
+    rollout = top.child("rollout")
+    made = Offer(
+        path=top.text("path", "[A-Za-z0-9_.-]+"),
+        digest=top.text("digest", HASH),
+        bytes=top.integer("bytes", 1),
+        model=top.text("model", WORD),
+        version=top.integer("version", 1),
+        kind=top.text("kind", "global|site"),
+        expires=top.optional_text("expires", TIME),
+        key=top.text("key", HASH),
+        percent=rollout.integer("percent", 0, 100),
+        cohorts=rollout.texts("cohorts", WORD),
+        devices=rollout.texts("devices", WORD),
+        downgrade_from=top.integer("downgrade_from", 0),
+        recipient=top.optional_text("recipient", KEY_ID),
+        withdrawn=top.text("status", "offered|withdrawn") == "withdrawn",
+    )
+    rollout.close()
+    top.close()
+    return made
+
+
+def download(base: str, offer: Offer) -> bytes:
+    """Fetch a bundle into memory: at most its signed length, with its signed digest.
 
     Raises:
         UpdateRefused: oversized, truncated, swapped-file or unreachable.
     """
-    name = target.get_prefixed_paths()[0]
-    if target.length > MAX_BUNDLE_BYTES + MAX_OVERHEAD:
+    from shared.bundle.archive import MAX_BUNDLE_BYTES  # an update that finds nothing needs none
+
+    if offer.bytes > MAX_BUNDLE_BYTES + MAX_OVERHEAD:
         raise UpdateRefused(
             "oversized",
-            f"Expected a bundle of at most {MAX_BUNDLE_BYTES} bytes, got one of {target.length}; "
-            "ask the publisher.",
+            f"Expected at most {MAX_BUNDLE_BYTES} bytes, got {offer.bytes}; ask the publisher.",
         )
     try:
-        data = fetcher.download_bytes(f"{base}/{name}", target.length)
-    except DownloadError as error:
-        raise _refusal(error, fetcher) from error
-    if len(data) < target.length:
+        data = Fetcher().download_bytes(f"{base}/targets/{offer.digest}.{offer.path}", offer.bytes)
+    except tuf.DownloadError as error:
+        raise _refusal(error) from error
+    if sha256_hex(data) != offer.digest:
         raise UpdateRefused(
-            "truncated",
-            f"Expected {target.length} bytes of {target.path}, got {len(data)}; try again.",
+            "truncated" if len(data) < offer.bytes else "swapped-file",
+            f"Expected {offer.bytes} bytes with their signed digest, got {len(data)} or others; "
+            f"{_AGAIN}.",
         )
-    try:
-        target.verify_length_and_hashes(data)
-    except LengthOrHashMismatchError:
-        raise UpdateRefused(
-            "swapped-file",
-            f"Expected {target.path} with its signed digest, got other bytes; try again, and ask "
-            "the publisher when it stays so.",
-        ) from None
     return data
 
 
 class Fetcher(FetcherInterface):
-    """Reads ``file://`` itself and leaves ``http(s)://`` to tuf's client; all in memory.
-
-    Attributes:
-        last: what the last call of `download_bytes` gave.
-    """
-
-    def __init__(self, seconds: float = FETCH_SECONDS) -> None:
-        """Allow ``seconds`` for each file."""
-        self._seconds = seconds
-        self._http: FetcherInterface | None = None
-        self.last = b""
+    """Reads files and asks web servers, each file whole in memory and within `FETCH_SECONDS`."""
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """The content of ``url``.
 
         Raises:
-            DownloadLengthMismatchError: it is longer than ``max_length``.
-            DownloadError: it cannot be read, or not in time.
+            tuf.DownloadError: it cannot be read, or not in time, or is longer than ``max_length``.
         """
-        started = time.monotonic()
-        parts: list[bytes] = []
-        length = 0
         try:
-            for part in self._fetch(url):
-                length += len(part)
-                if length > max_length:
-                    raise DownloadLengthMismatchError(f"more than {max_length} bytes")
-                if time.monotonic() - started > self._seconds:
-                    raise DownloadError(f"not whole within {self._seconds:g} s")
-                parts.append(part)
-        except DownloadError:
+            data = _within(FETCH_SECONDS, lambda: _read(url, max_length + 1))
+        except tuf.DownloadError:
             raise
         except Exception as error:  # of sockets, TLS, HTTP: all of them mean no file
-            raise DownloadError(type(error).__name__) from error
-        self.last = b"".join(parts)
-        return self.last
+            raise tuf.DownloadError(type(error).__name__) from error
+        if len(data) > max_length:
+            raise tuf.DownloadLengthMismatchError(f"more than {max_length} bytes")
+        return data
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        if url.startswith("file:"):
-            return _read_file(Path(unquote(urlsplit(url).path)))
-        if self._http is None:
-            from tuf.ngclient import Urllib3Fetcher  # type: ignore[attr-defined]
-
-            self._http = Urllib3Fetcher(socket_timeout=30, chunk_size=_CHUNK)
-        return self._http.fetch(url)
+        raise NotImplementedError  # only the methods that are replaced here call it
 
 
-def _read_file(path: Path) -> Iterator[bytes]:
-    """A regular file in parts; never waits for a pipe or a device."""
+def _read(url: str, most: int) -> bytes:
+    """The first ``most`` bytes of a regular file or of a web server's answer."""
+    if url.startswith("file:"):
+        path = Path(unquote(urlsplit(url).path))
+        if not path.is_file():  # a device or a pipe is not even opened
+            raise tuf.DownloadHTTPError("no such file", 404)
+        with path.open("rb") as stream:
+            return stream.read(most)
+    from urllib.error import HTTPError
+    from urllib.request import HTTPRedirectHandler, build_opener
+
+    class Stay(HTTPRedirectHandler):
+        def redirect_request(self, *_: object) -> None:
+            """Go nowhere: an answer must not send this device to its neighbours."""
+
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise DownloadHTTPError("no such file", 404) from None
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DownloadError("no regular file")
-        while part := stream.read(_CHUNK):
-            yield part
+        with build_opener(Stay).open(url, timeout=30) as answer:
+            data: bytes = answer.read(most)
+            return data
+    except HTTPError as error:
+        with error:
+            raise tuf.DownloadHTTPError(f"HTTP status {error.code}", error.code) from None
+
+
+def _within(seconds: float, work: Callable[[], Value]) -> Value:
+    """The result of ``work``, or TimeoutError.
+
+    Neither native code nor the look-up of a name can be interrupted; such a thread is left behind.
+    """
+    future: Future[Value] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(seconds)
 
 
 def _address(source: str | Path) -> str:
@@ -552,281 +482,108 @@ def _address(source: str | Path) -> str:
     return Path(text).resolve().as_uri()
 
 
-def _keep_recipient(path: Path, given: Path | None, suite: SuiteName | None) -> None:
-    """Copy the key that was given, or make one; one that is here already is never replaced."""
-    public = path.with_name(path.name + ".pub")
-    if given is None and suite is None:
-        return
-    if path.exists():
-        key = RecipientKey.load(path)
-        if suite not in (None, key.suite) or (
-            given and RecipientKey.load(given).key_id != key.key_id
-        ):
-            raise ConfigError(
-                f"Expected no other recipient key at {path}, got one; move it away first."
-            )
-        write_atomic(public, key.public.to_pem())
-    elif given is not None:
-        key = RecipientKey.load(given)
-        write_atomic(public, key.public.to_pem())
-        write_atomic(path, key.to_pem(), 0o600)
-    elif suite is not None:
-        public.unlink(missing_ok=True)
-        RecipientKey.generate(path, suite)
-
-
-def _check_root(root: bytes) -> None:
-    bad = ConfigError(
-        "Expected a root.json of a release that is signed by its own keys, got something else; "
-        "take the newest metadata/N.root.json of the release."
-    )
-    if len(root) > MAX_ROOT_BYTES:
-        raise bad
-    try:
-        found: Metadata[Root] = Metadata.from_bytes(root)
-        if not isinstance(found.signed, Root):
-            raise bad
-        found.signed.verify_delegate("root", found.signed_bytes, found.signatures)
-    except RepositoryError:
-        raise bad from None
+def _client(folder: str, base: str, root: bytes) -> Updater:
+    """TUF's client, which trusts ``root`` when it is signed by its own keys."""
+    return Updater(folder, f"{base}/metadata", fetcher=Fetcher(), bootstrap=root)
 
 
 def _store_trust(work: Path, trust: Path) -> None:
     """Write what TUF's client verified: roots first, then in its order of trust."""
-    roots = sorted((work / "root_history").glob("*.root.json"))
-    names = [f"root_history/{path.name}" for path in roots]
-    for name in [*names, "timestamp.json", "snapshot.json", "targets.json"]:
-        source, target = work / name, trust / name
-        if source.exists():
-            data = source.read_bytes()
-            if not target.exists() or target.read_bytes() != data:
-                write_atomic(target, data)
+    names = ("root_history/*.root", "root", "timestamp", "snapshot", "targets")
+    for source in [path for name in names for path in work.glob(f"{name}.json")]:
+        target, data = trust / source.relative_to(work), source.read_bytes()
+        if not target.exists() or target.read_bytes() != data:
+            write_atomic(target, data)
 
 
-_REFUSALS: tuple[tuple[type[Exception], str, str], ...] = (
-    (
-        ExpiredMetadataError,
+_CHECK = "check the address, and ask the publisher when it is right"
+_AGAIN = "try again, and ask the publisher when it stays so"
+#: By kind of error, the first that fits: the name, what was expected, what to do.
+_REFUSALS: Mapping[type[Exception], tuple[str, str, str]] = {
+    tuf.ExpiredMetadataError: (
         "expired-metadata",
-        "Expected metadata that has not expired, got some that has ({}); ask the publisher to "
-        "refresh the release, and check this device's clock.",
+        "metadata that has not expired",
+        "ask the publisher to refresh the release, and check this device's clock",
     ),
-    (
-        BadVersionNumberError,
+    tuf.BadVersionNumberError: (
         "rollback",
-        "Expected metadata at least as new as this device has seen, got older ({}); check the "
-        "address, and ask the publisher when it is right.",
+        "metadata at least as new as this device has seen",
+        _CHECK,
     ),
-    (
-        UnsignedMetadataError,
-        "wrong-key",
-        "Expected metadata signed by enough trusted keys, got too few signatures ({}); check the "
-        "address, and ask the publisher when it is right.",
+    tuf.UnsignedMetadataError: ("wrong-key", "metadata signed by enough trusted keys", _CHECK),
+    tuf.LengthOrHashMismatchError: (
+        "mix-and-match",
+        "metadata that belongs together and is whole",
+        _AGAIN,
     ),
-    (
-        RepositoryError,
-        "damaged-metadata",
-        "Expected readable metadata, got some that is damaged ({}); try again, and ask the "
-        "publisher when it stays so.",
-    ),
-    (
-        DownloadLengthMismatchError,
+    tuf.RepositoryError: ("damaged-metadata", "readable metadata", _AGAIN),
+    tuf.DownloadLengthMismatchError: (
         "oversized",
-        "Expected a file of its signed or allowed length, got more ({}); check the address.",
+        "a file of its signed or allowed length",
+        _CHECK,
     ),
-    (
-        DownloadError,
-        "unreachable",
-        "Expected a release folder with all its files, got none or a part ({}); check the address "
-        "and the connection.",
-    ),
-)
+    tuf.DownloadError: ("unreachable", "a release folder with all its files", _CHECK),
+}
 
 
-def _refusal(error: Exception, fetcher: Fetcher) -> UpdateRefused:
+def _refusal(error: tuf.RepositoryError | tuf.DownloadError) -> UpdateRefused:
     """The name and the sentence for an error of TUF's client."""
-    if isinstance(error, LengthOrHashMismatchError) and _is_json(fetcher.last):
-        return UpdateRefused(
-            "mix-and-match",
-            "Expected metadata that belongs together, got parts of different releases; try again, "
-            "and ask the publisher when it stays so.",
-        )
-    for kind, reason, sentence in _REFUSALS:
-        if isinstance(error, kind):
-            detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            return UpdateRefused(reason, sentence.format(detail.rstrip(".")))
-    raise error
+    came = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    reason, expected, then = next(it for kind, it in _REFUSALS.items() if isinstance(error, kind))
+    return UpdateRefused(reason, f"Expected {expected}, got {came!r}; {then}.")
 
 
-def _is_json(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _offer(path: str, target: TargetFile) -> Offer:
-    values = {**target.custom, "path": path, "digest": target.hashes.get("sha256")}
-    if values.get("downgrade_from", 0) is None:
-        values["downgrade_from"] = 0
-    top = StrictObject(values, f"target {path[:80]!r}")
-    top.integer("format", CUSTOM_FORMAT, CUSTOM_FORMAT)
-    rollout = top.child("rollout")
-    made = Offer(
-        path=top.text("path", _PATH),
-        digest=top.text("digest", _HASH),
-        bytes=target.length,
-        model=top.text("model", _WORD),
-        version=top.integer("version", 1),
-        kind=top.text("kind", "global|site"),
-        expires=top.optional_text("expires", _TIME),
-        key=top.text("key", _HASH),
-        percent=rollout.integer("percent", 0, 100),
-        cohorts=rollout.texts("cohorts", _WORD),
-        devices=rollout.texts("devices", _WORD),
-        downgrade_from=top.integer("downgrade_from", 0) or None,
-        recipient=top.optional_text("recipient", "[0-9a-f]{16}"),
-        withdrawn=top.text("status", "offered|withdrawn") == "withdrawn",
-    )
-    rollout.close()
-    top.close()
-    return made
-
-
-def _standing(offers: Sequence[Offer], device: Device, record: Record) -> str:
-    """How the running bundle stands when nothing is installed."""
-    if record.current is None:
-        return "none"
-    running = record.current
-    same = [one for one in offers if (one.model, one.version) == (running.name, running.version)]
-    return "withdrawn" if same and all(one.withdrawn for one in same) else "current"
-
-
-def _recipient(state: Path) -> str | None:
-    path = slots.recipient_path(state)
-    return RecipientKey.load(path).key_id if path.exists() else None
-
-
-def _check_space(state: Path, length: int) -> None:
-    """Refuse before anything is given up when the new file has no room."""
-    found = os.statvfs(state)
-    if found.f_bavail * found.f_frsize < length + 262_144:
-        raise UpdateRefused(
-            "storage",
-            f"Expected room for {length} bytes in {state}, got too little; free some.",
-        )
-
-
-def _check_bundle(state: Path, data: bytes, offer: Offer, seconds: float) -> str:
-    """Open, verify and try a downloaded bundle in memory; a failure sets it aside.
-
-    Returns:
-        The digest of the bundle itself.
-    """
+def _checked(state: Path, data: bytes, offer: Offer) -> str:
+    """Open and try a downloaded bundle; one that is no good is set aside. Gives its own digest."""
+    plain = data
+    if offer.recipient is not None:
+        plain = slots.unseal(state, data, offer.model, offer.version)
 
     def begin(found: Record) -> Record:
-        attempts = {**found.attempts, offer.digest: found.attempts.get(offer.digest, 0) + 1}
-        return replace(found, attempts=dict(list(attempts.items())[-16:]))
+        checks = found.checks if found.checking == offer.digest else 0
+        return replace(found, checking=offer.digest, checks=checks + 1)
 
-    record = slots.edit(state, begin)
     try:
-        if record.attempts[offer.digest] > MAX_ATTEMPTS:
+        if slots.edit(state, begin).checks > MAX_CHECKS:
             raise UpdateRefused(
                 "unhealthy",
-                f"Expected the check of version {offer.version} to end, got {MAX_ATTEMPTS} that "
-                "did not; ask the publisher for a new version.",
+                f"Expected a check that ends, got {MAX_CHECKS} that did not; ask the publisher.",
             )
-        plain = data if offer.recipient is None else _opened(state, data, offer)
-        bundle = _parsed(plain, offer)
-        trusted = [slots.verify_key(offer.key)]
-        _healthy(lambda: EdgeModel.from_bytes(plain, trusted, offer.path), offer, seconds)
+        return _tried(plain, offer)
     except UpdateRefused as refused:
-        if refused.reason != "wrong-recipient":  # the key may be put right
-            reason = refused.reason
-            slots.edit(
-                state, lambda found: slots.set_aside(found, offer.digest, offer.version, reason)
-            )
+        reason = refused.reason
+        slots.edit(state, lambda it: slots.set_aside(it, offer.digest, offer.version, reason))
         raise
-    return bundle
+    except (TimeoutError, MemoryError) as error:  # counted: it may do better when less goes on
+        raise UpdateRefused(
+            "unhealthy",
+            f"Expected a bundle that computes within {CHECK_SECONDS:g} s and the memory here, got "
+            f"{type(error).__name__}; ask the publisher for a smaller one.",
+        ) from None
 
 
-def _opened(state: Path, data: bytes, offer: Offer) -> bytes:
-    try:
-        return slots.unseal(state, data, offer.model, offer.version)
-    except (BundleError, ConfigError) as error:
-        raise UpdateRefused("wrong-recipient", str(error)) from None
+def _tried(plain: bytes, offer: Offer) -> str:
+    """Check a bundle's signature, that it is what the release says, and what it computes here."""
+    from client.edge.runtime import EdgeModel
+    from shared.bundle.archive import parse_bundle
 
-
-def _parsed(plain: bytes, offer: Offer) -> str:
-    """Check the bundle's own signature and that it is what the release says; give its digest."""
     key = slots.verify_key(offer.key)
     try:
         bundle = parse_bundle(plain, [key], offer.path)
     except BundleError as error:
-        claimed = _claimed_key(plain)
-        reason = "damaged-bundle" if claimed in (None, key.key_id) else "wrong-key"
+        reason = "wrong-key" if "unknown key" in str(error) else "damaged-bundle"
         raise UpdateRefused(reason, str(error)) from None
-    manifest = bundle.manifest
+    manifest, digest = bundle.manifest, bundle.digest
+    del bundle  # the check below has its own copy
     said = (offer.model, offer.version, offer.kind, offer.expires)
     if (manifest.name, manifest.version, manifest.kind, manifest.expires) != said:
         raise UpdateRefused(
             "mix-and-match",
-            f"Expected version {offer.version} of {offer.model} as the release says, got version "
-            f"{manifest.version} of {manifest.name} or another kind or expiry; ask the publisher.",
+            f"Expected {said} as the release says, got another name, version, kind or expiry; ask "
+            "the publisher.",
         )
-    return bundle.digest
-
-
-def _claimed_key(plain: bytes) -> str | None:
-    """The key id that a bundle claims, which proves nothing; for the name of a refusal."""
-    import io
-    import zipfile
-
     try:
-        with zipfile.ZipFile(io.BytesIO(plain)) as archive, archive.open(SIGNATURE) as stream:
-            return parse_object(stream.read(1_025), SIGNATURE, 1_024).text("key_id")
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, RuntimeError, BundleError):
-        return None
-
-
-def _healthy(load: Callable[[], EdgeModel], offer: Offer, seconds: float) -> None:
-    """Load the bundle and run its golden vectors, within a time."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            load()
-        except BaseException as error:
-            failures.append(error)
-
-    # a thread, since a graph in native code cannot be interrupted; it dies with the process
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise UpdateRefused(
-            "unhealthy",
-            f"Expected version {offer.version} to load and compute within {seconds:g} s, got no "
-            "end; ask the publisher for a smaller model.",
-        )
-    if failures and isinstance(failures[0], FedlatentError | MemoryError):
-        raise UpdateRefused("unhealthy", str(failures[0]) or "Expected enough memory, got none.")
-    if failures:
-        raise failures[0]
-
-
-def _describe(offer: Offer, bundle: str, record: Record) -> Installed:
-    """The slot's entry."""
-    return Installed(
-        slot="a",
-        digest=offer.digest,
-        bundle=bundle,
-        bytes=offer.bytes,
-        key=offer.key,
-        name=offer.model,
-        version=offer.version,
-        kind=offer.kind,
-        recipient=offer.recipient,
-        installed=slots.utc_text(),
-        direction="down" if offer.comes_down(record.barrier) else "up",
-    )
+        _within(CHECK_SECONDS, lambda: EdgeModel.from_bytes(plain, [key], offer.path))
+    except FedlatentError as error:
+        raise UpdateRefused("unhealthy", str(error)) from None
+    return digest

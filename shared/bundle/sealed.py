@@ -1,21 +1,18 @@
 """Bundles that only chosen devices can read: sealed to a recipient key by HPKE (RFC 9180).
 
-What sealing gives: the release folder, its host and everyone on the way see only ciphertext.
-What it does not give:
+The release folder, its host and everyone on the way see only ciphertext; whoever is root on the
+device can read the model. Anyone who has the public key can seal (HPKE's base mode), so a bundle is
+signed first and sealed then, and signed metadata names the sealed file by its digest.
 
-- HPKE's base mode does **not** say who sealed: anyone who has the public key can seal. So a bundle
-  is signed first and sealed then, and the sealed file is named by its digest in signed metadata.
-- Whoever is root on the device can read the model, since the device must open it to score.
-
-A sealed file is a header of 9 bytes (magic, format version, suite) and HPKE's output. The header
-and ``info`` (which names the model and its version) are bound: a file opens only as what it was
-sealed as. Suites: X25519, or ML-KEM-768 with X25519 (a hybrid that also withstands a later quantum
-computer), each with HKDF-SHA256 and AES-256-GCM.
+A sealed file is a header of 9 bytes (magic, format version, suite) and HPKE's output. HPKE's info
+is the header with the model's name and version: a file opens only as what it was sealed as.
+Suites: X25519, or ML-KEM-768 with X25519 (a hybrid that also withstands a later quantum computer),
+each with HKDF-SHA256 and AES-256-GCM.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -34,31 +31,30 @@ SuiteName = Literal["x25519", "mlkem768-x25519"]
 
 SUITES: tuple[SuiteName, ...] = get_args(SuiteName)
 FORMAT_VERSION = 1
-_MAGIC = b"FEDSEAL"
-_HEADER_BYTES = len(_MAGIC) + 2
 #: A sealed file is at most this much longer than what it holds.
 MAX_OVERHEAD = 4_096
+_MAGIC = b"FEDSEAL"
 _PEM = re.compile(rb"-----BEGIN [A-Z ]+-----\s[^-]+-----END [A-Z ]+-----\s")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipientPublic:
-    """The public half of a recipient key: what a publisher seals to.
+    """What a publisher seals to.
 
     Attributes:
-        parts: one key, X25519, or two: ML-KEM-768 and X25519.
+        parts: one public key, X25519, or two: ML-KEM-768 and X25519.
     """
 
     parts: tuple[Any, ...]
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a public recipient key file, as `RecipientKey.save` wrote it.
+        """Read a public recipient key file.
 
         Raises:
             ConfigError: the file is absent or holds something else.
         """
-        return cls(parts=_load(path, serialization.load_pem_public_key, "public", "PublicKey"))
+        return cls(parts=_load(path, serialization.load_pem_public_key, "PublicKey"))
 
     @property
     def suite(self) -> SuiteName:
@@ -74,25 +70,22 @@ class RecipientPublic:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipientKey:
-    """A device's (or a group's) private key; its representation never shows the key.
+    """A device's (or a group's) private key; its ``parts`` are as those of `RecipientPublic`."""
 
-    Attributes:
-        parts: as of `RecipientPublic`.
-    """
-
-    parts: tuple[Any, ...]
+    parts: tuple[Any, ...] = field(repr=False)
 
     @classmethod
     def generate(cls, path: Path, suite: SuiteName = "x25519") -> Self:
-        """Make a new key and save it.
+        """Make a key: ``path`` (PEM, PKCS8, mode 0600) and ``path`` + ``.pub``, one block a part.
 
         Raises:
             ConfigError: one of the two files exists, or this cryptography has no such suite.
         """
-        if path.exists() or _public_path(path).exists():
+        public_path = path.with_name(f"{path.name}.pub")
+        if path.exists() or public_path.exists():
             raise ConfigError(
-                f"Expected no file at {path} and {path}.pub, got one; a key is never overwritten, "
-                "so choose another path or move the old key away."
+                f"Expected no file at {path} and {public_path}, got one; a key is never "
+                "overwritten, so choose another path or move the old key away."
             )
         parts: tuple[Any, ...] = (X25519PrivateKey.generate(),)
         if suite != "x25519":
@@ -100,8 +93,13 @@ class RecipientKey:
             from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
             parts = (MLKEM768PrivateKey.generate(), *parts)
-        made = cls(parts=parts)
-        made.save(path)
+        made, pem = cls(parts=parts), serialization.Encoding.PEM
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        private_form, open_text = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        public = [part.public_bytes(pem, form) for part in made.public.parts]
+        private = [part.private_bytes(pem, private_form, open_text) for part in parts]
+        write_atomic(public_path, b"".join(public))
+        write_atomic(path, b"".join(private), 0o600)
         return made
 
     @classmethod
@@ -111,36 +109,9 @@ class RecipientKey:
         Raises:
             ConfigError: the file is absent, readable by others, or holds something else.
         """
-
-        def read(block: bytes) -> object:
-            return serialization.load_pem_private_key(block, password=None)
-
-        parts = _load(path, read, "private", "PrivateKey")
+        parts = _load(path, lambda it: serialization.load_pem_private_key(it, None), "PrivateKey")
         check_private(path)
         return cls(parts=parts)
-
-    def save(self, path: Path) -> None:
-        """Write ``path`` (PEM, PKCS8, mode 0600) and ``path`` + ``.pub``, one block a part."""
-        private = [
-            part.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-            for part in self.parts
-        ]
-        public = [
-            part.public_bytes(
-                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-            for part in self.public.parts
-        ]
-        write_atomic(path, b"".join(private), 0o600)
-        write_atomic(_public_path(path), b"".join(public))
-
-    def __repr__(self) -> str:
-        """Suite and public id only."""
-        return f"RecipientKey({self.public.suite}, {self.public.key_id})"
 
     @property
     def public(self) -> RecipientPublic:
@@ -148,31 +119,19 @@ class RecipientKey:
         return RecipientPublic(parts=tuple(part.public_key() for part in self.parts))
 
 
-def bundle_info(model: str, version: int) -> bytes:
-    """What a sealed bundle is bound to: the format, the model's name and its version."""
-    return f"fedlatent-bundle|{FORMAT_VERSION}|{model}|{version}".encode()
-
-
-def seal(data: bytes, recipient: RecipientPublic, info: bytes) -> bytes:
-    """Encrypt ``data`` so that only the holder of the private key can read it.
-
-    This does not say who sealed it: sign ``data`` first.
-
-    Args:
-        data: what to hide, such as a signed bundle.
-        recipient: public key of a device or a group.
-        info: what it is, such as `bundle_info`; needed again to open.
+def seal(data: bytes, recipient: RecipientPublic, model: str, version: int) -> bytes:
+    """Encrypt ``data``, which is signed already, so that only ``recipient`` can read it.
 
     Raises:
         ConfigError: this cryptography has no HPKE.
     """
-    header = _header(recipient.suite)
-    suite = _suite(recipient.suite)
-    return header + suite.encrypt(data, _whole(recipient.parts, "PublicKey"), header + info)
+    header, suite = _header(recipient.suite), _suite(recipient.suite)
+    key = _whole(recipient.parts, "PublicKey")
+    return header + suite.encrypt(data, key, _info(header, model, version))
 
 
-def open_sealed(data: bytes, recipient: RecipientKey, info: bytes) -> bytes:
-    """Decrypt what `seal` made with the same ``info``.
+def open_sealed(data: bytes, recipient: RecipientKey, model: str, version: int) -> bytes:
+    """Decrypt what `seal` made for the same model and version.
 
     Raises:
         BundleError: ``data`` is no sealed file, was sealed to another key or as something else, or
@@ -180,24 +139,28 @@ def open_sealed(data: bytes, recipient: RecipientKey, info: bytes) -> bytes:
         ConfigError: this cryptography has no HPKE.
     """
     public = recipient.public
-    header = _header(public.suite)
-    if data[:_HEADER_BYTES] != header:
+    header, suite = _header(public.suite), _suite(public.suite)
+    if not data.startswith(header):
         raise BundleError(
             f"Expected a bundle sealed in format {FORMAT_VERSION} for suite {public.suite}, got "
-            "another format or suite or no sealed bundle; have it sealed to this device's key."
+            "another or none; have it sealed to this device's key."
         )
-    suite, key = _suite(public.suite), _whole(recipient.parts, "PrivateKey")
+    key = _whole(recipient.parts, "PrivateKey")
     try:
-        return suite.decrypt(data[_HEADER_BYTES:], key, header + info)
+        return suite.decrypt(data[len(header) :], key, _info(header, model, version))
     except (InvalidTag, ValueError):
         raise BundleError(
-            f"Expected a bundle sealed to key {public.key_id} as what it is offered as, got one "
-            "sealed to another key, as something else, or changed; have it sealed again."
+            f"Expected a bundle sealed to key {public.key_id} as version {version} of {model}, got "
+            "another or a changed one; have it sealed again."
         ) from None
 
 
 def _header(suite: SuiteName) -> bytes:
     return _MAGIC + bytes([FORMAT_VERSION, SUITES.index(suite) + 1])
+
+
+def _info(header: bytes, model: str, version: int) -> bytes:
+    return header + f"fedlatent-bundle|{FORMAT_VERSION}|{model}|{version}".encode()
 
 
 def _suite(name: SuiteName) -> "Suite":
@@ -219,27 +182,19 @@ def _whole(parts: tuple[Any, ...], kind: str) -> Any:  # noqa: ANN401
     return parts[0] if len(parts) == 1 else getattr(hpke, f"MLKEM768X25519{kind}")(*parts)
 
 
-def _load(path: Path, read: Callable[[bytes], object], half: str, kind: str) -> tuple[Any, ...]:
+def _load(path: Path, read: Callable[[bytes], object], kind: str) -> tuple[Any, ...]:
     """The keys in a PEM file, when they are those of a suite."""
     try:
         with path.open("rb") as stream:
-            blocks = _PEM.findall(stream.read(MAX_KEY_BYTES))
-    except OSError as error:
-        raise ConfigError(
-            f"Expected a readable key file at {path}, got {type(error).__name__}; check the path."
-        ) from None
-    try:
-        parts = tuple(map(read, blocks))
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+            parts = tuple(map(read, _PEM.findall(stream.read(MAX_KEY_BYTES))))
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
         parts = ()
-    names = [type(part).__name__.removesuffix(kind) for part in parts]
-    if names not in (["X25519"], ["MLKEM768", "X25519"]):
+    if [type(part).__name__ for part in parts] not in (
+        [f"X25519{kind}"],
+        [f"MLKEM768{kind}", f"X25519{kind}"],
+    ):
         raise ConfigError(
-            f"Expected a {half} recipient key in {path}, got something else; 'provision "
-            "--new-recipient' makes a pair."
+            f"Expected a recipient's {kind} in {path}, got none; 'provision --new-recipient' makes "
+            "a pair, and the publisher gets the .pub file."
         )
     return parts
-
-
-def _public_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.pub")

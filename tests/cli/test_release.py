@@ -1,6 +1,7 @@
 """``fedlatent release``: from an empty folder to a device, as a person would type it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,8 @@ def test_sealed(run: Run, folder: Path, bundle: Path, tmp_path: Path) -> None:
     code, out, _ = run("release", "add", folder, bundle, "--recipient", tmp_path / "group.key.pub")
     assert (code, "sealed" in out) == (0, True)
     state, root = tmp_path / "state", folder / "metadata" / "1.root.json"
-    provision(state, root.read_bytes(), MODEL, recipient=tmp_path / "group.key")
+    provision(state, root.read_bytes(), MODEL)
+    shutil.copy(tmp_path / "group.key", state / "recipient.key")
     assert update(state, folder).version == 3
 
 
@@ -96,6 +98,19 @@ def test_refresh_without_root_keys(run: Run, folder: Path, tmp_path: Path) -> No
     assert run("release", "refresh", folder, "--repair")[0] == 0
     made = json.loads(run("release", "rotate", folder, "root", *signed, "--json")[1])
     assert made["root_version"] == 3
+
+
+def test_release_that_was_put_back(run: Run, folder: Path, bundle: Path, tmp_path: Path) -> None:
+    """What the web server shows is checked against the publisher's own folder before signing."""
+    before = tmp_path / "before"
+    shutil.copytree(folder, before)
+    assert run("release", "add", folder, bundle)[0] == 0
+    assert run("release", "status", folder)[0] == 0
+    shutil.rmtree(folder)
+    before.rename(folder)
+    for arguments in (("status", folder), ("refresh", folder, "--repair")):
+        code, _, err = run("release", *arguments)
+        assert (code, "as new as it was" in " ".join(err.split())) == (3, True)
 
 
 def test_wrong_arguments(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.edge.reader import csv_chunks
 from client.edge.runtime import EdgeModel
+from client.edge.windows import CsvDecoder
 from server.page import build
 from server.page.build import PageReport, build_page, fetch_package
 from shared.bundle.archive import MANIFEST, SIGNATURE, pack, parse_bundle, signature_file
@@ -528,7 +528,8 @@ def test_a_signed_manifest_is_still_read_strictly(
 def test_csv_is_read_as_on_a_device(node: Node, source: str) -> None:
     """Headers, blank lines and number forms mean the same."""
     schema = replace(tiny.SCHEMA, shape=(3,))
-    expected = np.concatenate(list(csv_chunks(source.splitlines(), schema)))
+    decoder = CsvDecoder(schema)
+    expected = np.concatenate([*decoder.feed(source.encode()), *decoder.finish()])
     np.testing.assert_array_equal(node.call("csv", source=source, size=3), expected)
 
 

@@ -1,27 +1,36 @@
 """Release folders: what a publisher signs, in which order, and what is refused."""
 
-import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tuf.api.metadata import Metadata, Root
+from securesystemslib.signer import CryptoSigner, SSlibKey
+from tuf.api.metadata import Metadata, Root, Targets
 
 from client.edge.update import provision, update
 from server.publish import Expiries, Release, Rollout
 from shared.bundle.sealed import RecipientKey, RecipientPublic
 from shared.errors import BundleError, ConfigError, DataError
 from shared.keys import SigningKey
-from tests.client.edge.powercut import cut, lose
-from tests.client.edge.releases import MODEL, Publisher
+from tests.client.edge.powercut import cuts, fingerprint, load, lose, store
+from tests.client.edge.releases import MODEL, Publisher, with_version_1
 
 
 @pytest.fixture
 def publisher(tmp_path: Path) -> Publisher:
     """A release with version 1."""
-    made = Publisher(tmp_path)
-    made.publish(1)
-    return made
+    return with_version_1(tmp_path)
+
+
+def creation(publisher: Publisher, root: SigningKey, threshold: int) -> dict[str, Any]:
+    """Arguments for another release, by the same publisher but for its root."""
+    return {
+        "root_keys": [root],
+        "root_threshold": threshold,
+        "targets_keys": [publisher.keys["targets"]],
+        "online_key": publisher.keys["online"],
+    }
 
 
 def installs(publisher: Publisher, name: str) -> int | None:
@@ -57,20 +66,16 @@ def test_lifetimes(tmp_path: Path) -> None:
     times = Expiries(root=100, targets=50, snapshot=9, timestamp=3)
     keys = publisher.keys
     release = Release.create(
-        tmp_path / "other",
-        root_keys=[keys["root-1"]],
-        root_threshold=1,
-        expiries=times,
-        **publisher.signers,
+        tmp_path / "other", **creation(publisher, keys["root-1"], 1), expiries=times
     )
     assert release.expiries == times
     now = datetime.now(UTC)
     left = {role: one.days_left for role, one in release.status(now).roles.items()}
     assert left == {"root": 99, "targets": 49, "snapshot": 8, "timestamp": 2}
-    release.refresh(keys["online"], now=now + timedelta(days=2))
+    release.refresh(now=now + timedelta(days=2))
     left = {role: one.days_left for role, one in release.status(now).roles.items()}
     assert left == {"root": 99, "targets": 49, "snapshot": 10, "timestamp": 4}
-    release.refresh(keys["online"], targets_keys=[keys["targets"]], now=now + timedelta(days=2))
+    release.refresh(targets=True, now=now + timedelta(days=2))
     assert release.status(now).roles["targets"].days_left == 51
     with pytest.raises(ConfigError, match="1 to 36500 days"):
         Expiries(timestamp=0).check()
@@ -80,12 +85,12 @@ def test_a_version_is_published_once(publisher: Publisher) -> None:
     """A version is never used twice, withdrawn or not; sealed to other keys it may come again."""
     with pytest.raises(ConfigError, match="never published"):
         publisher.publish(1)
-    publisher.release.withdraw(MODEL, 1, **publisher.signers)
+    publisher.release.withdraw(MODEL, 1)
     assert not list((publisher.source / "targets").iterdir())
     with pytest.raises(ConfigError, match="never published"):
         publisher.publish(1)
     with pytest.raises(ConfigError, match="withdrawn"):
-        publisher.release.set_rollout(MODEL, 1, Rollout(), **publisher.signers)
+        publisher.release.set_rollout(MODEL, 1, Rollout())
     paths = set()
     for name in ("a", "b"):
         RecipientKey.generate(publisher.folder / name)
@@ -101,24 +106,23 @@ def test_bad_arguments(publisher: Publisher, tmp_path: Path) -> None:
     thief = SigningKey.generate(tmp_path / "thief.pem")
     bundle = publisher.bundle(2)
     good = publisher.keys["bundle"].public
-    online = publisher.keys["online"]
     with pytest.raises(BundleError, match="unknown key"):
-        publisher.release.publish(bundle, thief.public, **publisher.signers)
+        publisher.release.publish(bundle, thief.public)
     with pytest.raises(ConfigError, match="Expected 1 of the 1 targets keys"):
-        publisher.release.publish(bundle, good, targets_keys=[thief], online_key=online)
+        Release.open(publisher.source, [thief, publisher.keys["online"]]).publish(bundle, good)
     with pytest.raises(ConfigError, match="Expected 1 of the 1 snapshot keys"):
-        publisher.release.refresh(thief)
+        Release.open(publisher.source, [thief, publisher.keys["targets"]]).refresh()
     for rollout in (Rollout(percent=101), Rollout(percent=-1), Rollout(cohorts=("a b",))):
         with pytest.raises(ConfigError, match="rollout"):
-            publisher.release.set_rollout(MODEL, 1, rollout, **publisher.signers)
+            publisher.release.set_rollout(MODEL, 1, rollout)
     with pytest.raises(ConfigError, match="Expected a published version"):
-        publisher.release.withdraw(MODEL, 9, **publisher.signers)
+        publisher.release.withdraw(MODEL, 9)
     with pytest.raises(ConfigError, match="to come down from"):
         publisher.publish(2, downgrade_from=2)
     with pytest.raises(ConfigError, match="threshold of 1 to 1"):
-        Release.create(tmp_path / "bad", root_keys=[thief], root_threshold=2, **publisher.signers)
+        Release.create(tmp_path / "bad", **creation(publisher, thief, 2))
     with pytest.raises(ConfigError, match="Expected no release"):
-        Release.create(publisher.source, root_keys=[thief], root_threshold=1, **publisher.signers)
+        Release.create(publisher.source, **creation(publisher, thief, 1))
     after = {path: path.read_bytes() for path in publisher.source.rglob("*") if path.is_file()}
     assert after == before
 
@@ -145,9 +149,7 @@ def test_open_notices_damage(publisher: Publisher, tmp_path: Path) -> None:
 def test_old_metadata_is_removed_but_roots_stay(publisher: Publisher) -> None:
     """Five old states stay for devices in the middle of an update; every root stays for ever."""
     for _ in range(12):
-        publisher.release.refresh(
-            publisher.keys["online"], targets_keys=[publisher.keys["targets"]]
-        )
+        publisher.release.refresh(targets=True)
     names = {path.name for path in publisher.metadata.iterdir()}
     assert {"1.root.json", "timestamp.json", "14.targets.json", "10.snapshot.json"} <= names
     assert len(names) == 12
@@ -163,9 +165,9 @@ def test_rotation_of_every_role(publisher: Publisher) -> None:
     for number, role in enumerate(("targets", "online", "root"), start=2):
         new = SigningKey.generate(publisher.folder / "keys" / f"{role}-new")
         old = "root-2" if role == "root" else role
+        publisher.release.keys += (new,)
         version = publisher.release.rotate(
             role,  # type: ignore[arg-type]
-            keys=[*keys.values(), new],
             add=[new.public],
             remove=[keys[old].public],
         )
@@ -185,99 +187,155 @@ def test_rotation_needs_both_thresholds(publisher: Publisher) -> None:
     """A new root needs the old keys and the new ones; unknown keys and thresholds are refused."""
     keys = publisher.keys
     new = SigningKey.generate(publisher.folder / "keys" / "new")
-    rotate = publisher.release.rotate
+    changed = {"add": [new.public], "remove": [keys["root-2"].public]}
     for given in ([keys["root-1"], new], [keys["root-1"], keys["root-2"]]):
         with pytest.raises(ConfigError, match="root keys of root version"):
-            rotate("root", keys=given, add=[new.public], remove=[keys["root-2"].public])
+            Release.open(publisher.source, given).rotate("root", **changed)
     with pytest.raises(ConfigError, match="Expected a key of role targets"):
-        rotate("targets", keys=list(keys.values()), remove=[new.public])
+        publisher.release.rotate("targets", remove=[new.public])
     with pytest.raises(ConfigError, match="threshold of 1 to 1"):
-        rotate("targets", keys=list(keys.values()), threshold=2)
-    everything = [*keys.values(), new]
-    assert rotate("root", keys=everything, add=[new.public], remove=[keys["root-2"].public]) == 2
+        publisher.release.rotate("targets", threshold=2)
+    publisher.release.keys += (new,)
+    assert publisher.release.rotate("root", **changed) == 2
 
 
 def test_two_of_two_targets_keys(publisher: Publisher) -> None:
     """With a threshold of two, one targets key publishes nothing."""
-    keys = publisher.keys
     second = SigningKey.generate(publisher.folder / "keys" / "second")
-    publisher.release.rotate(
-        "targets", keys=[*keys.values(), second], add=[second.public], threshold=2
-    )
+    one = publisher.release.keys
+    publisher.release.keys += (second,)
+    publisher.release.rotate("targets", add=[second.public], threshold=2)
+    publisher.release.keys = one
     with pytest.raises(ConfigError, match="Expected 2 of the 2 targets keys"):
         publisher.publish(2)
-    publisher.release.publish(
-        publisher.bundle(2),
-        keys["bundle"].public,
-        targets_keys=[keys["targets"], second],
-        online_key=keys["online"],
-    )
+    publisher.release.keys = (*one, second)
+    publisher.publish(2)
     assert installs(publisher, "new") == 2
 
 
 def test_crash_of_the_publisher_at_every_step(publisher: Publisher, tmp_path: Path) -> None:
     """A cut before any step of publishing leaves the old release or the new one, valid."""
-    bundle, notes = publisher.bundle(2), tmp_path / "notes"
-    start = publisher.copy("start")
-    state = publisher.device("state")
-    key = publisher.keys["bundle"].public
-    point = 0
-    while True:
-        point += 1
-        folder = Path(shutil.copytree(start, tmp_path / "work" / str(point)))
-        made = cut(
-            folder,
-            point,
-            notes,
-            lambda: Release.open(folder).publish(bundle, key, **publisher.signers),  # noqa: B023
-        )
-        if not made.killed:
-            break
+    bundle, folder = publisher.bundle(2), publisher.source
+    state = load(publisher.device("state"))
+    key, keys = publisher.keys["bundle"].public, publisher.release.keys
+    points = cuts(
+        folder, tmp_path / "notes", lambda: Release.open(folder, keys).publish(bundle, key)
+    )
+    seen = set()
+    for made in points:
         for how in ("nothing", "names"):
-            copy = Path(shutil.copytree(folder, tmp_path / "work" / f"{point}-{how}"))
-            lose(copy, notes, made, how)
-            seen = update(state, copy, check=True).available
-            assert seen in (1, 2)
-            if seen == 1:
-                Release.open(copy).publish(bundle, key, **publisher.signers)
-            shutil.rmtree(state)
-            publisher.device("state")
-            assert update(state, copy, check=True).available == 2
-            shutil.rmtree(state)
-            publisher.device("state")
-    assert point > 20
+            left = lose(made, how)
+            if fingerprint(left) in seen:
+                continue
+            seen.add(fingerprint(left))
+            copy, device = store(left, tmp_path / "copy"), store(state, tmp_path / "device")
+            found = update(device, copy, check=True).available
+            assert found in (1, 2)
+            if found == 1:
+                Release.open(copy, keys).publish(bundle, key)
+            assert update(device, copy, check=True).available == 2
+    assert len(points) > 20
 
 
 @pytest.mark.parametrize("old_key", [True, False])
 def test_crash_of_a_rotation_at_every_step(
     publisher: Publisher, tmp_path: Path, old_key: bool
 ) -> None:
-    """With the old key a cut leaves a valid release; without it `repair` finishes the rotation."""
-    keys = publisher.keys
+    """With the old key a cut leaves a valid release; without it a refresh finishes the rotation."""
+    keys, folder = publisher.keys, publisher.source
     new = SigningKey.generate(publisher.folder / "keys" / "new")
-    roots = [keys["root-1"], keys["root-2"]]
-    given = [*roots, new, *([keys["online"]] if old_key else [])]
-    start = publisher.copy("start")
-    root = publisher.release.root_path.read_bytes()
-    point = 0
-    while True:
-        point += 1
-        folder = Path(shutil.copytree(start, tmp_path / "work" / str(point)))
+    given = [keys["root-1"], keys["root-2"], new, *([keys["online"]] if old_key else [])]
+    state = load(publisher.device("state"))
 
-        def rotate(folder: Path = folder) -> None:
-            add, remove = [new.public], [keys["online"].public]
-            Release.open(folder).rotate("online", keys=given, add=add, remove=remove)
+    def rotate() -> None:
+        add, remove = [new.public], [keys["online"].public]
+        Release.open(folder, given).rotate("online", add=add, remove=remove)
 
-        made = cut(folder, point, tmp_path / "notes", rotate)
-        if not made.killed:
-            break
+    points = cuts(folder, tmp_path / "notes", rotate)
+    for made in points:
+        copy = store(made.files, tmp_path / "copy")
         if not old_key:
-            Release.repair(folder, [keys["online"], keys["targets"], new])
-        Release.open(folder)
-        state = tmp_path / "states" / str(point)
-        provision(state, root, MODEL)
-        assert update(state, folder).version == 1
-    assert point > 10
+            left = [keys["online"], keys["targets"], new]
+            Release.open(copy, left, unfinished=True).refresh(targets=True)
+        Release.open(copy)
+        assert update(store(state, tmp_path / "device"), copy).version == 1
+    assert len(points) > 10
+
+
+# A folder that others can write ----------------------------------------------------------------
+
+
+@pytest.fixture
+def pinned(publisher: Publisher) -> Path:
+    """A release in the publisher's folder, which pins it; version 1 is published."""
+    own, keys = publisher.folder / "own", publisher.release.keys
+    release = Release.create(
+        publisher.folder / "served",
+        root_keys=keys[:2],
+        root_threshold=2,
+        targets_keys=[keys[2]],
+        online_key=keys[3],
+        pinned=own,
+    )
+    publisher.release = release
+    publisher.publish(1)
+    return own
+
+
+def test_other_root_is_not_signed_under(publisher: Publisher, pinned: Path) -> None:
+    """Metadata under a root that names the publisher's keys beside a thief's is not signed anew."""
+    thief = SigningKey.generate(publisher.folder / "thief.pem")
+    root: Metadata[Root] = Metadata.from_file(str(publisher.release.root_path))
+    for role in ("root", "targets"):
+        root.signed.add_key(SSlibKey.from_crypto(thief.public.key), role)
+    root.signed.roles["root"].threshold = 1
+    root.sign(CryptoSigner(thief.key))
+    root.to_file(str(publisher.release.root_path))
+
+    def own_bundle(signed: Targets) -> None:
+        for target in signed.targets.values():
+            target.custom["key"] = thief.public.key.public_bytes_raw().hex()
+
+    publisher.keys["targets"] = thief
+    publisher.forge(targets=own_bundle)
+    Release.open(publisher.source)  # fits, for those who trust the folder
+    with pytest.raises(DataError, match="Expected release metadata"):
+        Release.open(publisher.source, pinned=pinned)
+
+
+def test_older_list_is_not_signed_anew(publisher: Publisher, pinned: Path) -> None:
+    """A folder that was put back, as before a withdrawal, is noticed by who withdrew."""
+    publisher.publish(2)
+    before = publisher.copy("before")
+    publisher.release.withdraw(MODEL, 2)
+    assert Release.open(publisher.source, pinned=pinned).status() == publisher.release.status()
+    with pytest.raises(DataError, match="as new as it was"):
+        Release.open(before, pinned=pinned)
+    (pinned / "seen.json").write_text("null")
+    with pytest.raises(DataError, match="Expected a number"):
+        Release.open(publisher.source, pinned=pinned)
+
+
+def test_finishing_a_rotation_signs_nothing_foreign(publisher: Publisher, tmp_path: Path) -> None:
+    """A list of bundles by other keys is refused also where a rotation is to be finished."""
+    publisher.forge(key=SigningKey.generate(tmp_path / "thief.pem"))
+    with pytest.raises(DataError, match="Expected release metadata"):
+        Release.open(publisher.source, publisher.release.keys, unfinished=True)
+
+
+def test_two_changes_at_once(publisher: Publisher) -> None:
+    """A change of a release that another process changed meanwhile is refused, and lost by none."""
+    publisher.publish(2)
+    first, second = (Release.open(publisher.source, publisher.release.keys) for _ in range(2))
+    first.withdraw(MODEL, 2)
+    for change in (
+        second.refresh,
+        lambda: second.set_rollout(MODEL, 1, Rollout()),
+        lambda: second.rotate("root"),
+    ):
+        with pytest.raises(ConfigError, match="run the command again"):
+            change()
+    assert Release.open(publisher.source).status() == first.status()
 
 
 def test_release_files_hold_no_private_key(publisher: Publisher) -> None:

@@ -1,7 +1,6 @@
 """``serve``: answer records over HTTP on this device."""
 
 import argparse
-import ipaddress
 import sys
 
 from client.edge.commands.common import (
@@ -11,6 +10,7 @@ from client.edge.commands.common import (
     load_model,
     print_json,
 )
+from client.edge.commands.stream import add_drift, drift_monitor
 
 _HELP = "Score records over HTTP on this machine: POST /score, GET /health, /metrics, /info."
 _EXAMPLES = [
@@ -28,32 +28,17 @@ def register(commands: Commands) -> None:
         "http://127.0.0.1:8711/score"
     )
     add_model_options(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--host",
         default="127.0.0.1",
-        help="address to listen on (127.0.0.1); there is no password and no TLS, so leave it, or "
+        help="address to listen on (%(default)s); there is no password and no TLS, so leave it, or "
         "put a reverse proxy before it",
     )
-    parser.add_argument(
-        "--port", type=int, default=8711, help="port to listen on; 0 takes a free one (8711)"
-    )
-    parser.add_argument(
-        "--max-bytes",
-        type=int,
-        default=1 << 22,
-        metavar="N",
-        help="longest body that is taken (4 MiB)",
-    )
-    parser.add_argument(
-        "--threads", type=int, default=8, metavar="N", help="connections at a time (8)"
-    )
-    parser.add_argument(
-        "--drift-block",
-        type=int,
-        default=128,
-        metavar="N",
-        help="records in a block of the drift tests; 0 for none (128)",
-    )
+    add("--port", type=int, default=8711, help="port; 0 takes a free one (%(default)s)")
+    add("--max-bytes", type=int, default=1 << 22, help="longest body (%(default)s)")
+    add("--threads", type=int, default=8, help="connections at a time (%(default)s)")
+    add_drift(parser)
     add_json(parser)
 
 
@@ -68,13 +53,13 @@ def _run(args: argparse.Namespace) -> int:
             port=args.port,
             max_bytes=args.max_bytes,
             threads=args.threads,
-            drift_block=args.drift_block,
+            drift=drift_monitor(args, model),
             confirm=confirmation(args.state, model.bundle.digest),
         )
         with EdgeServer(model, options) as server:
             host = f"[{args.host}]" if ":" in args.host else args.host
             address = f"http://{host}:{server.server_port}"
-            if not _is_loopback(args.host):
+            if args.host not in ("127.0.0.1", "::1", "localhost"):
                 sys.stderr.write(
                     f"warning: anyone who reaches {address} can use it; there is no password and "
                     "no TLS.\n"
@@ -86,10 +71,3 @@ def _run(args: argparse.Namespace) -> int:
             sys.stdout.flush()
             serve(server, stop)
     return 0
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,20 +1,22 @@
-"""Power cuts: kill a process before its n-th step on files, and lose what it had not synced.
+"""Power cuts: what a folder holds before each step of a program on files, and what a cut may lose.
 
-`cut` runs a function in a forked child that counts every step which changes files (an audit hook
-for opening, renaming, removing and the like; `os.fsync` and `os.write` by patching) and kills
-itself before step n. It notes which files were written and not synced, and which names were made or
-replaced in a folder that was not synced. `lose` then takes that away again, as a power cut may.
+A forked child runs a function and counts every step which changes files (an audit hook for opening,
+renaming, removing and the like; `os.fsync` and `os.write` by patching). It notes which files were
+written and not synced, and which names were made or replaced in a folder that was not synced.
+`cuts` notes the folder before every step; that is what a kill there would leave. `cut` kills the
+child for real before one step. `lose` takes away what was not synced, as a power cut may.
 """
 
-import json
 import os
+import pickle
 import random
 import re
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,33 +33,34 @@ _EVENTS = {
 }
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
+#: Content by name relative to the folder; None for a folder.
+Files = Mapping[str, bytes | None]
+
 
 @dataclass(frozen=True)
 class Cut:
-    """What was under way when the child died.
+    """What was under way at a step.
 
     Attributes:
-        killed: False when it ended by itself before the step.
-        steps: how many steps it began.
-        dirty: files, relative to the state folder, with content that was not synced.
-        pending: names made or replaced in folders that were not synced, oldest first, each with a
-            copy of what was there before, or None.
+        files: what the folder held before the step.
+        dirty: files with content that was not synced.
+        pending: names made or replaced in folders that were not synced, oldest first, each with
+            what was there before, or None.
     """
 
-    killed: bool
-    steps: int
+    files: Files
     dirty: tuple[str, ...]
-    pending: tuple[tuple[str, str | None], ...]
+    pending: tuple[tuple[str, bytes | None], ...]
 
 
 class _Steps:
-    """Counts in the child; dies before step ``last``."""
+    """Counts in the child; ``before`` is called before each step, and may kill it."""
 
-    def __init__(self, state: Path, last: int, notes: Path) -> None:
-        self.state, self.last, self.notes = str(state) + os.sep, last, notes
-        self.count = self.copies = 0
+    def __init__(self, state: Path, before: Callable[["_Steps"], None]) -> None:
+        self.state, self.before = str(state) + os.sep, before
+        self.count = 0
         self.dirty: list[str] = []
-        self.pending: list[tuple[str, str | None]] = []
+        self.pending: list[tuple[str, bytes | None]] = []
         self.busy = False
         self.fsync, self.write = os.fsync, os.write
 
@@ -65,16 +68,14 @@ class _Steps:
         os.fsync, os.write = self._fsync, self._write
         sys.addaudithook(self._hook)
 
-    def save(self) -> None:
-        self.busy = True
-        value = [self.count, self.dirty, self.pending]
-        (self.notes / "cut.json").write_text(json.dumps(value))
+    def made(self, files: Files) -> Cut:
+        return Cut(files, tuple(self.dirty), tuple(self.pending))
 
     def _step(self) -> None:
         self.count += 1
-        if self.count == self.last:
-            self.save()
-            os.kill(os.getpid(), signal.SIGKILL)
+        busy, self.busy = self.busy, True
+        self.before(self)
+        self.busy = busy
 
     def _hook(self, event: str, arguments: tuple[object, ...]) -> None:
         if self.busy or (event != "open" and event not in _EVENTS):
@@ -106,12 +107,8 @@ class _Steps:
         self._step()
         source, target = names[0], names[-1]
         if event == "os.rename" and source and target:
-            before = None
-            if os.path.exists(self.state + target):
-                self.copies += 1
-                before = f"before-{self.copies}"
-                shutil.copy2(self.state + target, self.notes / before)
-            self.pending.append((target, before))
+            path = Path(self.state + target)
+            self.pending.append((target, path.read_bytes() if path.exists() else None))
             if source in self.dirty:
                 self.dirty.remove(source)
                 self._touch(target)
@@ -145,74 +142,115 @@ class _Steps:
         return path.removeprefix(self.state) if path.startswith(self.state) else None
 
 
-def cut(state: Path, last: int, notes: Path, work: Callable[[], object]) -> Cut:
-    """Run ``work`` in a child that dies before its step ``last`` on files below ``state``."""
+def cuts(state: Path, notes: Path, work: Callable[[], object]) -> list[Cut]:
+    """Run ``work`` in a child to its end; what a cut before each step would leave."""
+    found: list[Cut] = []
+    _run(state, notes, work, lambda steps: found.append(steps.made(load(state))), found)
+    made: list[Cut] = pickle.loads((notes / "cuts").read_bytes())
+    return made
+
+
+def cut(state: Path, last: int, notes: Path, work: Callable[[], object]) -> Cut | None:
+    """Run ``work`` in a child that is killed before its step ``last``; None when it ended first."""
+
+    def before(steps: _Steps) -> None:
+        if steps.count == last:
+            (notes / "cuts").write_bytes(pickle.dumps(steps.made({})))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if not _run(state, notes, work, before, None):
+        return None
+    made: Cut = pickle.loads((notes / "cuts").read_bytes())
+    return Cut(load(state), made.dirty, made.pending)
+
+
+def _run(
+    state: Path,
+    notes: Path,
+    work: Callable[[], object],
+    before: Callable[[_Steps], None],
+    found: object,
+) -> bool:
+    """Whether the child was killed; what it ``found`` is in the notes otherwise."""
     shutil.rmtree(notes, ignore_errors=True)
     notes.mkdir(parents=True)
     child = os.fork()
     if child == 0:
         code = 3
         try:
-            steps = _Steps(state, last, notes)
+            tempfile.tempdir = str(notes)  # what a kill leaves in there goes with the notes
+            steps = _Steps(state, before)
             steps.start()
             work()
-            steps.save()
+            steps.busy = True
+            (notes / "cuts").write_bytes(pickle.dumps(found))
             code = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
-    killed = os.WIFSIGNALED(status)
-    if not killed and os.WEXITSTATUS(status) != 0:
+    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
         raise RuntimeError("the child failed; see standard error")
-    count, dirty, pending = json.loads((notes / "cut.json").read_text())
-    return Cut(killed, count, tuple(dirty), tuple((name, before) for name, before in pending))
+    return os.WIFSIGNALED(status)
 
 
-def lose(state: Path, notes: Path, made: Cut, how: str, seed: int = 0) -> None:
-    """Take away what was not synced.
+def load(folder: Path) -> Files:
+    """What a folder holds."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def store(files: Files, folder: Path) -> Path:
+    """Make a folder hold ``files`` and nothing else, for their owner alone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        if data is None:
+            (folder / name).mkdir(exist_ok=True)
+        else:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+            (folder / name).chmod(0o600)
+    return folder
+
+
+def lose(made: Cut, how: str, seed: int = 0) -> Files:
+    """What is left of a folder when what was not synced is lost.
 
     Args:
-        state: the folder, changed in place.
-        notes: of the `cut`.
-        made: its result.
+        made: the cut.
         how: "nothing"; "empty" or "half" of each dirty file; "names": all unsynced names are
             undone; "slots": only those in the folder of that name, since folders need not be
             written in order; "mixed": some of these, by chance.
         seed: of the chance.
     """
-    chance = random.Random(seed)
+    files, chance = dict(made.files), random.Random(seed)
     undone = list(made.pending) if how == "names" else []
     if how == "slots":
         undone = [one for one in made.pending if one[0].startswith("slots")]
     if how == "mixed":
         undone = list(made.pending[chance.randint(0, len(made.pending)) :])
     for name in made.dirty:
-        path = state / name
         kept = chance.choice(["nothing", "empty", "half"]) if how == "mixed" else how
-        if path.is_file() and kept in ("empty", "half"):
-            os.truncate(path, path.stat().st_size // 2 if kept == "half" else 0)
+        data = files.get(name)
+        if data is not None and kept in ("empty", "half"):
+            files[name] = data[: len(data) // 2] if kept == "half" else b""
     for name, before in reversed(undone):
-        path = state / name
-        if before is not None and path.parent.is_dir():
-            shutil.copy2(notes / before, path)
-        elif path.is_file() or path.is_symlink():
-            path.unlink()
+        if before is not None:
+            files[name] = before
+        elif files.get(name) is not None:
+            del files[name]
+    return files
 
 
-def fingerprint(state: Path) -> frozenset[tuple[str, bytes]]:
-    """What a state folder holds, without the random parts of names, times and the scratch folder.
-
-    The scratch folder counts by its name alone, since an update removes it unread.
-    """
+def fingerprint(files: Files) -> frozenset[tuple[str, bytes | None]]:
+    """``files`` without the random parts of names and times."""
     found = set()
-    for path in state.rglob("*"):
-        name = path.relative_to(state)
-        if name.parts[0] == "work":
-            found.add(("work", b""))
-        elif path.is_file():
-            data = re.sub(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", b"", path.read_bytes())
-            hidden = path.name.startswith(".")
-            found.add((path.name[:-8] if hidden else str(name), data))
+    for name, data in files.items():
+        hidden = Path(name).name.startswith(".")
+        fixed = data and re.sub(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", b"", data)
+        found.add((name[:-8] if hidden else name, fixed))
     return frozenset(found)

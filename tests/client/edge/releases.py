@@ -1,6 +1,8 @@
 """Release folders of tiny bundles, devices that follow them, and what an attacker would sign."""
 
+import functools
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,11 +12,13 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Signed
 
-from client.edge.update import provision
+from client.edge import slots
+from client.edge.update import provision, update
 from server.publish import Release, Rollout, TargetStatus
 from shared.bundle.archive import write_bundle
 from shared.bundle.sealed import RecipientPublic
 from shared.keys import SigningKey
+from tests.client.edge.powercut import Files, load, store
 from tests.shared.bundle import tiny
 
 MODEL = "tiny-hearts"
@@ -23,23 +27,29 @@ MODEL = "tiny-hearts"
 class Publisher:
     """A release with its keys: two root keys that both must sign, one of targets, one online."""
 
-    def __init__(self, folder: Path, now: datetime | None = None) -> None:
-        """Make keys and an empty release below ``folder``."""
+    def __init__(
+        self,
+        folder: Path,
+        now: datetime | None = None,
+        keys: Mapping[str, SigningKey] | None = None,
+    ) -> None:
+        """Make keys and an empty release below ``folder``; with ``keys``, open the one there."""
         self.folder = folder
+        if keys is not None:
+            self.keys = dict(keys)
+            signers = [key for name, key in keys.items() if name != "bundle"]
+            self.release = Release.open(folder / "release", signers)
+            return
         names = ("root-1", "root-2", "targets", "online", "bundle")
         self.keys = {name: SigningKey.generate(folder / "keys" / name) for name in names}
         self.release = Release.create(
             folder / "release",
             root_keys=[self.keys["root-1"], self.keys["root-2"]],
             root_threshold=2,
+            targets_keys=[self.keys["targets"]],
+            online_key=self.keys["online"],
             now=now,
-            **self.signers,
         )
-
-    @property
-    def signers(self) -> dict[str, Any]:
-        """The keys of a change."""
-        return {"targets_keys": [self.keys["targets"]], "online_key": self.keys["online"]}
 
     @property
     def source(self) -> Path:
@@ -85,7 +95,6 @@ class Publisher:
             recipient=recipient,
             downgrade_from=downgrade_from,
             now=now,
-            **self.signers,
         )
 
     def device(self, name: str = "device", **options: object) -> Path:
@@ -130,6 +139,30 @@ class Publisher:
             files[role].sign(CryptoSigner((key or own).key))
             prefix = "" if role == "timestamp" else f"{signed.version}."
             files[role].to_file(str(self.metadata / f"{prefix}{role}.json"))
+
+
+@functools.cache
+def _first() -> tuple[Mapping[str, SigningKey], Files, Files]:
+    """Keys, a folder with a release of version 1, and that of a device which confirmed it."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Publisher(Path(folder))
+        made.publish(1)
+        files = load(Path(folder))
+        state = made.device()
+        update(state, made.source)
+        slots.confirm(state)
+        return made.keys, files, load(state)
+
+
+def with_version_1(folder: Path) -> Publisher:
+    """A release with version 1 below ``folder``, which holds nothing else; copied, so it is fast."""
+    keys, files, _ = _first()
+    return Publisher(store(files, folder), keys=keys)
+
+
+def confirmed(publisher: Publisher) -> Path:
+    """A device of a release `with_version_1` that runs that version, confirmed; copied as well."""
+    return store(_first()[2], publisher.folder / "device")
 
 
 def past(signed: Signed) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from client.edge import slots
-from client.edge.events import Rule
+from client.edge.drift import DriftMonitor
+from client.edge.events import Debounce
 from client.edge.runtime import EdgeModel
 from client.edge.sources import DescriptorSource, Signal, Source
 from client.edge.stream import (
@@ -27,10 +28,9 @@ from client.edge.stream import (
     Notifier,
     Stop,
     Stream,
-    StreamOptions,
     confirmation,
 )
-from client.edge.windows import Windows, make_decoder, row_schema
+from client.edge.windows import CsvDecoder, Windows, row_schema
 from shared.bundle.manifest import Thresholds
 from shared.errors import BundleError, ConfigError, DataError, ServiceError
 from shared.files import sha256_hex
@@ -52,9 +52,6 @@ class Lines:
     def write(self, lines: Iterable[str]) -> None:
         """Keep them, parsed."""
         self.events += [json.loads(line) for line in lines]
-
-    def close(self) -> None:
-        """Nothing."""
 
     def of(self, *names: str) -> list[dict[str, Any]]:
         """Events of these names."""
@@ -87,8 +84,8 @@ def _run(
     model: EdgeModel, items: Iterable[bytes | Signal | Exception], **changes: object
 ) -> tuple[Stream, Lines]:
     sink = Lines()
-    options = StreamOptions(**{"output": "all", "beat": 0.0, **changes})  # type: ignore[arg-type]
-    stream = Stream(model, Script(items), make_decoder("csv", tiny.SCHEMA), sink, options)
+    options: dict[str, Any] = {"decoder": CsvDecoder(tiny.SCHEMA), "output": "all", "beat": 0.0}
+    stream = Stream(model=model, source=Script(items), write=sink.write, **{**options, **changes})
     stream.run()
     return stream, sink
 
@@ -118,8 +115,6 @@ def test_outputs_hold_back_what_was_not_asked_for(load: Load) -> None:
     assert [event["record"] for event in few.of("score")] == flagged
     _, none = _run(model, [_csv(RAW)], output="alarms")
     assert {event["event"] for event in none.events} <= {"start", "alarm", "clear", "drift", "end"}
-    with pytest.raises(ConfigError, match="alarms, flags, all"):
-        _run(model, [], output="none")
 
 
 def test_alarm_starts_peaks_and_ends(load: Load) -> None:
@@ -130,7 +125,7 @@ def test_alarm_starts_peaks_and_ends(load: Load) -> None:
     strong = wild * 1.1
     rows = [calm] * 3 + [wild, calm, wild, strong] + [calm] * 6
     for pieces in ([_csv(np.concatenate(rows))], [_csv(row) for row in rows]):
-        stream, sink = _run(load(), pieces, rule=Rule(flagged=2, of=3, calm=4))
+        stream, sink = _run(load(), pieces, debounce=Debounce(2, 3, 4))
         alarm, clear = sink.of("alarm", "clear")
         assert (alarm["record"], clear["record"], clear["since"]) == (6, 11, 6)
         top = max(event["score"] for event in sink.of("score"))
@@ -143,8 +138,15 @@ def test_slow_stream_is_answered_record_by_record(load: Load) -> None:
     model, sink, stop = load(), Lines(), Stop()
     reader, writer = os.pipe()
     source = DescriptorSource(reader, "pipe")
-    options = StreamOptions(output="all", beat=0.05)
-    stream = Stream(model, source, make_decoder("csv", tiny.SCHEMA), sink, options, stop=stop)
+    stream = Stream(
+        model=model,
+        source=source,
+        decoder=CsvDecoder(tiny.SCHEMA),
+        write=sink.write,
+        output="all",
+        beat=0.05,
+        stop=stop,
+    )
     thread = threading.Thread(target=stream.run)
     thread.start()
     for number in range(1, 6):
@@ -173,18 +175,15 @@ def test_windows_of_time_steps(load: Load, signing_key: SigningKey, tmp_path: Pa
     schema = replace(tiny.SCHEMA, shape=(1, tiny.DIM))
     model = load(replace(tiny.manifest(), schema=tiny.SCHEMA))
     series = tiny.raw_records(20, seed=1).reshape(-1)[:60].astype(float)
-    sink = Lines()
     steps = [f"{value}\n".encode() for value in series.tolist()]
-    items = [*steps[:40], Signal.CUT, *steps[40:50], Signal.GAP, *steps[50:]]
-    stream = Stream(
-        model,
-        Script(items),
-        make_decoder("csv", row_schema(schema)),
-        sink,
-        StreamOptions(output="all", beat=0.0),
-        windows=Windows(schema, 2),
-    )
-    stream.run()
+    items: list[bytes | Signal | Exception] = [
+        *steps[:40],
+        Signal.CUT,
+        *steps[40:50],
+        Signal.GAP,
+        *steps[50:],
+    ]
+    _, sink = _run(model, items, decoder=CsvDecoder(row_schema(schema)), windows=Windows(schema, 2))
     starts = [*range(0, 50 - 6 + 1, 2), *range(50, 60 - 6 + 1, 2)]
     expected = model.score(np.stack([series[s : s + 6] for s in starts])).score
     np.testing.assert_allclose([e["score"] for e in sink.of("score")], expected, rtol=1e-5)
@@ -243,13 +242,9 @@ def test_errors_end_with_an_event(load: Load) -> None:
     model = load()
     for item, error in ((b"1,2\n", DataError), (ServiceError("gone"), ServiceError)):
         sink = Lines()
-        stream = Stream(
-            model,
-            Script([_csv(RAW[:20]), item]),
-            make_decoder("csv", tiny.SCHEMA),
-            sink,
-            StreamOptions(),
-        )
+        source = Script([_csv(RAW[:20]), item])
+        decoder = CsvDecoder(tiny.SCHEMA)
+        stream = Stream(model=model, source=source, decoder=decoder, write=sink.write)
         with pytest.raises(error):
             stream.run()
         end = sink.events[-1]
@@ -323,14 +318,15 @@ def test_broken_state_is_a_warning(
 
 def test_drift_is_an_event(load: Load) -> None:
     """Latents that move from where the stream began give a drift event with its figures."""
-    rows = tiny.raw_records(128 * 24, seed=2).astype(float)
-    rows[128 * 20 :, 0] += 1000.0
-    _, sink = _run(load(), [_csv(rows)], output="alarms")
+    model, rows = load(), tiny.raw_records(128 * 24, seed=2).astype(float)
+    rows[128 * 20 :, 0] += 1500.0
+    _, sink = _run(model, [_csv(rows)], output="alarms", drift=DriftMonitor(model.density))
     first = sink.of("drift")[0]
-    assert (first["kind"], first["drifted"]) == ("mean", True)
-    assert first["statistic"] > first["limit"]
-    assert sink.events[-1]["drift"]["ready"] is True
-    _, sink = _run(load(), [_csv(rows)], output="alarms", drift_block=0)
+    assert (first["kind"], first["begun"]) == ("mean", True)
+    assert 20 < first["blocks"] <= 24
+    assert first["shift"] >= 1.0
+    assert sink.events[-1]["drift"]["drifted"] is True
+    _, sink = _run(model, [_csv(rows)], output="alarms")
     assert sink.of("drift") == []
     assert sink.events[-1]["drift"] is None
 
@@ -345,15 +341,15 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("WATCHDOG_USEC", "200000")
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
         notifier = Notifier()
-        notifier.ready()
+        notifier.send("READY=1")
         notifier.alive()
         notifier.alive()
         time.sleep(0.11)
         notifier.alive()
-        notifier.stopping()
+        notifier.send("STOPPING=1")
         got = [channel.recv(100) for _ in range(4)]
     assert got == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1", b"STOPPING=1"]
-    notifier.ready()  # a socket that is gone is no error
+    notifier.send("READY=1")  # a socket that is gone is no error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.edge.windows import BATCH, Decoder, Windows, make_decoder, raw_bytes, row_schema
+from client.edge.windows import BATCH, DECODERS, Decoder, Windows, row_schema
 from shared.errors import ConfigError, DataError
 from tests.shared.bundle import tiny
 
@@ -50,7 +50,7 @@ def _cut(data: bytes, size: int) -> list[bytes]:
 @pytest.mark.parametrize("kind", BYTES)
 def test_cuts_do_not_matter(kind: str, size: int) -> None:
     """Every format gives all rows in order, wherever the bytes are cut."""
-    decoder = make_decoder(kind, tiny.SCHEMA)
+    decoder = DECODERS[kind](tiny.SCHEMA)
     got = _all(decoder, _cut(BYTES[kind], size))
     np.testing.assert_allclose(got, ROWS, rtol=1e-6)
     assert (decoder.rows, decoder.bad, decoder.cut) == (600, 0, 0)
@@ -59,7 +59,7 @@ def test_cuts_do_not_matter(kind: str, size: int) -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_rows_come_with_their_line_end(kind: str) -> None:
     """A line is given as soon as its end has come, and a last line needs none."""
-    decoder = make_decoder(kind, tiny.SCHEMA)
+    decoder = DECODERS[kind](tiny.SCHEMA)
     first, second = BYTES[kind].removeprefix(HEADER).splitlines(keepends=True)[:2]
     assert not list(decoder.feed(first[:-1]))
     assert [len(rows) for rows in decoder.feed(b"\n" + second[:-1])] == [1]
@@ -69,13 +69,13 @@ def test_rows_come_with_their_line_end(kind: str) -> None:
 def test_columns_header_and_marks() -> None:
     """Columns are chosen by name; a byte order mark, blank lines and a repeated header pass."""
     text = b"\xef\xbb\xbfwhen,f,e,d,c,b,a\r\nmon,6,5,4,3,2,1\r\n\r\nwhen,f,e,d,c,b,a\r\n"
-    decoder = make_decoder("csv", tiny.SCHEMA, columns=list("abcdef"))
+    decoder = DECODERS["csv"](tiny.SCHEMA, columns=list("abcdef"))
     got = _all(decoder, [text + b'"tue, late",6,5,4,3,2,1\r\n'])
     np.testing.assert_array_equal(got, [[1, 2, 3, 4, 5, 6]] * 2)
-    plain = make_decoder("csv", tiny.SCHEMA)
+    plain = DECODERS["csv"](tiny.SCHEMA)
     np.testing.assert_array_equal(_all(plain, [b"\xef\xbb\xbf1,2,3,4,5,6\n"]), [[1, 2, 3, 4, 5, 6]])
     with pytest.raises(DataError, match="columns z"):
-        _all(make_decoder("csv", tiny.SCHEMA, columns=["z"]), [HEADER])
+        _all(DECODERS["csv"](tiny.SCHEMA, columns=["z"]), [HEADER])
 
 
 GOOD = {"csv": b"1,2,3,4,5,6\n", "jsonl": b"[1,2,3,4,5,6]\n"}
@@ -106,10 +106,10 @@ def test_bad_rows_stop_or_are_counted(kind: str, bad: bytes) -> None:
     """A bad row stops with its number and no value; with skip_bad it is counted, others stay."""
     good = GOOD[kind]
     with pytest.raises(DataError, match="Expected") as caught:
-        _all(make_decoder(kind, tiny.SCHEMA), [good, bad])
+        _all(DECODERS[kind](tiny.SCHEMA), [good, bad])
     assert "secret" not in str(caught.value)
     assert "record 2" in str(caught.value)
-    decoder = make_decoder(kind, tiny.SCHEMA, skip_bad=True)
+    decoder = DECODERS[kind](tiny.SCHEMA, skip_bad=True)
     got = _all(decoder, _cut(good + bad + good, 1000))
     np.testing.assert_array_equal(got, [[1, 2, 3, 4, 5, 6]] * 2)
     assert (decoder.bad, decoder.rows) == (1, 4 - 1)
@@ -119,8 +119,8 @@ def test_bad_rows_stop_or_are_counted(kind: str, bad: bytes) -> None:
 def test_endless_line_is_refused_early(kind: str) -> None:
     """A line without end is refused once it is too long, and with skip_bad it is passed over."""
     with pytest.raises(DataError, match="longer one"):
-        _all(make_decoder(kind, tiny.SCHEMA), [b"1" * 10_000] * 8)
-    decoder = make_decoder(kind, tiny.SCHEMA, skip_bad=True)
+        _all(DECODERS[kind](tiny.SCHEMA), [b"1" * 10_000] * 8)
+    decoder = DECODERS[kind](tiny.SCHEMA, skip_bad=True)
     assert not len(_all(decoder, [b"1" * 10_000] * 500))
     assert decoder.bad == 1
     assert len(_all(decoder, [b"1\n" + GOOD[kind]])) == 1
@@ -131,10 +131,10 @@ def test_raw_records_that_are_cut_or_not_finite() -> None:
     data = ROWS[:3].astype("<f4")
     data[1, 2] = np.nan
     with pytest.raises(DataError, match="record 2"):
-        _all(make_decoder("f32", tiny.SCHEMA), [data.tobytes()])
-    with pytest.raises(DataError, match="got 5 bytes at its end"):
-        _all(make_decoder("f32", tiny.SCHEMA), [data[:1].tobytes() + b"12345"])
-    decoder = make_decoder("f32", tiny.SCHEMA, skip_bad=True)
+        _all(DECODERS["f32"](tiny.SCHEMA), [data.tobytes()])
+    with pytest.raises(DataError, match="got 5 bytes at the end"):
+        _all(DECODERS["f32"](tiny.SCHEMA), [data[:1].tobytes() + b"12345"])
+    decoder = DECODERS["f32"](tiny.SCHEMA, skip_bad=True)
     np.testing.assert_array_equal(_all(decoder, [data.tobytes() + b"12345"]), data[[0, 2]])
     assert decoder.bad == 2
 
@@ -142,9 +142,9 @@ def test_raw_records_that_are_cut_or_not_finite() -> None:
 @pytest.mark.parametrize("kind", BYTES)
 def test_dropped_rest_is_not_continued(kind: str) -> None:
     """After a break, bytes before it are forgotten and counted."""
-    decoder = make_decoder(kind, tiny.SCHEMA)
+    decoder = DECODERS[kind](tiny.SCHEMA)
     start = 0 if kind != "csv" else len(HEADER)
-    cut = start + raw_bytes(kind, tiny.SCHEMA) + 3 if kind in ("f32", "f64") else -5
+    cut = start + decoder.record_bytes + 3 if decoder.record_bytes else -5
     before = sum(map(len, decoder.feed(BYTES[kind][:cut])))
     decoder.drop()
     after = sum(map(len, decoder.feed(BYTES[kind][start:])))
@@ -154,12 +154,10 @@ def test_dropped_rest_is_not_continued(kind: str) -> None:
     assert decoder.cut == 1
 
 
-def test_unknown_format() -> None:
-    """Another format is a ConfigError, and raw lengths are known for raw formats only."""
-    with pytest.raises(ConfigError, match="csv, jsonl, f32, f64"):
-        make_decoder("xml", tiny.SCHEMA)
-    lengths = [raw_bytes(kind, tiny.SCHEMA) for kind in ("csv", "f32", "f64")]
-    assert lengths == [None, 24, 48]
+def test_lengths_are_known_for_raw_formats_only() -> None:
+    """A raw record has a length in bytes, a line has none."""
+    lengths = [DECODERS[kind](tiny.SCHEMA).record_bytes for kind in ("csv", "jsonl", "f32", "f64")]
+    assert lengths == [0, 0, 24, 48]
 
 
 @pytest.mark.parametrize("hop", [1, 3, 8, 20])
