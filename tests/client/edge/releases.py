@@ -155,7 +155,7 @@ def _first() -> tuple[Mapping[str, SigningKey], Files, Files]:
 
 
 def with_version_1(folder: Path) -> Publisher:
-    """A release with version 1 below ``folder``, which holds nothing else; copied, so it is fast."""
+    """A release with version 1 below ``folder``, which holds nothing else; a copy, so fast."""
     keys, files, _ = _first()
     return Publisher(store(files, folder), keys=keys)
 
