@@ -102,21 +102,17 @@ def init(
         expiries=times,
         pinned=own,
     ).root_path
-    digest = sha256_hex(root.read_bytes())
     if json:
         ids = {name: key.key_id for name, key in made.items()}
-        facts = {"folder": str(folder), "keys_folder": str(own), "keys": ids}
-        print_json({**facts, "root": str(root), "root_sha256": digest})
+        facts = {"folder": str(folder), "keys_folder": str(own), "keys": ids, "root": str(root)}
+        print_json({**facts, "root_sha256": sha256_hex(root.read_bytes())})
         return
     out.print(f"empty release in {folder}; its private keys are in {own}")
     out.print(
         f"Now move {', '.join(f'{name}.pem' for name in roots)} to {root_keys} places offline, "
-        f"each apart: any {root_threshold} of them can replace every key, fewer can do nothing.",
-        soft_wrap=True,
-    )
-    out.print(
-        f"Provision devices with {root}, sha256 {digest}. Refresh at least every {online_days} "
-        f"days: fedlatent release refresh {folder}",
+        f"each apart: any {root_threshold} of them can replace every key, fewer can do nothing.\n"
+        f"Provision devices with {root}, sha256 {sha256_hex(root.read_bytes())}. Refresh at least "
+        f"every {online_days} days: fedlatent release refresh {folder}",
         soft_wrap=True,
     )
 

@@ -27,7 +27,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -551,7 +551,8 @@ class Release:
         """Hold the folder, which must be as it was read."""
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(OSError):  # a network file system may have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             path = self.folder / _METADATA / "timestamp.json"
             if path.exists() and _load(path, Timestamp) != self._timestamp:
                 raise ConfigError(

@@ -42,7 +42,7 @@ MAX_SET_ASIDE = 64
 MAX_LOG_BYTES = 256_000
 DAMAGED_SLOT, WRONG_RECIPIENT = "damaged-slot", "wrong-recipient"
 _MAX_DEVICE_BYTES = 65_536
-#: Patterns of names, of digests and keys, of key ids, and of UTC texts.
+#: Patterns of names, digests (and keys), key ids and times.
 WORD, HASH, KEY_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "[0-9a-f]{64}", "[0-9a-f]{16}"
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
@@ -124,7 +124,7 @@ class Record:
 
     @property
     def barrier(self) -> int:
-        """Lowest version that installs without a signed downgrade: a trial counts already."""
+        """Lowest version that installs without a signed downgrade; a trial counts."""
         return max(self.floor, self.current.version if self.current else 0)
 
 
@@ -139,7 +139,7 @@ class RoleAge:
 
 @dataclass(frozen=True, kw_only=True)
 class StateStatus(Record):
-    """The record, and how fresh the device's view of the release is.
+    """The record, and how fresh the view of the release is.
 
     Attributes:
         device: who it is.
@@ -223,7 +223,7 @@ def rollback(state: Path) -> Installed:
             return record.previous
     except OSError as error:
         raise BundleError(
-            f"Expected a writable folder {state} without an update that runs, got "
+            f"Expected a writable folder {state} and no update that runs, got "
             f"{type(error).__name__}; wait, or mount it writable."
         ) from None
 
@@ -456,7 +456,7 @@ def write_device(state: Path, device: Device) -> None:
 
 
 def log(state: Path, event: str, **facts: object) -> None:
-    """Append one line to log.jsonl, which is turned over at 256 kB; silent when it cannot."""
+    """Append one line to log.jsonl, which is turned over when full; silent when it cannot."""
     line = json.dumps({"time": utc_text(), "event": event, **facts})
     path = state / "log.jsonl"
     with contextlib.suppress(OSError):
@@ -486,7 +486,7 @@ def _count_start(state: Path) -> Record:
 
 
 def _go_back(state: Path, failed: Installed, why: FedlatentError, to: Installed | None) -> Record:
-    """Make ``to`` the current bundle, unless another than ``failed`` became current meanwhile."""
+    """Make ``to`` the current bundle, unless another than ``failed`` became current."""
     reason = getattr(why, "reason", why.code)
     # storage or a key at fault is not the bundle's fault
     blame = isinstance(why, BundleError) and reason not in (DAMAGED_SLOT, WRONG_RECIPIENT)

@@ -10,9 +10,7 @@ import select
 import stat
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from abc import ABC, abstractmethod
 from collections import deque
 from pathlib import Path
@@ -227,8 +225,10 @@ class HttpSource(_Buffered):
             give_up: seconds without a byte after which the source is lost; after a fifth of them
                 the connection is made again.
         """
+        from urllib.request import Request  # it brings TLS, which files do not need
+
         super().__init__(url, give_up)
-        self._request = urllib.request.Request(url)
+        self._request = Request(url)
         if token is not None:
             # Not sent on to where a redirection leads.
             self._request.add_unredirected_header("Authorization", f"Bearer {token}")
@@ -260,13 +260,16 @@ class HttpSource(_Buffered):
 
     def _read_once(self) -> str:
         """Read until the connection breaks, and say why; a ServiceError when it is refused."""
+        from urllib.error import HTTPError
+        from urllib.request import urlopen
+
         try:
-            with urllib.request.urlopen(self._request, timeout=self._give_up / 5) as response:
+            with urlopen(self._request, timeout=self._give_up / 5) as response:
                 while data := response.read1(CHUNK):
                     self._put(data)
                     self._heard = time.monotonic()
                 return "the end of the body"
-        except urllib.error.HTTPError as error:
+        except HTTPError as error:
             error.close()
             if error.code < 500 and error.code not in _RETRIED:
                 raise ServiceError(

@@ -1,7 +1,7 @@
 """The loop of a device: read what is there, score it, say what changes, keep the watchdog calm.
 
-Memory is bounded by the batch, the window and the baseline of the drift monitor, whatever the
-length of the stream. Nothing is written but the events, and what a calibration is told to save.
+Memory is bounded by the batch, the window and the baseline of the drift monitor. Nothing is
+written but the events, and what a calibration is told to save.
 """
 
 import contextlib

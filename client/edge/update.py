@@ -36,10 +36,10 @@ from shared.errors import BundleError, ConfigError, FedlatentError, UpdateRefuse
 from shared.files import sha256_hex, write_atomic
 
 CUSTOM_FORMAT = 1
-#: Checks of a bundle that never end (a crash, a watchdog, a busy machine) before it is set aside.
+#: Checks of a bundle that never end (crash, watchdog, busy machine) before it is set aside.
 MAX_CHECKS = 3
 CHECK_SECONDS = 60.0
-#: A file must arrive within this time, however slowly it drips.
+#: For one file, however slowly it drips.
 FETCH_SECONDS = 300.0
 
 Value = TypeVar("Value")
@@ -88,7 +88,7 @@ class UpdateReport:
 
     Attributes:
         result: "installed", "available" (with ``check``), "current" (nothing newer for this
-            device), "withdrawn" (what runs is offered no longer), or "none" (nothing runs yet).
+            device), "withdrawn" (what runs is offered no longer), or "none" (none runs yet).
         model: name.
         version: that runs now.
         before: that ran before.
@@ -185,7 +185,7 @@ def update(
         raise
     except BlockingIOError:
         raise UpdateRefused(
-            "busy", "Expected no other update of this folder, got one that runs; wait for it."
+            "busy", "Expected no other update of this folder, got one; wait for it."
         ) from None
     except OSError as error:
         raise UpdateRefused(
@@ -203,18 +203,7 @@ def _update(state: Path, base: str, device: Device, check: bool, retry: bool) ->
     key = slots.recipient_path(state)
     recipient = RecipientKey.load(key).public.key_id if key.exists() else None
     offer = choose(offers, device, record, recipient, now)
-    before = record.current.version if record.current else None
-    aside = {one.digest for one in record.set_aside}
-    same = [one.withdrawn for one in offers if (one.model, one.version) == (device.model, before)]
-    standing = "withdrawn" if same and all(same) else "current"
-    report = UpdateReport(
-        result=standing if before else "none",
-        model=device.model,
-        version=before,
-        before=before,
-        set_aside=tuple(sorted({one.version for one in offers if one.digest in aside})),
-        metadata_expires=expires,
-    )
+    report = _report(offers, device, record, expires)
     if offer is None:
         return report
     report = replace(report, available=offer.version, bytes=offer.bytes)
@@ -224,25 +213,37 @@ def _update(state: Path, base: str, device: Device, check: bool, retry: bool) ->
     disk = os.statvfs(state)
     if disk.f_bavail * disk.f_frsize < len(data) + 262_144:  # before anything is given up
         raise UpdateRefused("storage", f"Expected room for {len(data)} bytes in {state}, got less.")
-    bundle = _checked(state, data, offer)
-    slots.install(
-        state,
-        data,
-        Installed(
-            slot="a",
-            digest=offer.digest,
-            bundle=bundle,
-            bytes=offer.bytes,
-            key=offer.key,
-            name=offer.model,
-            version=offer.version,
-            kind=offer.kind,
-            recipient=offer.recipient,
-            installed=slots.utc_text(),
-            direction="down" if offer.version < record.barrier else "up",
-        ),
+    made = Installed(
+        slot="a",
+        digest=offer.digest,
+        bundle=_checked(state, data, offer),
+        bytes=offer.bytes,
+        key=offer.key,
+        name=offer.model,
+        version=offer.version,
+        kind=offer.kind,
+        recipient=offer.recipient,
+        installed=slots.utc_text(),
+        direction="down" if offer.version < record.barrier else "up",
     )
+    slots.install(state, data, made)
     return replace(report, result="installed", version=offer.version)
+
+
+def _report(offers: Sequence[Offer], device: Device, record: Record, expires: str) -> UpdateReport:
+    """How things stand when nothing is installed."""
+    before = record.current.version if record.current else None
+    aside = {one.digest for one in record.set_aside}
+    same = [one.withdrawn for one in offers if (one.model, one.version) == (device.model, before)]
+    standing = "withdrawn" if same and all(same) else "current"
+    return UpdateReport(
+        result=standing if before else "none",
+        model=device.model,
+        version=before,
+        before=before,
+        set_aside=tuple(sorted({one.version for one in offers if one.digest in aside})),
+        metadata_expires=expires,
+    )
 
 
 def bucket(model: str, version: int, device: str) -> int:
@@ -306,8 +307,8 @@ def _newest(possible: Sequence[Offer], device: Device, record: Record, now: str)
 def refresh(state: Path, base: str) -> tuple[list[Offer], str, str]:
     """Verify a release's metadata from the stored trust on, and store what was verified.
 
-    TUF's client writes without syncing; so it works on a copy, and what it verified is then written
-    durably, also when a later step fails.
+    TUF's client writes without syncing, so it works on a copy; what it verified is then written
+    durably, even when a later step fails.
 
     Returns:
         The offers, when the metadata expires first, and the present: not before the last update,
@@ -386,7 +387,7 @@ def download(base: str, offer: Offer) -> bytes:
     Raises:
         UpdateRefused: oversized, truncated, swapped-file or unreachable.
     """
-    from shared.bundle.archive import MAX_BUNDLE_BYTES  # an update that finds nothing needs none
+    from shared.bundle.archive import MAX_BUNDLE_BYTES  # slow to load, and rarely needed
 
     if offer.bytes > MAX_BUNDLE_BYTES + MAX_OVERHEAD:
         raise UpdateRefused(
@@ -407,7 +408,7 @@ def download(base: str, offer: Offer) -> bytes:
 
 
 class Fetcher(FetcherInterface):
-    """Reads files and asks web servers, each file whole in memory and within `FETCH_SECONDS`."""
+    """Reads files or asks a web server, each whole in memory and within `FETCH_SECONDS`."""
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """The content of ``url``.
@@ -426,7 +427,7 @@ class Fetcher(FetcherInterface):
         return data
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        raise NotImplementedError  # only the methods that are replaced here call it
+        raise NotImplementedError  # only the method replaced here calls it
 
 
 def _read(url: str, most: int) -> bytes:
@@ -442,7 +443,7 @@ def _read(url: str, most: int) -> bytes:
 
     class Stay(HTTPRedirectHandler):
         def redirect_request(self, *_: object) -> None:
-            """Go nowhere: an answer must not send this device to its neighbours."""
+            """Go nowhere: no answer may send this device to its neighbours."""
 
     try:
         with build_opener(Stay).open(url, timeout=30) as answer:

@@ -10,6 +10,7 @@ the TUF specification and OWASP AISVS C4.8 (verify before load).
 import base64
 import binascii
 import io
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ REQUIRED = frozenset({DENSITY, GOLDEN, CARD})  # and the scorer, in the format t
 MAX_BUNDLE_BYTES = sum(SIZE_CAPS.values()) + 4_096
 
 _ALGORITHM = "ed25519"
+_MAX_DIRECTORY = 1024  # bytes of the zip's directory, 46 and a name for each entry
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
 _MODE = 0o100644 << 16
@@ -145,7 +147,8 @@ def parse_bundle(
 def _read_capped(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            data = stream.read(MAX_BUNDLE_BYTES + 1)
+            length = min(os.fstat(stream.fileno()).st_size, MAX_BUNDLE_BYTES)
+            data = stream.read(length + 1)
     except OSError as error:
         raise BundleError(
             f"Expected a readable bundle at {path}, got {type(error).__name__}; check the path."
@@ -164,6 +167,10 @@ def _unpack(data: bytes, where: str) -> dict[str, bytes]:
         f"Expected an edge bundle in {where}, got something else or a damaged or cut file; "
         "get the bundle again."
     )
+    # The end record of a zip without a comment: an attacker's long directory is not even parsed.
+    entries, directory = (int.from_bytes(data[a:b], "little") for a, b in ((-12, -10), (-10, -6)))
+    if data[-22:-18] != b"PK\5\6" or entries > len(SIZE_CAPS) or directory > _MAX_DIRECTORY:
+        raise not_bundle
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()

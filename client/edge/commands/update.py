@@ -34,22 +34,9 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--new-recipient",
         choices=("x25519", "mlkem768-x25519"),
-        metavar="SUITE",
-        help="make a key for sealed bundles: x25519 or mlkem768-x25519",
+        help="make a key for sealed bundles here",
     )
-    parser = _add(
-        commands,
-        "update",
-        "Install the newest version that a release folder has for this device.",
-        _update,
-        "https://models.example/hearts",
-        "/media/usb/release --check",
-    )
-    parser.add_argument("source", help="release folder, or its file:// or http(s):// address")
-    parser.add_argument("--check", action="store_true", help="only say what would be installed")
-    parser.add_argument(
-        "--retry", action="store_true", help="try again what failed on this device before"
-    )
+    _register_update(commands)
     _add(
         commands,
         "status",
@@ -63,6 +50,22 @@ def register(commands: Commands) -> None:
         "Go back to the bundle before; the one that is left is not installed again.",
         _rollback,
         "",
+    )
+
+
+def _register_update(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "update",
+        "Install the newest version that a release folder has for this device.",
+        _update,
+        "https://models.example/hearts",
+        "/media/usb/release --check",
+    )
+    parser.add_argument("source", help="release folder, or its file:// or http(s):// address")
+    parser.add_argument("--check", action="store_true", help="only say what would be installed")
+    parser.add_argument(
+        "--retry", action="store_true", help="try again what failed on this device before"
     )
 
 

@@ -199,6 +199,18 @@ def test_connection_goes_on_after_good_requests_only(load: Load) -> None:
         connection.close()
 
 
+def test_answers_on_one_connection_come_at_once(load: Load) -> None:
+    """No answer waits for the acknowledgement of its head, which takes 40 ms each."""
+    with _serving(load) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+        start = time.monotonic()
+        for _ in range(40):
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+        assert time.monotonic() - start < 0.8
+        connection.close()
+
+
 def test_many_clients_at_once(load: Load) -> None:
     """Concurrent clients each get the scores of their own records."""
     expected = load().score(RAW).score

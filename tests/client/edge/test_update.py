@@ -760,6 +760,25 @@ print(sorted(heavy & {n.split(".")[0] for n in sys.modules}), "urllib.request" i
     assert done.stdout.strip() == "[] False"
 
 
+def test_update_that_finds_nothing_is_small(publisher: Publisher, device: Path) -> None:
+    """An update without a new version loads neither the runtime nor numpy."""
+    program = """
+import sys
+from pathlib import Path
+from client.edge.update import update
+assert update(Path(sys.argv[1]), sys.argv[2]).result == "current"
+print(sorted({"numpy", "onnxruntime"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(device), str(publisher.source)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
 # The commands ----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import random
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -301,3 +302,18 @@ def test_swapped_files_are_refused(
         path = _repacked(bundle_path, tmp_path / "swapped", dict(changes))
         with pytest.raises(BundleError, match="to match its digest"):
             read_bundle(path, [signing_key.public])
+
+
+def test_long_directories_are_refused_before_they_are_parsed(
+    signing_key: SigningKey, tmp_path: Path
+) -> None:
+    """An archive of very many entries costs neither time nor memory before it is refused."""
+    path = tmp_path / "many"
+    path.write_bytes(_zip([(f"f{i}", b"") for i in range(20_000)]))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match="Expected an edge bundle"):
+            read_bundle(path, [signing_key.public])
+        assert tracemalloc.get_traced_memory()[1] < 4 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
