@@ -19,6 +19,7 @@ from shared.export.bundling import (
     BundleContents,
     BundleReport,
     Form,
+    keep_version,
     make_bundle,
     next_version,
 )
@@ -88,7 +89,9 @@ def export_site(
     )
     stored = form if form.target is None else replace(form, rethreshold=rethreshold)
     target = path or home.bundles / f"{run.name}-{version}{SUFFIX}"
-    return make_bundle(target, contents, SigningKey.load(home.signing_key), form=stored)
+    report = make_bundle(target, contents, SigningKey.load(home.signing_key), form=stored)
+    keep_version(home.bundles, run.name, version)
+    return report
 
 
 def site_model(material: SiteMaterial) -> VAE:

@@ -16,6 +16,7 @@ from shared.export.bundling import (
     BundleContents,
     BundleReport,
     Form,
+    keep_version,
     make_bundle,
     next_version,
 )
@@ -64,6 +65,7 @@ def export_global(
             global_contents(result, chosen, version), decoder=decoder, expires=expires
         )
         report = make_bundle(target, contents, SigningKey.load(home.signing_key), form=form)
+        keep_version(home.bundles, result.config.name, version)
         data = target.read_bytes()
         registry.add_artefact(chosen, "bundle", target, sha256_hex(data), len(data))
     return report

@@ -27,7 +27,7 @@ from shared.config import RunConfig
 from shared.data.scaling import Scaling
 from shared.data.schema import Schema
 from shared.detection.combine import ScoreCombination
-from shared.errors import ConfigError
+from shared.errors import ConfigError, DataError
 from shared.export.compact import to_ort
 from shared.export.onnx import (
     OPSET,
@@ -40,6 +40,7 @@ from shared.export.onnx import (
 from shared.export.parity import SCORER_TOLERANCE, ParityReport, parity
 from shared.export.released import Released
 from shared.export.targets import Choice, Target, choose
+from shared.files import read_json, write_json
 from shared.keys import SigningKey
 from shared.models import VAE
 from shared.privacy.accounting import ADJACENCY
@@ -48,6 +49,7 @@ from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import LatentDensity
 
 SUFFIX = ".fedlatent"
+_VERSIONS = "versions.json"
 _GOLDEN_RECORDS = 4
 _PARITY_RECORDS = 64
 _SYNTHETIC_RECORDS = 512
@@ -186,10 +188,29 @@ def golden_records(schema: Schema) -> NDArray[np.float64]:
 
 
 def next_version(folder: Path, name: str) -> int:
-    """One more than the highest version of ``name`` in ``folder``."""
+    """One more than the highest version of ``name`` that was made for or lies in ``folder``."""
     stems = [path.name.removesuffix(SUFFIX) for path in folder.glob(f"{name}-*{SUFFIX}")]
     versions = [stem.rsplit("-", 1)[1] for stem in stems]
-    return 1 + max((int(v) for v in versions if v.isdecimal()), default=0)
+    highest = max((int(v) for v in versions if v.isdecimal()), default=0)
+    return 1 + max(highest, _made(folder).get(name, 0))
+
+
+def keep_version(folder: Path, name: str, version: int) -> None:
+    """Remember in ``folder`` that ``version`` of ``name`` was made, wherever the file went."""
+    made = _made(folder)
+    made[name] = max(version, made.get(name, 0))
+    write_json(folder / _VERSIONS, made)
+
+
+def _made(folder: Path) -> dict[str, int]:
+    path = folder / _VERSIONS
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict) or not all(type(v) is int for v in found.values()):
+        raise DataError(
+            f"Expected versions by name in {path}, got something else; write the highest version "
+            "of each name there."
+        )
+    return dict(found)
 
 
 def _check_decoder(contents: BundleContents) -> None:

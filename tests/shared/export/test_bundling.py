@@ -14,11 +14,12 @@ from shared.bundle.graphs import Graphs
 from shared.bundle.manifest import Thresholds
 from shared.config import RunConfig
 from shared.data.schema import Schema
-from shared.errors import ConfigError
+from shared.errors import ConfigError, DataError
 from shared.export.bundling import (
     BundleContents,
     Form,
     golden_records,
+    keep_version,
     make_bundle,
     next_version,
 )
@@ -99,11 +100,18 @@ def test_a_decoder_that_may_not_be_shipped_is_refused(tmp_path: Path) -> None:
 
 
 def test_versions_rise(tmp_path: Path) -> None:
-    """The next version follows the highest one of the same name."""
+    """The next version follows the highest of the same name, also of those written elsewhere."""
     assert next_version(tmp_path, "hearts") == 1
     for name in ("hearts-1", "hearts-12", "hearts-x", "other-40"):
         (tmp_path / f"{name}.fedlatent").touch()
     assert next_version(tmp_path, "hearts") == 13
+    keep_version(tmp_path, "hearts", 20)
+    keep_version(tmp_path, "hearts", 15)
+    assert next_version(tmp_path, "hearts") == 21
+    assert next_version(tmp_path, "other") == 41
+    (tmp_path / "versions.json").write_text('{"hearts": "many"}')
+    with pytest.raises(DataError, match="versions by name"):
+        next_version(tmp_path, "hearts")
 
 
 @pytest.mark.parametrize("target", ["smallest", "web"])
