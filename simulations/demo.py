@@ -266,7 +266,7 @@ def _edge_process(
     np.savez_compressed(records, X=absent.sites[0].test)
     key = folder / "publisher.pub"
     key.write_bytes(SigningKey.load(server.signing_key).public.to_pem())
-    command = [sys.executable, "-m", "cli.main", "edge", "score", str(bundle), str(records)]
+    command = [sys.executable, "-m", "client.edge.main", "score", str(bundle), str(records)]
     done = subprocess.run(
         [*command, "--key", str(key), "--json"], capture_output=True, text=True, check=False
     )
