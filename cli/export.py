@@ -170,11 +170,11 @@ def _public(path: Path) -> "np.ndarray":
 
 
 def _expires(days: int | None) -> str | None:
-    from datetime import UTC, datetime, timedelta
+    import time
 
-    if days is None:
-        return None
-    return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    from shared.files import utc_text
+
+    return None if days is None else utc_text(time.time() + days * 86_400)
 
 
 def _print(report: "BundleReport", *, as_json: bool) -> None:

@@ -4,11 +4,15 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
 
 from shared.errors import DataError
+
+#: What `utc_text` gives, as a pattern.
+UTC_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -99,3 +103,8 @@ def sha256_hex(data: bytes) -> str:
     digest = hashes.Hash(hashes.SHA256())  # hashlib would load a second OpenSSL
     digest.update(data)
     return digest.finalize().hex()
+
+
+def utc_text(seconds: float | None = None) -> str:
+    """A time since 1970, or the present, as text like "2026-01-31T12:00:00Z", which sorts."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -29,7 +29,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shared.bundle.strict import parse_object
 from shared.errors import BundleError, ConfigError, FedlatentError, UpdateRefused
-from shared.files import append_line, canonical_json, sha256_hex, write_atomic, write_json
+from shared.files import (
+    UTC_TIME,
+    append_line,
+    canonical_json,
+    sha256_hex,
+    utc_text,
+    write_atomic,
+    write_json,
+)
 from shared.keys import VerifyKey
 
 if TYPE_CHECKING:
@@ -44,7 +52,6 @@ DAMAGED_SLOT, WRONG_RECIPIENT = "damaged-slot", "wrong-recipient"
 _MAX_DEVICE_BYTES = 65_536
 #: Patterns of names, digests (and keys), key ids and times.
 WORD, HASH, KEY_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "[0-9a-f]{64}", "[0-9a-f]{16}"
-TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,7 +446,7 @@ def read_device(state: Path) -> Device:
             device=top.text("device", WORD),
             model=top.text("model", WORD),
             cohorts=top.texts("cohorts", WORD),
-            provisioned=top.text("provisioned", TIME),
+            provisioned=top.text("provisioned", UTC_TIME),
         )
         top.close()
     except (OSError, BundleError):
@@ -463,11 +470,6 @@ def log(state: Path, event: str, **facts: object) -> None:
         if path.exists() and path.stat().st_size + len(line) >= MAX_LOG_BYTES:
             path.replace(state / "log.1.jsonl")
         append_line(path, line)
-
-
-def utc_text(seconds: float | None = None) -> str:
-    """A time since 1970, or the present, as text like "2026-01-31T12:00:00Z", which sorts."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _count_start(state: Path) -> Record:

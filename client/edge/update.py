@@ -29,11 +29,11 @@ from tuf.ngclient import Updater  # type: ignore[attr-defined]
 from tuf.ngclient.fetcher import FetcherInterface
 
 from client.edge import slots
-from client.edge.slots import HASH, KEY_ID, TIME, WORD, Device, Installed, Record
+from client.edge.slots import HASH, KEY_ID, WORD, Device, Installed, Record
 from shared.bundle.sealed import MAX_OVERHEAD, RecipientKey, SuiteName
 from shared.bundle.strict import MAX_ITEMS, StrictObject
 from shared.errors import BundleError, ConfigError, FedlatentError, UpdateRefused
-from shared.files import sha256_hex, write_atomic
+from shared.files import UTC_TIME, sha256_hex, utc_text, write_atomic
 
 CUSTOM_FORMAT = 1
 #: Checks of a bundle that never end (crash, watchdog, busy machine) before it is set aside.
@@ -141,7 +141,7 @@ def provision(
         device=device or secrets.token_hex(16),
         model=model,
         cohorts=tuple(sorted(set(cohorts))),
-        provisioned=slots.utc_text(),
+        provisioned=utc_text(),
     )
     names = (made.device, made.model, *made.cohorts)
     if len(names) > MAX_ITEMS or not all(re.fullmatch(WORD, name) for name in names):
@@ -223,7 +223,7 @@ def _update(state: Path, base: str, device: Device, check: bool, retry: bool) ->
         version=offer.version,
         kind=offer.kind,
         recipient=offer.recipient,
-        installed=slots.utc_text(),
+        installed=utc_text(),
         direction="down" if offer.version < record.barrier else "up",
     )
     slots.install(state, data, made)
@@ -329,12 +329,12 @@ def refresh(state: Path, base: str) -> tuple[list[Offer], str, str]:
                 _store_trust(work, trust)
         targets: Metadata[Targets] = Metadata.from_bytes((trust / "targets.json").read_bytes())
         expires = min(age.expires for age in slots.metadata(state).values())
-        if expires <= slots.utc_text(now):
+        if expires <= utc_text(now):
             raise tuf.ExpiredMetadataError(f"at {expires}, and this clock was set back")
     except (tuf.RepositoryError, tuf.DownloadError) as error:
         raise _refusal(error) from error
     os.utime(trust / "timestamp.json", (now, now))
-    return read_offers(targets.signed), expires, slots.utc_text(now)
+    return read_offers(targets.signed), expires, utc_text(now)
 
 
 def read_offers(targets: Targets) -> list[Offer]:
@@ -367,7 +367,7 @@ def _offer(path: str, target: TargetFile) -> Offer:
         model=top.text("model", WORD),
         version=top.integer("version", 1),
         kind=top.text("kind", "global|site"),
-        expires=top.optional_text("expires", TIME),
+        expires=top.optional_text("expires", UTC_TIME),
         key=top.text("key", HASH),
         percent=rollout.integer("percent", 0, 100),
         cohorts=rollout.texts("cohorts", WORD),

@@ -13,7 +13,7 @@ from typing import Literal, cast, get_args
 from shared.bundle.strict import StrictObject, parse_object
 from shared.data.schema import Schema
 from shared.errors import BundleError, ConfigError
-from shared.files import canonical_json
+from shared.files import UTC_TIME, canonical_json
 
 FORMAT_VERSION = 2
 MAX_MANIFEST_BYTES = 65_536
@@ -38,7 +38,6 @@ _OUTPUT = r"[a-z][a-z0-9_]{0,63}"
 _FILE = r"[a-z]+\.(onnx|ort|npz|md)"
 _HASH = r"[0-9a-f]{64}"
 _METRIC = r"[A-Za-z0-9][A-Za-z0-9_.@/-]{0,63}"
-_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +231,7 @@ class Manifest:
             kind=cast(Kind, top.text("kind", "global|site")),
             name=top.text("name", _NAME),
             version=top.integer("version", 1),
-            created=_time("created", top.text("created", _TIME)),
+            created=_time("created", top.text("created", UTC_TIME)),
             run_id=top.text("run_id", _NAME),
             family=top.text("family", _NAME),
             latent_dim=top.integer("latent_dim", 1, MAX_LATENT_DIM),
@@ -287,7 +286,7 @@ def _time(key: str, text: str) -> str:
 
 
 def _expires(top: StrictObject) -> str | None:
-    text = top.optional_text("expires", _TIME)
+    text = top.optional_text("expires", UTC_TIME)
     return None if text is None else _time("expires", text)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from shared.export.onnx import (
 from shared.export.parity import SCORER_TOLERANCE, ParityReport, parity
 from shared.export.released import Released
 from shared.export.targets import Choice, Target, choose
-from shared.files import read_json, write_json
+from shared.files import read_json, utc_text, write_json
 from shared.keys import SigningKey
 from shared.models import VAE
 from shared.privacy.accounting import ADJACENCY
@@ -294,7 +293,7 @@ def _manifest(contents: BundleContents, schema: Schema, runtime: Runtime) -> Man
         kind=contents.kind,
         name=run.name,
         version=contents.version,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=utc_text(),
         run_id=contents.run_id,
         family=run.model.family,
         latent_dim=contents.model.latent_dim,

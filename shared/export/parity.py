@@ -41,7 +41,7 @@ class ParityReport:
 
 def run_onnx(onnx_bytes: bytes, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a graph once on one thread; inputs and outputs by name, float32 or int64."""
-    session = _session(onnx_bytes)
+    session = one_thread_session(onnx_bytes)
     return _run(session, inputs)
 
 
@@ -72,7 +72,7 @@ def parity(
     Raises:
         BundleError: An output is not finite or differs by more than `tolerance`.
     """
-    session = _session(onnx_bytes)
+    session = one_thread_session(onnx_bytes)
     constant = dict(fixed or {})
     names = [item.name for item in session.get_inputs()]
     if set(names) != inputs.keys() | constant.keys():
@@ -146,7 +146,8 @@ def _reference(module: nn.Module, feed: Mapping[str, np.ndarray]) -> list[np.nda
     return [value.numpy() for value in (out if isinstance(out, tuple) else (out,))]
 
 
-def _session(onnx_bytes: bytes) -> onnxruntime.InferenceSession:
+def one_thread_session(onnx_bytes: bytes) -> onnxruntime.InferenceSession:
+    """A session of ONNX Runtime on the CPU that starts no threads of its own."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])

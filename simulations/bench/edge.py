@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
@@ -34,7 +33,7 @@ from shared.detection.combine import ScoreCombination
 from shared.detection.metrics import auroc
 from shared.export.bundling import BundleContents, Form, make_bundle
 from shared.export.onnx import Scorer, export_scorer, scorer_outputs
-from shared.export.parity import run_onnx
+from shared.export.parity import one_thread_session, run_onnx
 from shared.export.targets import TARGETS, Target, choose
 from shared.files import write_json
 from shared.keys import SigningKey
@@ -182,7 +181,7 @@ def speed(subject: Subject, edge: EdgeModel) -> dict[str, Any]:
         subject.model, contents.density, with_decoder=True, combine=contents.combine
     ).eval()
     given = torch.from_numpy(x), torch.from_numpy(center)
-    session = _session(edge.bundle.files[SCORER])
+    session = one_thread_session(edge.bundle.files[SCORER])
     feeds = {"x": x, "center": center}
 
     def eager() -> None:
@@ -271,12 +270,6 @@ def forms(subject: Subject) -> dict[str, Any]:
         ]
     chosen["auroc"] = auroc(subject.label, full)
     return chosen
-
-
-def _session(data: bytes) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def _run(data: bytes, x: NDArray[np.float32], center: NDArray[np.float32]) -> NDArray[Any]:

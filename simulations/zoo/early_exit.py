@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from shared.data.sources import MITBIH_SCHEMA, mitbih
 from shared.export import export_encoder
+from shared.export.parity import one_thread_session
 from shared.models.size import size_of
 from shared.models.sparse import SparseVAE, trunk_share
 from simulations.zoo.images import png
@@ -153,9 +153,7 @@ def latency(model: SparseVAE, threshold: float, test: Floats) -> dict[str, float
         graph = export_encoder(model)
     finally:
         model.threshold = before
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = one_thread_session(graph)
     spent = []
     for beat in np.concatenate([test[:20], test]):
         began = time.perf_counter()

@@ -1,7 +1,6 @@
 """``verify``, ``info``, ``calibrate``, ``score`` and ``encode``."""
 
 import argparse
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,12 +127,14 @@ def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "np.ndarr
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from shared.files import utc_text
+
     model = load_model(args)
     error = model.golden_error
     if args.extract is not None:
         _extract(model, args.extract)
     expires = model.bundle.manifest.expires
-    expired = expires is not None and expires < time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    expired = expires is not None and expires < utc_text()
     if args.json:
         facts = {"signed_by": model.bundle.key_id, "golden_error": error}
         print_json({"ok": True, **facts, "expires": expires, "expired": expired})

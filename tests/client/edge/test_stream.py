@@ -33,7 +33,7 @@ from client.edge.stream import (
 from client.edge.windows import CsvDecoder, Windows, row_schema
 from shared.bundle.manifest import Thresholds
 from shared.errors import BundleError, ConfigError, DataError, ServiceError
-from shared.files import sha256_hex
+from shared.files import sha256_hex, utc_text
 from shared.keys import SigningKey
 from tests.client.edge.conftest import Load
 from tests.shared.bundle import tiny
@@ -266,9 +266,7 @@ def _provision(state: Path, key: SigningKey) -> Path:
     """A state folder with the tiny bundle on trial."""
     data = tiny.write(state.parent / "tiny.fedlatent", key).read_bytes()
     digest = sha256_hex(data)
-    device = slots.Device(
-        device="d1", model="tiny-hearts", cohorts=(), provisioned=slots.utc_text()
-    )
+    device = slots.Device(device="d1", model="tiny-hearts", cohorts=(), provisioned=utc_text())
     slots.write_device(state, device)
     slots.install(
         state,
@@ -283,7 +281,7 @@ def _provision(state: Path, key: SigningKey) -> Path:
             version=3,
             kind="global",
             recipient=None,
-            installed=slots.utc_text(),
+            installed=utc_text(),
         ),
     )
     return state

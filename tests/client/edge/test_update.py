@@ -38,6 +38,7 @@ from shared.bundle.archive import GOLDEN, SCORER, pack, parse_bundle
 from shared.bundle.arrays import pack_arrays, unpack_arrays
 from shared.bundle.sealed import RecipientKey, RecipientPublic
 from shared.errors import ConfigError, UpdateRefused
+from shared.files import utc_text
 from shared.keys import SigningKey
 from tests.client.edge.releases import MODEL, Publisher, confirmed, past, with_version_1
 from tests.shared.bundle import tiny
@@ -685,10 +686,10 @@ def test_expired_bundle(publisher: Publisher, device: Path) -> None:
     )
     device_facts, record = slots.read_device(device), slots.read_record(device)
     ended = replace(offer, expires=f"{soon:%Y-%m-%dT%H:%M:%SZ}")
-    assert choose([offer], device_facts, record, None, slots.utc_text()) == offer
+    assert choose([offer], device_facts, record, None, utc_text()) == offer
     assert record.current is not None
     running = replace(record, current=replace(record.current, version=2))
-    assert choose([ended], device_facts, running, None, slots.utc_text()) is None
+    assert choose([ended], device_facts, running, None, utc_text()) is None
 
 
 # The state folder ------------------------------------------------------------------------------
