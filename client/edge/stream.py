@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from client.edge.events import Debounce, event_line, utc_now
 from client.edge.runtime import CENTER_RECORDS, EdgeModel, ScoreTable
 from client.edge.sources import Signal, Source
 from client.edge.windows import Decoder, Windows
-from shared.errors import ConfigError, DataError, FedlatentError, ServiceError
+from shared.errors import ConfigError, DataError, ServiceError
 
 #: After so many records without an error, the installed bundle counts as good.
 CONFIRM_AFTER = 10
@@ -301,25 +300,6 @@ class Stream:
 
     def _say(self, event: str, **values: object) -> None:
         self.write([event_line(event, utc_now(), **values)])
-
-
-def confirmation(state: Path | None, digest: str) -> Callable[[], None] | None:
-    """What tells a state folder that the bundle of ``digest`` works; None without a folder.
-
-    A folder that cannot be read or written costs a warning, and scoring goes on.
-    """
-    if state is None:
-        return None
-
-    def confirm() -> None:
-        from client.edge.slots import confirm as confirm_slot
-
-        try:
-            confirm_slot(state, digest)
-        except FedlatentError as error:
-            sys.stderr.write(f"warning ({error.code}): {error}\n")
-
-    return confirm
 
 
 def resident_bytes() -> int:

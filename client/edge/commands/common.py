@@ -108,6 +108,25 @@ def load_model(args: argparse.Namespace) -> "EdgeModel":
     return model if calibration is None else model.load_calibration(calibration)
 
 
+def confirmation(state: Path | None, digest: str) -> Callable[[], None] | None:
+    """What tells a state folder that the bundle of ``digest`` works; None without a folder.
+
+    A folder that cannot be read or written costs a warning, and scoring goes on.
+    """
+    if state is None:
+        return None
+
+    def confirm() -> None:
+        from client.edge.slots import confirm as confirm_slot
+
+        try:
+            confirm_slot(state, digest)
+        except FedlatentError as error:
+            sys.stderr.write(f"warning ({error.code}): {error}\n")
+
+    return confirm
+
+
 def print_json(value: object) -> None:
     """One JSON value on standard output."""
     sys.stdout.write(json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")

@@ -9,6 +9,7 @@ from client.edge.commands.common import (
     Commands,
     add_json,
     add_model_options,
+    confirmation,
     load_model,
     print_json,
     print_table,
@@ -215,10 +216,9 @@ def _score(args: argparse.Namespace) -> int:
     first = edge_footprint()
     tables = list(_chunks(model, rows))
     last = edge_footprint()
-    if args.state is not None and len(rows):
-        from client.edge.slots import confirm
-
-        confirm(args.state, model.bundle.digest)
+    confirm = confirmation(args.state, model.bundle.digest)
+    if confirm is not None and len(rows):
+        confirm()
     if args.output is not None:
         _write_scores(args.output, tables)
     process = {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb}

@@ -7,6 +7,7 @@ from client.edge.commands.common import (
     Commands,
     add_json,
     add_model_options,
+    confirmation,
     load_model,
     print_json,
 )
@@ -44,7 +45,7 @@ def register(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from client.edge.serve import EdgeServer, ServeOptions, serve
-    from client.edge.stream import Stop, confirmation
+    from client.edge.stream import Stop
 
     with Stop() as stop:
         model = load_model(args)

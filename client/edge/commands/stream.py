@@ -5,7 +5,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.edge.commands.common import Commands, add_model_options, load_model
+from client.edge.commands.common import Commands, add_model_options, confirmation, load_model
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from client.edge.events import Debounce, EventLog
     from client.edge.sources import FollowSource, open_source
-    from client.edge.stream import Stop, Stream, confirmation
+    from client.edge.stream import Stop, Stream
     from client.edge.windows import DECODERS, CsvDecoder, Windows, row_schema
 
     model = load_model(args)

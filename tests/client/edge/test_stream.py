@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from client.edge import slots
+from client.edge.commands.common import confirmation
 from client.edge.drift import DriftMonitor
 from client.edge.events import Debounce
 from client.edge.runtime import EdgeModel
@@ -28,7 +29,6 @@ from client.edge.stream import (
     Notifier,
     Stop,
     Stream,
-    confirmation,
 )
 from client.edge.windows import CsvDecoder, Windows, row_schema
 from shared.bundle.manifest import Thresholds
