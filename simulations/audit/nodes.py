@@ -157,6 +157,12 @@ def zero_weights(run: RunConfig) -> Arrays:
     }
 
 
+def first_weights(run: RunConfig, *, whole: bool) -> Arrays:
+    """The weights with which a run begins, of the encoder alone or of the whole model."""
+    state, prefix = _model(run).state_dict(), "" if whole else ENCODER_PREFIX
+    return {key: value.numpy() for key, value in state.items() if key.startswith(prefix)}
+
+
 def request_arrays(run: RunConfig, kind: Kind) -> Arrays:
     """What a server sends with a request: zero weights in training, first weights for summaries.
 
@@ -166,9 +172,7 @@ def request_arrays(run: RunConfig, kind: Kind) -> Arrays:
         return {}
     if kind == "train":
         return zero_weights(run) | _scaling(run)
-    prefix = "" if run.shares_decoder and kind in WHOLE_KINDS else ENCODER_PREFIX
-    state = _model(run).state_dict()
-    arrays = {key: value.numpy() for key, value in state.items() if key.startswith(prefix)}
+    arrays = first_weights(run, whole=run.shares_decoder and kind in WHOLE_KINDS)
     arrays |= _scaling(run)
     if kind in WHOLE_KINDS:
         arrays |= under(DENSITY_PREFIX, _unit_density(LATENT).arrays())
