@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 import torch
 
+from client.gradients.sums import steady
 from client.store import RoundState
 from client.trainer import averages_of
 from shared.config import RunConfig
@@ -106,13 +107,13 @@ def latents_of(model: VAE, records: torch.Tensor) -> np.ndarray:
     Without that, weights chosen so that one record overflows would make its presence show.
     """
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), steady():
         parts = [
             model.encode(part)[0].double().numpy() for part in torch.split(records, _ENCODE_CHUNK)
         ]
     latents = np.concatenate(parts)
-    latents[~np.isfinite(latents).all(axis=1)] = 0.0
-    return latents
+    finite = np.isfinite(latents).all(axis=1, keepdims=True)
+    return np.where(finite, latents, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from client.compute import Asked, data_sums, latent_sums
-from client.trainer import NORM_FLOOR, gradient_sums, train_round
+from client.gradients.sums import NORM_FLOOR
+from client.trainer import gradient_sums, train_round
 from shared.config import RunConfig
 from shared.detection.parts import score_names
 from shared.models import VAE, build
