@@ -225,7 +225,7 @@ def latent_sums(
         run: the run.
         kind: "moments", "mixture", "scores" or "threshold".
         form: of moments.
-        latents: means [N, k] under the released encoder.
+        latents: means [N, k] under the released encoder; NaN for a null record.
         asked: what the request brought.
         center: the client's own released mean [k]; only "threshold" looks at it.
         parts: of the combined score; only "scores" and "threshold" look at them.
@@ -235,6 +235,7 @@ def latent_sums(
     """
     k = latents.shape[1]
     radius = latent_radius(run, k)
+    null = ~np.isfinite(latents).all(axis=1)
     if kind == "moments":
         of_form = summaries.moments if form == "full" else summaries.diagonal_moments
         return of_form(latents, radius)
@@ -243,6 +244,7 @@ def latent_sums(
     if kind == "scores" and parts:
         names = score_names(run)
         mapped = statistics(parts, names, score_centres(run, k))
+        mapped[null] = np.nan
         return summaries.moments(mapped, score_radius(len(names)))
     density = asked.density
     if kind != "threshold" or density is None:
@@ -255,8 +257,8 @@ def latent_sums(
         if asked.scores is not None:
             scores.append(asked.scores(parts))
     # A density chosen so that one record's score overflows must not make its presence show.
-    most = np.finfo(np.float64).max
-    return summaries.histograms(*(np.nan_to_num(one, nan=most, posinf=most) for one in scores))
+    scores = [np.where(np.isnan(one), np.inf, one) for one in scores]
+    return summaries.histograms(*(np.where(null, np.nan, one) for one in scores))
 
 
 def own_density(

@@ -27,6 +27,7 @@ from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, LatentDensity
 from shared.schedule import phases
 from shared.wire import (
+    PROTOCOL,
     DENSITY_PREFIX,
     Arrays,
     Kind,
@@ -433,7 +434,7 @@ def test_other_protocol_is_refused(tmp_path: Path) -> None:
     header = request(run, 1).model_copy(update={"protocol": 1})
     out = tiny_node(tmp_path, run).handle(header, weights_of(run))
     assert out.header.code == "protocol"
-    assert "version 2, got 1" in out.header.text
+    assert f"version {PROTOCOL}, got 1" in out.header.text
 
 
 def test_threshold_needs_own_moments_and_a_density(tmp_path: Path) -> None:
