@@ -48,10 +48,20 @@ _ENCODE_CHUNK = 4096
 _SHRINK = 2.0
 
 
-def make_noise(run: RunConfig, site: str, round: int, kind: Kind) -> NoiseSource:
-    """The noise of one request: fresh and secret, or in simulations a function of its place."""
+def make_noise(
+    run: RunConfig, site: str, round: int, kind: Kind, sealed: bytes | None = None
+) -> NoiseSource:
+    """The noise of one request: secret, or in simulations a function of its place.
+
+    Args:
+        run: the run.
+        site: name of the node.
+        round: of the request.
+        kind: of the request.
+        sealed: key of the secure stream that the ledger's entry pays for; by default a fresh one.
+    """
     if run.privacy.rng == "secure":
-        return SecureNoise()
+        return SecureNoise(sealed)
     purpose = get_args(Kind).index(kind)
     return SimulationNoise(run.seed, zlib.crc32(site.encode()), round, purpose)
 

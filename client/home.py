@@ -76,6 +76,11 @@ class ClientHome:
         return self.keys / "signing.pem"
 
     @property
+    def salt(self) -> Path:
+        """Random key of this home's digests of its records (mode 0600)."""
+        return self.keys / "records.salt"
+
+    @property
     def ledger(self) -> Path:
         """SQLite file of the privacy budget."""
         return self.root / "ledger.db"

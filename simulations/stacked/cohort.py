@@ -33,7 +33,7 @@ from client.compute import (
     take_apart,
 )
 from client.policy import Policy, schema_of
-from client.release import INTERNAL_SENTENCE
+from client.release import clamped
 from client.store import RoundState, SiteMaterial
 from client.trainer import EMA, Pull
 from server.results import RunResult
@@ -197,6 +197,7 @@ class Cohort:
             records=len(records),
             epsilon=self._epsilon(site, last, len(records)),
             delta=self._policy.effective_delta(len(records)),
+            rng=self._plan.rng,
             scaling=asked.scaling,
         )
 
@@ -264,7 +265,7 @@ class Cohort:
     ) -> Iterator[Message]:
         refused = [self._refusal(len(records)) for _, records in group]
         admitted = [pair for pair, no in zip(group, refused, strict=True) if no is None]
-        results: Iterator[tuple[Arrays, bool]] = iter(())
+        results: Iterator[Arrays] = iter(())
         if admitted:
             chunk = self._chunk(header, request, received, admitted)
             phase = phase_of(self._run, header.round)
@@ -274,11 +275,7 @@ class Cohort:
             if error is not None:
                 yield self._refuse(header, one, error)
                 continue
-            leaving, finite = next(results)
-            if finite:
-                yield self._reply(header, one, len(records), leaving)
-            else:
-                yield self._refuse(header, one, None)
+            yield self._reply(header, one, len(records), next(results))
 
     def _chunk(
         self,
@@ -329,9 +326,10 @@ class Cohort:
 
     def _leaving(
         self, header: RequestHeader, chunk: Chunk, group: Sequence[tuple[_Asked, torch.Tensor]]
-    ) -> Iterator[tuple[Arrays, bool]]:
-        """Keep each client's own state; what the run shares of its weights, and if it may leave."""
-        finite = np.isfinite(chunk.weights.numpy()).all(1)
+    ) -> Iterator[Arrays]:
+        """Keep each client's own state; what the run shares of its weights, clamped like it."""
+        for rows in (chunk.weights, *chunk.moments.values()):
+            torch.nan_to_num(rows, out=rows)
         whole = self._run.shares_decoder
         for place, (one, _) in enumerate(group):
             row = chunk.weights[place]
@@ -345,7 +343,7 @@ class Cohort:
                 for key, value in self._views(row).items()
                 if whole or key.startswith(ENCODER_PREFIX)
             }
-            yield arrays, bool(finite[place])
+            yield arrays
 
     def _views(self, row: torch.Tensor) -> Arrays:
         return {name: part.numpy() for name, part in self._trainer.cut(row).items()}
@@ -395,7 +393,7 @@ class Cohort:
             parts = parts_of(run, self._model, records, request)
             exact = latent_sums(run, kind, header.form, latents, request, center, parts)
         noise = self._noise(site, header.round, kind)
-        return {spec.key: release(exact, spec, self._plan.multiplier(kind), noise)}
+        return {spec.key: clamped(release(exact, spec, self._plan.multiplier(kind), noise))}
 
     def _center(self, site: str, before: int, form: Form, latents: np.ndarray) -> np.ndarray:
         """A client's own mean as its last moments told it: the same bits as in that phase."""
@@ -458,8 +456,8 @@ class Cohort:
                 self._refusals[records] = error
         return self._refusals[records]
 
-    def _refuse(self, header: RequestHeader, one: _Asked, error: FedlatentError | None) -> Message:
-        """A no in the words of the release door; None stands for what it keeps to itself."""
+    def _refuse(self, header: RequestHeader, one: _Asked, error: FedlatentError) -> Message:
+        """A no in the words of the release door."""
         reply = ReplyHeader(
             protocol=PROTOCOL,
             run_id=header.run_id,
@@ -467,8 +465,8 @@ class Cohort:
             kind=header.kind,
             site=one.site,
             status="refused",
-            code=error.code if error else "internal",
-            text=str(error)[:500] if error else INTERNAL_SENTENCE,
+            code=error.code,
+            text=str(error)[:500],
         )
         return Message(LocalRecords(reply, {}), reply_to=one.message)
 

@@ -167,7 +167,9 @@ def test_crash_in_training_costs_one_charge(tmp_path: Path) -> None:
     """A node that dies mid-training and is asked again charges the round once."""
     run = tiny_run()
 
-    def failing(run: RunConfig, site: str, round: int, kind: Kind) -> NoiseSource:
+    def failing(
+        run: RunConfig, site: str, round: int, kind: Kind, sealed: bytes | None
+    ) -> NoiseSource:
         return Failing(make_noise(run, site, round, kind), 2)
 
     with pytest.raises(PowerCut):
@@ -496,7 +498,9 @@ def test_crafted_weights_do_not_single_out_a_record(tmp_path: Path, kind: Kind) 
 def test_unexpected_failure_sends_no_text(tmp_path: Path) -> None:
     """A programming error inside becomes a fixed sentence."""
 
-    def broken(run: RunConfig, site: str, round: int, kind: Kind) -> NoiseSource:
+    def broken(
+        run: RunConfig, site: str, round: int, kind: Kind, sealed: bytes | None
+    ) -> NoiseSource:
         raise RuntimeError("record 7 is [0.1, 0.2]")
 
     run = tiny_run()
