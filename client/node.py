@@ -24,6 +24,7 @@ from client.compute import (
     run_model,
     run_plan,
     scaled,
+    set_prior,
     site_weights,
     take_apart,
     tensors_of,
@@ -39,7 +40,7 @@ from shared.data.dataset import Dataset
 from shared.errors import ProtocolError
 from shared.files import sha256_hex
 from shared.models import VAE, load_state
-from shared.models.base import ENCODER_PREFIX, use_prior
+from shared.models.base import ENCODER_PREFIX
 from shared.privacy import summaries
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
@@ -104,6 +105,7 @@ class Node:
             )
         self.config.policy.check(run, self.schema, len(self.records))
         plan = run_plan(run.to_json())
+        self.config.policy.check_plan(plan)
         phase = phase_of(run, header.round)
         if phase is None or phase.kind != header.kind:
             raise ProtocolError(
@@ -132,15 +134,16 @@ class Node:
         run = header.config
         whole, personal = run.shares_decoder, run.strategy.name == "mr-mtl"
         previous = self._state(header.run_id, header.round)
-        model = run_model(run)
-        asked = take_apart(run, header.kind, arrays, model.latent_dim)
+        caps = self.config.policy.caps
+        model = run_model(run, caps.largest_model)
+        asked = take_apart(run, header.kind, arrays, model.latent_dim, caps)
         if previous is None and not whole:
             model = first_model(run, asked.gaussian)
         load_weights(model, asked.weights, whole=whole)
+        set_prior(model, asked.prior(run))
         reservation = self._reserve(header, arrays, plan)
         if reservation.state == "released":
             return self.door.replay(reservation)
-        use_prior(model, asked.prior(run))
         received = {k: v.clone() for k, v in tensors_of(model, ENCODER_PREFIX).items()}
         if whole:
             received = {key: v.clone() for key, v in tensors_of(model, "").items()}
@@ -172,8 +175,9 @@ class Node:
     def _summary(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
         run, kind, radius = header.config, header.kind, 0.0
         whole = run.shares_decoder and kind in WHOLE_KINDS
-        model = run_model(run)
-        asked = take_apart(run, kind, arrays, model.latent_dim)
+        caps = self.config.policy.caps
+        model = run_model(run, caps.largest_model)
+        asked = take_apart(run, kind, arrays, model.latent_dim, caps)
         components = len(asked.mixture.weights) if asked.mixture else 0
         spec = spec_of(run, kind, header.form, model.latent_dim, components)
         center = np.zeros(model.latent_dim)
