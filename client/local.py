@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from client.approvals import Approvals
 from client.compute import make_noise
 from client.home import ClientHome
 from client.ledger import Ledger
@@ -84,7 +85,8 @@ def assemble(
         records=records,
         allow_full="full" in policy.allowed_sharing,
     )
-    return Node(config, dataset, ledger, Store(home.store), door, noise_factory)
+    store, approvals = Store(home.store), Approvals(home.approvals)
+    return Node(config, dataset, ledger, store, door, approvals, noise_factory)
 
 
 def partition_node(run_id: str, partition: int, flower_node: int) -> Node:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from client.approvals import Approvals
 from client.compute import (
     Arrays,
     Asked,
@@ -67,6 +68,7 @@ class Node:
         ledger: Ledger,
         store: Store,
         door: ReleaseDoor,
+        approvals: Approvals,
         noise_factory: NoiseFactory = make_noise,
     ) -> None:
         """Put a node together.
@@ -77,6 +79,7 @@ class Node:
             ledger: the budget.
             store: local state.
             door: the only way out.
+            approvals: what a person said about runs, where the policy asks for that.
             noise_factory: gives the random numbers of one request.
         """
         normals = dataset.normals()
@@ -86,6 +89,7 @@ class Node:
         self.ledger = ledger
         self.store = store
         self.door = door
+        self._approvals = approvals
         self._noise = noise_factory
 
     def handle(self, header: RequestHeader, arrays: Arrays) -> Outgoing:
@@ -112,6 +116,8 @@ class Node:
                 f"Expected {phase.kind if phase else 'nothing'} as phase {header.round} of this "
                 f"run, got {header.kind}; run the same fedlatent release on both sides."
             )
+        if self.config.policy.approval == "each-run":
+            self._approvals.check(header.run_id, run, plan)
         if header.kind == "train":
             return self._train(header, arrays, plan, phase)
         return self._summary(header, arrays, plan)

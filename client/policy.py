@@ -62,6 +62,9 @@ class NodeLimits(_Table):
 
     max_request_s: Positive = 3600.0  # a longer deadline is cut to this
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    # An answer leaves so many whole steps after its request came, so that its time shows little of
+    # how long the work took; 0 sends it at once.
+    answer_step_s: Annotated[float, Field(ge=0, le=60)] = 1.0
 
 
 class Caps(_Table):

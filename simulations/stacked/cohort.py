@@ -111,14 +111,19 @@ class Cohort:
             device: where to compute.
 
         Raises:
-            ConfigError: noise that is not seeded, a model that cannot be built or stacked, an
-                epsilon that cannot be reached, or a device that is absent.
+            ConfigError: noise that is not seeded, a policy that asks a person, a model that cannot
+                be built or stacked, an epsilon that cannot be reached, or a device that is absent.
         """
         if run.privacy.rng != "simulation":
             raise ConfigError(
                 f"Expected privacy.rng 'simulation' on the grid 'stacked', got "
                 f"{run.privacy.rng!r}: its clients keep no ledger file; set it, or choose the grid "
                 "'nodes', 'flower' or 'deployed'."
+            )
+        if policy.approval != "none":
+            raise ConfigError(
+                f"Expected policy.approval 'none' on the grid 'stacked', got {policy.approval!r}: "
+                "nobody is there to ask; choose another grid."
             )
         self._run, self._run_id, self._sites = run, run_id, sites
         self._places = {node: place for place, node in enumerate(sorted(nodes))}
