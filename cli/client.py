@@ -2,7 +2,7 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -240,3 +240,64 @@ def releases(
         rows.add_row(*cells, size(one["bytes"]), one["sha256"][:12], figure(one["epsilon"], 4))
     out.print(rows)
     out.print(f"{len(lines)} messages, {size(sum(one['bytes'] for one in lines))} in all")
+
+
+@app.command(epilog="Example: fedlatent client runs --json")
+def runs(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Show the runs that have asked for approval: what each costs and what would leave."""
+    from client.approvals import Approvals
+    from client.home import ClientHome
+    from client.policy import NodeConfig
+
+    place = ClientHome.find(home)
+    wanted = NodeConfig.load(place.config).policy.approval
+    found = Approvals(place.approvals).runs()
+    if json:
+        print_json([one.model_dump() for one in found])
+        return
+    columns = ("run", "state", "asked", "sharing", "#epsilon", "#delta", "would leave")
+    rows = table("runs that asked", *columns)
+    for one in found:
+        what = ", ".join(f"{count} {kind}" for kind, count in one.releases.items())
+        numbers = (figure(one.epsilon, 4), f"{one.delta:g}")
+        rows.add_row(one.run, one.state, one.asked, one.sharing, *numbers, what)
+    out.print(rows)
+    if wanted == "none":
+        out.print('this node asks nobody: policy.approval is "none" in its node.toml')
+
+
+@app.command(epilog="Example: fedlatent client approve hearts-20260101-120000")
+def approve(
+    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let a run have its answers, within the policy and the budget."""
+    _decide(run, "approved", home, json=json)
+
+
+@app.command(epilog="Example: fedlatent client refuse hearts-20260101-120000")
+def refuse(
+    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Give a run no further answer."""
+    _decide(run, "refused", home, json=json)
+
+
+def _decide(
+    run: str, decision: Literal["approved", "refused"], home: Path | None, *, json: bool
+) -> None:
+    from client.approvals import Approvals
+    from client.home import ClientHome
+
+    decided = Approvals(ClientHome.find(home).approvals).decide(run, decision)
+    if json:
+        print_json(decided.model_dump())
+        return
+    cost = "no noise" if decided.epsilon is None else f"epsilon {decided.epsilon:.4f}"
+    out.print(
+        f"run {decided.run} {decision}: {cost} at delta {decided.delta:g}, sharing "
+        f"{decided.sharing!r}, {decided.rounds} rounds; configuration {decided.digest[:16]}"
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from client.approvals import Approvals
 from client.basis import load_salt
 from client.compute import make_noise
 from client.home import ClientHome
@@ -88,8 +89,9 @@ def assemble(
         records=records,
         allow_full="full" in policy.allowed_sharing,
     )
-    store, salt = Store(home.store), load_salt(home.salt)
-    return Node(config, dataset, ledger, store, door, noise_factory, salt=salt)
+    store, approvals = Store(home.store), Approvals(home.approvals)
+    salt = load_salt(home.salt)
+    return Node(config, dataset, ledger, store, door, approvals, noise_factory, salt=salt)
 
 
 def open_ledger(home: ClientHome, config: NodeConfig, records: int) -> tuple[Ledger, Verified]:
