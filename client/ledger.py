@@ -12,7 +12,7 @@ import fcntl
 import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from typing import Literal
 from shared.errors import BudgetExceeded, PolicyRefusal, ReleaseRefused, ServiceError
 from shared.privacy.accounting import GaussianEvent, epsilon_of
 from shared.privacy.noise import RngName
+from shared.privacy.person import person_epsilon
 from shared.schedule import Kind
 
 State = Literal["reserved", "released"]
@@ -101,6 +102,20 @@ class Entry:
 Reservation = Entry
 """What ``Ledger.reserve`` returns: the entry that pays for a release."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Persons whose records a data set holds.
+
+    Attributes:
+        records: most of one person; the others are never used.
+        max_epsilon: what all releases together may cost one person, or None without a limit.
+    """
+
+    records: int
+    max_epsilon: float | None = None
+
+
 _COLUMNS = ", ".join(Entry.__dataclass_fields__)
 
 
@@ -111,9 +126,18 @@ class Ledger:
         dataset: name of the data set.
         max_epsilon: what all releases together may cost at ``delta``.
         delta: of every epsilon of this ledger.
+        person: whose records these are, or None where nobody said.
     """
 
-    def __init__(self, path: Path, dataset: str, max_epsilon: float, delta: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dataset: str,
+        max_epsilon: float,
+        delta: float,
+        *,
+        person: Person | None = None,
+    ) -> None:
         """Open the file, making it when absent.
 
         Raises:
@@ -123,6 +147,7 @@ class Ledger:
         self.dataset = dataset
         self.max_epsilon = max_epsilon
         self.delta = delta
+        self.person = person
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._transaction() as connection:
@@ -155,6 +180,7 @@ class Ledger:
                 planned = list(events)
                 if planned:
                     self._check(self._epsilon_with(connection, planned), f"run {run_id!r}")
+                    self._check_person(connection, planned, f"run {run_id!r}")
                 connection.execute(
                     "INSERT INTO runs VALUES (?, ?, ?, ?)",
                     (self.dataset, run_id, config_digest, time.time()),
@@ -197,10 +223,11 @@ class Ledger:
             ).fetchone()
             if row is not None:
                 return Entry(**dict(row))
-            after = math.inf
+            after, what = math.inf, f"{kind} of round {round} of run {run_id!r}"
             if event is not None:
                 after = self._epsilon_with(connection, [event])
-                self._check(after, f"{kind} of round {round} of run {run_id!r}")
+                self._check(after, what)
+            self._check_person(connection, [event], what)
             cursor = connection.execute(
                 "INSERT INTO entries (dataset, run_id, round, kind, request_digest, "
                 "noise_multiplier, sample_rate, steps, rng, reserved_at, epsilon_after, state) "
@@ -276,6 +303,13 @@ class Ledger:
         """Spent so far, reserved entries included; infinity after a release without noise."""
         return self.spent_if([])
 
+    def person_epsilon(self) -> float | None:
+        """Spent so far for a person with the most records; None where persons are not known."""
+        if self.person is None:
+            return None
+        with self._connection() as connection:
+            return self._person_epsilon_with(connection, self.person.records, [])
+
     def spent_if(self, events: Iterable[GaussianEvent]) -> float:
         """Epsilon of the data set if ``events`` were released too; charges nothing."""
         with self._connection() as connection:
@@ -302,6 +336,38 @@ class Ledger:
             raise BudgetExceeded(
                 f"Expected epsilon of at most {self.max_epsilon:g} over the life of the data, "
                 f"got {epsilon:.4g} with {what}; lower the run's epsilon or leave this node out."
+            )
+
+    def _person_epsilon_with(
+        self, connection: sqlite3.Connection, records: int, extra: Sequence[GaussianEvent | None]
+    ) -> float:
+        known = [event for event in extra if event is not None]
+        if len(known) < len(extra) or math.isinf(self._epsilon_with(connection, [])):
+            return math.inf
+        rows = connection.execute(
+            "SELECT noise_multiplier, sample_rate, SUM(steps) FROM entries WHERE dataset = ? "
+            "GROUP BY noise_multiplier, sample_rate",
+            (self.dataset,),
+        ).fetchall()
+        spent = [
+            GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
+            for sigma, rate, steps in rows
+        ]
+        return person_epsilon([*spent, *known], self.delta, records)
+
+    def _check_person(
+        self, connection: sqlite3.Connection, extra: Sequence[GaussianEvent | None], what: str
+    ) -> None:
+        """Refuse what would cost a person too much; None is a release without noise."""
+        person = self.person
+        if person is None or person.max_epsilon is None:
+            return
+        epsilon = self._person_epsilon_with(connection, person.records, extra)
+        if epsilon > person.max_epsilon + _SLACK:
+            raise BudgetExceeded(
+                f"Expected epsilon of at most {person.max_epsilon:g} over the life of the data for "
+                f"a person with {person.records} records, got {epsilon:.4g} with {what}; lower the "
+                "run's epsilon or leave this node out."
             )
 
     def _prepare(self, connection: sqlite3.Connection) -> None:

@@ -28,12 +28,13 @@ from scipy import optimize, special, stats
 from shared.privacy.accounting import GaussianEvent
 from shared.privacy.audit import gaussian_epsilon
 
-#: Finest grid of privacy losses, and most points of one mechanism's.
-_FINEST, _MOST_POINTS = 1e-4, 20_000
+#: Steps of the grid of privacy losses, and most points of one mechanism's.
+_FINEST, _COARSEST, _MOST_POINTS = 1e-4, 1.0, 20_000
 #: Share of delta that may be given to the ends of all losses, which count as certain disclosure.
 _TAIL_SHARE = 1e-4
 _NEWTON_STEPS = 4
 _INVERSION_POINTS = 4096
+_MOST_COUNTS = 256  # of the person's records in a sample that are told apart
 
 
 def person_epsilon(events: Iterable[GaussianEvent], delta: float, records: int) -> float:
@@ -71,7 +72,8 @@ def _composed(events: tuple[tuple[float, float, int], ...], delta: float, record
     if whole:
         pairs.append((_Pair.gaussian(1 / (records * math.sqrt(whole)), log_tail), 1))
     step = max(_FINEST, max(pair.width for pair, _ in pairs) / _MOST_POINTS)
-    return min(most, _epsilon(pairs, step, delta))
+    # On a coarser grid there is nothing to be found that protects anyone.
+    return min(most, _epsilon(pairs, step, delta)) if step <= _COARSEST else most
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,6 +108,10 @@ class _Pair:
         if last < records:
             found = np.append(found, records)
             shares = np.append(shares, stats.binom.sf(last, records, rate))
+        # Many are told apart in groups, which count as their largest.
+        starts = np.arange(0, len(found), math.ceil(len(found) / _MOST_COUNTS))
+        found = found[np.append(starts[1:], len(found)) - 1]
+        shares = np.add.reduceat(shares, starts)
         return cls._cut(sigma, found[shares > 0], np.log(shares[shares > 0]), log_tail)
 
     @classmethod
@@ -133,7 +139,8 @@ class _Pair:
         most = powers.max(axis=1, keepdims=True)
         weights = np.exp(powers - most)
         sums = weights.sum(axis=1)
-        return most[:, 0] + np.log(sums), weights @ self.counts / sums / self.sigma**2
+        slope = weights @ self.counts / sums / self.sigma**2
+        return most[:, 0] + np.log(sums), slope
 
     @property
     def width(self) -> float:
@@ -150,7 +157,7 @@ class _Pair:
         for _ in range(_NEWTON_STEPS):
             value, slope = self.loss(x)
             x = np.clip(x - (value - losses) / slope, grid[cell], grid[cell + 1])
-        return x
+        return np.asarray(x)
 
     def masses(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Probability between neighbouring edges [N]: of the mixture and of the noise alone."""
@@ -165,7 +172,8 @@ def _between(edges: np.ndarray) -> np.ndarray:
     """Standard normal probability between neighbouring edges, from the nearer tail."""
     left, right = edges[:-1], edges[1:]
     upper = left > 0
-    return special.ndtr(np.where(upper, -left, right)) - special.ndtr(np.where(upper, -right, left))
+    high = special.ndtr(np.where(upper, -left, right))
+    return np.asarray(high - special.ndtr(np.where(upper, -right, left)))
 
 
 def _epsilon(pairs: list[tuple[_Pair, int]], step: float, delta: float) -> float:
