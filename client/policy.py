@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.config import DataSection, RunConfig, Sharing, first_problem
 from shared.data.schema import Schema
@@ -49,6 +49,17 @@ class NodeData(_Table):
     columns: tuple[str, ...] | None = None
     label_key: str | None = None  # rows whose label is not normal are never trained on
     normal_label: int | str | None = None  # None: labels are 0 and 1 already
+    person_key: str | None = None  # whose record it is; stays here and is part of no record
+    max_records_per_person: Annotated[int, Field(ge=1)] | None = None  # more are never used
+
+    @model_validator(mode="after")
+    def _persons(self) -> Self:
+        """A column of persons bounds nothing without a cap, and a cap needs to know persons."""
+        if (self.person_key is None) != (self.max_records_per_person is None):
+            raise ValueError(
+                "expected person_key and max_records_per_person together, got only one of them"
+            )
+        return self
 
 
 class NodeServer(_Table):
@@ -136,6 +147,7 @@ class Policy(_Table):
     """What the data holder allows any run to do with the records."""
 
     max_epsilon: Positive  # over the life of the data, all runs together
+    max_person_epsilon: Positive | None = None  # the same for a person with the most records
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     allowed_sharing: tuple[Sharing, ...] = DEFAULT_SHARING
     allow_simulation_rng: bool = False
@@ -239,6 +251,15 @@ class NodeConfig(_Table):
     server: NodeServer | None = None
     policy: Policy
     limits: NodeLimits = NodeLimits()
+
+    @model_validator(mode="after")
+    def _persons(self) -> Self:
+        """A limit for persons holds only where the node knows them."""
+        if self.policy.max_person_epsilon is not None and self.data.person_key is None:
+            raise ValueError(
+                "expected data.person_key with policy.max_person_epsilon, got no person_key"
+            )
+        return self
 
     @classmethod
     def from_toml(cls, text: str, source: str = "node configuration") -> Self:
