@@ -1,12 +1,16 @@
 """``fedlatent client``: a node on private data."""
 
 import json as json_module
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cli.console import JsonOption, err, figure, out, print_json, size, table
+
+if TYPE_CHECKING:
+    from client.ledger import Ledger
 
 app = typer.Typer(
     no_args_is_help=True, help="Set up and run a node; see what left and what it cost."
@@ -19,8 +23,10 @@ HomeOption = Annotated[
 
 
 @app.command(
-    epilog="Example: fedlatent client init hospital-a --server fl.example:8443 --ca ca.crt "
-    "--data beats.npz --schema run.toml --max-epsilon 4"
+    epilog="Examples: fedlatent client init hospital-a --server fl.example:8443 --ca ca.crt "
+    "--data beats.npz --schema run.toml --max-epsilon 4 | fedlatent client init hospital-b "
+    "--server fl.example:8443 --ca ca.crt --data beats.csv --schema run.toml --person patient "
+    "--person-cap 20"
 )
 def init(
     site: Annotated[str, typer.Argument(help="Name of this site.")],
@@ -45,6 +51,13 @@ def init(
         str | None, typer.Option(help="Column or array of labels; anomalies are not trained on.")
     ] = None,
     normal_label: Annotated[str | None, typer.Option(help="Which label is normal.")] = None,
+    person: Annotated[
+        str | None,
+        typer.Option(help="Column or array that says whose record it is; it never leaves."),
+    ] = None,
+    person_cap: Annotated[
+        int | None, typer.Option(min=1, help="Most records of one person; others are never used.")
+    ] = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -74,6 +87,10 @@ def init(
         entry["label_key"] = label
     if normal_label is not None:
         entry["normal_label"] = int(normal_label) if normal_label.isdecimal() else normal_label
+    if person is not None:
+        entry["person_key"] = person
+    if person_cap is not None:
+        entry["max_records_per_person"] = person_cap
     table_of_data = entry | {"schema": tables["data"]}
     try:
         preview = NodeConfig.model_validate(
@@ -99,6 +116,8 @@ def init(
         print_json(facts)
         return
     out.print(f"node {site} made in {place.root}: {records} records, epsilon at most {max_epsilon}")
+    if person is not None:
+        out.print(f"  at most {person_cap} records of each person, by the column {person!r}")
     out.print(f"  send to the operator: {place.node_public_key}")
     out.print(f"  your rules, to read and change: {place.config}")
     out.print(f"  one run of epsilon {max_epsilon:g} uses the whole budget of these records")
@@ -151,7 +170,7 @@ def ledger(home: HomeOption = None, json: JsonOption = False) -> None:
     """Show what every release cost, and what is left of the budget."""
     from client.home import ClientHome
     from client.ledger import Ledger
-    from client.local import read_dataset
+    from client.local import persons_of, read_dataset
     from client.policy import NodeConfig
     from shared.privacy.accounting import ADJACENCY
 
@@ -159,9 +178,8 @@ def ledger(home: HomeOption = None, json: JsonOption = False) -> None:
     config = NodeConfig.load(place.config)
     records = len(read_dataset(place, config.data).normals())
     policy = config.policy
-    book = Ledger(
-        place.ledger, config.data.name, policy.max_epsilon, policy.effective_delta(records)
-    )
+    delta, persons = policy.effective_delta(records), persons_of(config)
+    book = Ledger(place.ledger, config.data.name, policy.max_epsilon, delta, person=persons)
     spent, entries = book.epsilon(), book.entries()
     if json:
         rows = [
@@ -179,7 +197,8 @@ def ledger(home: HomeOption = None, json: JsonOption = False) -> None:
             for e in entries
         ]
         facts = {"epsilon": spent, "max_epsilon": policy.max_epsilon, "delta": book.delta}
-        print_json(facts | {"adjacency": ADJACENCY, "records": records, "entries": rows})
+        more = {"adjacency": ADJACENCY, "records": records, "person": _person_facts(book)}
+        print_json(facts | more | {"entries": rows})
         return
     shown = table(
         f"{config.site}, data set {config.data.name!r}, {records} records",
@@ -203,6 +222,27 @@ def ledger(home: HomeOption = None, json: JsonOption = False) -> None:
         f"spent: epsilon {spent:.4f} of {policy.max_epsilon:g} at delta {book.delta:g} "
         f"({ADJACENCY} adjacency, unit: one record)"
     )
+    person = _person_facts(book)
+    if person is not None:
+        limit = "" if person["max_epsilon"] is None else f" of {person['max_epsilon']:g}"
+        out.print(
+            f"per person (at most {person['records']} records): epsilon "
+            f"{figure(person['epsilon'], 4)}{limit} at the same delta, by privacy loss "
+            "distributions",
+            soft_wrap=True,
+        )
+
+
+def _person_facts(book: "Ledger") -> dict[str, Any] | None:
+    """What releases cost one person so far; None where the node does not know persons."""
+    spent = book.person_epsilon()
+    if book.person is None or spent is None:
+        return None
+    return {
+        "records": book.person.records,
+        "epsilon": spent if math.isfinite(spent) else None,
+        "max_epsilon": book.person.max_epsilon,
+    }
 
 
 @app.command(
@@ -240,3 +280,64 @@ def releases(
         rows.add_row(*cells, size(one["bytes"]), one["sha256"][:12], figure(one["epsilon"], 4))
     out.print(rows)
     out.print(f"{len(lines)} messages, {size(sum(one['bytes'] for one in lines))} in all")
+
+
+@app.command(epilog="Example: fedlatent client runs --json")
+def runs(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Show the runs that have asked for approval: what each costs and what would leave."""
+    from client.approvals import Approvals
+    from client.home import ClientHome
+    from client.policy import NodeConfig
+
+    place = ClientHome.find(home)
+    wanted = NodeConfig.load(place.config).policy.approval
+    found = Approvals(place.approvals).runs()
+    if json:
+        print_json([one.model_dump() for one in found])
+        return
+    columns = ("run", "state", "asked", "sharing", "#epsilon", "#delta", "would leave")
+    rows = table("runs that asked", *columns)
+    for one in found:
+        what = ", ".join(f"{count} {kind}" for kind, count in one.releases.items())
+        numbers = (figure(one.epsilon, 4), f"{one.delta:g}")
+        rows.add_row(one.run, one.state, one.asked, one.sharing, *numbers, what)
+    out.print(rows)
+    if wanted == "none":
+        out.print('this node asks nobody: policy.approval is "none" in its node.toml')
+
+
+@app.command(epilog="Example: fedlatent client approve hearts-20260101-120000")
+def approve(
+    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let a run have its answers, within the policy and the budget."""
+    _decide(run, "approved", home, json=json)
+
+
+@app.command(epilog="Example: fedlatent client refuse hearts-20260101-120000")
+def refuse(
+    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Give a run no further answer."""
+    _decide(run, "refused", home, json=json)
+
+
+def _decide(
+    run: str, decision: Literal["approved", "refused"], home: Path | None, *, json: bool
+) -> None:
+    from client.approvals import Approvals
+    from client.home import ClientHome
+
+    decided = Approvals(ClientHome.find(home).approvals).decide(run, decision)
+    if json:
+        print_json(decided.model_dump())
+        return
+    cost = "no noise" if decided.epsilon is None else f"epsilon {decided.epsilon:.4f}"
+    out.print(
+        f"run {decided.run} {decision}: {cost} at delta {decided.delta:g}, sharing "
+        f"{decided.sharing!r}, {decided.rounds} rounds; configuration {decided.digest[:16]}"
+    )

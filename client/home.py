@@ -76,6 +76,11 @@ class ClientHome:
         return self.keys / "signing.pem"
 
     @property
+    def salt(self) -> Path:
+        """Random key of this home's digests of its records (mode 0600)."""
+        return self.keys / "records.salt"
+
+    @property
     def ledger(self) -> Path:
         """SQLite file of the privacy budget."""
         return self.root / "ledger.db"
@@ -104,6 +109,11 @@ class ClientHome:
     def bundles(self) -> Path:
         """Folder of site bundles made by this node."""
         return self.root / "bundles"
+
+    @property
+    def approvals(self) -> Path:
+        """Folder of the runs that have asked for a person's approval."""
+        return self.root / "approvals"
 
     @property
     def services(self) -> Path:
