@@ -4,12 +4,14 @@ Each test is named for what it protects; ``tests/mutants`` breaks the code in th
 expects the test to fail. Chances that a sound node fails a test are below one in ten thousand.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shared.models.base import ENCODER_PREFIX
+from shared.privacy.accounting import GaussianEvent, epsilon_of
 from shared.privacy.summaries import Form
 from shared.schedule import Kind, phases
 from shared.wire import Arrays
@@ -62,17 +64,19 @@ def seldom(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
     return training_rounds(tmp_path_factory.mktemp("seldom"), training_run(SELDOM), HOMES, RUNS)
 
 
+Summaries = Callable[[Form], dict[Kind, Noise]]
+
+
 @pytest.fixture(scope="module")
-def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Form, Kind], Noise]:
-    """Noise of all summaries of twelve runs, six of each form."""
-    folder = tmp_path_factory.mktemp("summaries")
-    found: dict[tuple[Form, Kind], Noise] = {}
-    forms: tuple[Form, ...] = ("full", "diagonal")
-    for form in forms:
+def summaries(tmp_path_factory: pytest.TempPathFactory) -> Summaries:
+    """Noise of all summaries of six runs of a form, drawn when asked for."""
+
+    @functools.cache
+    def drawn(form: Form) -> dict[Kind, Noise]:
         run = full_run() if form == "full" else diagonal_run()
-        noises = summary_noise(folder, run, form, HOMES, RUNS)
-        found |= {(form, kind): noise for kind, noise in noises.items()}
-    return found
+        return summary_noise(tmp_path_factory.mktemp(form), run, form, HOMES, RUNS)
+
+    return drawn
 
 
 @pytest.fixture(scope="module")
@@ -192,57 +196,37 @@ def test_sums_are_divided_by_the_public_constant(often: Rounds) -> None:
 
 
 @pytest.mark.parametrize(("form", "kind"), SUMMARIES)
-def test_every_secure_summary_is_noised(
-    summaries: dict[tuple[Form, Kind], Noise], form: Form, kind: Kind
-) -> None:
+def test_every_secure_summary_is_noised(summaries: Summaries, form: Form, kind: Kind) -> None:
     """Each summary of a deployed node has the noise that its ledger pays for."""
-    assert checks.deviation(kind, summaries[form, kind].rows).good
-    assert checks.spread(kind, summaries[form, kind].rows).good
+    assert checks.deviation(kind, summaries(form)[kind].rows).good
+    assert checks.spread(kind, summaries(form)[kind].rows).good
 
 
 @pytest.mark.parametrize("form", ["full", "diagonal"])
-def test_moments_are_noised(summaries: dict[tuple[Form, Kind], Noise], form: Form) -> None:
-    """The latent moments of a deployed node have the noise that its ledger pays for."""
-    assert checks.deviation("moments", summaries[form, "moments"].rows).good
-
-
-@pytest.mark.parametrize("form", ["full", "diagonal"])
-def test_thresholds_are_noised(summaries: dict[tuple[Form, Kind], Noise], form: Form) -> None:
-    """The histograms of a deployed node have the noise that its ledger pays for."""
-    assert checks.deviation("threshold", summaries[form, "threshold"].rows).good
-
-
-@pytest.mark.parametrize("form", ["full", "diagonal"])
-def test_histogram_noise_covers_every_histogram(
-    summaries: dict[tuple[Form, Kind], Noise], form: Form
-) -> None:
+def test_histogram_noise_covers_every_histogram(summaries: Summaries, form: Form) -> None:
     """A record counts once in each of two or three histograms: a sensitivity of their root."""
-    assert checks.deviation("threshold", summaries[form, "threshold"].rows).good
+    assert checks.deviation("threshold", summaries(form)["threshold"].rows).good
 
 
 @pytest.mark.parametrize("kind", ["data", "moments", "mixture", "scores"])
-def test_noise_off_the_diagonal_has_its_full_deviation(
-    summaries: dict[tuple[Form, Kind], Noise], kind: Kind
-) -> None:
+def test_noise_off_the_diagonal_has_its_full_deviation(summaries: Summaries, kind: Kind) -> None:
     """Symmetric noise is isotropic among symmetric matrices."""
-    noise = summaries["full", kind]
+    noise = summaries("full")[kind]
     assert noise.diagonal is not None
     assert checks.deviation(kind, noise.rows[:, ~noise.diagonal]).good
 
 
 @pytest.mark.parametrize("form", ["full", "diagonal"])
-def test_thresholds_are_centred_on_the_released_mean(
-    summaries: dict[tuple[Form, Kind], Noise], form: Form
-) -> None:
+def test_thresholds_are_centred_on_the_released_mean(summaries: Summaries, form: Form) -> None:
     """Neither on the exact mean nor on that of a private model: bins would be others."""
-    assert checks.deviation("threshold", summaries[form, "threshold"].rows).good
+    assert checks.deviation("threshold", summaries(form)["threshold"].rows).good
 
 
 def test_summaries_look_through_the_received_encoder(
-    summaries: dict[tuple[Form, Kind], Noise],
+    summaries: Summaries,
 ) -> None:
     """A personal model that stays with the node has no part in the moments that leave."""
-    assert checks.deviation("moments", summaries["diagonal", "moments"].rows).good
+    assert checks.deviation("moments", summaries("diagonal")["moments"].rows).good
 
 
 def test_no_two_rounds_share_noise(often: Rounds) -> None:
@@ -253,11 +237,9 @@ def test_no_two_rounds_share_noise(often: Rounds) -> None:
 
 
 @pytest.mark.parametrize(("form", "kind"), SUMMARIES)
-def test_no_two_summaries_share_noise(
-    summaries: dict[tuple[Form, Kind], Noise], form: Form, kind: Kind
-) -> None:
+def test_no_two_summaries_share_noise(summaries: Summaries, form: Form, kind: Kind) -> None:
     """Neither in one home nor in two homes that got the same requests."""
-    rows = summaries[form, kind].rows
+    rows = summaries(form)[kind].rows
     assert checks.releases(kind, rows).good
     assert checks.correlation("homes", *np.split(rows, HOMES)).good
 
@@ -274,7 +256,13 @@ def test_epsilon_adds_up_over_all_releases(tmp_path: Path) -> None:
     assert all(one.good for one in ledger_checks("ledger", tmp_path, run, 2))
 
 
-def test_first_weights_are_those_of_the_encoder_alone() -> None:
-    """Requests of the audit hold what a server sends, so that a node takes them."""
+def test_a_reserved_entry_counts_before_anything_left(tmp_path: Path) -> None:
+    """Noise that was drawn is spent: a charge stands from its reservation on."""
     run = diagonal_run()
-    assert all(key.startswith(ENCODER_PREFIX) for key in first_weights(run, whole=False))
+    ledger = audit_node(tmp_path, run).ledger
+    event = GaussianEvent(noise_multiplier=1.0)
+    entry = ledger.reserve("run", 1, "moments", "digest", event, "secure")
+    assert entry.state == "reserved"
+    assert ledger.epsilon() == pytest.approx(epsilon_of([event], ledger.delta))
+    again = ledger.reserve("run", 2, "moments", "digest", event, "secure")
+    assert again.epsilon_after == pytest.approx(epsilon_of([event] * 2, ledger.delta))
