@@ -3,7 +3,7 @@
 import json as json_module
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -25,8 +25,10 @@ HomeOption = Annotated[
 
 
 @app.command(
-    epilog="Example: fedlatent client init hospital-a --server fl.example:8443 --ca ca.crt "
-    "--data beats.npz --schema run.toml --max-epsilon 4"
+    epilog="Examples: fedlatent client init hospital-a --server fl.example:8443 --ca ca.crt "
+    "--data beats.npz --schema run.toml --max-epsilon 4 | fedlatent client init hospital-b "
+    "--server fl.example:8443 --ca ca.crt --data beats.csv --schema run.toml --person patient "
+    "--person-cap 20"
 )
 def init(
     site: Annotated[str, typer.Argument(help="Name of this site.")],
@@ -51,6 +53,13 @@ def init(
         str | None, typer.Option(help="Column or array of labels; anomalies are not trained on.")
     ] = None,
     normal_label: Annotated[str | None, typer.Option(help="Which label is normal.")] = None,
+    person: Annotated[
+        str | None,
+        typer.Option(help="Column or array that says whose record it is; it never leaves."),
+    ] = None,
+    person_cap: Annotated[
+        int | None, typer.Option(min=1, help="Most records of one person; others are never used.")
+    ] = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -81,6 +90,10 @@ def init(
         entry["label_key"] = label
     if normal_label is not None:
         entry["normal_label"] = int(normal_label) if normal_label.isdecimal() else normal_label
+    if person is not None:
+        entry["person_key"] = person
+    if person_cap is not None:
+        entry["max_records_per_person"] = person_cap
     table_of_data = entry | {"schema": tables["data"]}
     try:
         preview = NodeConfig.model_validate(
@@ -109,6 +122,8 @@ def init(
         return
     _warn(warning)
     out.print(f"node {site} made in {place.root}: {records} records, epsilon at most {max_epsilon}")
+    if person is not None:
+        out.print(f"  at most {person_cap} records of each person, by the column {person!r}")
     out.print(f"  send to the operator: {place.node_public_key}")
     out.print(f"  your rules, to read and change: {place.config}")
     out.print(f"  one run of epsilon {max_epsilon:g} uses the whole budget of these records")
@@ -231,6 +246,7 @@ def _print_ledger_json(book: "Ledger", records: int) -> None:
             "rng": book.rng(),
             "adjacency": ADJACENCY,
             "records": records,
+            "person": _person_facts(book),
             "entries": rows,
         }
     )
@@ -261,6 +277,27 @@ def _print_ledger(book: "Ledger", config: "NodeConfig", records: int) -> None:
         f"spent: epsilon {book.epsilon():.4f} of {book.max_epsilon:g} at delta {book.delta:g} "
         f"({ADJACENCY} adjacency, unit: one record, {book.rng()} random numbers)"
     )
+    person = _person_facts(book)
+    if person is not None:
+        limit = "" if person["max_epsilon"] is None else f" of {person['max_epsilon']:g}"
+        out.print(
+            f"per person (at most {person['records']} records): epsilon "
+            f"{figure(person['epsilon'], 4)}{limit} at the same delta, by privacy loss "
+            "distributions",
+            soft_wrap=True,
+        )
+
+
+def _person_facts(book: "Ledger") -> dict[str, Any] | None:
+    """What releases cost one person so far; None where the node does not know persons."""
+    spent = book.person_epsilon()
+    if book.person is None or spent is None:
+        return None
+    return {
+        "records": book.person.records,
+        "epsilon": spent if math.isfinite(spent) else None,
+        "max_epsilon": book.person.max_epsilon,
+    }
 
 
 def _finite(epsilon: float) -> float | None:
@@ -303,3 +340,64 @@ def releases(
         rows.add_row(*cells, size(one["bytes"]), one["sha256"][:12], figure(one["epsilon"], 4))
     out.print(rows)
     out.print(f"{len(lines)} messages, {size(sum(one['bytes'] for one in lines))} in all")
+
+
+@app.command(epilog="Example: fedlatent client runs --json")
+def runs(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Show the runs that have asked for approval: what each costs and what would leave."""
+    from client.approvals import Approvals
+    from client.home import ClientHome
+    from client.policy import NodeConfig
+
+    place = ClientHome.find(home)
+    wanted = NodeConfig.load(place.config).policy.approval
+    found = Approvals(place.approvals).runs()
+    if json:
+        print_json([one.model_dump() for one in found])
+        return
+    columns = ("run", "state", "asked", "sharing", "#epsilon", "#delta", "would leave")
+    rows = table("runs that asked", *columns)
+    for one in found:
+        what = ", ".join(f"{count} {kind}" for kind, count in one.releases.items())
+        numbers = (figure(one.epsilon, 4), f"{one.delta:g}")
+        rows.add_row(one.run, one.state, one.asked, one.sharing, *numbers, what)
+    out.print(rows)
+    if wanted == "none":
+        out.print('this node asks nobody: policy.approval is "none" in its node.toml')
+
+
+@app.command(epilog="Example: fedlatent client approve hearts-20260101-120000")
+def approve(
+    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let a run have its answers, within the policy and the budget."""
+    _decide(run, "approved", home, json=json)
+
+
+@app.command(epilog="Example: fedlatent client refuse hearts-20260101-120000")
+def refuse(
+    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Give a run no further answer."""
+    _decide(run, "refused", home, json=json)
+
+
+def _decide(
+    run: str, decision: Literal["approved", "refused"], home: Path | None, *, json: bool
+) -> None:
+    from client.approvals import Approvals
+    from client.home import ClientHome
+
+    decided = Approvals(ClientHome.find(home).approvals).decide(run, decision)
+    if json:
+        print_json(decided.model_dump())
+        return
+    cost = "no noise" if decided.epsilon is None else f"epsilon {decided.epsilon:.4f}"
+    out.print(
+        f"run {decided.run} {decision}: {cost} at delta {decided.delta:g}, sharing "
+        f"{decided.sharing!r}, {decided.rounds} rounds; configuration {decided.digest[:16]}"
+    )

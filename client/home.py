@@ -119,6 +119,11 @@ class ClientHome:
         return self.root / "bundles"
 
     @property
+    def approvals(self) -> Path:
+        """Folder of the runs that have asked for a person's approval."""
+        return self.root / "approvals"
+
+    @property
     def services(self) -> Path:
         """Folder of the supervised processes: logs, pid files, working directories."""
         return self.root / "services"

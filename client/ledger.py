@@ -15,7 +15,7 @@ import fcntl
 import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,6 +25,7 @@ from client.ledger_file import fail, prepare
 from shared.errors import BudgetExceeded, LedgerError, PolicyRefusal, ReleaseRefused, ServiceError
 from shared.privacy.accounting import GaussianEvent, epsilon_of
 from shared.privacy.noise import RngName, sealed_key
+from shared.privacy.person import person_epsilon
 from shared.schedule import Kind
 
 State = Literal["reserved", "released", "failed"]
@@ -108,6 +109,19 @@ class Payment(NamedTuple):
     sha256: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Persons whose records a data set holds.
+
+    Attributes:
+        records: most of one person; the others are never used.
+        max_epsilon: what all releases together may cost one person, or None without a limit.
+    """
+
+    records: int
+    max_epsilon: float | None = None
+
+
 _COLUMNS = ", ".join(Entry.__dataclass_fields__)
 _LIVE = (
     f"SELECT {_COLUMNS} FROM entries WHERE dataset = ? AND run_id = ? AND round = ? AND kind = ? "
@@ -128,6 +142,7 @@ class Ledger:
         max_epsilon: what all releases together may cost at ``delta``.
         delta: of every epsilon of this ledger.
         allow_simulation_rng: whether an entry with seeded noise has a finite epsilon.
+        person: whose records these are, or None where nobody said.
     """
 
     def __init__(
@@ -138,6 +153,7 @@ class Ledger:
         delta: float,
         *,
         allow_simulation_rng: bool = False,
+        person: Person | None = None,
     ) -> None:
         """Open the file, making it when absent.
 
@@ -148,6 +164,7 @@ class Ledger:
             delta: of that epsilon.
             allow_simulation_rng: for simulations: count seeded noise as if it were secret. Whoever
                 knows the seed can take such noise off, so it costs an infinite epsilon elsewhere.
+            person: whose records these are, and what they may cost one of them.
 
         Raises:
             ServiceError: the file is no ledger, or of another version.
@@ -158,6 +175,7 @@ class Ledger:
         self.delta = delta
         self.allow_simulation_rng = allow_simulation_rng
         self._seen = (0, chain.GENESIS)
+        self.person = person
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._transaction() as connection:
@@ -190,6 +208,7 @@ class Ledger:
                 planned = list(events)
                 if planned:
                     self._check(self._epsilon_with(connection, planned), f"run {run_id!r}")
+                    self._check_person(connection, planned, f"run {run_id!r}")
                 connection.execute(
                     "INSERT INTO runs VALUES (?, ?, ?, ?)",
                     (self.dataset, run_id, config_digest, time.time()),
@@ -238,11 +257,13 @@ class Ledger:
             entry = _live(connection, key)
             if entry is not None:
                 return entry
+            what = f"{kind} of round {round} of run {run_id!r}"
             after = self._epsilon_with(connection, [] if event is None else [event], rng)
             if event is None:
                 after = math.inf
             else:
-                self._check(after, f"{kind} of round {round} of run {run_id!r}")
+                self._check(after, what)
+            self._check_person(connection, [event], what)
             mechanism = (
                 event.noise_multiplier if event else 0.0,
                 event.sample_rate if event else 1.0,
@@ -365,6 +386,13 @@ class Ledger:
             ).fetchone()
         return "simulation" if seeded else "secure"
 
+    def person_epsilon(self) -> float | None:
+        """Spent so far for a person with the most records; None where persons are not known."""
+        if self.person is None:
+            return None
+        with self._connection() as connection:
+            return self._person_epsilon_with(connection, self.person.records, [])
+
     def spent_if(self, events: Iterable[GaussianEvent]) -> float:
         """Epsilon of the data set if ``events`` were released too; charges nothing."""
         with self._connection() as connection:
@@ -397,6 +425,38 @@ class Ledger:
             raise BudgetExceeded(
                 f"Expected epsilon of at most {self.max_epsilon:g} over the life of the data, "
                 f"got {epsilon:.4g} with {what}; lower the run's epsilon or leave this node out."
+            )
+
+    def _person_epsilon_with(
+        self, connection: sqlite3.Connection, records: int, extra: Sequence[GaussianEvent | None]
+    ) -> float:
+        known = [event for event in extra if event is not None]
+        if len(known) < len(extra) or math.isinf(self._epsilon_with(connection, [])):
+            return math.inf
+        rows = connection.execute(
+            "SELECT noise_multiplier, sample_rate, SUM(steps) FROM entries WHERE dataset = ? "
+            "GROUP BY noise_multiplier, sample_rate",
+            (self.dataset,),
+        ).fetchall()
+        spent = [
+            GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
+            for sigma, rate, steps in rows
+        ]
+        return person_epsilon([*spent, *known], self.delta, records)
+
+    def _check_person(
+        self, connection: sqlite3.Connection, extra: Sequence[GaussianEvent | None], what: str
+    ) -> None:
+        """Refuse what would cost a person too much; None is a release without noise."""
+        person = self.person
+        if person is None or person.max_epsilon is None:
+            return
+        epsilon = self._person_epsilon_with(connection, person.records, extra)
+        if epsilon > person.max_epsilon + _SLACK:
+            raise BudgetExceeded(
+                f"Expected epsilon of at most {person.max_epsilon:g} over the life of the data for "
+                f"a person with {person.records} records, got {epsilon:.4g} with {what}; lower the "
+                "run's epsilon or leave this node out."
             )
 
     @contextlib.contextmanager

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from client.approvals import Approvals
 from client.basis import load_salt
 from client.compute import make_noise
 from client.home import ClientHome, user_folder
-from client.ledger import Ledger, Verified
+from client.ledger import Ledger, Person, Verified
 from client.node import Node, NoiseFactory
 from client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy, schema_of
 from client.reconcile import claims, expect_ledger, reconcile
@@ -45,17 +46,39 @@ def open_node(home: ClientHome, noise_factory: NoiseFactory = make_noise) -> Nod
 def read_dataset(home: ClientHome, data: NodeData) -> Dataset:
     """Read the records that ``data`` names; relative paths start at the home.
 
+    Where it names persons, these are the normal records that are left of each person.
+
     Raises:
         DataError: the file does not fit.
     """
-    return read(
+    dataset = read(
         home.root / data.path,
         schema_of(data.record_schema),
         records_key=data.records_key,
         columns=data.columns,
         label_key=data.label_key,
         normal_label=data.normal_label,
+        person_key=data.person_key,
     )
+    return used(dataset, data)
+
+
+def used(dataset: Dataset, data: NodeData) -> Dataset:
+    """The records that a node works with: all, or the normal ones left of each person.
+
+    Raises:
+        DataError: ``data`` caps persons, and the records have none.
+    """
+    most = data.max_records_per_person
+    return dataset if most is None else dataset.normals().capped(most)
+
+
+def persons_of(config: NodeConfig) -> Person | None:
+    """What the ledger must know of persons, where the node file names them."""
+    most = config.data.max_records_per_person
+    if most is None:
+        return None
+    return Person(records=most, max_epsilon=config.policy.max_person_epsilon)
 
 
 def assemble(
@@ -71,6 +94,7 @@ def assemble(
         ServiceError: the ledger is not usable, or not the one that paid for what left; or the
             machine's random numbers are broken.
     """
+    dataset = used(dataset, config.data)
     records = len(dataset.normals())
     if records == 0:
         raise DataError("Expected at least one normal record, got none; check the labels.")
@@ -87,8 +111,9 @@ def assemble(
         records=records,
         allow_full="full" in policy.allowed_sharing,
     )
-    store, salt = Store(home.store), load_salt(home.salt)
-    return Node(config, dataset, ledger, store, door, noise_factory, salt=salt)
+    store, approvals = Store(home.store), Approvals(home.approvals)
+    salt = load_salt(home.salt)
+    return Node(config, dataset, ledger, store, door, approvals, noise_factory, salt=salt)
 
 
 def open_ledger(home: ClientHome, config: NodeConfig, records: int) -> tuple[Ledger, Verified]:
@@ -112,6 +137,7 @@ def open_ledger(home: ClientHome, config: NodeConfig, records: int) -> tuple[Led
         policy.max_epsilon,
         policy.effective_delta(records),
         allow_simulation_rng=policy.allow_simulation_rng,
+        person=persons_of(config),
     )
     verified = ledger.verify()
     reconcile(home.ledger, verified, found)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from client.approvals import Approvals
 from client.basis import basis_of
 from client.compute import (
     Arrays,
@@ -25,6 +26,7 @@ from client.compute import (
     run_model,
     run_plan,
     scaled,
+    set_prior,
     site_weights,
     take_apart,
     tensors_of,
@@ -40,7 +42,7 @@ from shared.data.dataset import Dataset
 from shared.errors import ProtocolError
 from shared.files import sha256_hex
 from shared.models import VAE, load_state
-from shared.models.base import ENCODER_PREFIX, use_prior
+from shared.models.base import ENCODER_PREFIX
 from shared.privacy import summaries
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
@@ -67,6 +69,7 @@ class Node:
         ledger: Ledger,
         store: Store,
         door: ReleaseDoor,
+        approvals: Approvals,
         noise_factory: NoiseFactory = make_noise,
         *,
         salt: bytes,
@@ -79,6 +82,7 @@ class Node:
             ledger: the budget.
             store: local state.
             door: the only way out.
+            approvals: what a person said about runs, where the policy asks for that.
             noise_factory: gives the random numbers of one request.
             salt: random key of the digests of the records.
         """
@@ -89,6 +93,7 @@ class Node:
         self.ledger = ledger
         self.store = store
         self.door = door
+        self._approvals = approvals
         self._noise_factory = noise_factory
         self._salt = salt
 
@@ -109,12 +114,15 @@ class Node:
             )
         self.config.policy.check(run, self.schema, len(self.records))
         plan = run_plan(run.to_json())
+        self.config.policy.check_plan(plan)
         phase = phase_of(run, header.round)
         if phase is None or phase.kind != header.kind:
             raise ProtocolError(
                 f"Expected {phase.kind if phase else 'nothing'} as phase {header.round} of this "
                 f"run, got {header.kind}; run the same fedlatent release on both sides."
             )
+        if self.config.policy.approval == "each-run":
+            self._approvals.check(header.run_id, run, plan)
         if header.kind == "train":
             return self._train(header, arrays, plan, phase)
         return self._summary(header, arrays, plan)
@@ -147,16 +155,17 @@ class Node:
         run = header.config
         whole, personal = run.shares_decoder, run.strategy.name == "mr-mtl"
         previous = self._state(header.run_id, header.round)
-        model = run_model(run)
-        asked = take_apart(run, header.kind, arrays, model.latent_dim)
+        caps = self.config.policy.caps
+        model = run_model(run, caps.largest_model)
+        asked = take_apart(run, header.kind, arrays, model.latent_dim, caps)
         if previous is None and not whole:
             model = first_model(run, asked.gaussian)
         load_weights(model, asked.weights, whole=whole)
+        set_prior(model, asked.prior(run))
         before = previous.entry if previous else None
         reservation = self._reserve(header, arrays, plan, before)
         if reservation.state == "released":
             return self.door.replay(reservation)
-        use_prior(model, asked.prior(run))
         received = {k: v.clone() for k, v in tensors_of(model, ENCODER_PREFIX).items()}
         if whole:
             received = {key: v.clone() for key, v in tensors_of(model, "").items()}
@@ -188,8 +197,9 @@ class Node:
     def _summary(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
         run, kind, radius = header.config, header.kind, 0.0
         whole = run.shares_decoder and kind in WHOLE_KINDS
-        model = run_model(run)
-        asked = take_apart(run, kind, arrays, model.latent_dim)
+        caps = self.config.policy.caps
+        model = run_model(run, caps.largest_model)
+        asked = take_apart(run, kind, arrays, model.latent_dim, caps)
         components = len(asked.mixture.weights) if asked.mixture else 0
         spec = spec_of(run, kind, header.form, model.latent_dim, components)
         center, before = np.zeros(model.latent_dim), None

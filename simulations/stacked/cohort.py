@@ -39,7 +39,7 @@ from client.trainer import EMA, Pull
 from server.results import RunResult
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
-from shared.errors import ConfigError, FedlatentError, ProtocolError
+from shared.errors import ConfigError, FedlatentError, PolicyRefusal, ProtocolError
 from shared.models import VAE, load_state
 from shared.models.base import ENCODER_PREFIX
 from shared.privacy.accounting import epsilon_of
@@ -111,14 +111,19 @@ class Cohort:
             device: where to compute.
 
         Raises:
-            ConfigError: noise that is not seeded, a model that cannot be built or stacked, an
-                epsilon that cannot be reached, or a device that is absent.
+            ConfigError: noise that is not seeded, a policy that asks a person, a model that cannot
+                be built or stacked, an epsilon that cannot be reached, or a device that is absent.
         """
         if run.privacy.rng != "simulation":
             raise ConfigError(
                 f"Expected privacy.rng 'simulation' on the grid 'stacked', got "
                 f"{run.privacy.rng!r}: its clients keep no ledger file; set it, or choose the grid "
                 "'nodes', 'flower' or 'deployed'."
+            )
+        if policy.approval != "none":
+            raise ConfigError(
+                f"Expected policy.approval 'none' on the grid 'stacked', got {policy.approval!r}: "
+                "nobody is there to ask; choose another grid."
             )
         self._run, self._run_id, self._sites = run, run_id, sites
         self._places = {node: place for place, node in enumerate(sorted(nodes))}
@@ -153,14 +158,27 @@ class Cohort:
             for one in messages
             for node in [one.metadata.dst_node_id]
         ]
-        answer = self._train if header.kind == "train" else self._summaries
         presences = [self._presence(one.site, header.round) for one in asked]
         working = [one for one, seen in zip(asked, presences, strict=True) if seen != "away"]
-        replies = answer(header, arrays, working)
+        replies = self._replies(header, arrays, working)
         for presence in presences:
             # A late client works like the others; its answer is lost.
             reply = next(replies) if presence != "away" else None
             yield reply if presence == "here" else None
+
+    def _replies(
+        self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
+    ) -> Iterator[Message]:
+        caps, dimensions = self._policy.caps, self._model.latent_dim
+        try:
+            request = take_apart(self._run, header.kind, arrays, dimensions, caps)
+        except PolicyRefusal as error:
+            for one in asked:
+                refusal = self._refusal(len(self._records(one.site))) or error
+                yield self._refuse(header, one, refusal)
+            return
+        answer = self._train if header.kind == "train" else self._summaries
+        yield from answer(header, request, asked)
 
     def material(self, site: str, result: RunResult) -> SiteMaterial:
         """What the bundle of one site is made of, after the run.
@@ -222,9 +240,8 @@ class Cohort:
         return RoundState(decoder=own, optimizer=means if self._run.training.ema else {})
 
     def _train(
-        self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
+        self, header: RequestHeader, request: Asked, asked: Sequence[_Asked]
     ) -> Iterator[Message]:
-        request = take_apart(self._run, header.kind, arrays, self._model.latent_dim)
         if request.gaussian is not None and not self._warmed:
             self._first = dict(first_model(self._run, request.gaussian).state_dict())
             self._warmed = True
@@ -349,11 +366,10 @@ class Cohort:
         return {name: part.numpy() for name, part in self._trainer.cut(row).items()}
 
     def _summaries(
-        self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
+        self, header: RequestHeader, request: Asked, asked: Sequence[_Asked]
     ) -> Iterator[Message]:
         """A summary of every client, under one encoder for all."""
         run, kind = self._run, header.kind
-        request = take_apart(run, kind, arrays, self._model.latent_dim)
         if kind != "data":
             whole = run.shares_decoder and kind in WHOLE_KINDS
             load_weights(self._model, request.weights, whole=whole)
@@ -452,6 +468,7 @@ class Cohort:
             self._refusals[records] = None
             try:
                 self._policy.check(self._run, self._schema, records)
+                self._policy.check_plan(self._plan)
             except FedlatentError as error:
                 self._refusals[records] = error
         return self._refusals[records]
