@@ -66,6 +66,9 @@ class SiteMaterial:
         epsilon: spent on this site's records when the threshold was paid, or None without privacy.
         delta: of that epsilon.
         scaling: of the records' features, or None.
+        person_records: most records of one person, or None where persons are not known.
+        person_epsilon: spent on one person when the threshold was paid, or None as above or
+            without privacy.
     """
 
     run_id: str
@@ -78,6 +81,8 @@ class SiteMaterial:
     epsilon: float | None
     delta: float
     scaling: Scaling | None = None
+    person_records: int | None = None
+    person_epsilon: float | None = None
 
 
 class Store:
@@ -135,6 +140,8 @@ class Store:
             "records": material.records,
             "epsilon": material.epsilon,
             "delta": material.delta,
+            "person_records": material.person_records,
+            "person_epsilon": material.person_epsilon,
         }
         tensors = {key: torch.tensor(np.asarray(value)) for key, value in arrays.items()}
         _write(self._folder(material.run_id) / "site.safetensors", tensors, meta)
@@ -160,6 +167,8 @@ class Store:
             epsilon=meta["epsilon"],
             delta=meta["delta"],
             scaling=Scaling.from_arrays(scaling, run.data) if scaling else None,
+            person_records=meta.get("person_records"),
+            person_epsilon=meta.get("person_epsilon"),
         )
 
     def site_runs(self) -> list[str]:
