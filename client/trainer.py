@@ -305,8 +305,8 @@ def check_layers(model: VAE) -> None:
     problems = ModuleValidator.validate(model, strict=False)
     if problems:
         raise ReleaseRefused(
-            f"Expected layers that treat records one by one, got one that does not ({problems[0]}); "
-            "use another layer."
+            "Expected layers that treat records one by one, got one that does not: "
+            f"{problems[0]}; use another layer."
         )
 
 
