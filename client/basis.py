@@ -45,14 +45,18 @@ def basis_of(salt: bytes, records: np.ndarray, before: int | None) -> str:
         "shape": list(records.shape),
         "software": list(_software()),
     }
-    return _digest(salt, canonical_json(facts), np.ascontiguousarray(records))
+    return keyed_digest(salt, canonical_json(facts), _bytes_of(np.ascontiguousarray(records)))
 
 
 def fingerprint_of(salt: bytes, records: np.ndarray) -> str:
     """Digest by which the same records are known again, in whatever order and kind of file."""
     rows = np.ascontiguousarray(records).reshape(len(records), -1)
     ordered = np.sort(rows.view(np.dtype((np.void, rows.strides[0]))).ravel())
-    return _digest(salt, canonical_json(list(rows.shape)), ordered)
+    return keyed_digest(salt, canonical_json(list(rows.shape)), _bytes_of(ordered))
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
 
 
 @cache
@@ -65,8 +69,9 @@ def _software() -> tuple[str, str, str]:
     return own, str(torch.__version__), np.__version__
 
 
-def _digest(salt: bytes, facts: bytes, array: np.ndarray) -> str:
+def keyed_digest(salt: bytes, *parts: bytes | memoryview) -> str:
+    """HMAC-SHA256 of some parts as 64 hexadecimal digits."""
     keyed = hmac.HMAC(salt, hashes.SHA256())
-    keyed.update(facts)
-    keyed.update(array.reshape(-1).view(np.uint8).data)
+    for part in parts:
+        keyed.update(part)
     return keyed.finalize().hex()

@@ -12,8 +12,16 @@ from shared.errors import ServiceError
 HOME_VARIABLE = "FEDLATENT_CLIENT_HOME"
 """Environment variable that names the client home."""
 
+USER_VARIABLE = "FEDLATENT_HOME"
+"""Environment variable that names the folder of what all nodes of one user share."""
+
 MAX_SOCKET_PATH = 100
 """Longest Unix socket path in bytes; the kernel's own limit is 108 with the final zero."""
+
+
+def user_folder() -> Path:
+    """Folder of what all nodes of one user share: the variable's value, else ``~/.fedlatent``."""
+    return Path(os.environ.get(USER_VARIABLE) or "~/.fedlatent").expanduser().resolve()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from client.approvals import Approvals
 from client.basis import load_salt
 from client.compute import make_noise
-from client.home import ClientHome
+from client.home import ClientHome, user_folder
 from client.ledger import Ledger, Person, Verified
 from client.node import Node, NoiseFactory
 from client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy, schema_of
@@ -24,7 +24,6 @@ from shared.errors import ConfigError, DataError
 from shared.files import write_atomic
 from shared.privacy.selftest import check_random_numbers
 
-HOME_VARIABLE = "FEDLATENT_HOME"
 SIMULATION_VARIABLE = "FEDLATENT_SIMULATION"
 """Environment variable that names a folder of client homes for Flower's own simulation."""
 NODE_ID_FILE = "flower-node"
@@ -191,7 +190,6 @@ def simulated_node(run_id: str, partition: int) -> Node:
         run_id: the run.
         partition: which patient.
     """
-    base = Path(os.environ.get(HOME_VARIABLE) or "~/.fedlatent").expanduser().resolve()
     site = hearts(1, seed=partition, beats=SIMULATED_PATIENT_BEATS).sites[0]
     dataset = Dataset(
         records=HEARTS_SCHEMA.preprocess(np.asarray(site.train)), schema=HEARTS_SCHEMA
@@ -209,4 +207,4 @@ def simulated_node(run_id: str, partition: int) -> Node:
             allow_non_private=True,
         ),
     )
-    return assemble(config, dataset, ClientHome(base / "sim" / run_id / str(partition)))
+    return assemble(config, dataset, ClientHome(user_folder() / "sim" / run_id / str(partition)))

@@ -19,9 +19,11 @@ from client.link import ask
 from client.resident import OVERRUN_STATUS, READY_LINE, main
 from shared.config import RunConfig
 from shared.errors import ServiceError
+from shared.privacy.noise import SecureNoise
+from shared.schedule import Kind
 from shared.toml import dumps
 from shared.wire import ReplyHeader, RequestHeader, pack, unpack
-from tests.client.support import request, tiny_records, tiny_run, weights_of
+from tests.client.support import request, tiny_node, tiny_records, tiny_run, weights_of
 from tests.client.test_ledger import reference_epsilon
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -111,6 +113,34 @@ def test_kill_in_training_costs_one_charge(tmp_path: Path) -> None:
     ]
     assert later.epsilon == pytest.approx(reference_epsilon(entries, 1e-5), abs=1e-6)
     assert not home.socket.exists()
+
+
+def test_kill_in_training_repeats_the_very_same_draw(tmp_path: Path) -> None:
+    """Killed with -9 mid-round, the node then answers what an undisturbed one with that key had."""
+    run = tiny_run(training={"rounds": 2, "steps_per_round": 300}, privacy={"rng": "secure"})
+    home = make_home(tmp_path, run)
+    ledger = Ledger(home.ledger, "records", 5.0, 1e-5)
+    data = pack(request(run, 1), weights_of(run))
+    with resident(home) as first:
+        answers: list[bytes] = []
+        asker = threading.Thread(target=lambda: answers.append(ask(home.socket, data, 60)))
+        asker.start()
+        wait_until(lambda: bool(ledger.entries()))
+        first.kill()
+        first.wait()
+    (entry,) = ledger.entries()
+    key = ledger.sealed(entry)
+    with resident(home):
+        asker.join(60)
+
+    def sealed(
+        run: RunConfig, site: str, round: int, kind: Kind, other: bytes | None
+    ) -> SecureNoise:
+        assert other != key
+        return SecureNoise(key)
+
+    calm = tiny_node(tmp_path / "calm", run, sealed)
+    assert answers == [calm.handle(request(run, 1), weights_of(run)).payload]
 
 
 def test_overrun_ends_the_process(tmp_path: Path) -> None:

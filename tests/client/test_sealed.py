@@ -64,10 +64,18 @@ def drawn_from(key: bytes) -> NoiseFactory:
     return make
 
 
+def test_a_learning_rate_that_makes_everything_overflow_is_not_accepted(tmp_path: Path) -> None:
+    """A node whose owner said nothing else refuses it before anything is charged."""
+    run = tiny_run(**OVERFLOWING)
+    node = tiny_node(tmp_path, run)
+    assert ask(node, run).header.code == "policy"
+    assert node.ledger.entries() == []
+
+
 def test_400_overflowing_requests_are_one_charge_and_the_same_bytes(tmp_path: Path) -> None:
     """A learning rate that makes every draw overflow buys one draw, however often it is sent."""
     run = tiny_run(**OVERFLOWING)
-    node = tiny_node(tmp_path, run)
+    node = tiny_node(tmp_path, run, caps={"largest_learning_rate": 1e39})
     payloads = {ask(node, run).payload for _ in range(400)}
     assert len(payloads) == 1
     header, arrays = unpack(ReplyHeader, payloads.pop())
@@ -81,7 +89,7 @@ def test_400_overflowing_requests_are_one_charge_and_the_same_bytes(tmp_path: Pa
 def test_a_diverged_node_goes_on_with_numbers(tmp_path: Path) -> None:
     """What is kept of a diverged round is clamped like what left; later answers are finite."""
     run = tiny_run(**OVERFLOWING)
-    node = tiny_node(tmp_path, run)
+    node = tiny_node(tmp_path, run, caps={"largest_learning_rate": 1e39})
     for round in (1, 2, 3):
         out = ask(node, run, round)
         assert out.header.status == "ok"
