@@ -26,6 +26,9 @@ from simulations.audit.results import Watch
 
 #: So large that the noise on a count of steps is a sixteenth: each count can be read off.
 _READABLE_EPSILON = 1e4
+#: Noise of summaries: so much on moments that the centre they give is not the exact one, and so
+#: little on histograms that each record's bin shows.
+_SUMMARIES = {"epsilon": 40.0, "moments_share": 0.01, "threshold_share": 0.3}
 #: Steps of a round, and the shares of records in a step: some of them, and often none.
 STEPS, OFTEN, SELDOM = 4, 0.3, 0.01
 
@@ -48,6 +51,7 @@ def full_run() -> RunConfig:
     return audit_config(
         name="full",
         sharing="full",
+        privacy=_SUMMARIES,
         summaries={"data": "gaussian", "features": 8, "components": 2, "em_rounds": 1},
         scoring={"combined": True},
     )
@@ -55,7 +59,12 @@ def full_run() -> RunConfig:
 
 def diagonal_run() -> RunConfig:
     """A run of personal models with summaries of single features, and two histograms."""
-    return audit_config(name="diagonal", strategy={"name": "mr-mtl"}, summaries={"data": "scaling"})
+    return audit_config(
+        name="diagonal",
+        privacy=_SUMMARIES,
+        strategy={"name": "mr-mtl"},
+        summaries={"data": "scaling"},
+    )
 
 
 def node_checks(folder: Path, runs: int, watch: Watch) -> Iterator[Check]:

@@ -230,8 +230,9 @@ def test_thresholds_are_centred_on_the_released_mean(summaries: Summaries, form:
 def test_summaries_look_through_the_received_encoder(
     summaries: Summaries,
 ) -> None:
-    """A personal model that stays with the node has no part in the moments that leave."""
-    assert checks.deviation("moments", summaries("diagonal")["moments"].rows).good
+    """A personal model that stays with the node has no part in what leaves."""
+    for kind in ("moments", "threshold"):
+        assert checks.deviation(kind, summaries("diagonal")[kind].rows).good
 
 
 def test_no_two_rounds_share_noise(often: Rounds) -> None:
