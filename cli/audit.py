@@ -18,7 +18,7 @@ EXAMPLES = (
 
 def audit(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer draws: about a minute, looser bounds.")
+        bool, typer.Option("--quick", help="Fewer draws: a minute or two, looser bounds.")
     ] = False,
     folder: Annotated[
         Path, typer.Option("--out", help="The report and its pictures go into this folder.")

@@ -66,7 +66,7 @@ QUICK = Sizes(
     canaries=600,
     rounds=20,
     beats=400,
-    node_runs=15,
+    node_runs=10,
     hostile=60,
     tries=200,
 )
