@@ -179,6 +179,7 @@ def ledger(home: HomeOption = None, json: JsonOption = False) -> None:
             for e in entries
         ]
         facts = {"epsilon": spent, "max_epsilon": policy.max_epsilon, "delta": book.delta}
+        facts["epsilon_pld"] = book.pld_epsilon()
         print_json(facts | {"adjacency": ADJACENCY, "records": records, "entries": rows})
         return
     shown = table(
@@ -200,8 +201,8 @@ def ledger(home: HomeOption = None, json: JsonOption = False) -> None:
         )
     out.print(shown)
     out.print(
-        f"spent: epsilon {spent:.4f} of {policy.max_epsilon:g} at delta {book.delta:g} "
-        f"({ADJACENCY} adjacency, unit: one record)"
+        f"spent: epsilon {spent:.4f} of {policy.max_epsilon:g} at delta {book.delta:g} by RDP, the "
+        f"guard; {book.pld_epsilon():.4f} by PLD ({ADJACENCY} adjacency, unit: one record)"
     )
 
 

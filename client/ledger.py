@@ -12,13 +12,13 @@ import fcntl
 import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from shared.errors import BudgetExceeded, PolicyRefusal, ReleaseRefused, ServiceError
-from shared.privacy.accounting import GaussianEvent, epsilon_of
+from shared.privacy.accounting import GaussianEvent, epsilon_of, pld_epsilon_of
 from shared.privacy.noise import RngName
 from shared.schedule import Kind
 
@@ -276,13 +276,21 @@ class Ledger:
         """Spent so far, reserved entries included; infinity after a release without noise."""
         return self.spent_if([])
 
+    def pld_epsilon(self) -> float:
+        """The same by privacy loss distributions: tighter, to be shown beside the guard."""
+        with self._connection() as connection:
+            return self._epsilon_with(connection, [], by=pld_epsilon_of)
+
     def spent_if(self, events: Iterable[GaussianEvent]) -> float:
         """Epsilon of the data set if ``events`` were released too; charges nothing."""
         with self._connection() as connection:
             return self._epsilon_with(connection, events)
 
     def _epsilon_with(
-        self, connection: sqlite3.Connection, extra: Iterable[GaussianEvent]
+        self,
+        connection: sqlite3.Connection,
+        extra: Iterable[GaussianEvent],
+        by: Callable[[Iterable[GaussianEvent], float], float] = epsilon_of,
     ) -> float:
         rows = connection.execute(
             "SELECT noise_multiplier, sample_rate, SUM(steps) FROM entries WHERE dataset = ? "
@@ -295,7 +303,7 @@ class Ledger:
             GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
             for sigma, rate, steps in rows
         ]
-        return epsilon_of([*spent, *extra], self.delta)
+        return by([*spent, *extra], self.delta)
 
     def _check(self, epsilon: float, what: str) -> None:
         if epsilon > self.max_epsilon + _SLACK:

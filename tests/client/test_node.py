@@ -27,8 +27,8 @@ from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, LatentDensity
 from shared.schedule import phases
 from shared.wire import (
-    PROTOCOL,
     DENSITY_PREFIX,
+    PROTOCOL,
     Arrays,
     Kind,
     ReplyHeader,
