@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Plan the privacy budget of a run.")
 
 _CLIP_RECORDS = 256
-_EMPTY_DELTA = 0.01  # from here on a guarantee says next to nothing
+_EMPTY_EPSILON = 10.0  # from here on a guarantee says next to nothing
 _LEAVES: dict["Kind", str] = {
     "data": "sums over features",
     "moments": "latent moments",
@@ -237,19 +237,15 @@ def _largest_clip(planned: _Planned) -> float | None:
 
 
 def _person(planned: _Planned) -> dict[str, Any] | None:
-    """Group privacy of m records: (m e, d (exp(m e) - 1) / (exp(e) - 1)); Vadhan 2017, lemma 2.2.
+    """What the whole run costs one person with so many records, at the delta of a record."""
+    from shared.privacy.person import person_epsilon
 
-    A delta of 1 says nothing.
-    """
     plan, count = planned.plan, planned.person
     if count is None or not plan.private:
         return None
-    epsilon = plan.epsilon()
-    # In logarithms: exp(m e) overflows soon.
-    growth = count * epsilon + math.log(-math.expm1(-count * epsilon))
-    growth -= epsilon + math.log(-math.expm1(-epsilon))
-    log_delta = min(math.log(plan.delta) + growth, 0.0)
-    return {"records": count, "epsilon": count * epsilon, "delta": math.exp(log_delta)}
+    epsilon = person_epsilon(plan.events(), plan.delta, count)
+    found = epsilon if math.isfinite(epsilon) else None
+    return {"records": count, "epsilon": found, "delta": plan.delta, "accounting": "pld"}
 
 
 def _warnings(totals: dict[str, Any], sigma: float) -> list[str]:
@@ -278,10 +274,11 @@ def _warnings(totals: dict[str, Any], sigma: float) -> list[str]:
             f"delta {delta:g} is above 1/(10 N) = {1 / (10 * records):.3g}; lower privacy.delta"
         )
     person = totals["person"]
-    if person is not None and person["delta"] > _EMPTY_DELTA:
+    if person is not None and (person["epsilon"] or math.inf) > _EMPTY_EPSILON:
         found.append(
-            f"for a person with {person['records']} records the delta is {person['delta']:.2g}: "
-            "close to no guarantee; cap the records of a person or lower epsilon"
+            f"for a person with {person['records']} records epsilon is "
+            f"{figure(person['epsilon'], 1)}: close to no guarantee; cap the records of a person "
+            "or lower epsilon"
         )
     return found
 
@@ -332,8 +329,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     person = facts["person"]
     if person is not None:
         found.append(
-            f"person with {person['records']} records: epsilon {person['epsilon']:.3f} at delta "
-            f"{person['delta']:.3g} (group privacy)"
+            f"person with at most {person['records']} records: epsilon "
+            f"{figure(person['epsilon'], 3)} at delta {person['delta']:g} by PLD "
+            f"({facts['adjacency']} adjacency, all records of one person)"
         )
     return found
 

@@ -1,4 +1,8 @@
-"""The site bundle: the global encoder with this site's own decoder, for this site's devices."""
+"""The site bundle: the global encoder with this site's own decoder, for this site's devices.
+
+It holds statistics computed exactly on the site's records (latent density, constants and threshold
+of the score). No epsilon covers them; the one in its manifest is that of what the site released.
+"""
 
 import math
 from dataclasses import replace
@@ -80,18 +84,32 @@ def export_site(
         thresholds=Thresholds(quantile=run.scoring.quantile, absolute=threshold, recentred=None),
         epsilon=material.epsilon,
         delta=material.delta,
+        rng=material.rng,
         clients=1,
         combine=combine,
         version=version,
         decoder=decoder,
         scaling=material.scaling,
         expires=expires,
+        note=_person_note(material),
     )
     stored = form if form.target is None else replace(form, rethreshold=rethreshold)
     target = path or home.bundles / f"{run.name}-{version}{SUFFIX}"
     report = make_bundle(target, contents, SigningKey.load(home.signing_key), form=stored)
     keep_version(home.bundles, run.name, version)
     return report
+
+
+def _person_note(material: SiteMaterial) -> str:
+    """What the site's releases cost one person, for the model card; empty where nobody said."""
+    if material.person_epsilon is None:
+        return ""
+    return (
+        f"Each person has at most {material.person_records} records here. Everything the site "
+        f"has released so far, this run included, is ({material.person_epsilon:.3g}, "
+        f"{material.delta:.3g})-differentially private per person, for neighbours that differ in "
+        "all records of one person, by privacy loss distributions."
+    )
 
 
 def site_model(material: SiteMaterial) -> VAE:

@@ -1,5 +1,6 @@
-"""A set of preprocessed records of one schema, with optional owners and evaluation labels."""
+"""A set of preprocessed records of one schema, with optional owners, persons and labels."""
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,8 @@ class Dataset:
         client_id: Owner of each record as text [N], or None when all belong to one client.
         label: uint8 [N], 0 normal and 1 anomalous, or None when unknown. Only for evaluation;
             training never reads it except to leave known anomalies out.
+        person: int64 [N], which person each record is about, or None when nobody said. Never a
+            part of a record, and never released.
 
     Raises:
         DataError: If lengths or types do not agree.
@@ -28,6 +31,7 @@ class Dataset:
     schema: Schema
     client_id: NDArray[np.str_] | None = None
     label: NDArray[np.uint8] | None = None
+    person: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         """Check that all arrays describe the same records."""
@@ -37,7 +41,8 @@ class Dataset:
                 f"{self.records.dtype} of shape {list(self.records.shape[1:])}; "
                 "use Schema.preprocess."
             )
-        for name, values in (("client_id", self.client_id), ("label", self.label)):
+        sides = (("client_id", self.client_id), ("label", self.label), ("person", self.person))
+        for name, values in sides:
             if values is not None and values.shape != (len(self.records),):
                 raise DataError(
                     f"Expected one {name} for each of {len(self.records)} records, got shape "
@@ -61,11 +66,36 @@ class Dataset:
             records=self.records[index],
             client_id=None if self.client_id is None else self.client_id[index],
             label=None if self.label is None else self.label[index],
+            person=None if self.person is None else self.person[index],
         )
 
     def normals(self) -> "Dataset":
         """Return the records that are not labelled anomalous: all of them without labels."""
         return self if self.label is None else self.select(self.label == 0)
+
+    def capped(self, most: int) -> "Dataset":
+        """Return at most so many records of each person, in their order.
+
+        Which ones is a public rule that looks at nothing but how many records the person has: the
+        person's records are numbered from 0 in their order here, and those whose number, as
+        decimal text, has the smallest SHA-256 stay. So they lie all over the person's records, and
+        the same ones stay as long as the person's records do.
+
+        Raises:
+            DataError: If the records carry no persons.
+            ValueError: If `most` is below 1.
+        """
+        if most < 1:
+            raise ValueError(f"Expected at least one record of a person, got {most}.")
+        if self.person is None:
+            raise DataError(
+                "Expected records with persons, got none; name the person's column when reading."
+            )
+        by_person = np.argsort(self.person, kind="stable")
+        parts = np.split(by_person, np.flatnonzero(np.diff(self.person[by_person])) + 1)
+        places = _places(max(len(rows) for rows in parts))
+        kept = [rows[np.argsort(places[: len(rows)])[:most]] for rows in parts]
+        return self.select(np.sort(np.concatenate(kept)))
 
     def by_client(self) -> dict[str, "Dataset"]:
         """Return one data set per client, in the order of their sorted names.
@@ -91,3 +121,9 @@ class Dataset:
         order = np.random.default_rng(seed).permutation(len(self))
         first = int(len(self) * fraction)
         return self.select(order[:first]), self.select(order[first:])
+
+
+def _places(count: int) -> NDArray[np.int64]:
+    """The place of each number below `count` in the order of the SHA-256 of its decimal text."""
+    digests = [hashlib.sha256(str(number).encode()).digest() for number in range(count)]
+    return np.argsort(sorted(range(count), key=digests.__getitem__))

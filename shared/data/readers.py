@@ -34,11 +34,13 @@ class RawRecords:
         records: Numbers [N, ...]; a table gives [N, columns].
         label: uint8 [N], 0 normal and 1 anomalous, or None.
         client_id: Text [N], or None.
+        person: int64 [N], a number for each person in place of what the file calls them, or None.
     """
 
     records: NDArray[Any]
     label: NDArray[np.uint8] | None
     client_id: NDArray[np.str_] | None
+    person: NDArray[np.int64] | None = None
 
 
 def read(
@@ -50,6 +52,7 @@ def read(
     label_key: str | None = None,
     normal_label: Label | None = None,
     client_key: str | None = None,
+    person_key: str | None = None,
 ) -> Dataset:
     """Read a file and preprocess its records.
 
@@ -58,15 +61,17 @@ def read(
         schema: What each record must be.
         records_key: NPZ only: the array of records [N, ...].
         columns: Tables only: the columns of a record, in order. None takes all columns other than
-            the label's and the client's.
+            the label's, the client's and the person's.
         label_key: Column or array of labels, for evaluation.
         normal_label: The label of normal records; every other label is an anomaly. None demands
             labels that are 0 or 1 already.
         client_key: Column or array that says whose record it is.
+        person_key: Column or array that says which person it is about. Equal values are one
+            person; spaces around them do not count.
 
     Raises:
-        DataError: If the file is absent, damaged or of another kind, if a key is absent, or if
-            the records do not fit the schema.
+        DataError: If the file is absent, damaged or of another kind, if a key is absent, if a
+            record has no person, or if the records do not fit the schema.
     """
     raw = read_raw(
         path,
@@ -75,12 +80,14 @@ def read(
         label_key=label_key,
         normal_label=normal_label,
         client_key=client_key,
+        person_key=person_key,
     )
     return Dataset(
         records=schema.preprocess(raw.records),
         schema=schema,
         client_id=raw.client_id,
         label=raw.label,
+        person=raw.person,
     )
 
 
@@ -92,6 +99,7 @@ def read_raw(
     label_key: str | None = None,
     normal_label: Label | None = None,
     client_key: str | None = None,
+    person_key: str | None = None,
 ) -> RawRecords:
     """Read a file without scaling; the arguments and errors are those of `read`."""
     path = Path(path)
@@ -101,17 +109,25 @@ def read_raw(
         )
     if not path.is_file():
         raise DataError(f"Expected a data file at {path}, got none; check the path.")
+    taken = (records_key, label_key, *(columns or ()))
+    if person_key is not None and person_key in taken:
+        raise DataError(
+            f"Expected {person_key!r} to tell persons apart in {path.name} and nothing else, got "
+            "it among the records or labels too; a record never holds its person, so leave it out "
+            "there."
+        )
     if path.name.lower().endswith(".npz"):
         if columns is not None:
             raise DataError(
                 f"Expected no columns for the NPZ file {path.name}, got {len(columns)}; "
                 "use records_key."
             )
-        found = _npz_records(path, records_key, label_key, client_key)
+        found = _npz_records(path, records_key, label_key, client_key, person_key)
     else:
-        found = _table_records(path, columns, label_key, client_key)
-    records, labels, clients = found
-    for name, values in (("labels", labels), ("client names", clients)):
+        found = _table_records(path, columns, label_key, client_key, person_key)
+    records, labels, clients, persons = found
+    sides = (("labels", labels), ("client names", clients), ("persons", persons))
+    for name, values in sides:
         if values is not None and values.shape != (len(records),):
             raise DataError(
                 f"Expected one of the {name} for each of {len(records)} records in {path.name}, "
@@ -121,10 +137,12 @@ def read_raw(
         records=records,
         label=None if labels is None else _binary(labels, normal_label),
         client_id=None if clients is None else clients.astype(np.str_),
+        person=None if persons is None else _numbered(persons, path),
     )
 
 
-_Found = tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]
+_Side = NDArray[Any] | None
+_Found = tuple[NDArray[Any], _Side, _Side, _Side]
 
 
 def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -153,28 +171,35 @@ def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 
 def _npz_records(
-    path: Path, records_key: str, label_key: str | None, client_key: str | None
+    path: Path,
+    records_key: str,
+    label_key: str | None,
+    client_key: str | None,
+    person_key: str | None,
 ) -> _Found:
-    """Read records, labels and owners from an NPZ archive."""
-    arrays = read_npz(path, [k for k in (records_key, label_key, client_key) if k is not None])
+    """Read records, labels, owners and persons from an NPZ archive."""
+    sides = (label_key, client_key, person_key)
+    arrays = read_npz(path, [key for key in (records_key, *sides) if key is not None])
     if arrays[records_key].ndim < 2:
         raise DataError(
             f"Expected records [N, ...] under {records_key!r} in {path.name}, got shape "
             f"{list(arrays[records_key].shape)}; name another array."
         )
-    return (
-        arrays[records_key],
-        None if label_key is None else arrays[label_key],
-        None if client_key is None else arrays[client_key],
-    )
+    labels, clients, persons = (None if key is None else arrays[key] for key in sides)
+    return arrays[records_key], labels, clients, persons
 
 
 def _table_records(
-    path: Path, columns: Sequence[str] | None, label_key: str | None, client_key: str | None
+    path: Path,
+    columns: Sequence[str] | None,
+    label_key: str | None,
+    client_key: str | None,
+    person_key: str | None,
 ) -> _Found:
     """Read the named columns of a CSV or Parquet table."""
-    frame = _frame(path)
-    others = [key for key in (label_key, client_key) if key is not None]
+    frame = _frame(path, person_key)
+    sides = (label_key, client_key, person_key)
+    others = [key for key in sides if key is not None]
     if columns is None:
         columns = [name for name in frame.columns if name not in others]
     _check_keys(path, "column", [*columns, *others], list(frame.columns))
@@ -185,21 +210,25 @@ def _table_records(
             f"Expected numbers in every record column of {path.name}, got other values in "
             f"{', '.join(texts[:5])}; name the record columns or convert them."
         )
-    return (
-        features.to_numpy(),
-        None if label_key is None else frame[label_key].to_numpy(),
-        None if client_key is None else frame[client_key].to_numpy(),
-    )
+    labels, clients = (None if key is None else frame[key].to_numpy() for key in sides[:2])
+    persons = None
+    if person_key is not None:
+        named = frame[person_key].astype(object)
+        persons = named.where(named.notna(), None).to_numpy()
+    return features.to_numpy(), labels, clients, persons
 
 
-def _frame(path: Path) -> "pd.DataFrame":
-    """Load a whole table with pandas, which is imported only here."""
+def _frame(path: Path, text: str | None = None) -> "pd.DataFrame":
+    """Load a whole table with pandas, which is imported only here; column ``text`` as it stands.
+
+    In a CSV pandas would read one part of a column as numbers and another as text.
+    """
     import pandas as pd
 
     try:
         if path.name.lower().endswith(".parquet"):
             return pd.read_parquet(path)
-        return pd.read_csv(path)
+        return pd.read_csv(path, dtype=None if text is None else {text: str})
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(
             f"Expected a readable table at {path}, got a {type(error).__name__}; "
@@ -237,3 +266,18 @@ def _binary(labels: NDArray[Any], normal: Label | None) -> NDArray[np.uint8]:
     else:
         abnormal = labels.astype(np.str_) != str(normal)
     return np.asarray(abnormal, dtype=np.uint8)
+
+
+def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
+    """One number for each person, so that what the file calls them goes no further.
+
+    Raises:
+        DataError: If a record has no person.
+    """
+    names = ["" if v is None or v != v else str(v).strip() for v in persons.tolist()]
+    if "" in names:
+        raise DataError(
+            f"Expected a person for every record of {path.name}, got none in row "
+            f"{names.index('') + 1} (the first record is row 1); name the person or remove the row."
+        )
+    return np.unique(np.array(names, dtype=np.str_), return_inverse=True)[1].astype(np.int64)

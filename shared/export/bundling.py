@@ -44,6 +44,7 @@ from shared.keys import SigningKey
 from shared.models import VAE
 from shared.privacy.accounting import ADJACENCY
 from shared.privacy.clipping import synthetic_records
+from shared.privacy.noise import RngName
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import LatentDensity
 
@@ -67,6 +68,7 @@ class BundleContents:
         thresholds: above which records are flagged.
         epsilon: largest spend of a client, or None when the run was not private.
         delta: of that epsilon.
+        rng: of the worst release in that epsilon; by default that of the run.
         clients: how many took part.
         combine: makes ``score`` of a site bundle.
         released: makes ``score`` of a global bundle; None takes the latent distance.
@@ -74,6 +76,7 @@ class BundleContents:
         decoder: also ship the decoder as a graph of its own; its records are scaled ones.
         scaling: of the records before the model, or None.
         expires: UTC time after which no device installs it, or None.
+        note: more text for the model card.
     """
 
     kind: Kind
@@ -91,6 +94,8 @@ class BundleContents:
     decoder: bool = False
     scaling: Scaling | None = None
     expires: str | None = None
+    rng: RngName | None = None
+    note: str = ""
 
     @property
     def scores_reconstructions(self) -> bool:
@@ -175,6 +180,7 @@ def make_bundle(
         density=contents.density.arrays(),
         golden_records=golden,
         signing_key=signing_key,
+        note=contents.note,
     )
     return BundleReport(
         path=path, size=path.stat().st_size, parity=reports, manifest=written, choice=choice
@@ -329,7 +335,7 @@ def _privacy(contents: BundleContents) -> Privacy | None:
         noise_multiplier=plan.noise_multiplier,
         sample_rate=plan.sample_rate,
         steps=plan.rounds * plan.steps_per_round,
-        rng=plan.rng,
+        rng=contents.rng or plan.rng,
         adjacency=ADJACENCY,
         unit="record",
     )

@@ -92,21 +92,47 @@ def _rdp_of_one_step(noise_multiplier: float, sample_rate: float) -> np.ndarray:
     )
 
 
-def epsilon_of(events: Iterable[GaussianEvent], delta: float) -> float:
+def epsilon_of(events: Iterable[GaussianEvent], delta: float, order: float | None = None) -> float:
     """Epsilon at ``delta`` of the composition of ``events``; 0.0 for no event.
 
     Args:
         events: everything that was ever released about one data set.
         delta: target delta, strictly between 0 and 1.
+        order: the one of ``ORDERS`` to convert at; None takes the best.
     """
     if not 0 < delta < 1:
         raise ValueError(f"Expected 0 < delta < 1, got {delta}.")
     rdp = rdp_of(events)
     if not rdp.any():
         return 0.0
+    epsilon = rdp + _conversion(delta)
+    return float(max(0.0, np.nanmin(epsilon) if order is None else epsilon[ORDERS.index(order)]))
+
+
+def filter_order(events: Iterable[GaussianEvent], epsilon: float, delta: float) -> float:
+    """The one of ``ORDERS`` at which a budget holds ``events`` the most often.
+
+    To be taken before the first release. Releases whose parameters are chosen after earlier answers
+    compose in RDP at an order that was fixed beforehand (Feldman & Zrnic 2021): stopping before the
+    sum of their divergences passes a fixed budget is a valid privacy filter, at no cost. An order
+    chosen in hindsight has no such theorem.
+
+    Args:
+        events: what is known in advance, such as the whole of a first run.
+        epsilon: the budget.
+        delta: of the budget.
+    """
+    left = epsilon - _conversion(delta)
+    with np.errstate(invalid="ignore"):
+        times = left / rdp_of(events)
+    return ORDERS[int(np.nanargmax(times))]
+
+
+def _conversion(delta: float) -> np.ndarray:
+    """What epsilon at ``delta`` is above the divergence of each order: [len(ORDERS)]."""
     orders = np.asarray(ORDERS)
-    epsilon = rdp - (np.log(delta) + np.log(orders)) / (orders - 1) + np.log1p(-1 / orders)
-    return float(max(0.0, np.nanmin(epsilon)))
+    above: np.ndarray = np.log1p(-1 / orders) - (np.log(delta) + np.log(orders)) / (orders - 1)
+    return above
 
 
 def pld_epsilon_of(events: Iterable[GaussianEvent], delta: float) -> float:

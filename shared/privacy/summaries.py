@@ -306,15 +306,14 @@ class LatentDensity:
             for key, value in arrays.items()
         )
         found = {key: np.asarray(value, dtype=np.float64) for key, value in arrays.items()}
-        if not fits or any(
-            np.abs(m - m.T).max() > _ROUNDING * np.abs(m).max() or np.linalg.eigvalsh(m).min() <= 0
-            for m in (found["covariance"], found["within"])
-        ):
-            raise ProtocolError(
-                f"Expected a density of {k} dimensions with positive covariances, got another "
-                "one; send LatentDensity.arrays()."
-            )
-        return cls.from_arrays(found)
+        covariances = {key: found.get(key, np.zeros((k, k))) for key in ("covariance", "within")}
+        if not fits or not all(symmetric(value) for value in covariances.values()):
+            raise _no_density(k)
+        # What differs by rounding is evened out, so that what is checked is what is inverted.
+        even = {key: (value + value.T) / 2 for key, value in covariances.items()}
+        if any(np.linalg.eigvalsh(value).min() <= 0 for value in even.values()):
+            raise _no_density(k)
+        return cls.from_arrays(found | even)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "LatentDensity":
@@ -325,6 +324,19 @@ class LatentDensity:
             covariance=np.asarray(arrays["covariance"], dtype=np.float64),
             within=np.asarray(arrays["within"], dtype=np.float64),
         )
+
+
+def symmetric(matrices: np.ndarray) -> bool:
+    """Whether square matrices [..., k, k] are symmetric within rounding."""
+    turned = matrices.swapaxes(-1, -2)
+    return bool(np.abs(matrices - turned).max() <= _ROUNDING * np.abs(matrices).max())
+
+
+def _no_density(k: int) -> ProtocolError:
+    return ProtocolError(
+        f"Expected a density of {k} dimensions with positive covariances, got another one; send "
+        "LatentDensity.arrays()."
+    )
 
 
 def latent_density(

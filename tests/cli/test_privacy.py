@@ -16,6 +16,7 @@ from shared.models import build
 from shared.models.objective import elbo
 from shared.privacy.accounting import epsilon_of
 from shared.privacy.clipping import calibrated_clip, gradient_norms, synthetic_records
+from shared.privacy.person import person_epsilon
 from shared.privacy.plan import PrivacyPlan
 from tests.cli.conftest import Run
 
@@ -169,15 +170,17 @@ def test_what_would_go_wrong_is_said(
 
 
 def test_a_person_with_one_record_has_the_records_epsilon(run: Run, tmp_path: Path) -> None:
-    """Group privacy of one is the guarantee itself; that of two follows the formula."""
+    """For one record the figure is that record's by PLD; it grows with records at equal delta."""
     path = written(tmp_path)
-    one = planned(run, path, "--person-records", 1)
-    assert one["person"]["epsilon"] == one["epsilon"]
-    assert one["person"]["delta"] == pytest.approx(1e-5)
-    two = planned(run, path, "--person-records", 2)
-    assert two["person"]["epsilon"] == 2 * one["epsilon"]
-    assert two["person"]["delta"] == pytest.approx(1e-5 * (1 + math.exp(one["epsilon"])))
-    assert planned(run, path, "--person-records", 10**6)["person"]["delta"] == 1.0
+    plan = PrivacyPlan.from_config(RunConfig.load(path))
+    found = {m: planned(run, path, "--person-records", m)["person"] for m in (1, 2, 5, 10**6)}
+    assert found[1]["epsilon"] == person_epsilon(plan.events(), 1e-5, 1) < plan.epsilon()
+    assert found[1]["epsilon"] < found[2]["epsilon"] < found[5]["epsilon"]
+    assert found[2]["epsilon"] == person_epsilon(plan.events(), 1e-5, 2)
+    assert {one["delta"] for one in found.values()} == {1e-5}
+    assert found[10**6]["epsilon"] is None or found[10**6]["epsilon"] > 1e4
+    shown = run("privacy", "plan", path, "--person-records", 2)[1]
+    assert f"epsilon {found[2]['epsilon']:.3f} at delta 1e-05 by PLD" in shown
 
 
 @pytest.mark.parametrize(
