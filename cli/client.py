@@ -241,6 +241,7 @@ def _print_ledger_json(book: "Ledger", records: int) -> None:
     print_json(
         {
             "epsilon": _finite(book.epsilon()),
+            "epsilon_pld": _finite(book.pld_epsilon()),
             "max_epsilon": book.max_epsilon,
             "delta": book.delta,
             "rng": book.rng(),
@@ -274,7 +275,8 @@ def _print_ledger(book: "Ledger", config: "NodeConfig", records: int) -> None:
         )
     out.print(shown)
     out.print(
-        f"spent: epsilon {book.epsilon():.4f} of {book.max_epsilon:g} at delta {book.delta:g} "
+        f"spent: epsilon {book.epsilon():.4f} of {book.max_epsilon:g} at delta {book.delta:g} by "
+        f"RDP, the guard; {book.pld_epsilon():.4f} by PLD "
         f"({ADJACENCY} adjacency, unit: one record, {book.rng()} random numbers)"
     )
     person = _person_facts(book)

@@ -49,6 +49,9 @@ CREATE TABLE seals (
 {chain.SCHEMA};
 """
 
+#: The Renyi order that guards each data set, fixed before its first release.
+_ORDERS = "CREATE TABLE IF NOT EXISTS orders (dataset TEXT PRIMARY KEY, alpha REAL NOT NULL)"
+
 _COPY = """
 INSERT INTO entries (id, dataset, run_id, round, kind, request_digest, basis, noise_multiplier,
     sample_rate, steps, rng, reserved_at, epsilon_after, state, ended_at, sha256, nbytes)
@@ -70,6 +73,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
             f"Expected a ledger of version {VERSION} at {path}, got {version}; use the fedlatent "
             "release that wrote it."
         )
+    connection.execute(_ORDERS)
     if version == VERSION:
         return
     if version == 1:
