@@ -105,7 +105,7 @@ def set_prior(model: VAE, prior: Prior | None) -> None:
     try:
         use_prior(model, prior)
     except ConfigError as error:
-        raise ProtocolError(f"Expected a model that takes a broadcast prior: {error}") from None
+        raise ProtocolError(str(error)) from None  # about the run file alone, so it may travel
 
 
 def load_weights(model: VAE, arrays: Arrays, *, whole: bool) -> None:

@@ -91,12 +91,25 @@ def export_site(
         decoder=decoder,
         scaling=material.scaling,
         expires=expires,
+        note=_person_note(material),
     )
     stored = form if form.target is None else replace(form, rethreshold=rethreshold)
     target = path or home.bundles / f"{run.name}-{version}{SUFFIX}"
     report = make_bundle(target, contents, SigningKey.load(home.signing_key), form=stored)
     keep_version(home.bundles, run.name, version)
     return report
+
+
+def _person_note(material: SiteMaterial) -> str:
+    """What the site's releases cost one person, for the model card; empty where nobody said."""
+    if material.person_epsilon is None:
+        return ""
+    return (
+        f"Each person has at most {material.person_records} records here. Everything the site "
+        f"has released so far, this run included, is ({material.person_epsilon:.3g}, "
+        f"{material.delta:.3g})-differentially private per person, for neighbours that differ in "
+        "all records of one person, by privacy loss distributions."
+    )
 
 
 def site_model(material: SiteMaterial) -> VAE:

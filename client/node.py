@@ -257,6 +257,7 @@ class Node:
         run = header.config
         state = self._state(header.run_id, header.round)
         private = np.isfinite(reservation.epsilon_after)
+        persons = self.ledger.person if private else None
         own = site_weights(run, model, state, asked)
         if asked.density is None:
             raise ProtocolError("Expected a latent density with a threshold request, got none.")
@@ -278,5 +279,7 @@ class Node:
                 delta=self.ledger.delta,
                 rng=self.ledger.rng(),
                 scaling=asked.scaling,
+                person_records=persons.records if persons else None,
+                person_epsilon=self.ledger.person_epsilon() if persons else None,
             )
         )

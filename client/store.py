@@ -78,6 +78,9 @@ class SiteMaterial:
         delta: of that epsilon.
         rng: of the worst release in that epsilon.
         scaling: of the records' features, or None.
+        person_records: most records of one person, or None where persons are not known.
+        person_epsilon: spent on one person when the threshold was paid, or None as above or
+            without privacy.
     """
 
     run_id: str
@@ -91,6 +94,8 @@ class SiteMaterial:
     delta: float
     rng: RngName
     scaling: Scaling | None = None
+    person_records: int | None = None
+    person_epsilon: float | None = None
 
 
 class Store:
@@ -151,6 +156,8 @@ class Store:
             "epsilon": material.epsilon,
             "delta": material.delta,
             "rng": material.rng,
+            "person_records": material.person_records,
+            "person_epsilon": material.person_epsilon,
         }
         tensors = {key: torch.tensor(np.asarray(value)) for key, value in arrays.items()}
         _write(self._folder(material.run_id) / "site.safetensors", tensors, meta)
@@ -177,6 +184,8 @@ class Store:
             delta=meta["delta"],
             rng=meta.get("rng", run.privacy.rng),  # files of older releases do not say
             scaling=Scaling.from_arrays(scaling, run.data) if scaling else None,
+            person_records=meta.get("person_records"),
+            person_epsilon=meta.get("person_epsilon"),
         )
 
     def site_runs(self) -> list[str]:

@@ -76,6 +76,7 @@ class BundleContents:
         decoder: also ship the decoder as a graph of its own; its records are scaled ones.
         scaling: of the records before the model, or None.
         expires: UTC time after which no device installs it, or None.
+        note: more text for the model card.
     """
 
     kind: Kind
@@ -94,6 +95,7 @@ class BundleContents:
     scaling: Scaling | None = None
     expires: str | None = None
     rng: RngName | None = None
+    note: str = ""
 
     @property
     def scores_reconstructions(self) -> bool:
@@ -178,6 +180,7 @@ def make_bundle(
         density=contents.density.arrays(),
         golden_records=golden,
         signing_key=signing_key,
+        note=contents.note,
     )
     return BundleReport(
         path=path, size=path.stat().st_size, parity=reports, manifest=written, choice=choice

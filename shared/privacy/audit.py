@@ -25,6 +25,7 @@ _PILOT_CONFIDENCE = 1 - 1e-5
 _MOST_THRESHOLDS = 512
 _MOST_FOUND = 1 - 1e-12  # a rate of hits, so that its quantile is finite
 _LARGEST_EPSILON = 1e4
+_LARGEST_MU, _BISECTIONS = 64.0, 50
 
 
 def gaussian_delta(epsilon: float, mu: float, sample_rate: float = 1.0) -> float:
@@ -104,6 +105,41 @@ def gdp_lower_bound(
 
     mu = _judged(scores_with, scores_without, confidence, proven)
     return gaussian_epsilon(max(mu, 0.0), delta, sample_rate)
+
+
+def group_mu_lower_bound(
+    scores_with: np.ndarray,
+    scores_without: np.ndarray,
+    shares: np.ndarray,
+    confidence: float = 0.95,
+) -> float:
+    """Lower bound on 1 / sigma of one Gaussian release that a person moves by a random number.
+
+    With the person the release is moved by k with known probability ``shares[k]``, so a threshold
+    of false positive rate FPR has power ``sum_k shares[k] Phi(k mu + Phi^-1(FPR))``, which grows
+    with mu. The bound does not hold for other mechanisms.
+
+    Args:
+        scores_with: scores of independent draws with the person [N].
+        scores_without: the same without [M].
+        shares: of each number of the person's records in a draw [m + 1].
+        confidence: that the bound is no larger than the true 1 / sigma.
+    """
+    counts = np.arange(len(shares))
+
+    def proven(fpr: np.ndarray, fnr: np.ndarray) -> np.ndarray:
+        base, wanted = special.ndtri(fpr), 1 - fnr
+        low, high = np.zeros(len(fpr)), np.full(len(fpr), _LARGEST_MU)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            power = special.ndtr(np.outer(middle, counts) + base[:, None]) @ shares
+            low, high = (
+                np.where(power < wanted, middle, low),
+                np.where(power < wanted, high, middle),
+            )
+        return low
+
+    return _judged(scores_with, scores_without, confidence, proven)
 
 
 def dp_lower_bound(

@@ -98,6 +98,12 @@ def audit_node(root: Path, run: RunConfig, records: np.ndarray | None = None) ->
             "policy": {
                 "max_epsilon": 1e12,
                 "allowed_sharing": ["encoder", "summary", "encoder+summary", "full"],
+                # Without the owner's caps, too, epsilon must be true.
+                "caps": {
+                    "largest_weight": 1e30,
+                    "smallest_sigma": 0.0,
+                    "smallest_batch": 0.0,
+                },
             },
         }
     )
@@ -157,6 +163,12 @@ def zero_weights(run: RunConfig) -> Arrays:
     }
 
 
+def first_weights(run: RunConfig, *, whole: bool) -> Arrays:
+    """The weights with which a run begins, of the encoder alone or of the whole model."""
+    state, prefix = _model(run).state_dict(), "" if whole else ENCODER_PREFIX
+    return {key: value.numpy() for key, value in state.items() if key.startswith(prefix)}
+
+
 def request_arrays(run: RunConfig, kind: Kind) -> Arrays:
     """What a server sends with a request: zero weights in training, first weights for summaries.
 
@@ -166,9 +178,7 @@ def request_arrays(run: RunConfig, kind: Kind) -> Arrays:
         return {}
     if kind == "train":
         return zero_weights(run) | _scaling(run)
-    prefix = "" if run.shares_decoder and kind in WHOLE_KINDS else ENCODER_PREFIX
-    state = _model(run).state_dict()
-    arrays = {key: value.numpy() for key, value in state.items() if key.startswith(prefix)}
+    arrays = first_weights(run, whole=run.shares_decoder and kind in WHOLE_KINDS)
     arrays |= _scaling(run)
     if kind in WHOLE_KINDS:
         arrays |= under(DENSITY_PREFIX, _unit_density(LATENT).arrays())
@@ -277,7 +287,11 @@ def summary_noise(
             for kind, one in _noise_of_run(node, run, form, f"audit-{number}", exact):
                 found.setdefault(kind, []).append(one)
     return {
-        kind: _independent(np.stack(one), is_symmetric=symmetric(run, kind, form))
+        kind: _independent(
+            np.stack(one),
+            is_symmetric=symmetric(run, kind, form),
+            count=_counts(run, kind, form),
+        )
         for kind, one in found.items()
     }
 
@@ -313,7 +327,16 @@ def sensitivity(run: RunConfig, kind: Kind, form: Form) -> float:
     """
     if kind == "threshold":
         return math.sqrt(3 if run.scoring.combined else 2)
-    return math.sqrt(3.0) if _diagonal(run, kind, form) else 2.0
+    if kind == "mixture":
+        return 2.0
+    return math.sqrt(2.0) if _diagonal(run, kind, form) else math.sqrt(3.0)
+
+
+def _counts(run: RunConfig, kind: Kind, form: Form) -> int | None:
+    """Which of the independent numbers is the public number of records, which needs no noise."""
+    if kind in ("threshold", "mixture"):
+        return None
+    return 0 if _diagonal(run, kind, form) else -1
 
 
 def _diagonal(run: RunConfig, kind: Kind, form: Form) -> bool:
@@ -322,15 +345,18 @@ def _diagonal(run: RunConfig, kind: Kind, form: Form) -> bool:
     return kind == "moments" and form == "diagonal"
 
 
-def _independent(noise: np.ndarray, *, is_symmetric: bool) -> Noise:
-    """The independent numbers of noise [R, *shape], each of deviation 1."""
-    if not is_symmetric:
-        return Noise(rows=noise.reshape(len(noise), -1), diagonal=None)
-    rows, columns = np.triu_indices(noise.shape[-1])
-    diagonal = rows == columns
-    upper = noise[..., rows, columns] * np.where(diagonal, 1.0, math.sqrt(2.0))
-    flat = upper.reshape(len(noise), -1)
-    return Noise(rows=flat, diagonal=np.tile(diagonal, flat.shape[1] // len(diagonal)))
+def _independent(noise: np.ndarray, *, is_symmetric: bool, count: int | None) -> Noise:
+    """The independent numbers of noise [R, *shape] but for the count, each of deviation 1."""
+    flat, diagonal = noise.reshape(len(noise), -1), None
+    if is_symmetric:
+        rows, columns = np.triu_indices(noise.shape[-1])
+        upper = noise[..., rows, columns] * np.where(rows == columns, 1.0, math.sqrt(2.0))
+        flat = upper.reshape(len(noise), -1)
+        diagonal = np.tile(rows == columns, flat.shape[1] // len(rows))
+    if count is not None:
+        flat = np.delete(flat, count, axis=1)
+        diagonal = None if diagonal is None else np.delete(diagonal, count)
+    return Noise(rows=flat, diagonal=diagonal)
 
 
 def _unit_density(k: int) -> LatentDensity:

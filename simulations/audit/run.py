@@ -13,6 +13,7 @@ from simulations.audit.inversion import Inversion, inversion
 from simulations.audit.membership import Membership, membership
 from simulations.audit.node_checks import node_checks
 from simulations.audit.one_run import OneRun, federated_run, one_run
+from simulations.audit.person import person_findings
 from simulations.audit.results import Finding, Watch
 from simulations.audit.unit import step_finding, summary_findings
 from simulations.audit.usual import usual_run
@@ -146,6 +147,8 @@ def run_audit(sizes: Sizes, seed: int, watch: Watch) -> Audit:
     """
     claims = list(_unit_findings(sizes, seed, watch))
     controls = list(control_findings(sizes.broken, sizes.toys, seed, watch))
+    for one in person_findings(sizes.steps, sizes.summaries // 4, seed, watch):
+        (controls if one.control else claims).append(one)
     with tempfile.TemporaryDirectory(prefix="fedlatent-audit-", dir=_memory()) as name:
         folder = Path(name)
         attacked, share = hostile(folder, sizes.hostile, sizes.tries, seed, watch)

@@ -115,17 +115,21 @@ def step_finding(name: str, sample_rate: float, draws: int, seed: int, watch: Wa
     )
 
 
-def step_draws(name: str, plan: PrivacyPlan, draws: int, seed: int, watch: Watch) -> Draws:
+def step_draws(
+    name: str, plan: PrivacyPlan, draws: int, seed: int, watch: Watch, copies: int = 1
+) -> Draws:
     """Scores of released weights after one step of ``client.trainer.train_round``.
 
     The null record that takes the canary's place without it is NaN: the trainer leaves such
-    records out, and the number of records stays the same.
+    records out, and the number of records stays the same. Copies of the canary come and go
+    together.
     """
     run, rng = audit_run(), np.random.default_rng(seed)
-    records = torch.from_numpy(rng.normal(0, 1, (_OTHERS + 1, *_SHAPE)).astype(np.float32))
-    records[-1] = torch.from_numpy(rng.choice([-_BOUND, _BOUND], _SHAPE).astype(np.float32))
+    records = torch.from_numpy(rng.normal(0, 1, (_OTHERS + copies, *_SHAPE)).astype(np.float32))
+    canary = torch.from_numpy(rng.choice([-_BOUND, _BOUND], _SHAPE).astype(np.float32))
+    records[-copies:] = canary
     absent = records.clone()
-    absent[-1] = torch.nan
+    absent[-copies:] = torch.nan
     model = build(run.model.family, run.model.options, _SHAPE, seed)
     direction = _canary_gradient(model, run, records[-1])
     worlds = []

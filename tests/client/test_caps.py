@@ -188,6 +188,36 @@ def test_received_densities_outside_the_caps_are_refused_before_any_charge(
     refused(node, node.handle(request(run, number, kind), arrays), named)
 
 
+def test_a_covariance_that_only_rounding_makes_positive_is_refused_before_any_charge(
+    tmp_path: Path,
+) -> None:
+    """What is checked is what is inverted: the half that is not looked at cannot be singular."""
+    singular = np.asarray([[2.0**20, 2.0], [1.0, 2.0 / 2.0**20]])  # its lower half is positive
+    run = tiny_run(sharing="summary", summaries={"components": 1, "em_rounds": 1})
+    mixture = LatentMixture(
+        weights=np.ones(1), means=np.zeros((1, 2)), covariances=singular[None]
+    ).arrays()
+    for prefix, arrays in (
+        (DENSITY_PREFIX, density(2, covariance=singular, within=singular)),
+        (MIXTURE_PREFIX, mixture),
+    ):
+        node = tiny_node(tmp_path / prefix, run)
+        sent = {**weights_of(run), **under(prefix, arrays)}
+        out = node.handle(request(run, 2, "mixture"), sent)
+        assert (out.header.status, out.header.code) == ("refused", "protocol")
+        nothing_happened(node)
+
+
+def test_a_prior_that_single_precision_cannot_invert_is_used(tmp_path: Path) -> None:
+    """A covariance within the bounds never ends the training, however it rounds."""
+    close = np.asarray([[4096.0, 4096.0], [4096.0, 4096.0 + 2.0**-13]])
+    run = tiny_run(sharing="encoder+summary", summaries={"prior": "gaussian", "every": 1})
+    node = tiny_node(tmp_path, run)
+    arrays = under(DENSITY_PREFIX, density(2, covariance=close))
+    out = node.handle(request(run, 3), {**weights_of(run), **arrays})
+    assert out.header.status == "ok", out.header.text
+
+
 @pytest.mark.parametrize(
     ("mean", "deviation", "named"),
     [

@@ -1,5 +1,7 @@
 """A data set keeps records, owners and labels together."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -71,3 +73,61 @@ def test_arrays_must_agree() -> None:
         Dataset(records=records, schema=SCHEMA, label=np.full(6, 2, dtype=np.uint8))
     with pytest.raises(DataError, match="client"):
         Dataset(records=records, schema=SCHEMA).by_client()
+
+
+def of_persons(persons: list[int]) -> Dataset:
+    """Records 0, 1, 2, ... of those persons."""
+    index = np.arange(len(persons), dtype=np.float32)
+    return Dataset(
+        records=np.stack([index, index], axis=1), schema=SCHEMA, person=np.array(persons, np.int64)
+    )
+
+
+def rows_of(data: Dataset) -> list[int]:
+    """Which records these are."""
+    return [int(value) for value in data.records[:, 0]]
+
+
+def test_cap_keeps_at_most_so_many_of_each_person_in_order() -> None:
+    """Persons with few records keep all; the others keep the cap, spread over theirs."""
+    persons = [*([5] * 200), 1, *([3] * 4), *([5] * 200), 1]
+    data = of_persons(persons).capped(4)
+    assert data.person is not None
+    assert np.unique(data.person, return_counts=True)[1].tolist() == [2, 4, 4]
+    kept = rows_of(data)
+    assert kept == sorted(kept)
+    assert rows_of(data.capped(4)) == kept
+    many = [row for row in kept if persons[row] == 5]
+    assert many[0] > 4
+    assert min(row < 200 for row in many) < max(row < 200 for row in many)
+
+
+def test_cap_looks_at_no_one_elses_records() -> None:
+    """Whatever others have, and wherever their rows lie, a person's own records stay the same."""
+    alone = rows_of(of_persons([7] * 50).capped(5))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        persons = rng.permutation([7] * 50 + rng.integers(0, 7, 80).tolist()).tolist()
+        own = np.flatnonzero(np.array(persons) == 7)
+        kept = of_persons(persons).capped(5)
+        assert kept.person is not None
+        theirs = [rows_of(kept)[i] for i in np.flatnonzero(kept.person == 7)]
+        assert theirs == own[alone].tolist()
+
+
+def test_cap_is_the_rule_that_is_written_down() -> None:
+    """The numbers with the smallest SHA-256 of their decimal text, on any machine, for ever."""
+    order = sorted(range(30), key=lambda n: hashlib.sha256(str(n).encode()).hexdigest())
+    assert rows_of(of_persons([1] * 30).capped(6)) == sorted(order[:6])
+    grown = set(rows_of(of_persons([1] * 31).capped(6)))
+    assert len(grown & set(order[:6])) >= 5
+
+
+def test_cap_needs_persons_and_a_number() -> None:
+    """Without persons there is nothing to count, and no cap is below one."""
+    with pytest.raises(DataError, match="persons"):
+        make().capped(3)
+    with pytest.raises(ValueError, match="at least one"):
+        of_persons([1, 2]).capped(0)
+    with pytest.raises(DataError, match="person for each"):
+        Dataset(records=make().records, schema=SCHEMA, person=np.zeros(2, np.int64))

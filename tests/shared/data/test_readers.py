@@ -129,3 +129,59 @@ def test_npy_under_npz_name(tmp_path: Path) -> None:
         np.save(stream, VALUES)
     with pytest.raises(DataError, match="archive"):
         read(path, SCHEMA)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet", ".npz"])
+@pytest.mark.parametrize("key", ["owner", "kind"])
+def test_every_format_tells_persons_apart(tmp_path: Path, suffix: str, key: str) -> None:
+    """Numbers and texts become one number a person, and no value of the record."""
+    columns = None if suffix == ".npz" else ["a", "b", "c"]
+    data = read(write(tmp_path, suffix), SCHEMA, columns=columns, person_key=key)
+    assert data.person is not None
+    wanted = {"owner": [0, 0, 1, 1], "kind": [1, 2, 1, 0]}
+    np.testing.assert_array_equal(data.person, wanted[key])
+    assert data.person.dtype == np.int64
+    assert data.records.shape == (4, 3)
+
+
+def test_persons_are_told_apart_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    """Leading zeros count in a long CSV of numbers and texts; spaces around a person do not."""
+    rows = 600_000  # pandas would read this in parts, some as numbers
+    path = tmp_path / "data.csv"
+    names = ["007"] * (rows // 2) + [" 007 ", "x7"] * (rows // 4)
+    pd.DataFrame({"a": np.zeros(rows), "who": names}).to_csv(path, index=False)
+    person = read_raw(path, person_key="who").person
+    assert person is not None
+    assert np.bincount(person).tolist() == [3 * rows // 4, rows // 4]
+
+
+@pytest.mark.parametrize("gap", [None, "", "  ", float("nan")])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_record_without_a_person_is_named(
+    tmp_path: Path, suffix: str, gap: str | float | None
+) -> None:
+    """The row is said, and no one else's name."""
+    names = ["secret-a", "secret-b", gap, "secret-c"]
+    frame = pd.DataFrame(VALUES, columns=["a", "b", "c"]).assign(who=names)
+    path = tmp_path / f"data{suffix}"
+    frame.to_parquet(path) if suffix == ".parquet" else frame.to_csv(path, index=False)
+    with pytest.raises(DataError, match="none in row 3 ") as caught:
+        read(path, SCHEMA, person_key="who")
+    assert "secret" not in str(caught.value)
+
+
+def test_persons_of_an_archive_are_checked(tmp_path: Path) -> None:
+    """A gap, another length and the records themselves are no persons."""
+    path = tmp_path / "data.npz"
+    gap = np.array([1.0, np.nan, 2.0, 2.0])
+    np.savez(path, X=VALUES, gap=gap, short=[1, 2], text=["a", "a", "", "b"], wide=VALUES)
+    for key, words in (
+        ("gap", "none in row 2 "),
+        ("text", "none in row 3 "),
+        ("short", r"persons for each of 4 records in data.npz, got shape \[2\]"),
+        ("wide", r"persons for each of 4 records in data.npz, got shape \[4, 3\]"),
+        ("X", "records or labels"),
+        ("none", "array 'none'"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read(path, SCHEMA, person_key=key)

