@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from opacus.grad_sample import GradSampleModule
+from opacus.validators import ModuleValidator
 from torch import Tensor
 
 from client.gradients.parts import Whole
@@ -191,7 +192,11 @@ class GradientSums:
     """Sums of per-record gradients over a sample, clipped when the plan is private."""
 
     def __init__(self, model: VAE, plan: PrivacyPlan, training: TrainingSection) -> None:
-        """Attach to ``model``; ``close`` detaches."""
+        """Attach to ``model``; ``close`` detaches.
+
+        Raises:
+            ReleaseRefused: a layer mixes records, so that their gradients cannot be told apart.
+        """
         self._model = model
         model.sampled = training.objective == "iwae"
         self._clip = plan.clip
@@ -202,6 +207,7 @@ class GradientSums:
         self._hooked: GradSampleModule | None = None
         self._together = CHUNK
         if plan.private:
+            check_layers(model)
             self._layers = layered(model, plan.clip, training)
             if self._layers is None:
                 self._hooked = GradSampleModule(model, loss_reduction="sum")
@@ -288,6 +294,20 @@ def gradient_sums(
             yield sums
         finally:
             sums.close()
+
+
+def check_layers(model: VAE) -> None:
+    """Ask Opacus's validator whether every layer treats records one by one.
+
+    Raises:
+        ReleaseRefused: one does not, such as batch normalisation.
+    """
+    problems = ModuleValidator.validate(model, strict=False)
+    if problems:
+        raise ReleaseRefused(
+            f"Expected layers that treat records one by one, got one that does not ({problems[0]}); "
+            "use another layer."
+        )
 
 
 def layered(model: VAE, clip: float, training: TrainingSection) -> StackedGradients | None:

@@ -230,3 +230,14 @@ def test_changing_buffer_is_refused() -> None:
     plan = PrivacyPlan.from_config(run)
     with pytest.raises(ReleaseRefused, match=r"average\.mean"):
         train_round(LeakyVAE(), RECORDS, plan, run.training, SimulationNoise(0), {})
+
+
+def test_a_layer_that_mixes_records_is_refused() -> None:
+    """Batch normalisation has no per-record gradient, even where it trains nothing."""
+    model = model_of(RUN).train()
+    model.encoder.append(torch.nn.BatchNorm1d(4, affine=False))
+    with (
+        pytest.raises(ReleaseRefused, match="one by one"),
+        gradient_sums(model, PLAN, RUN.training),
+    ):
+        pass
