@@ -293,11 +293,23 @@ def test_epsilon_in_the_facts_is_the_plans(tmp_path: Path) -> None:
     assert 0.9 * run.privacy.epsilon < spent[-1] <= run.privacy.epsilon
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_epsilon": 0.5},
+        {"caps": OPEN_CAPS.model_copy(update={"smallest_sigma": 1e3})},
+        {"caps": OPEN_CAPS.model_copy(update={"smallest_batch": 1e3})},
+        {"caps": OPEN_CAPS.model_copy(update={"largest_weight": 1e-3})},
+    ],
+    ids=["epsilon", "sigma", "batch", "weight"],
+)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_all_refusing_loses_the_quorum(tmp_path: Path, engine: Engine) -> None:
+def test_all_refusing_loses_the_quorum(
+    tmp_path: Path, engine: Engine, limits: dict[str, object]
+) -> None:
     """A policy that forbids the run at every client ends it, naming the reason."""
     run = run_of()
-    policy = open_policy(run).model_copy(update={"max_epsilon": 0.5})
+    policy = open_policy(run).model_copy(update=limits)
     with pytest.raises(QuorumLost, match="policy"):
         simulate(run, sites(), tmp_path, policy=policy, engine=engine)
 
@@ -316,6 +328,13 @@ def test_what_cannot_be_stacked_is_said_first(
     with pytest.raises(ConfigError, match=words):
         simulate(run_of(**changes), sites(), tmp_path, engine="stacked")
     assert not (tmp_path / "server").exists()
+
+
+def test_nobody_is_asked_for_approval_where_nobody_is(tmp_path: Path) -> None:
+    """A policy that wants a person is named before anything runs."""
+    policy = open_policy(run_of()).model_copy(update={"approval": "each-run"})
+    with pytest.raises(ConfigError, match="approval"):
+        simulate(run_of(), sites(), tmp_path, policy=policy, engine="stacked")
 
 
 @pytest.mark.parametrize("values", [(-0.1, 0.0), (0.5, 0.5), (0.0, 1.0)])
