@@ -20,7 +20,6 @@ from typing import Literal
 from shared.errors import BudgetExceeded, PolicyRefusal, ReleaseRefused, ServiceError
 from shared.privacy.accounting import GaussianEvent, epsilon_of
 from shared.privacy.noise import RngName
-from shared.privacy.person import person_epsilon
 from shared.schedule import Kind
 
 State = Literal["reserved", "released"]
@@ -116,6 +115,11 @@ class Person:
     max_epsilon: float | None = None
 
 
+#: Most records of one person in the release of an entry; entries without a row had no cap.
+_CAPS = (
+    "CREATE TABLE IF NOT EXISTS caps (entry INTEGER PRIMARY KEY REFERENCES entries, "
+    "records INTEGER NOT NULL)"
+)
 _COLUMNS = ", ".join(Entry.__dataclass_fields__)
 
 
@@ -152,6 +156,7 @@ class Ledger:
         try:
             with self._transaction() as connection:
                 self._prepare(connection)
+                connection.execute(_CAPS)
         except sqlite3.DatabaseError as error:
             raise ServiceError(
                 f"Expected a privacy ledger at {path}, got a file SQLite cannot use ({error}); "
@@ -222,6 +227,8 @@ class Ledger:
                 key,
             ).fetchone()
             if row is not None:
+                if row["state"] == "reserved":
+                    self._note_cap(connection, row["id"], again=True)
                 return Entry(**dict(row))
             after, what = math.inf, f"{kind} of round {round} of run {run_id!r}"
             if event is not None:
@@ -242,7 +249,9 @@ class Ledger:
                     after,
                 ),
             )
-            return _entry(connection, int(cursor.lastrowid or 0))
+            number = int(cursor.lastrowid or 0)
+            self._note_cap(connection, number)
+            return _entry(connection, number)
 
     def released(self, entry_id: int, sha256: str, nbytes: int) -> None:
         """Record that the payload of a reserved entry is stored and may leave.
@@ -304,7 +313,10 @@ class Ledger:
         return self.spent_if([])
 
     def person_epsilon(self) -> float | None:
-        """Spent so far for a person with the most records; None where persons are not known."""
+        """Spent so far for a person with the most records; None where persons are not known.
+
+        Infinite where a release was made before there was a cap.
+        """
         if self.person is None:
             return None
         with self._connection() as connection:
@@ -338,22 +350,39 @@ class Ledger:
                 f"got {epsilon:.4g} with {what}; lower the run's epsilon or leave this node out."
             )
 
+    def _note_cap(
+        self, connection: sqlite3.Connection, entry_id: int, *, again: bool = False
+    ) -> None:
+        """Keep the cap that an entry is computed under; of one computed again, the higher."""
+        if self.person is None:
+            connection.execute("DELETE FROM caps WHERE entry = ?", (entry_id,))
+        elif again:
+            change = "UPDATE caps SET records = max(records, ?) WHERE entry = ?"
+            connection.execute(change, (self.person.records, entry_id))
+        else:
+            connection.execute("INSERT INTO caps VALUES (?, ?)", (entry_id, self.person.records))
+
     def _person_epsilon_with(
         self, connection: sqlite3.Connection, records: int, extra: Sequence[GaussianEvent | None]
     ) -> float:
-        known = [event for event in extra if event is not None]
-        if len(known) < len(extra) or math.isinf(self._epsilon_with(connection, [])):
-            return math.inf
+        """Of a person; infinite once anything left without noise, or without a cap."""
         rows = connection.execute(
-            "SELECT noise_multiplier, sample_rate, SUM(steps) FROM entries WHERE dataset = ? "
-            "GROUP BY noise_multiplier, sample_rate",
+            "SELECT noise_multiplier, sample_rate, records, SUM(steps) FROM entries "
+            "LEFT JOIN caps ON caps.entry = entries.id WHERE dataset = ? "
+            "GROUP BY noise_multiplier, sample_rate, records",
             (self.dataset,),
         ).fetchall()
-        spent = [
-            GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
-            for sigma, rate, steps in rows
-        ]
-        return person_epsilon([*spent, *known], self.delta, records)
+        known = [(event, records) for event in extra if event is not None]
+        noiseless = len(known) < len(extra) or math.isinf(self._epsilon_with(connection, []))
+        if noiseless or any(row["records"] is None for row in rows):
+            return math.inf
+        for sigma, rate, most, steps in rows:
+            event = GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
+            known.append((event, most))
+        # Imported here: most nodes do without, and it takes a while.
+        from shared.privacy.person import capped_epsilon
+
+        return capped_epsilon(known, self.delta)
 
     def _check_person(
         self, connection: sqlite3.Connection, extra: Sequence[GaussianEvent | None], what: str
