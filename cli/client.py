@@ -3,14 +3,16 @@
 import json as json_module
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from cli.console import JsonOption, err, figure, out, print_json, size, table
 
 if TYPE_CHECKING:
-    from client.ledger import Ledger
+    from client.ledger import Ledger, Verified
+    from client.policy import NodeConfig
 
 app = typer.Typer(
     no_args_is_help=True, help="Set up and run a node; see what left and what it cost."
@@ -67,6 +69,7 @@ def init(
     from pydantic import ValidationError
 
     from client.home import ClientHome
+    from client.known import note_records
     from client.local import read_dataset
     from client.policy import NodeConfig
     from client.service import init_client
@@ -102,7 +105,8 @@ def init(
         )
     except ValidationError as error:
         raise ConfigError(f"client init: {first_problem(error)}") from None
-    records = len(read_dataset(place, preview.data).normals())
+    normals = read_dataset(place, preview.data).normals()
+    records = len(normals)
     init_client(
         place,
         site=site,
@@ -111,10 +115,12 @@ def init(
         data=table_of_data,
         policy={"max_epsilon": max_epsilon, "delta": delta},
     )
+    warning = note_records(place, name, normals.records)
     if json:
         facts = {"home": str(place.root), "records": records, "key": str(place.node_public_key)}
-        print_json(facts)
+        print_json(facts | {"warning": warning})
         return
+    _warn(warning)
     out.print(f"node {site} made in {place.root}: {records} records, epsilon at most {max_epsilon}")
     if person is not None:
         out.print(f"  at most {person_cap} records of each person, by the column {person!r}")
@@ -124,16 +130,26 @@ def init(
     out.print(f"next: [bold]fedlatent client start --home {place.root}[/]")
 
 
+def _warn(warning: str | None) -> None:
+    if warning is not None:
+        err.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+
+
 @app.command(epilog="Example: fedlatent client start --home node")
 def start(home: HomeOption = None) -> None:
     """Serve until Ctrl-C: the resident node, SuperNode and SuperExec."""
     from client.home import ClientHome
+    from client.known import note_records
+    from client.local import read_dataset
+    from client.policy import NodeConfig
     from client.service import ClientService
     from shared.errors import ServiceError
     from shared.supervisor import run_until_signal
 
     place = ClientHome.find(home)
     service = ClientService(place)
+    data = NodeConfig.load(place.config).data
+    _warn(note_records(place, data.name, read_dataset(place, data).normals().records))
 
     def begin() -> None:
         with err.status("loading the records, starting the SuperNode"):
@@ -165,41 +181,80 @@ def status(home: HomeOption = None, json: JsonOption = False) -> None:
     out.print(rows)
 
 
-@app.command(epilog="Example: fedlatent client ledger --json")
-def ledger(home: HomeOption = None, json: JsonOption = False) -> None:
+@app.command(epilog="Examples: fedlatent client ledger --json | fedlatent client ledger --verify")
+def ledger(
+    home: HomeOption = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Check that the ledger is whole and paid for all that left; no table."
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Show what every release cost, and what is left of the budget."""
     from client.home import ClientHome
-    from client.ledger import Ledger
-    from client.local import persons_of, read_dataset
+    from client.local import open_ledger, read_dataset
     from client.policy import NodeConfig
-    from shared.privacy.accounting import ADJACENCY
 
     place = ClientHome.find(home)
     config = NodeConfig.load(place.config)
     records = len(read_dataset(place, config.data).normals())
-    policy = config.policy
-    delta, persons = policy.effective_delta(records), persons_of(config)
-    book = Ledger(place.ledger, config.data.name, policy.max_epsilon, delta, person=persons)
-    spent, entries = book.epsilon(), book.entries()
-    if json:
-        rows = [
-            {
-                "run": e.run_id,
-                "round": e.round,
-                "kind": e.kind,
-                "state": e.state,
-                "noise_multiplier": e.noise_multiplier,
-                "sample_rate": e.sample_rate,
-                "steps": e.steps,
-                "rng": e.rng,
-                "epsilon_after": e.epsilon_after,
-            }
-            for e in entries
-        ]
-        facts = {"epsilon": spent, "max_epsilon": policy.max_epsilon, "delta": book.delta}
-        more = {"adjacency": ADJACENCY, "records": records, "person": _person_facts(book)}
-        print_json(facts | more | {"entries": rows})
+    book, verified = open_ledger(place, config, records)
+    if verify:
+        _print_verified(book, verified, as_json=json)
+    elif json:
+        _print_ledger_json(book, records)
+    else:
+        _print_ledger(book, config, records)
+
+
+def _print_verified(book: "Ledger", verified: "Verified", *, as_json: bool) -> None:
+    states = [payment.state for payment in verified.payments.values()]
+    counts = {name: states.count(name) for name in ("reserved", "released", "failed")}
+    if as_json:
+        facts = {"ok": True, "events": verified.events, "head": verified.head}
+        print_json(facts | {"entries": len(states)} | counts)
         return
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    out.print(f"whole: {verified.events} events in one chain, the last {verified.head[:16]}")
+    out.print(f"{len(states)} entries ({told}); every release in journal and outbox is paid for")
+
+
+def _print_ledger_json(book: "Ledger", records: int) -> None:
+    from shared.privacy.accounting import ADJACENCY
+
+    rows = [
+        {
+            "run": e.run_id,
+            "round": e.round,
+            "kind": e.kind,
+            "state": e.state,
+            "noise_multiplier": e.noise_multiplier,
+            "sample_rate": e.sample_rate,
+            "steps": e.steps,
+            "rng": e.rng,
+            "epsilon_after": _finite(e.epsilon_after),
+        }
+        for e in book.entries()
+    ]
+    print_json(
+        {
+            "epsilon": _finite(book.epsilon()),
+            "max_epsilon": book.max_epsilon,
+            "delta": book.delta,
+            "rng": book.rng(),
+            "adjacency": ADJACENCY,
+            "records": records,
+            "person": _person_facts(book),
+            "entries": rows,
+        }
+    )
+
+
+def _print_ledger(book: "Ledger", config: "NodeConfig", records: int) -> None:
+    from shared.privacy.accounting import ADJACENCY
+
     shown = table(
         f"{config.site}, data set {config.data.name!r}, {records} records",
         "run",
@@ -212,15 +267,15 @@ def ledger(home: HomeOption = None, json: JsonOption = False) -> None:
         "rng",
         "#epsilon after",
     )
-    for e in entries:
+    for e in book.entries():
         numbers = (figure(e.noise_multiplier), f"{e.sample_rate:g}", str(e.steps))
         shown.add_row(
             e.run_id, str(e.round), e.kind, e.state, *numbers, e.rng, figure(e.epsilon_after, 4)
         )
     out.print(shown)
     out.print(
-        f"spent: epsilon {spent:.4f} of {policy.max_epsilon:g} at delta {book.delta:g} "
-        f"({ADJACENCY} adjacency, unit: one record)"
+        f"spent: epsilon {book.epsilon():.4f} of {book.max_epsilon:g} at delta {book.delta:g} "
+        f"({ADJACENCY} adjacency, unit: one record, {book.rng()} random numbers)"
     )
     person = _person_facts(book)
     if person is not None:
@@ -248,6 +303,11 @@ def _person_facts(book: "Ledger") -> dict[str, Any] | None:
         "epsilon": spent if math.isfinite(spent) else None,
         "max_epsilon": book.person.max_epsilon,
     }
+
+
+def _finite(epsilon: float) -> float | None:
+    """JSON has no infinity: null stands for no finite epsilon."""
+    return epsilon if math.isfinite(epsilon) else None
 
 
 @app.command(
@@ -285,3 +345,64 @@ def releases(
         rows.add_row(*cells, size(one["bytes"]), one["sha256"][:12], figure(one["epsilon"], 4))
     out.print(rows)
     out.print(f"{len(lines)} messages, {size(sum(one['bytes'] for one in lines))} in all")
+
+
+@app.command(epilog="Example: fedlatent client runs --json")
+def runs(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Show the runs that have asked for approval: what each costs and what would leave."""
+    from client.approvals import Approvals
+    from client.home import ClientHome
+    from client.policy import NodeConfig
+
+    place = ClientHome.find(home)
+    wanted = NodeConfig.load(place.config).policy.approval
+    found = Approvals(place.approvals).runs()
+    if json:
+        print_json([one.model_dump() for one in found])
+        return
+    columns = ("run", "state", "asked", "sharing", "#epsilon", "#delta", "would leave")
+    rows = table("runs that asked", *columns)
+    for one in found:
+        what = ", ".join(f"{count} {kind}" for kind, count in one.releases.items())
+        numbers = (figure(one.epsilon, 4), f"{one.delta:g}")
+        rows.add_row(one.run, one.state, one.asked, one.sharing, *numbers, what)
+    out.print(rows)
+    if wanted == "none":
+        out.print('this node asks nobody: policy.approval is "none" in its node.toml')
+
+
+@app.command(epilog="Example: fedlatent client approve hearts-20260101-120000")
+def approve(
+    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let a run have its answers, within the policy and the budget."""
+    _decide(run, "approved", home, json=json)
+
+
+@app.command(epilog="Example: fedlatent client refuse hearts-20260101-120000")
+def refuse(
+    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Give a run no further answer."""
+    _decide(run, "refused", home, json=json)
+
+
+def _decide(
+    run: str, decision: Literal["approved", "refused"], home: Path | None, *, json: bool
+) -> None:
+    from client.approvals import Approvals
+    from client.home import ClientHome
+
+    decided = Approvals(ClientHome.find(home).approvals).decide(run, decision)
+    if json:
+        print_json(decided.model_dump())
+        return
+    cost = "no noise" if decided.epsilon is None else f"epsilon {decided.epsilon:.4f}"
+    out.print(
+        f"run {decided.run} {decision}: {cost} at delta {decided.delta:g}, sharing "
+        f"{decided.sharing!r}, {decided.rounds} rounds; configuration {decided.digest[:16]}"
+    )

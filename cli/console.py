@@ -27,7 +27,8 @@ def print_json(value: object) -> None:
 def print_error(error: FedlatentError, *, as_json: bool) -> None:
     """Say what went wrong: a JSON object on standard output, or a sentence on standard error."""
     if as_json:
-        print_json({"error": {"code": error.code, "message": str(error)}})
+        facts = {"code": error.code, "message": str(error)} | error.details
+        print_json({"error": facts})
     else:
         err.print(f"[bold red]error[/] ({error.code}): {_escaped(str(error))}", soft_wrap=True)
 

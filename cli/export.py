@@ -119,8 +119,6 @@ def site(
             form=chosen,
         )
     _print(report, as_json=json)
-    if not json:
-        err.print("[yellow]This bundle holds unreleased statistics: keep it within the site.[/]")
 
 
 def _form(target: str | None, public: Path | None, labels: str | None, *, ort: bool) -> "Form":
@@ -178,7 +176,8 @@ def _expires(days: int | None) -> str | None:
 
 
 def _print(report: "BundleReport", *, as_json: bool) -> None:
-    manifest = report.manifest
+    manifest, privacy = report.manifest, report.manifest.privacy
+    own = manifest.kind == "site"
     if as_json:
         print_json(
             {
@@ -186,7 +185,8 @@ def _print(report: "BundleReport", *, as_json: bool) -> None:
                 "bytes": report.size,
                 "kind": manifest.kind,
                 "version": manifest.version,
-                "epsilon": manifest.privacy.epsilon if manifest.privacy else None,
+                "epsilon": privacy.epsilon if privacy and not own else None,
+                "epsilon_released": privacy.epsilon if privacy else None,
                 "parity": {name: one.max_rel for name, one in report.parity.items()},
                 "precision": manifest.runtime.precision,
                 "format": manifest.runtime.format,
@@ -201,8 +201,18 @@ def _print(report: "BundleReport", *, as_json: bool) -> None:
     out.print(rows)
     if report.choice is not None:
         _print_choice(report.choice)
-    spent = figure(manifest.privacy.epsilon) if manifest.privacy else "none (not private)"
-    out.print(f"{manifest.kind} bundle, version {manifest.version}, epsilon {spent}")
+    spent = f"epsilon {figure(privacy.epsilon)}" if privacy else "no epsilon (not private)"
+    if privacy and privacy.rng == "simulation":
+        spent += " (simulation random numbers)"
+    if not own:
+        out.print(f"global bundle, version {manifest.version}, {spent}")
+        return
+    out.print(f"site bundle, version {manifest.version}; what this site released cost {spent}")
+    out.print(
+        "[yellow]No epsilon covers this bundle:[/] it holds exact statistics of this site's "
+        "records. It is for this site's own devices alone.",
+        soft_wrap=True,
+    )
 
 
 def _candidates(report: "BundleReport") -> list[dict[str, object]]:

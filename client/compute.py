@@ -12,6 +12,8 @@ from typing import get_args
 import numpy as np
 import torch
 
+from client.gradients.sums import steady
+from client.policy import Caps, within
 from client.store import RoundState
 from client.trainer import averages_of
 from shared.config import RunConfig
@@ -19,10 +21,11 @@ from shared.data.gaussian import DataGaussian, data_features, feature_basis, fea
 from shared.data.scaling import Scaling, bounded_values
 from shared.detection.density import ScoreDensity, score_radius, statistics
 from shared.detection.parts import score_centres, score_names, score_parts
-from shared.errors import BudgetExceeded, ConfigError, ProtocolError
+from shared.errors import BudgetExceeded, ConfigError, PolicyRefusal, ProtocolError
 from shared.models import VAE, build, load_encoder, load_state
-from shared.models.base import ENCODER_PREFIX
+from shared.models.base import ENCODER_PREFIX, use_prior
 from shared.models.priors import GaussianPrior, MixturePrior, Prior
+from shared.models.size import TooLarge, at_most
 from shared.models.warm_start import warm_start
 from shared.privacy import summaries
 from shared.privacy.mixture import LatentMixture
@@ -45,12 +48,23 @@ Arrays = Mapping[str, np.ndarray]
 
 _ENCODE_CHUNK = 4096
 _SHRINK = 2.0
+_ROUNDING = 1e-6
 
 
-def make_noise(run: RunConfig, site: str, round: int, kind: Kind) -> NoiseSource:
-    """The noise of one request: fresh and secret, or in simulations a function of its place."""
+def make_noise(
+    run: RunConfig, site: str, round: int, kind: Kind, sealed: bytes | None = None
+) -> NoiseSource:
+    """The noise of one request: secret, or in simulations a function of its place.
+
+    Args:
+        run: the run.
+        site: name of the node.
+        round: of the request.
+        kind: of the request.
+        sealed: key of the secure stream that the ledger's entry pays for; by default a fresh one.
+    """
     if run.privacy.rng == "secure":
-        return SecureNoise()
+        return SecureNoise(sealed)
     purpose = get_args(Kind).index(kind)
     return SimulationNoise(run.seed, zlib.crc32(site.encode()), round, purpose)
 
@@ -67,12 +81,31 @@ def run_plan(config_json: str) -> PrivacyPlan:
         ) from None
 
 
-def run_model(run: RunConfig) -> VAE:
-    """The run's model with its first weights; ProtocolError when it cannot be built."""
+def run_model(run: RunConfig, most: int | None = None) -> VAE:
+    """The run's model with its first weights, of ``most`` parameters where that is given.
+
+    Raises:
+        ProtocolError: it cannot be built.
+        PolicyRefusal: it is larger; nothing of its size was made.
+    """
     try:
-        return build(run.model.family, run.model.options, run.data.shape, run.seed)
+        with at_most(most):
+            return build(run.model.family, run.model.options, run.data.shape, run.seed)
+    except TooLarge:
+        raise PolicyRefusal(
+            f"Expected a model of at most {most} parameters, got a larger one; choose narrower "
+            "layers."
+        ) from None
     except ConfigError as error:  # its text is about the run file alone, so it may travel
         raise ProtocolError(f"Expected a model this node can build: {error}") from None
+
+
+def set_prior(model: VAE, prior: Prior | None) -> None:
+    """Measure the model's rate against a broadcast prior; ProtocolError when it trains its own."""
+    try:
+        use_prior(model, prior)
+    except ConfigError as error:
+        raise ProtocolError(str(error)) from None  # about the run file alone, so it may travel
 
 
 def load_weights(model: VAE, arrays: Arrays, *, whole: bool) -> None:
@@ -106,13 +139,13 @@ def latents_of(model: VAE, records: torch.Tensor) -> np.ndarray:
     Without that, weights chosen so that one record overflows would make its presence show.
     """
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), steady():
         parts = [
             model.encode(part)[0].double().numpy() for part in torch.split(records, _ENCODE_CHUNK)
         ]
     latents = np.concatenate(parts)
-    latents[~np.isfinite(latents).all(axis=1)] = 0.0
-    return latents
+    finite = np.isfinite(latents).all(axis=1, keepdims=True)
+    return np.where(finite, latents, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +177,21 @@ class Asked:
         return None
 
 
-def take_apart(run: RunConfig, kind: Kind, arrays: Arrays, latent_dim: int) -> Asked:
-    """Check what a request of a kind brings beside the weights.
+def take_apart(
+    run: RunConfig, kind: Kind, arrays: Arrays, latent_dim: int, caps: Caps | None = None
+) -> Asked:
+    """Check what a request of a kind brings: weights against ``caps``, all else in full.
+
+    Args:
+        run: the run.
+        kind: of the request.
+        arrays: that came.
+        latent_dim: of the run's model.
+        caps: of the node's policy; None where the arrays are the caller's own.
 
     Raises:
         ProtocolError: an array is missing, unknown or not what its name says.
+        PolicyRefusal: a number lies outside of what this node computes with.
     """
     found = {prefix: below(arrays, prefix) for prefix in EXTRA_PREFIXES}
     needed = {
@@ -167,7 +210,7 @@ def take_apart(run: RunConfig, kind: Kind, arrays: Arrays, latent_dim: int) -> A
     scaling, data = found[SCALING_PREFIX], found[DATA_PREFIX]
     density, mixture = found[DENSITY_PREFIX], found[MIXTURE_PREFIX]
     scores = found[SCORES_PREFIX]
-    return Asked(
+    asked = Asked(
         weights={key: v for key, v in arrays.items() if not key.startswith(EXTRA_PREFIXES)},
         scaling=Scaling.from_arrays(scaling, run.data) if scaling else None,
         gaussian=DataGaussian.from_arrays(run, data) if data else None,
@@ -175,6 +218,56 @@ def take_apart(run: RunConfig, kind: Kind, arrays: Arrays, latent_dim: int) -> A
         mixture=LatentMixture.checked(mixture, latent_dim) if mixture else None,
         scores=ScoreDensity.of(run, latent_dim, scores) if scores else None,
     )
+    if caps is not None:
+        check_caps(asked, run, caps)
+    return asked
+
+
+def check_caps(asked: Asked, run: RunConfig, caps: Caps) -> None:
+    """Refuse arrays outside of what this node computes with.
+
+    Raises:
+        PolicyRefusal: naming the first.
+    """
+    for name, value in asked.weights.items():
+        if (np.abs(value) > caps.largest_weight).any():  # NaN is found where they are loaded
+            raise PolicyRefusal(
+                f"Expected weights of at most {caps.largest_weight:g}, got larger ones in "
+                f"{name[:80]}; go on from an earlier round, with a smaller learning rate."
+            )
+    densities = {
+        "data": asked.gaussian.density if asked.gaussian else None,
+        "density": asked.density,
+        "scores": asked.scores.density if asked.scores else None,
+    }
+    means, covariances = {}, {}
+    for name, one in densities.items():
+        if one is not None:
+            means[name] = one.mean
+            covariances[f"{name}.covariance"] = one.covariance
+            covariances[f"{name}.within"] = one.within
+    if asked.mixture is not None:
+        means["mixture"] = asked.mixture.means
+        covariances["mixture.covariances"] = asked.mixture.covariances
+    for name, value in means.items():
+        largest = float(np.abs(value).max())
+        within(f"the largest mean of {name}", largest, 0.0, caps.largest_weight)
+    for name, value in covariances.items():
+        found = np.linalg.eigvalsh(value)
+        for extreme in (float(found.min()), float(found.max())):
+            least, most = caps.smallest_eigenvalue, caps.largest_eigenvalue
+            within(f"eigenvalues of {name}", extreme, least, most)
+    if asked.scaling is not None:
+        _check_scaling(asked.scaling, run, caps)
+
+
+def _check_scaling(scaling: Scaling, run: RunConfig, caps: Caps) -> None:
+    middle, half = (run.data.upper + run.data.lower) / 2, (run.data.upper - run.data.lower) / 2
+    offset = float(np.abs(scaling.mean - middle).max()) / half
+    within("the largest mean of scaling, in half ranges", offset, 0.0, 1.0 + _ROUNDING)
+    for extreme in (float(scaling.deviation.min()), float(scaling.deviation.max())):
+        least, most = caps.smallest_deviation, caps.largest_deviation
+        within("deviations of scaling, in half ranges", extreme / half, least, most)
 
 
 def scaled(records: torch.Tensor, scaling: Scaling | None) -> torch.Tensor:
@@ -224,7 +317,7 @@ def latent_sums(
         run: the run.
         kind: "moments", "mixture", "scores" or "threshold".
         form: of moments.
-        latents: means [N, k] under the released encoder.
+        latents: means [N, k] under the released encoder; NaN for a null record.
         asked: what the request brought.
         center: the client's own released mean [k]; only "threshold" looks at it.
         parts: of the combined score; only "scores" and "threshold" look at them.
@@ -234,6 +327,7 @@ def latent_sums(
     """
     k = latents.shape[1]
     radius = latent_radius(run, k)
+    null = ~np.isfinite(latents).all(axis=1)
     if kind == "moments":
         of_form = summaries.moments if form == "full" else summaries.diagonal_moments
         return of_form(latents, radius)
@@ -242,6 +336,7 @@ def latent_sums(
     if kind == "scores" and parts:
         names = score_names(run)
         mapped = statistics(parts, names, score_centres(run, k))
+        mapped[null] = np.nan
         return summaries.moments(mapped, score_radius(len(names)))
     density = asked.density
     if kind != "threshold" or density is None:
@@ -254,8 +349,8 @@ def latent_sums(
         if asked.scores is not None:
             scores.append(asked.scores(parts))
     # A density chosen so that one record's score overflows must not make its presence show.
-    most = np.finfo(np.float64).max
-    return summaries.histograms(*(np.nan_to_num(one, nan=most, posinf=most) for one in scores))
+    scores = [np.where(np.isnan(one), np.inf, one) for one in scores]
+    return summaries.histograms(*(np.where(null, np.nan, one) for one in scores))
 
 
 def own_density(

@@ -1,4 +1,8 @@
-"""The site bundle: the global encoder with this site's own decoder, for this site's devices."""
+"""The site bundle: the global encoder with this site's own decoder, for this site's devices.
+
+It holds statistics computed exactly on the site's records (latent density, constants and threshold
+of the score). No epsilon covers them; the one in its manifest is that of what the site released.
+"""
 
 import math
 from dataclasses import replace
@@ -80,6 +84,7 @@ def export_site(
         thresholds=Thresholds(quantile=run.scoring.quantile, absolute=threshold, recentred=None),
         epsilon=material.epsilon,
         delta=material.delta,
+        rng=material.rng,
         clients=1,
         combine=combine,
         version=version,

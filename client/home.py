@@ -12,8 +12,16 @@ from shared.errors import ServiceError
 HOME_VARIABLE = "FEDLATENT_CLIENT_HOME"
 """Environment variable that names the client home."""
 
+USER_VARIABLE = "FEDLATENT_HOME"
+"""Environment variable that names the folder of what all nodes of one user share."""
+
 MAX_SOCKET_PATH = 100
 """Longest Unix socket path in bytes; the kernel's own limit is 108 with the final zero."""
+
+
+def user_folder() -> Path:
+    """Folder of what all nodes of one user share: the variable's value, else ``~/.fedlatent``."""
+    return Path(os.environ.get(USER_VARIABLE) or "~/.fedlatent").expanduser().resolve()
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,11 @@ class ClientHome:
         return self.keys / "signing.pem"
 
     @property
+    def salt(self) -> Path:
+        """Random key of this home's digests of its records (mode 0600)."""
+        return self.keys / "records.salt"
+
+    @property
     def ledger(self) -> Path:
         """SQLite file of the privacy budget."""
         return self.root / "ledger.db"
@@ -104,6 +117,11 @@ class ClientHome:
     def bundles(self) -> Path:
         """Folder of site bundles made by this node."""
         return self.root / "bundles"
+
+    @property
+    def approvals(self) -> Path:
+        """Folder of the runs that have asked for a person's approval."""
+        return self.root / "approvals"
 
     @property
     def services(self) -> Path:

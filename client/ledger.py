@@ -2,9 +2,12 @@
 
 Every release is entered before its computation starts, so that no crash can lose a charge. An
 entry is `reserved` until the release door has stored the payload, then `released`. A request that
-comes again (same bytes) meets its own entry: reserved means that nothing left and the work may
-start over, released means that the stored payload is sent again; neither charges twice. Any other
-request is a new charge. One composition runs over all entries of the data set, of all runs.
+comes again (same bytes) meets its own entry: reserved means that nothing left and the work is done
+over with the very same random numbers, whose key lies sealed beside the entry; released means that
+the stored payload is sent again; neither charges twice. Where the records or whatever else decides
+the answer have changed meanwhile, the old entry becomes `failed`: it counts for ever, its key is
+erased, and the request is a new charge, as any other request is. One composition runs over all
+entries of the data set, of all runs. All entries of the file form one chain (``client.chain``).
 """
 
 import contextlib
@@ -12,51 +15,26 @@ import fcntl
 import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from shared.errors import BudgetExceeded, PolicyRefusal, ReleaseRefused, ServiceError
+from client import chain
+from client.ledger_file import fail, prepare
+from shared.errors import BudgetExceeded, LedgerError, PolicyRefusal, ReleaseRefused, ServiceError
 from shared.privacy.accounting import GaussianEvent, epsilon_of
-from shared.privacy.noise import RngName
+from shared.privacy.noise import RngName, sealed_key
 from shared.schedule import Kind
 
-State = Literal["reserved", "released"]
+State = Literal["reserved", "released", "failed"]
 
-_SCHEMA_VERSION = 1
 _BUSY_S = 30.0
 _LOCK_PAUSE_S = 0.05
 _SLACK = 1e-9  # of rounding between one sum of steps and another
 
-_SCHEMA = """
-CREATE TABLE runs (
-    dataset TEXT NOT NULL,
-    run_id TEXT NOT NULL,
-    config_digest TEXT NOT NULL,
-    started REAL NOT NULL,
-    PRIMARY KEY (dataset, run_id)
-);
-CREATE TABLE entries (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    dataset TEXT NOT NULL,
-    run_id TEXT NOT NULL,
-    round INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    request_digest TEXT NOT NULL,
-    noise_multiplier REAL NOT NULL,
-    sample_rate REAL NOT NULL,
-    steps INTEGER NOT NULL,
-    rng TEXT NOT NULL,
-    reserved_at REAL NOT NULL,
-    epsilon_after REAL NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('reserved', 'released')),
-    released_at REAL,
-    sha256 TEXT,
-    nbytes INTEGER,
-    UNIQUE (dataset, run_id, round, kind, request_digest)
-);
-"""
+CHANGED = "the records, or what the answer is made from besides them, changed before a retry"
+"""Why an entry fails when its request comes again and cannot have the same answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +47,17 @@ class Entry:
         round: round of the request.
         kind: what was asked.
         request_digest: SHA-256 of the request.
+        basis: keyed digest of the records and of whatever else decides the answer.
         noise_multiplier: sigma; 0 means that the release carries no noise at all.
         sample_rate: Poisson rate q.
         steps: how often the mechanism runs.
         rng: which random numbers.
+        cap: most records of one person it was made from; None where nothing capped them.
         reserved_at: when it was charged, in seconds since 1970.
         epsilon_after: of the data set with this entry; infinity once anything left without noise.
-        state: whether the payload has left.
-        released_at: when, or None.
+        state: whether the payload has left, or never will.
+        ended_at: when it left or failed, or None.
+        reason: why it failed, or None.
         sha256: of the payload that left, or None.
         nbytes: of the payload that left, or None.
     """
@@ -86,20 +67,47 @@ class Entry:
     round: int
     kind: Kind
     request_digest: str
+    basis: str
     noise_multiplier: float
     sample_rate: float
     steps: int
     rng: RngName
+    cap: int | None
     reserved_at: float
     epsilon_after: float
     state: State
-    released_at: float | None
+    ended_at: float | None
+    reason: str | None
     sha256: str | None
     nbytes: int | None
 
 
 Reservation = Entry
 """What ``Ledger.reserve`` returns: the entry that pays for a release."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What ``Ledger.verify`` found to be whole.
+
+    Attributes:
+        events: number of the chain's events.
+        head: hash of the last one.
+        payments: of every entry of the file, of all data sets, by number.
+    """
+
+    events: int
+    head: str
+    payments: Mapping[int, "Payment"]
+
+
+class Payment(NamedTuple):
+    """What an entry says about what left for it."""
+
+    entry: int
+    run_id: str
+    state: State
+    sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +123,16 @@ class Person:
     max_epsilon: float | None = None
 
 
-#: Most records of one person in the release of an entry; entries without a row had no cap.
-_CAPS = (
-    "CREATE TABLE IF NOT EXISTS caps (entry INTEGER PRIMARY KEY REFERENCES entries, "
-    "records INTEGER NOT NULL)"
-)
 _COLUMNS = ", ".join(Entry.__dataclass_fields__)
+_LIVE = (
+    f"SELECT {_COLUMNS} FROM entries WHERE dataset = ? AND run_id = ? AND round = ? AND kind = ? "
+    "AND request_digest = ? AND state != 'failed'"
+)
+_INSERT = (
+    "INSERT INTO entries (dataset, run_id, round, kind, request_digest, basis, noise_multiplier, "
+    "sample_rate, steps, rng, cap, reserved_at, epsilon_after, state) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')"
+)
 
 
 class Ledger:
@@ -130,6 +142,7 @@ class Ledger:
         dataset: name of the data set.
         max_epsilon: what all releases together may cost at ``delta``.
         delta: of every epsilon of this ledger.
+        allow_simulation_rng: whether an entry with seeded noise has a finite epsilon.
         person: whose records these are, or None where nobody said.
     """
 
@@ -140,9 +153,19 @@ class Ledger:
         max_epsilon: float,
         delta: float,
         *,
+        allow_simulation_rng: bool = False,
         person: Person | None = None,
     ) -> None:
         """Open the file, making it when absent.
+
+        Args:
+            path: the file.
+            dataset: name of the data set.
+            max_epsilon: what all releases together may cost.
+            delta: of that epsilon.
+            allow_simulation_rng: for simulations: count seeded noise as if it were secret. Whoever
+                knows the seed can take such noise off, so it costs an infinite epsilon elsewhere.
+            person: whose records these are, and what they may cost one of them.
 
         Raises:
             ServiceError: the file is no ledger, or of another version.
@@ -151,16 +174,17 @@ class Ledger:
         self.dataset = dataset
         self.max_epsilon = max_epsilon
         self.delta = delta
+        self.allow_simulation_rng = allow_simulation_rng
+        self._seen = (0, chain.GENESIS)
         self.person = person
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._transaction() as connection:
-                self._prepare(connection)
-                connection.execute(_CAPS)
+                prepare(connection, path)
         except sqlite3.DatabaseError as error:
             raise ServiceError(
                 f"Expected a privacy ledger at {path}, got a file SQLite cannot use ({error}); "
-                "restore it from a backup, never delete it."
+                "restore its newest copy, never delete it."
             ) from None
         path.chmod(0o600)
 
@@ -204,8 +228,11 @@ class Ledger:
         request_digest: str,
         event: GaussianEvent | None,
         rng: RngName,
+        basis: str = "",
     ) -> Reservation:
         """Charge a release before it is computed, or find the charge of the same request.
+
+        A new charge with secure noise gets the key of its one stream, see ``sealed``.
 
         Args:
             run_id: run that asks.
@@ -215,60 +242,100 @@ class Ledger:
             event: the mechanism, or None for a release without noise, after which the data set
                 has no finite epsilon.
             rng: which random numbers the noise comes from.
+            basis: digest of all that decides the answer besides the request and the noise. A
+                reserved entry of another basis fails: it counts, and a new charge is made.
 
         Raises:
-            BudgetExceeded: the budget does not hold it; nothing was charged.
+            BudgetExceeded: the budget does not hold it; nothing new was charged.
         """
         key = (self.dataset, run_id, round, kind, request_digest)
         with self._transaction() as connection:
-            row = connection.execute(
-                f"SELECT {_COLUMNS} FROM entries WHERE dataset = ? AND run_id = ? "
-                "AND round = ? AND kind = ? AND request_digest = ?",
-                key,
-            ).fetchone()
-            if row is not None:
-                if row["state"] == "reserved":
-                    self._note_cap(connection, row["id"], again=True)
-                return Entry(**dict(row))
-            after, what = math.inf, f"{kind} of round {round} of run {run_id!r}"
-            if event is not None:
-                after = self._epsilon_with(connection, [event])
+            entry = _live(connection, key)
+            if entry is not None and entry.state == "reserved" and entry.basis != basis:
+                fail(connection, entry.id, CHANGED)
+        # A second transaction: the failure stands even where the budget holds no new charge.
+        with self._transaction() as connection:
+            entry = _live(connection, key)
+            if entry is not None:
+                return entry
+            what = f"{kind} of round {round} of run {run_id!r}"
+            after = self._epsilon_with(connection, [] if event is None else [event], rng)
+            if event is None:
+                after = math.inf
+            else:
                 self._check(after, what)
             self._check_person(connection, [event], what)
-            cursor = connection.execute(
-                "INSERT INTO entries (dataset, run_id, round, kind, request_digest, "
-                "noise_multiplier, sample_rate, steps, rng, reserved_at, epsilon_after, state) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')",
-                (
-                    *key,
-                    event.noise_multiplier if event else 0.0,
-                    event.sample_rate if event else 1.0,
-                    event.steps if event else 1,
-                    rng,
-                    time.time(),
-                    after,
-                ),
+            mechanism = (
+                event.noise_multiplier if event else 0.0,
+                event.sample_rate if event else 1.0,
+                event.steps if event else 1,
             )
-            number = int(cursor.lastrowid or 0)
-            self._note_cap(connection, number)
+            cap = None if self.person is None else self.person.records
+            values = (*key, basis, *mechanism, rng, cap, time.time(), after)
+            number = int(connection.execute(_INSERT, values).lastrowid or 0)
+            if rng == "secure":
+                connection.execute("INSERT INTO seals VALUES (?, ?)", (number, sealed_key()))
+            chain.append(connection, number, "reserve")
             return _entry(connection, number)
 
+    def sealed(self, entry: Reservation) -> bytes | None:
+        """The key of the one noise stream that a reserved entry pays for; None for seeded noise.
+
+        Raises:
+            ReleaseRefused: the entry is not reserved: its key has been erased.
+        """
+        if entry.rng == "simulation":
+            return None
+        with self._connection() as connection:
+            row = connection.execute(
+                "SELECT sealed FROM seals WHERE entry = ?", (entry.id,)
+            ).fetchone()
+        if row is None:
+            raise ReleaseRefused(
+                f"Expected entry {entry.id} to be reserved, with the key of its noise, got none; "
+                "reserve first."
+            )
+        return bytes(row[0])
+
     def released(self, entry_id: int, sha256: str, nbytes: int) -> None:
-        """Record that the payload of a reserved entry is stored and may leave.
+        """Record that the payload of a reserved entry is stored and may leave; erase its key.
 
         Raises:
             ReleaseRefused: the entry is not reserved.
         """
         with self._transaction() as connection:
             changed = connection.execute(
-                "UPDATE entries SET state = 'released', released_at = ?, sha256 = ?, nbytes = ? "
+                "UPDATE entries SET state = 'released', ended_at = ?, sha256 = ?, nbytes = ? "
                 "WHERE id = ? AND dataset = ? AND state = 'reserved'",
                 (time.time(), sha256, nbytes, entry_id, self.dataset),
             ).rowcount
+            if changed == 1:
+                connection.execute("DELETE FROM seals WHERE entry = ?", (entry_id,))
+                chain.append(connection, entry_id, "release")
         if changed != 1:
             raise ReleaseRefused(
                 f"Expected entry {entry_id} to be reserved, got another state; reserve first."
             )
+
+    def verify(self) -> Verified:
+        """Recompute the chain over the whole file.
+
+        Raises:
+            LedgerError: naming the first event or entry that does not fit.
+        """
+        try:
+            with self._transaction() as connection:
+                events, last = chain.verify(connection)
+                rows = connection.execute("SELECT id, run_id, state, sha256 FROM entries")
+                states = {row["id"]: Payment(*row) for row in rows}
+        except LedgerError as error:
+            raise LedgerError(
+                f"{error} The file {self._path} was changed by hand or is damaged: restore its "
+                "newest whole copy, and see with 'fedlatent client ledger --verify'.",
+                event=error.event,
+                entry=error.entry,
+            ) from None
+        return Verified(events=events, head=last, payments=states)
 
     @contextlib.contextmanager
     def exclusive(self, timeout_s: float) -> Iterator[None]:
@@ -309,13 +376,22 @@ class Ledger:
         return [Entry(**dict(row)) for row in rows]
 
     def epsilon(self) -> float:
-        """Spent so far, reserved entries included; infinity after a release without noise."""
+        """Spent so far, whatever the state of an entry; infinity once anything has none."""
         return self.spent_if([])
+
+    def rng(self) -> RngName:
+        """Of the worst entry in the sum: "simulation" once any noise was seeded."""
+        with self._connection() as connection:
+            seeded = connection.execute(
+                "SELECT 1 FROM entries WHERE dataset = ? AND rng != 'secure' LIMIT 1",
+                (self.dataset,),
+            ).fetchone()
+        return "simulation" if seeded else "secure"
 
     def person_epsilon(self) -> float | None:
         """Spent so far for a person with the most records; None where persons are not known.
 
-        Infinite where a release was made before there was a cap.
+        Each release counts with the cap it was made under; infinite where one had none.
         """
         if self.person is None:
             return None
@@ -328,18 +404,24 @@ class Ledger:
             return self._epsilon_with(connection, events)
 
     def _epsilon_with(
-        self, connection: sqlite3.Connection, extra: Iterable[GaussianEvent]
+        self,
+        connection: sqlite3.Connection,
+        extra: Iterable[GaussianEvent],
+        rng: RngName = "secure",
     ) -> float:
         rows = connection.execute(
-            "SELECT noise_multiplier, sample_rate, SUM(steps) FROM entries WHERE dataset = ? "
-            "GROUP BY noise_multiplier, sample_rate",
+            "SELECT noise_multiplier, sample_rate, rng, SUM(steps) FROM entries WHERE dataset = ? "
+            "GROUP BY noise_multiplier, sample_rate, rng",
             (self.dataset,),
         ).fetchall()
-        if any(sigma == 0 for sigma, _, _ in rows):
+        kinds = {rng, *(row[2] for row in rows)}
+        if any(row[0] == 0 for row in rows):
+            return math.inf
+        if "simulation" in kinds and not self.allow_simulation_rng:
             return math.inf
         spent = [
             GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
-            for sigma, rate, steps in rows
+            for sigma, rate, _, steps in rows
         ]
         return epsilon_of([*spent, *extra], self.delta)
 
@@ -350,35 +432,22 @@ class Ledger:
                 f"got {epsilon:.4g} with {what}; lower the run's epsilon or leave this node out."
             )
 
-    def _note_cap(
-        self, connection: sqlite3.Connection, entry_id: int, *, again: bool = False
-    ) -> None:
-        """Keep the cap that an entry is computed under; of one computed again, the higher."""
-        if self.person is None:
-            connection.execute("DELETE FROM caps WHERE entry = ?", (entry_id,))
-        elif again:
-            change = "UPDATE caps SET records = max(records, ?) WHERE entry = ?"
-            connection.execute(change, (self.person.records, entry_id))
-        else:
-            connection.execute("INSERT INTO caps VALUES (?, ?)", (entry_id, self.person.records))
-
     def _person_epsilon_with(
         self, connection: sqlite3.Connection, records: int, extra: Sequence[GaussianEvent | None]
     ) -> float:
         """Of a person; infinite once anything left without noise, or without a cap."""
         rows = connection.execute(
-            "SELECT noise_multiplier, sample_rate, records, SUM(steps) FROM entries "
-            "LEFT JOIN caps ON caps.entry = entries.id WHERE dataset = ? "
-            "GROUP BY noise_multiplier, sample_rate, records",
+            "SELECT noise_multiplier, sample_rate, cap, SUM(steps) FROM entries WHERE dataset = ? "
+            "GROUP BY noise_multiplier, sample_rate, cap",
             (self.dataset,),
         ).fetchall()
         known = [(event, records) for event in extra if event is not None]
         noiseless = len(known) < len(extra) or math.isinf(self._epsilon_with(connection, []))
-        if noiseless or any(row["records"] is None for row in rows):
+        if noiseless or any(row["cap"] is None for row in rows):
             return math.inf
-        for sigma, rate, most, steps in rows:
+        for sigma, rate, cap, steps in rows:
             event = GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
-            known.append((event, most))
+            known.append((event, cap))
         # Imported here: most nodes do without, and it takes a while.
         from shared.privacy.person import capped_epsilon
 
@@ -399,18 +468,6 @@ class Ledger:
                 "run's epsilon or leave this node out."
             )
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        elif version != _SCHEMA_VERSION:
-            raise ServiceError(
-                f"Expected a ledger of version {_SCHEMA_VERSION} at {self._path}, got "
-                f"{version}; use the fedlatent release that wrote it."
-            )
-
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
@@ -418,6 +475,7 @@ class Ledger:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = ON")  # an erased key is overwritten
             yield connection
         finally:
             connection.close()
@@ -428,11 +486,32 @@ class Ledger:
         with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
+                self._same_chain(connection)
                 yield connection
+                seen = chain.head(connection)
             except BaseException:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
+            self._seen = seen
+
+    def _same_chain(self, connection: sqlite3.Connection) -> None:
+        """Refuse a file that has lost what this object has seen in it."""
+        seq, last = self._seen
+        if seq == 0:
+            return
+        row = connection.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
+        if row is None or row[0] != last:
+            raise LedgerError(
+                f"Expected the ledger {self._path} to go on from event {seq}, got another or an "
+                "older file in its place; put the newest copy back and start the node again.",
+                event=seq,
+            )
+
+
+def _live(connection: sqlite3.Connection, key: tuple[object, ...]) -> Entry | None:
+    row = connection.execute(_LIVE, key).fetchone()
+    return None if row is None else Entry(**dict(row))
 
 
 def _entry(connection: sqlite3.Connection, entry_id: int) -> Entry:

@@ -5,6 +5,7 @@ This module is imported for every message, so it needs the standard library alon
 """
 
 import contextlib
+import math
 import select
 import socket
 import struct
@@ -46,21 +47,31 @@ def ask(path: Path, request: bytes, timeout_s: float) -> bytes:
         time.sleep(_RETRY_PAUSE_S)
 
 
-def serve(listener: socket.socket, handler: Callable[[bytes], bytes]) -> None:
+def serve(listener: socket.socket, handler: Callable[[bytes], bytes], step_s: float = 0.0) -> None:
     """Answer one request at a time, for ever.
 
     Args:
         listener: a listening Unix socket.
         handler: makes the answer; it must not raise for a bad request.
+        step_s: every answer, of whatever kind, leaves a whole number of such steps after its
+            request was read, so that its time tells no more than that number; 0 waits for nothing.
     """
     while True:
         connection, _ = listener.accept()
         # A peer that goes away or stalls is its own problem; the next one is served.
         with connection, contextlib.suppress(OSError, EOFError):
             request = read_frame(connection, time.monotonic() + TRANSFER_S)
+            arrived = time.monotonic()
             if not _hung_up(connection):
                 answer = handler(request)
+                passed = time.monotonic() - arrived
+                time.sleep(whole_steps(passed, step_s) - passed)
                 write_frame(connection, answer, time.monotonic() + TRANSFER_S)
+
+
+def whole_steps(seconds: float, step_s: float) -> float:
+    """The least whole number of steps that lasts so many seconds; the seconds where it is 0."""
+    return math.ceil(seconds / step_s) * step_s if step_s else seconds
 
 
 def read_frame(connection: socket.socket, end: float) -> bytes:

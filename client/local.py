@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from client.approvals import Approvals
+from client.basis import load_salt
 from client.compute import make_noise
-from client.home import ClientHome
-from client.ledger import Ledger, Person
+from client.home import ClientHome, user_folder
+from client.ledger import Ledger, Person, Verified
 from client.node import Node, NoiseFactory
 from client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy, schema_of
+from client.reconcile import claims, expect_ledger, reconcile
 from client.release import ReleaseDoor
 from client.store import Store
 from shared.config import DataSection
@@ -19,8 +22,8 @@ from shared.data.readers import read
 from shared.data.sources import HEARTS_SCHEMA, hearts
 from shared.errors import ConfigError, DataError
 from shared.files import write_atomic
+from shared.privacy.selftest import check_random_numbers
 
-HOME_VARIABLE = "FEDLATENT_HOME"
 SIMULATION_VARIABLE = "FEDLATENT_SIMULATION"
 """Environment variable that names a folder of client homes for Flower's own simulation."""
 NODE_ID_FILE = "flower-node"
@@ -88,17 +91,17 @@ def assemble(
 
     Raises:
         DataError: no normal record.
-        ServiceError: the ledger is not usable.
+        ServiceError: the ledger is not usable, or not the one that paid for what left; or the
+            machine's random numbers are broken.
     """
     dataset = used(dataset, config.data)
     records = len(dataset.normals())
     if records == 0:
         raise DataError("Expected at least one normal record, got none; check the labels.")
+    check_random_numbers()
     home.create()
     policy = config.policy
-    delta = policy.effective_delta(records)
-    persons = persons_of(config)
-    ledger = Ledger(home.ledger, config.data.name, policy.max_epsilon, delta, person=persons)
+    ledger, _ = open_ledger(home, config, records)
     door = ReleaseDoor(
         ledger=ledger,
         outbox=home.outbox,
@@ -108,7 +111,37 @@ def assemble(
         records=records,
         allow_full="full" in policy.allowed_sharing,
     )
-    return Node(config, dataset, ledger, Store(home.store), door, noise_factory)
+    store, approvals = Store(home.store), Approvals(home.approvals)
+    salt = load_salt(home.salt)
+    return Node(config, dataset, ledger, store, door, approvals, noise_factory, salt=salt)
+
+
+def open_ledger(home: ClientHome, config: NodeConfig, records: int) -> tuple[Ledger, Verified]:
+    """The ledger of a home, once its chain is whole and holds everything that left.
+
+    Args:
+        home: with ledger, journal and outbox.
+        config: name of the data set and policy.
+        records: number of normal records.
+
+    Raises:
+        LedgerError: the ledger is missing, older than what left, or changed by hand.
+        ServiceError: the file is no ledger.
+    """
+    policy = config.policy
+    found = claims(home.release_journal, home.outbox)  # before the ledger, which is written first
+    expect_ledger(home.ledger, found)
+    ledger = Ledger(
+        home.ledger,
+        config.data.name,
+        policy.max_epsilon,
+        policy.effective_delta(records),
+        allow_simulation_rng=policy.allow_simulation_rng,
+        person=persons_of(config),
+    )
+    verified = ledger.verify()
+    reconcile(home.ledger, verified, found)
+    return ledger, verified
 
 
 def partition_node(run_id: str, partition: int, flower_node: int) -> Node:
@@ -157,7 +190,6 @@ def simulated_node(run_id: str, partition: int) -> Node:
         run_id: the run.
         partition: which patient.
     """
-    base = Path(os.environ.get(HOME_VARIABLE) or "~/.fedlatent").expanduser().resolve()
     site = hearts(1, seed=partition, beats=SIMULATED_PATIENT_BEATS).sites[0]
     dataset = Dataset(
         records=HEARTS_SCHEMA.preprocess(np.asarray(site.train)), schema=HEARTS_SCHEMA
@@ -175,4 +207,4 @@ def simulated_node(run_id: str, partition: int) -> Node:
             allow_non_private=True,
         ),
     )
-    return assemble(config, dataset, ClientHome(base / "sim" / run_id / str(partition)))
+    return assemble(config, dataset, ClientHome(user_folder() / "sim" / run_id / str(partition)))

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from client.approvals import Approvals
+from client.basis import basis_of
 from client.compute import (
     Arrays,
     Asked,
@@ -24,6 +26,7 @@ from client.compute import (
     run_model,
     run_plan,
     scaled,
+    set_prior,
     site_weights,
     take_apart,
     tensors_of,
@@ -39,7 +42,7 @@ from shared.data.dataset import Dataset
 from shared.errors import ProtocolError
 from shared.files import sha256_hex
 from shared.models import VAE, load_state
-from shared.models.base import ENCODER_PREFIX, use_prior
+from shared.models.base import ENCODER_PREFIX
 from shared.privacy import summaries
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
@@ -47,7 +50,7 @@ from shared.privacy.specs import latent_radius, spec_of
 from shared.schedule import WHOLE_KINDS, Kind, Phase, phase_of
 from shared.wire import PROTOCOL, ReplyHeader, RequestHeader, pack, unpack
 
-NoiseFactory = Callable[[RunConfig, str, int, Kind], NoiseSource]
+NoiseFactory = Callable[[RunConfig, str, int, Kind, bytes | None], NoiseSource]
 
 
 def request_digest(header: RequestHeader, arrays: Arrays) -> str:
@@ -66,7 +69,10 @@ class Node:
         ledger: Ledger,
         store: Store,
         door: ReleaseDoor,
+        approvals: Approvals,
         noise_factory: NoiseFactory = make_noise,
+        *,
+        salt: bytes,
     ) -> None:
         """Put a node together.
 
@@ -76,7 +82,9 @@ class Node:
             ledger: the budget.
             store: local state.
             door: the only way out.
+            approvals: what a person said about runs, where the policy asks for that.
             noise_factory: gives the random numbers of one request.
+            salt: random key of the digests of the records.
         """
         normals = dataset.normals()
         self.config = config
@@ -85,7 +93,9 @@ class Node:
         self.ledger = ledger
         self.store = store
         self.door = door
-        self._noise = noise_factory
+        self._approvals = approvals
+        self._noise_factory = noise_factory
+        self._salt = salt
 
     def handle(self, header: RequestHeader, arrays: Arrays) -> Outgoing:
         """Answer one request, with a release or with a refusal."""
@@ -104,17 +114,23 @@ class Node:
             )
         self.config.policy.check(run, self.schema, len(self.records))
         plan = run_plan(run.to_json())
+        self.config.policy.check_plan(plan)
         phase = phase_of(run, header.round)
         if phase is None or phase.kind != header.kind:
             raise ProtocolError(
                 f"Expected {phase.kind if phase else 'nothing'} as phase {header.round} of this "
                 f"run, got {header.kind}; run the same fedlatent release on both sides."
             )
+        if self.config.policy.approval == "each-run":
+            self._approvals.check(header.run_id, run, plan)
         if header.kind == "train":
             return self._train(header, arrays, plan, phase)
         return self._summary(header, arrays, plan)
 
-    def _reserve(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Reservation:
+    def _reserve(
+        self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan, before: int | None
+    ) -> Reservation:
+        """Charge a request; ``before`` is the entry whose release the answer builds on, if any."""
         run = header.config
         self.ledger.open_run(header.run_id, run.digest(), plan.events())
         return self.ledger.reserve(
@@ -124,7 +140,14 @@ class Node:
             request_digest(header, arrays),
             plan.event(header.kind),
             plan.rng,
+            basis_of(self._salt, self.records.numpy(), before),
         )
+
+    def _noise(self, header: RequestHeader, reservation: Reservation) -> NoiseSource:
+        """The one stream of random numbers that a reserved entry pays for."""
+        run, site = header.config, self.config.site
+        sealed = self.ledger.sealed(reservation)
+        return self._noise_factory(run, site, header.round, header.kind, sealed)
 
     def _train(
         self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan, phase: Phase
@@ -132,15 +155,17 @@ class Node:
         run = header.config
         whole, personal = run.shares_decoder, run.strategy.name == "mr-mtl"
         previous = self._state(header.run_id, header.round)
-        model = run_model(run)
-        asked = take_apart(run, header.kind, arrays, model.latent_dim)
+        caps = self.config.policy.caps
+        model = run_model(run, caps.largest_model)
+        asked = take_apart(run, header.kind, arrays, model.latent_dim, caps)
         if previous is None and not whole:
             model = first_model(run, asked.gaussian)
         load_weights(model, asked.weights, whole=whole)
-        reservation = self._reserve(header, arrays, plan)
+        set_prior(model, asked.prior(run))
+        before = previous.entry if previous else None
+        reservation = self._reserve(header, arrays, plan, before)
         if reservation.state == "released":
             return self.door.replay(reservation)
-        use_prior(model, asked.prior(run))
         received = {k: v.clone() for k, v in tensors_of(model, ENCODER_PREFIX).items()}
         if whole:
             received = {key: v.clone() for key, v in tensors_of(model, "").items()}
@@ -152,7 +177,7 @@ class Node:
             scaled(self.records, asked.scaling),
             plan,
             run.training,
-            self._noise(run, self.config.site, header.round, "train"),
+            self._noise(header, reservation),
             previous.optimizer if previous else {},
             trained=phase.trained,
             pull=Pull.of(run, received),
@@ -162,7 +187,7 @@ class Node:
             header.run_id,
             header.round,
             reservation.id,
-            RoundState(decoder=kept, optimizer=result.optimizer),
+            RoundState(decoder=kept, optimizer=result.optimizer).finite(),
         )
         expected = expected_arrays(model, "" if whole else ENCODER_PREFIX)
         leaving = {key: result.state[key].numpy() for key in expected}
@@ -172,17 +197,18 @@ class Node:
     def _summary(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
         run, kind, radius = header.config, header.kind, 0.0
         whole = run.shares_decoder and kind in WHOLE_KINDS
-        model = run_model(run)
-        asked = take_apart(run, kind, arrays, model.latent_dim)
+        caps = self.config.policy.caps
+        model = run_model(run, caps.largest_model)
+        asked = take_apart(run, kind, arrays, model.latent_dim, caps)
         components = len(asked.mixture.weights) if asked.mixture else 0
         spec = spec_of(run, kind, header.form, model.latent_dim, components)
-        center = np.zeros(model.latent_dim)
+        center, before = np.zeros(model.latent_dim), None
         if kind != "data":
             load_weights(model, asked.weights, whole=whole)
             radius = latent_radius(run, model.latent_dim)
         if kind == "threshold":
-            center = self._own_center(header.run_id, radius)
-        reservation = self._reserve(header, arrays, plan)
+            before, center = self._own_center(header.run_id, radius)
+        reservation = self._reserve(header, arrays, plan, before)
         if kind == "threshold":
             self._keep_site(header, model, asked, reservation)
         if reservation.state == "released":
@@ -193,12 +219,15 @@ class Node:
             latents = latents_of(model, scaled(self.records, asked.scaling))
             parts = parts_of(run, model, self.records, asked)
             exact = latent_sums(run, kind, header.form, latents, asked, center, parts)
-        noise = self._noise(run, self.config.site, header.round, kind)
+        noise = self._noise(header, reservation)
         released = summaries.release(exact, spec, plan.multiplier(kind), noise)
         return self.door.summary(reservation, released, spec)
 
-    def _own_center(self, run_id: str, radius: float) -> np.ndarray:
-        """This node's latent mean as its released moments tell it, never the exact one."""
+    def _own_center(self, run_id: str, radius: float) -> tuple[int, np.ndarray]:
+        """This node's latent mean as its released moments tell it, never the exact one.
+
+        Beside it the number of the entry that paid for them.
+        """
         released = [
             entry
             for entry in self.ledger.entries()
@@ -211,7 +240,7 @@ class Node:
             )
         _, arrays = unpack(ReplyHeader, self.door.stored(released[-1]))
         (moments,) = arrays.values()
-        return summaries.client_mean(moments, radius)
+        return released[-1].id, summaries.client_mean(moments, radius)
 
     def _state(self, run_id: str, before: int) -> RoundState | None:
         released = {entry.id for entry in self.ledger.entries() if entry.state == "released"}
@@ -248,6 +277,7 @@ class Node:
                 records=len(self.records),
                 epsilon=reservation.epsilon_after if private else None,
                 delta=self.ledger.delta,
+                rng=self.ledger.rng(),
                 scaling=asked.scaling,
                 person_records=persons.records if persons else None,
                 person_epsilon=self.ledger.person_epsilon() if persons else None,

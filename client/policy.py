@@ -6,19 +6,27 @@ run does not fit which public number of the policy; nothing about the records be
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.config import DataSection, RunConfig, Sharing, first_problem
 from shared.data.schema import Schema
 from shared.errors import ConfigError, PolicyRefusal
-from shared.schedule import training_rounds
+from shared.schedule import count_phases, training_rounds
+
+if TYPE_CHECKING:
+    from shared.privacy.plan import PrivacyPlan  # its accountants load slowly
 
 #: What a node shares unless its owner says otherwise: never a decoder.
 DEFAULT_SHARING: tuple[Sharing, ...] = ("encoder", "summary", "encoder+summary")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Least = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0 bounds nothing
+Most = Annotated[int, Field(ge=1)]
+
+#: Whether each run waits for a person at the site before anything is charged for it.
+Approval = Literal["none", "each-run"]
 
 
 class _Table(BaseModel):
@@ -65,6 +73,74 @@ class NodeLimits(_Table):
 
     max_request_s: Positive = 3600.0  # a longer deadline is cut to this
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    # An answer leaves so many whole steps after its request came, so that its time shows little of
+    # how long the work took; 0 sends it at once.
+    answer_step_s: Annotated[float, Field(ge=0, le=60)] = 1.0
+
+
+class Caps(_Table):
+    """The range of everything that the other side may choose and the node computes with.
+
+    An epsilon is a statement about arithmetic. Sensible runs lie far inside these bounds; outside
+    of them floating point no longer does what was proved.
+    """
+
+    largest_weight: Positive = 1e4  # of any weight or mean that is sent, without its sign
+    largest_model: Most = 50_000_000  # parameters
+    largest_learning_rate: Positive = 1.0
+    largest_beta: Positive = 100.0
+    largest_nats: Positive = 1e3  # of capacity and free_bits
+    largest_multiplicity: Most = 64
+    largest_phases: Most = 10_000  # exchanges of one run
+    smallest_clip: Positive = 1e-6
+    largest_clip: Positive = 1e6
+    smallest_radius: Positive = 1e-3  # of a clipping radius that a run names
+    largest_radius: Positive = 1e6
+    smallest_sigma: Least = 0.5  # noise multiplier of training and of each summary
+    smallest_batch: Least = 16.0  # expected records of a training step: q * N
+    smallest_deviation: Positive = 1e-3  # of a scaling, in half ranges of the schema
+    largest_deviation: Positive = 1e3
+    smallest_eigenvalue: Positive = 1e-6  # of a covariance that is sent
+    largest_eigenvalue: Positive = 1e6
+
+    def check(self, run: RunConfig) -> None:
+        """Refuse a run file whose numbers lie outside.
+
+        Raises:
+            PolicyRefusal: naming the first.
+        """
+        training, privacy, summaries = run.training, run.privacy, run.summaries
+        for name, value, most in (
+            ("training.learning_rate", training.learning_rate, self.largest_learning_rate),
+            ("training.multiplicity", training.multiplicity, self.largest_multiplicity),
+            ("training.beta", training.beta, self.largest_beta),
+            ("training.capacity", training.capacity, self.largest_nats),
+            ("training.free_bits", training.free_bits, self.largest_nats),
+        ):
+            within(name, value, 0.0, most)
+        if privacy.mechanism != "none":
+            within("privacy.clip", privacy.clip, self.smallest_clip, self.largest_clip)
+        for name, radius in (
+            ("scoring.radius", run.scoring.radius),
+            ("summaries.data_radius", summaries.data_radius),
+        ):
+            if radius:  # 0 stands for a default
+                within(name, radius, self.smallest_radius, self.largest_radius)
+        within("phases of the run", count_phases(run), 0, self.largest_phases)
+
+
+def within(name: str, value: float, least: float, most: float) -> None:
+    """Refuse a number that the other side chose outside of this node's range.
+
+    Raises:
+        PolicyRefusal: it lies outside, or is not a number.
+    """
+    if not least <= value <= most:
+        shown = f"{value:g}" if isinstance(value, float) else str(value)[:20]
+        raise PolicyRefusal(
+            f"Expected {name} between {least:g} and {most:g}, got {shown}; this node's owner "
+            "bounds it, so choose another value."
+        )
 
 
 class Policy(_Table):
@@ -76,7 +152,9 @@ class Policy(_Table):
     allowed_sharing: tuple[Sharing, ...] = DEFAULT_SHARING
     allow_simulation_rng: bool = False
     allow_non_private: bool = False
-    max_steps: Annotated[int, Field(ge=1)] = 1_000_000  # of training, in one run
+    max_steps: Most = 1_000_000  # of training, in one run
+    approval: Approval = "none"
+    caps: Caps = Caps()
 
     def check(self, run: RunConfig, schema: Schema, records: int) -> None:
         """Refuse a run that asks for more than this policy gives.
@@ -96,12 +174,14 @@ class Policy(_Table):
                     f"Expected records of schema {schema.name!r} with {key} {own!r}, got "
                     f"{wanted[key]!r} in the run; use this node's schema or leave it out."
                 )
-        steps = training_rounds(run) * run.training.steps_per_round
+        training = run.training
+        steps = training_rounds(run) * training.steps_per_round + training.warm_start_steps
         if steps > self.max_steps:
             raise PolicyRefusal(
                 f"Expected at most {self.max_steps} training steps in a run, got {steps}; "
                 "plan fewer rounds or steps."
             )
+        self.caps.check(run)
         if run.sharing not in self.allowed_sharing:
             raise PolicyRefusal(
                 f"Expected sharing to be one of {list(self.allowed_sharing)}, got "
@@ -134,6 +214,29 @@ class Policy(_Table):
                 f"Expected delta of at most {limit:.3g} for {records} records, got "
                 f"{privacy.delta:.3g}; lower privacy.delta."
             )
+        least, batch = self.caps.smallest_batch, privacy.sample_rate * records
+        if training_rounds(run) and batch < least:
+            raise PolicyRefusal(
+                f"Expected at least {least:g} records in a training step, got {batch:.3g} of "
+                f"{records} records; raise privacy.sample_rate or leave this node out."
+            )
+
+    def check_plan(self, plan: "PrivacyPlan") -> None:
+        """Refuse a run one of whose releases carries less noise than this policy wants.
+
+        Raises:
+            PolicyRefusal: naming the first such release.
+        """
+        if not plan.private:
+            return
+        found = [("train", plan.noise_multiplier)] if plan.rounds else []
+        found += [(kind, sigma) for kind, _, sigma in plan.summaries]
+        for kind, sigma in found:
+            if sigma < self.caps.smallest_sigma:
+                raise PolicyRefusal(
+                    f"Expected a noise multiplier of at least {self.caps.smallest_sigma:g} for "
+                    f"{kind}, got {sigma:.3g}; lower privacy.epsilon or its share of the budget."
+                )
 
     def effective_delta(self, records: int) -> float:
         """The delta all epsilons of this node are stated at: the policy's, or 1/(10 N) if less."""

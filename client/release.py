@@ -1,7 +1,8 @@
 """The single door: everything that leaves a node passes here, is checked, paid for and logged.
 
 ``Outgoing`` is the only type the node sends, and only the door can make one. The door writes the
-reply header itself, from the ledger's entry, so no caller can add a number to it.
+reply header itself, from the ledger's entry, so no caller can add a number to it. Releases are
+total: numbers that are not finite are clamped, so that no answer is refused for what was drawn.
 """
 
 import datetime
@@ -123,8 +124,8 @@ class ReleaseDoor:
             expected: name and shape of each trained encoder parameter, and of nothing else.
 
         Raises:
-            ReleaseRefused: a name, shape or type differs, a name is not the encoder's, a value is
-                not finite, or the entry does not pay for it. Nothing was written.
+            ReleaseRefused: a name, shape or type differs, a name is not the encoder's, or the
+                entry does not pay for it. Nothing was written.
         """
         foreign = sorted(key for key in expected if not key.startswith(ENCODER_PREFIX))
         if foreign:
@@ -228,6 +229,8 @@ class ReleaseDoor:
         dtype: type[np.floating],
     ) -> Outgoing:
         _check_arrays(arrays, expected, dtype)
+        leaving = {key: clamped(arrays[key]) for key in sorted(arrays)}
+        changed = sum(int((~np.isfinite(array)).sum()) for array in arrays.values())
         entry = self._ledger.entry(reservation.id)
         if entry is None or entry != reservation or entry.state != "reserved" or entry.kind != kind:
             raise ReleaseRefused(
@@ -235,10 +238,14 @@ class ReleaseDoor:
                 "reserve before the computation."
             )
         header = self._header(entry)
-        payload = pack(header, {key: arrays[key] for key in sorted(arrays)})
+        payload = pack(header, leaving)
         write_atomic(self._path(entry), payload, 0o600)
         self._ledger.released(entry.id, sha256_hex(payload), len(payload))
-        self._write_lines(header, payload, entry, f"released {len(arrays)} arrays")
+        what = f"released {len(arrays)} arrays"
+        if changed:
+            what += f", {changed} numbers clamped"
+            _LOG.warning("%s of round %d diverged: %s", entry.kind, entry.round, what)
+        self._write_lines(header, payload, entry, what)
         self._prune(entry)
         return Outgoing(payload, header, key=_KEY)
 
@@ -258,7 +265,7 @@ class ReleaseDoor:
             noise_multiplier=entry.noise_multiplier,
             sample_rate=entry.sample_rate,
             steps=entry.steps,
-            rng=entry.rng,
+            rng=self._ledger.rng(),
         )
 
     def _path(self, entry: Reservation) -> Path:
@@ -278,7 +285,11 @@ class ReleaseDoor:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         digest = sha256_hex(payload)
         private = header.epsilon is not None
-        spent = f"epsilon {header.epsilon:.4f} at delta {header.delta:g}" if private else "no noise"
+        spent = (
+            f"epsilon {header.epsilon:.4f} at delta {header.delta:g}"
+            if private
+            else "no finite epsilon"
+        )
         line = (
             f"{now} {header.run_id} round {header.round} {header.kind}: {what}, "
             f"{len(payload)} bytes, sha256 {digest[:16]}"
@@ -308,6 +319,14 @@ class ReleaseDoor:
         append_line(self._journal, json.dumps(record, allow_nan=False, ensure_ascii=False))
 
 
+def clamped(array: np.ndarray) -> np.ndarray:
+    """``array`` with finite numbers alone: NaN becomes 0, infinity the largest of its type.
+
+    That looks at the noisy result alone, so it costs no privacy.
+    """
+    return np.asarray(np.nan_to_num(array))
+
+
 def _check_arrays(
     arrays: Mapping[str, np.ndarray],
     expected: Mapping[str, tuple[int, ...]],
@@ -326,8 +345,4 @@ def _check_arrays(
             raise ReleaseRefused(
                 f"Expected {key} as {np.dtype(dtype)} of shape {expected[key]}, got another type "
                 "or shape; nothing left."
-            )
-        if not np.isfinite(array).all():
-            raise ReleaseRefused(
-                f"Expected finite values in {key}, got NaN or infinity; nothing left."
             )

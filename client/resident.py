@@ -1,9 +1,10 @@
 """The long-lived node process: ``python -m client.resident --home DIR``.
 
 Flower starts a fresh process for each message; this one loads PyTorch and the records once and
-answers over a Unix socket, one request at a time. A request that overruns its deadline ends the
-process with status 75, for its supervisor to start it again: a stuck computation cannot be
-stopped in any gentler way, and the ledger and the store are made for it.
+answers over a Unix socket, one request at a time. Answers leave at whole steps of time, and a
+request that overruns its deadline, which is rounded up to whole steps, ends the process with
+status 75, for its supervisor to start it again: a stuck computation cannot be stopped in any
+gentler way, and the ledger and the store are made for it.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Self
 import torch
 
 from client.home import ClientHome
-from client.link import serve
+from client.link import serve, whole_steps
 from client.local import open_node
 from client.node import Node
 from shared.errors import FedlatentError, ProtocolError, ServiceError
@@ -82,8 +83,10 @@ def answer(node: Node, watchdog: Watchdog, data: bytes) -> bytes:
         header, arrays = unpack(RequestHeader, data)
     except ProtocolError as error:
         return node.door.refusal(None, error).payload
-    started = time.monotonic()
-    with watchdog.limit(min(header.deadline_s, node.config.limits.max_request_s)):
+    started, limits = time.monotonic(), node.config.limits
+    # A deadline between two steps would tell on which side of it the work ended.
+    deadline_s = whole_steps(header.deadline_s, limits.answer_step_s)
+    with watchdog.limit(min(deadline_s, limits.max_request_s)):
         outgoing = node.handle(header, arrays)
     _LOG.info(
         "%s of round %d: %s, %.2f s",
@@ -120,7 +123,8 @@ def run(home: ClientHome) -> None:
             watchdog = Watchdog()
             print(READY_LINE, flush=True)
             try:
-                serve(listener, lambda data: answer(node, watchdog, data))
+                step_s = node.config.limits.answer_step_s
+                serve(listener, lambda data: answer(node, watchdog, data), step_s)
             finally:
                 path.unlink(missing_ok=True)
 

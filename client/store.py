@@ -27,6 +27,7 @@ from shared.config import RunConfig
 from shared.data.scaling import Scaling
 from shared.errors import DataError
 from shared.files import canonical_json, write_atomic
+from shared.privacy.noise import RngName
 from shared.privacy.summaries import LatentDensity
 from shared.wire import DENSITY_PREFIX, SCALING_PREFIX, below
 
@@ -44,10 +45,20 @@ class RoundState:
     Attributes:
         decoder: every model tensor outside the encoder, by state-dict name.
         optimizer: the optimiser's tensors, as ``trainer.TrainResult`` has them.
+        entry: number of the ledger's entry that paid for the round; None outside a ledger.
     """
 
     decoder: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    entry: int | None = None
+
+    def finite(self) -> "RoundState":
+        """The same, clamped as the release door clamps what it lets out of a diverged round."""
+        decoder, optimizer = (
+            {key: torch.nan_to_num(value) for key, value in tensors.items()}
+            for tensors in (self.decoder, self.optimizer)
+        )
+        return RoundState(decoder=decoder, optimizer=optimizer, entry=self.entry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +76,7 @@ class SiteMaterial:
         records: number of this site's records.
         epsilon: spent on this site's records when the threshold was paid, or None without privacy.
         delta: of that epsilon.
+        rng: of the worst release in that epsilon.
         scaling: of the records' features, or None.
         person_records: most records of one person, or None where persons are not known.
         person_epsilon: spent on one person when the threshold was paid, or None as above or
@@ -80,6 +92,7 @@ class SiteMaterial:
     records: int
     epsilon: float | None
     delta: float
+    rng: RngName
     scaling: Scaling | None = None
     person_records: int | None = None
     person_epsilon: float | None = None
@@ -118,7 +131,9 @@ class Store:
             if number < before and released(entry):
                 tensors, _ = _read(path)
                 return RoundState(
-                    decoder=_under("decoder/", tensors), optimizer=_under("optimizer/", tensors)
+                    decoder=_under("decoder/", tensors),
+                    optimizer=_under("optimizer/", tensors),
+                    entry=entry,
                 )
         return None
 
@@ -140,6 +155,7 @@ class Store:
             "records": material.records,
             "epsilon": material.epsilon,
             "delta": material.delta,
+            "rng": material.rng,
             "person_records": material.person_records,
             "person_epsilon": material.person_epsilon,
         }
@@ -166,6 +182,7 @@ class Store:
             records=meta["records"],
             epsilon=meta["epsilon"],
             delta=meta["delta"],
+            rng=meta.get("rng", run.privacy.rng),  # files of older releases do not say
             scaling=Scaling.from_arrays(scaling, run.data) if scaling else None,
             person_records=meta.get("person_records"),
             person_epsilon=meta.get("person_epsilon"),

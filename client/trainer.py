@@ -1,24 +1,25 @@
 """Local DP-SGD of the whole model: Poisson sampling, per-record clipping, our own noise.
 
-Opacus gives the norm of each record's gradient by ghost clipping (Li et al. 2022, "Large language
-models can be strong differentially private learners", section 4), or through per-record gradients
-for layers without a ghost rule. Sampler, noise and accounting entry all come from one
-``PrivacyPlan``. The decoder is inside: training it without noise would void the guarantee of the
-encoder, whose gradients pass through it.
+Each record's gradient is clipped by the norm of the very numbers that are summed: by the rules of
+``client.gradients`` where all layers have one, else as rows of Opacus's ``GradSampleModule``.
+Sampler, noise and accounting entry all come from one ``PrivacyPlan``. The decoder is inside:
+training it without noise would void the guarantee of the encoder, whose gradients pass through it.
 """
 
 import contextlib
 import math
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+from opacus.grad_sample import GradSampleModule
 from torch import Tensor
 
+from client.gradients.parts import Whole
+from client.gradients.segments import Segments
+from client.gradients.sums import Batch, StackedGradients, clip_factors, steady
 from shared.config import RunConfig, TrainingSection
 from shared.errors import ReleaseRefused
 from shared.models import VAE
@@ -33,8 +34,7 @@ CHUNK = 1024
 EMA = "ema"
 
 _ADAM_BETAS = (0.9, 0.99)
-#: Added to a norm before the clip is divided by it.
-NORM_FLOOR = 1e-6
+_ROW_FLOATS = 2**26  # of whole per-record gradients in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def train_round(
     _restore(optimizer, parameters, optimizer_state)
     model.train()
     first = trained * plan.steps_per_round
-    with gradient_sums(model, plan, training) as sums:
+    with steady(), gradient_sums(model, plan, training) as sums:
         for step in range(first, first + plan.steps_per_round):
             model.progress = progress_of(plan, step)
             rate = learning_rate(training, plan, step)
@@ -198,7 +198,15 @@ class GradientSums:
         self._training = training
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._size = sum(p.numel() for p in self._parameters)
-        self._hooked = _hooked(model, training) if plan.private else None
+        self._layers: StackedGradients | None = None
+        self._hooked: GradSampleModule | None = None
+        self._together = CHUNK
+        if plan.private:
+            self._layers = layered(model, plan.clip, training)
+            if self._layers is None:
+                self._hooked = GradSampleModule(model, loss_reduction="sum")
+                width = self._size * training.multiplicity
+                self._together = max(min(CHUNK, _ROW_FLOATS // width), 1)
 
     def __call__(self, records: Tensor, chosen: Tensor, noise: NoiseSource) -> Tensor:
         """Flat float64 sum of the gradients of ``records[chosen]``, zeros for an empty sample."""
@@ -206,28 +214,18 @@ class GradientSums:
         flat = noise.normal(len(chosen) * draws * size).astype(np.float32)
         return self.of(records[chosen], torch.from_numpy(flat).view(len(chosen), draws, size))
 
-    def of(self, x: Tensor, eps: Tensor) -> Tensor:
-        """The same of records [B, *shape] with the draws ``eps`` [B, K, noise_dim]."""
-        total = torch.zeros(self._size, dtype=torch.float64)
-        compute = self._plain if self._hooked is None else self._clipped
-        for part, draws in zip(torch.split(x, CHUNK), torch.split(eps, CHUNK), strict=True):
-            if len(part):
-                total += compute(part, draws)
-        return total
+    def of(self, x: Tensor, eps: Tensor, present: Tensor | None = None) -> Tensor:
+        """The same of records [B, *shape] with the draws ``eps`` [B, K, noise_dim].
 
-    def _clipped_means(self, hooked: GradSampleModule, loss: Tensor, draws: int) -> Tensor:
-        torch.autograd.backward(loss.sum())
-        # The loss is one number for all draws, so the sum of their gradients is the record's.
-        each = [
-            p.grad_sample.view(len(loss), draws, -1).sum(1)  # type: ignore[attr-defined]
-            for p in self._parameters
-        ]
-        hooked.zero_grad(set_to_none=True)
-        rows = torch.cat(each, 1)
-        norms = rows.norm(dim=1)
-        whole = torch.isfinite(norms) & torch.isfinite(loss.detach())
-        scale = (self._clip / (norms + NORM_FLOOR)).clamp(max=1.0)[whole]
-        total: Tensor = (scale[:, None] * rows[whole]).double().sum(0)
+        Records that are not ``present`` (bool [B]; None means all) are null records, which add
+        nothing: what a neighbouring data set has in their place.
+        """
+        total = torch.zeros(self._size, dtype=torch.float64)
+        here = torch.ones(len(x), dtype=torch.bool) if present is None else present
+        parts = (torch.split(value, self._together) for value in (x, eps, here))
+        for part, draws, there in zip(*parts, strict=True):
+            if len(part):
+                self._add(part, draws, there, total)
         return total
 
     def close(self) -> None:
@@ -236,41 +234,45 @@ class GradientSums:
         if self._hooked is not None:
             self._hooked.to_standard_module()
 
+    def _add(self, x: Tensor, eps: Tensor, present: Tensor, total: Tensor) -> None:
+        if self._layers is not None:
+            self._add_layers(self._layers, x, eps, present, total)
+        elif self._hooked is not None:
+            self._add_rows(self._hooked, x, eps, present, total)
+        else:
+            total += _flat(torch.autograd.grad(self._loss(x, eps).sum(), self._parameters))
+
+    def _add_layers(
+        self, layers: StackedGradients, x: Tensor, eps: Tensor, present: Tensor, total: Tensor
+    ) -> None:
+        """One backward pass through layers that say what each record adds to their weights."""
+        layers.set_progress(self._model.progress)
+        weights = torch.cat([p.detach().reshape(-1) for p in self._parameters])
+        segments = Segments((len(x),), even=False)
+        batch = Batch(x=x, eps=eps, segments=segments, mask=present)
+        layers(weights[None], batch, torch.ones(1, dtype=torch.float64), total[None])
+
+    def _add_rows(
+        self, hooked: GradSampleModule, x: Tensor, eps: Tensor, present: Tensor, total: Tensor
+    ) -> None:
+        """One row of Opacus for each record: the numbers that are measured are those summed."""
+        loss = self._loss(x, eps)
+        torch.autograd.backward(loss.sum())
+        # The loss is one number for all draws, so the sum of their gradients is the record's.
+        each = [
+            p.grad_sample.view(len(loss), eps.shape[1], -1).sum(1)  # type: ignore[attr-defined]
+            for p in self._parameters
+        ]
+        hooked.zero_grad(set_to_none=True)
+        rows = Whole(torch.cat(each, 1))
+        scale, whole = clip_factors(rows.bounds(total.dtype), loss.detach(), self._clip)
+        rows.add_up(scale, whole & present, Segments((len(x),), even=False), total[None])
+
     def _loss(self, x: Tensor, eps: Tensor) -> Tensor:
         """Loss of each record [B] with its draws ``eps`` [B, K, noise_dim]."""
         draws = eps.shape[1]
         terms = self._model(x.repeat_interleave(draws, 0), eps.flatten(0, 1))
         return record_loss(terms, self._training, self._model.progress, draws)
-
-    def _plain(self, x: Tensor, eps: Tensor) -> Tensor:
-        return _flat(torch.autograd.grad(self._loss(x, eps).sum(), self._parameters))
-
-    def _clipped(self, x: Tensor, eps: Tensor) -> Tensor:
-        """Two backward passes: the first finds the norms, the second sums scaled gradients.
-
-        With several draws of a record, one pass gives the gradient of each draw; their mean is
-        the record's gradient, and that is clipped.
-
-        A record whose loss or gradient overflows is left out. A server can choose weights for
-        which one record overflows and others do not; letting that show, as a failed release or
-        as NaN, would be an un-noised answer about that record.
-        """
-        hooked = self._hooked
-        while hooked is not None and len(x):
-            loss = self._loss(x, eps)
-            if isinstance(hooked, GradSampleModule):
-                return self._clipped_means(hooked, loss, eps.shape[1])
-            torch.autograd.grad(loss.sum(), self._parameters, retain_graph=True)
-            norms = hooked.get_norm_sample()
-            whole = torch.isfinite(norms) & torch.isfinite(loss.detach())
-            if bool(whole.all()):
-                scale = (self._clip / (norms + NORM_FLOOR)).clamp(max=1.0)
-                hooked.disable_hooks()
-                grads = torch.autograd.grad((scale * loss).sum(), self._parameters)
-                hooked.enable_hooks()
-                return _flat(grads)
-            x, eps = x[whole], eps[whole]
-        return torch.zeros(self._size, dtype=torch.float64)
 
 
 @contextlib.contextmanager
@@ -288,31 +290,10 @@ def gradient_sums(
             sums.close()
 
 
-def _hooked(
-    model: VAE, training: TrainingSection
-) -> GradSampleModule | GradSampleModuleFastGradientClipping:
-    """Opacus's hooks: ghost norms, or per-record gradients where several must be added first.
-
-    A record has several gradients of one layer where it is drawn several times, and where the
-    model calls the layer several times; ghost norms see the last call alone.
-    """
-    if training.multiplicity > 1 or repeats_layers(model):
-        return GradSampleModule(model, loss_reduction="sum")
-    return GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
-
-
-def repeats_layers(model: VAE) -> bool:
-    """Whether a forward pass calls a layer with weights more than once."""
-    calls: Counter[torch.nn.Module] = Counter()
-    owners = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
-    handles = [m.register_forward_hook(lambda one, *_: calls.update([one])) for m in owners]
-    like = next(model.parameters())
-    try:  # with gradients, as in training: a model may go another way without
-        model(like.new_zeros(1, *model.input_shape), like.new_zeros(1, model.noise_dim))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return max(calls.values(), default=0) > 1
+def layered(model: VAE, clip: float, training: TrainingSection) -> StackedGradients | None:
+    """Gradients by the rules of the model's layers; None where one has no rule that holds."""
+    found = StackedGradients(model, clip, training)
+    return found if found.by_layer else None
 
 
 def _flat(grads: tuple[Tensor, ...]) -> Tensor:

@@ -19,7 +19,7 @@ from shared.files import canonical_json, read_json, sha256_hex, write_atomic, wr
 from shared.wire import Arrays, below, under
 
 KEPT = 2
-_FORMAT = 2
+_FORMAT = 3
 _GROUPS = ("encoder", "density", "data", "mixture", "optimizer", "average", "scores")
 _MOMENTS = "moments/"
 

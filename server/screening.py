@@ -288,7 +288,10 @@ def _screen_shapes(arrays: Mapping[str, np.ndarray], spec: ReplySpec) -> Screeni
 def _screen_values(
     header: ReplyHeader, arrays: Mapping[str, np.ndarray], spec: ReplySpec
 ) -> ScreeningFailure | None:
-    """Bound the influence of one reply: the norm of an update, the entries of a summary."""
+    """Bound the influence of one reply: the norm of an update, the entries of a summary.
+
+    A count that is public must be that of the header.
+    """
     if spec.reference is not None:
         norm = update_norm(arrays, spec.reference)
         if not norm <= spec.max_update_norm:
@@ -303,6 +306,13 @@ def _screen_values(
     # Each entry of the exact summary is at most the number of records.
     bound = header.records + _NOISE_REACH * sensitivity * header.noise_multiplier
     for key, value in arrays.items():
+        count = spec.summary.count
+        if count is not None and float(value[count]) != header.records:
+            return _failed(
+                "count",
+                f"Expected the {header.records} records of the header as the count in {key}, "
+                f"got {float(value[count]):g}.",
+            )
         largest = float(np.abs(value).max())
         if largest > bound:
             return _failed(

@@ -21,6 +21,11 @@ class FedlatentError(Exception):
     exit_code: ClassVar[int] = 1
     travels: ClassVar[bool] = False
 
+    @property
+    def details(self) -> dict[str, object]:
+        """What the sentence is about, by name, for scripts; nothing by default."""
+        return {}
+
 
 class ConfigError(FedlatentError):
     """A run, node or policy file, or a command-line value, is not what it must be."""
@@ -79,6 +84,31 @@ class ServiceError(FedlatentError):
 
     code = "service"
     exit_code = 9
+
+
+class LedgerError(ServiceError):
+    """The privacy ledger is not the one that paid for what left, or was changed by hand.
+
+    Attributes:
+        event: number of the chain's event at which it shows, or None.
+        entry: number of the entry it is about, or None.
+    """
+
+    code = "ledger"
+    exit_code = 12
+
+    def __init__(
+        self, sentence: str, *, event: int | None = None, entry: int | None = None
+    ) -> None:
+        """Say ``sentence`` ("Expected X, got Y; what to do")."""
+        super().__init__(sentence)
+        self.event = event
+        self.entry = entry
+
+    @property
+    def details(self) -> dict[str, object]:
+        """Event and entry."""
+        return {"event": self.event, "entry": self.entry}
 
 
 class QuorumLost(FedlatentError):

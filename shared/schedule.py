@@ -47,6 +47,17 @@ def phases(run: RunConfig) -> tuple[Phase, ...]:
     return tuple(made)
 
 
+def count_phases(run: RunConfig) -> int:
+    """How many phases a run has, without making them: a hostile file may ask for any number."""
+    summaries, rounds = run.summaries, training_rounds(run)
+    mixture = summaries.em_rounds if summaries.components else 0
+    every = (summaries.every or EVERY) if run.sharing == "encoder+summary" else 0
+    between = (rounds - 1) // every if every and rounds else 0
+    each = 1 + (mixture if summaries.prior == "mixture" else 0)
+    once = (summaries.data != "none") + 1 + mixture + run.scoring.combined + 1
+    return rounds + between * each + once
+
+
 def phase_of(run: RunConfig, number: int) -> Phase | None:
     """The phase of that number; None when the run has no such phase."""
     found = phases(run)

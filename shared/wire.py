@@ -21,7 +21,7 @@ from shared.errors import ConfigError, ProtocolError
 from shared.privacy.summaries import Form
 from shared.schedule import Kind
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
 

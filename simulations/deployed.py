@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 
 from client.home import ClientHome
+from client.policy import Caps
 from client.service import ClientService, init_client
 from server.driver import ATTEMPTS
 from server.home import ServerHome
@@ -46,6 +47,7 @@ def node_policy(run: RunConfig) -> dict[str, object]:
             "allowed_sharing": (run.sharing,),
             "allow_simulation_rng": run.privacy.rng == "simulation",
             "allow_non_private": run.privacy.mechanism == "none",
+            "caps": Caps(smallest_batch=0.0),  # own data may be small; all else as shipped
         }
     )
     return policy.model_dump(mode="json")

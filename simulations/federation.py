@@ -18,7 +18,7 @@ from flwr.app import Message
 from client.home import ClientHome
 from client.local import assemble
 from client.node import Node
-from client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy
+from client.policy import DEFAULT_SHARING, Caps, NodeConfig, NodeData, Policy
 from client.store import SiteMaterial, Store
 from server.driver import Pace, drive
 from server.home import ServerHome
@@ -131,9 +131,31 @@ def datasets(federation: Federation) -> dict[str, Dataset]:
     }
 
 
+#: Of simulated nodes, whose server is not hostile: what a study asks for is computed.
+OPEN_CAPS = Caps(
+    largest_weight=float(np.finfo(np.float32).max),
+    largest_learning_rate=1e6,
+    largest_beta=1e6,
+    largest_nats=1e6,
+    largest_multiplicity=4096,
+    largest_phases=1_000_000,
+    smallest_clip=1e-12,
+    largest_clip=1e12,
+    smallest_radius=1e-12,
+    largest_radius=1e12,
+    smallest_sigma=0.0,
+    smallest_batch=0.0,
+    smallest_deviation=1e-12,
+    largest_deviation=1e12,
+    smallest_eigenvalue=1e-12,
+    largest_eigenvalue=1e12,
+)
+
+
 def open_policy(run: RunConfig) -> Policy:
     """A policy that allows ``run`` and nothing beyond its epsilon."""
-    steps = run.training.rounds * run.training.steps_per_round
+    training = run.training
+    steps = training.rounds * training.steps_per_round + training.warm_start_steps
     return Policy(
         max_epsilon=run.privacy.epsilon,
         delta=run.privacy.delta,
@@ -141,6 +163,7 @@ def open_policy(run: RunConfig) -> Policy:
         allowed_sharing=(*DEFAULT_SHARING, "full"),
         allow_simulation_rng=True,
         allow_non_private=True,
+        caps=OPEN_CAPS,
     )
 
 

@@ -266,6 +266,7 @@ class EdgeModel:
         """What a person wants to know, as JSON-ready values."""
         manifest = self.bundle.manifest
         thresholds, privacy = manifest.thresholds, manifest.privacy
+        own = manifest.kind == "site"  # holds exact statistics, which no epsilon covers
         return {
             "name": manifest.name,
             "version": manifest.version,
@@ -279,7 +280,8 @@ class EdgeModel:
             "quantile": thresholds.quantile,
             "threshold_absolute": thresholds.absolute,
             "threshold_recentred": thresholds.recentred,
-            "epsilon": None if privacy is None else privacy.epsilon,
+            "epsilon": None if privacy is None or own else privacy.epsilon,
+            "epsilon_released": None if privacy is None else privacy.epsilon,
             "delta": None if privacy is None else privacy.delta,
             "noise_rng": None if privacy is None else privacy.rng,
             "rounds": manifest.training.rounds,

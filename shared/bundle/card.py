@@ -2,6 +2,12 @@
 
 from shared.bundle.manifest import Manifest, Privacy
 
+_EXACT = (
+    "- **No epsilon covers this bundle.** It holds exact statistics of one site's records: latent "
+    "density, constants and threshold of the score; and the site's own decoder. It is for that "
+    "site's own devices alone: keep it within the site."
+)
+
 
 def model_card(manifest: Manifest, note: str = "") -> str:
     """Markdown text about a model: what it is for, how it was trained, what it reveals.
@@ -68,9 +74,12 @@ def _form(manifest: Manifest) -> str:
 
 def _privacy(manifest: Manifest) -> str:
     privacy = manifest.privacy
+    lines = [_EXACT] if manifest.kind == "site" else []
     if privacy is None:
-        return "## Privacy\nNone: this model was trained without differential privacy.\n"
-    return "\n".join(["## Privacy", *_claims(manifest, privacy), ""])
+        lines.append("None: this model was trained without differential privacy.")
+    else:
+        lines += _claims(manifest, privacy)
+    return "\n".join(["## Privacy", *lines, ""])
 
 
 def _claims(manifest: Manifest, privacy: Privacy) -> list[str]:
@@ -82,10 +91,7 @@ def _claims(manifest: Manifest, privacy: Privacy) -> list[str]:
         f"{privacy.sample_rate:.4g}, {privacy.steps} steps.",
     ]
     if manifest.kind == "site":
-        lines.append(
-            "- The statement covers what the site released. This bundle also holds the site's "
-            "decoder and constants, which were never released: keep it within the site."
-        )
+        lines.append("- That is a statement about what the site released, not about this bundle.")
     if privacy.rng == "simulation":
         lines.append(
             "- The noise came from a seeded simulation generator: the figures say what secure "

@@ -89,7 +89,10 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
-    """The differential privacy of the training, as accounted.
+    """The differential privacy of what the sites released, as accounted.
+
+    A global bundle is made of that alone. A site bundle also holds exact statistics of the site's
+    records, which this does not cover.
 
     Attributes:
         epsilon: largest total over the sites.
@@ -97,7 +100,7 @@ class Privacy:
         noise_multiplier: of a training step.
         sample_rate: Poisson sampling rate of a training step.
         steps: training steps in total.
-        rng: "secure" or "simulation".
+        rng: of the worst release in that total: "secure" or "simulation".
         adjacency: which data sets are neighbours, such as "zero-out".
         unit: what is protected, such as "record".
     """

@@ -62,7 +62,7 @@ class DataGaussian:
         """Pool what clients released in the phase "data".
 
         Raises:
-            ValueError: noise has driven the pooled count below one.
+            ValueError: nobody released, or nobody has records.
         """
         return cls._of(run, latent_density(released, feature_radius(run), noise_multiplier))
 

@@ -88,14 +88,14 @@ def pool_scaling(
     A variance that noise may have made up is floored at the level of that noise.
 
     Raises:
-        ValueError: no release, or a total count that noise has driven below one.
+        ValueError: no release, or no record.
     """
     if not released:
         raise ValueError("Expected scaling of at least one client, got none.")
     total = np.sum(np.asarray(released, dtype=np.float64), axis=0)
     count, features = float(total[0]), len(total) // 2
     if count < 1:
-        raise ValueError(f"Expected a pooled count of at least 1, got {count:.1f}; add records.")
+        raise ValueError(f"Expected a pooled count of at least 1, got {count:g}; add records.")
     root = math.sqrt(features) / count
     mean = np.clip(total[1 : features + 1] * root, -1.0, 1.0)
     second = np.clip(total[features + 1 :] * root, 0.0, 1.0)

@@ -109,7 +109,7 @@ def pool_scores(
     """Pool the released moments [m+1, m+1] of several sites.
 
     Raises:
-        ValueError: noise has driven the pooled count below one.
+        ValueError: nobody released, or nobody has records.
     """
     radius = score_radius(len(names))
     density = latent_density(released, radius, noise_multiplier)

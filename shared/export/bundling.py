@@ -44,6 +44,7 @@ from shared.keys import SigningKey
 from shared.models import VAE
 from shared.privacy.accounting import ADJACENCY
 from shared.privacy.clipping import synthetic_records
+from shared.privacy.noise import RngName
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import LatentDensity
 
@@ -67,6 +68,7 @@ class BundleContents:
         thresholds: above which records are flagged.
         epsilon: largest spend of a client, or None when the run was not private.
         delta: of that epsilon.
+        rng: of the worst release in that epsilon; by default that of the run.
         clients: how many took part.
         combine: makes ``score`` of a site bundle.
         released: makes ``score`` of a global bundle; None takes the latent distance.
@@ -92,6 +94,7 @@ class BundleContents:
     decoder: bool = False
     scaling: Scaling | None = None
     expires: str | None = None
+    rng: RngName | None = None
     note: str = ""
 
     @property
@@ -332,7 +335,7 @@ def _privacy(contents: BundleContents) -> Privacy | None:
         noise_multiplier=plan.noise_multiplier,
         sample_rate=plan.sample_rate,
         steps=plan.rounds * plan.steps_per_round,
-        rng=plan.rng,
+        rng=contents.rng or plan.rng,
         adjacency=ADJACENCY,
         unit="record",
     )

@@ -1,7 +1,8 @@
 """What the rate of a record is measured against, and what new latents are drawn from.
 
 The priors here are values of plain tensors, never parameters or buffers: they are broadcast, not
-trained. Priors that are trained with a model are modules beside their families.
+trained. Priors that are trained with a model are modules beside their families. Their covariances
+are inverted in double precision, where every one that a node accepts has an inverse.
 Shape suffixes: B records, k latent dimensions, K components.
 """
 
@@ -73,12 +74,11 @@ class GaussianPrior:
 
     def rate(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
         """Closed form."""
-        mean, covariance = self.mean.to(mu), self.covariance.to(mu)
-        precision = torch.linalg.inv(covariance)
+        mean, precision = self.mean.to(mu), torch.linalg.inv(self.covariance).to(mu)
         offset = mu - mean
         square = ((offset @ precision) * offset).sum(1)
         trace = (logvar.exp() * precision.diagonal()).sum(1)
-        constant = torch.linalg.slogdet(covariance)[1] - len(mean)
+        constant = torch.linalg.slogdet(self.covariance)[1].to(mu) - len(mean)
         rate: Tensor = 0.5 * (square + trace + constant - logvar.sum(1))
         return rate
 
@@ -135,10 +135,10 @@ class MixturePrior:
 
 def _log_parts(z: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
     """Logarithm of the density of each Gaussian at latents [B, k]: [B, K]."""
-    means, covariances = means.to(z), covariances.to(z)
-    offset = z[:, None, :] - means
-    square = torch.einsum("bKi,Kij,bKj->bK", offset, torch.linalg.inv(covariances), offset)
-    constant = torch.linalg.slogdet(covariances)[1] + z.shape[1] * math.log(2.0 * math.pi)
+    precisions = torch.linalg.inv(covariances).to(z)
+    offset = z[:, None, :] - means.to(z)
+    square = torch.einsum("bKi,Kij,bKj->bK", offset, precisions, offset)
+    constant = torch.linalg.slogdet(covariances)[1].to(z) + z.shape[1] * math.log(2.0 * math.pi)
     parts: Tensor = -0.5 * (square + constant)
     return parts
 

@@ -1,8 +1,12 @@
 """How large a model is and how much work one record is."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.models.base import VAE
@@ -42,3 +46,34 @@ def size_of(model: VAE) -> Size:
         encode=encoding.get_total_flops() // 2,
         decode=decoding.get_total_flops() // 2,
     )
+
+
+class TooLarge(Exception):
+    """A model has more parameters than it may."""
+
+
+@contextlib.contextmanager
+def at_most(parameters: int | None) -> Iterator[None]:
+    """Stop the building of a model as soon as it has more parameters; None lets any be built.
+
+    Families lay their layers out before they give them memory, so a giant costs nothing.
+
+    Raises:
+        TooLarge: from within the block.
+    """
+    if parameters is None:
+        yield
+        return
+    count = 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += parameter.numel() if parameter is not None else 0
+        if count > parameters:
+            raise TooLarge
+
+    handle = register_module_parameter_registration_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()

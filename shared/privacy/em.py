@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from shared.privacy.mixture import LatentMixture
-from shared.privacy.summaries import MOMENTS_SENSITIVITY, LatentDensity, choose_form
+from shared.privacy.summaries import MIXTURE_SENSITIVITY, LatentDensity, choose_form
 
 #: Components whose count is below so many deviations of its noise are dropped.
 _LEAST_DEVIATIONS = 3.0
@@ -51,7 +51,7 @@ def next_mixture(
         epsilon: of one release; decides whose covariance is its own.
         density: of all latents; sets the least variance and the covariance that is shared.
     """
-    deviation = MOMENTS_SENSITIVITY * noise_multiplier * math.sqrt(clients)
+    deviation = MIXTURE_SENSITIVITY * noise_multiplier * math.sqrt(clients)
     k = len(density.mean)
     floor = _VARIANCE_SHARE * float(np.trace(density.covariance)) / k
     counts, means, own = [], [], []

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shared.errors import ProtocolError
+from shared.privacy.summaries import symmetric
 
 #: Components that a message may bring at most.
 MAX_COMPONENTS = 64
@@ -80,13 +81,14 @@ class LatentMixture:
         ):
             raise wrong
         made = cls.from_arrays(arrays)
-        turned = made.covariances.swapaxes(1, 2)
-        scale = np.abs(made.covariances).max()
-        symmetric = (np.abs(made.covariances - turned) <= _ROUNDING * scale).all()
         whole = (made.weights > 0).all() and abs(made.weights.sum() - 1.0) <= _ROUNDING
-        if not whole or not symmetric or np.linalg.eigvalsh(made.covariances).min() <= 0:
+        if not whole or not symmetric(made.covariances):
             raise wrong
-        return made
+        # What differs by rounding is evened out, so that what is checked is what is inverted.
+        even = (made.covariances + made.covariances.swapaxes(1, 2)) / 2
+        if np.linalg.eigvalsh(even).min() <= 0:
+            raise wrong
+        return replace(made, covariances=even)
 
     def _log_parts(self, latents: np.ndarray) -> np.ndarray:
         """Logarithm of weight times density of each component: [N, K]."""

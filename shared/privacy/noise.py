@@ -15,6 +15,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 
 RngName = Literal["secure", "simulation"]
 
+#: Length of what names one secure stream: a key of AES-256 and the first value of its counter.
+SEALED_BYTES = 48
+
+_KEY_BYTES = 32
 _SUMMANDS = 4
 _LEVELS = 2**16
 _BLOCK = 2**16  # numbers made at a time, so that all of it stays in the processor's cache
@@ -39,8 +43,13 @@ class NoiseSource(Protocol):
         ...
 
 
+def sealed_key() -> bytes:
+    """A fresh key of one secure stream from the operating system: AES-256 key and first counter."""
+    return os.urandom(SEALED_BYTES)
+
+
 class SecureNoise:
-    """AES-256 in counter mode with a fresh key from the operating system, turned into numbers.
+    """AES-256 in counter mode with a key from the operating system, turned into numbers.
 
     A Gaussian is the sum of four Box-Muller draws divided by two: the low bits of one
     floating-point Gaussian betray its value, a sum of several does not (Holohan & Braghin 2021,
@@ -49,9 +58,20 @@ class SecureNoise:
 
     rng: RngName = "secure"
 
-    def __init__(self) -> None:
-        """Take a fresh key; nothing of it is ever stored."""
-        cipher = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16)))
+    def __init__(self, sealed: bytes | None = None) -> None:
+        """Start the stream of a key.
+
+        Args:
+            sealed: what ``sealed_key`` gave, so that a computation that broke off can be done again
+                with the very same numbers; by default a fresh key that nobody keeps.
+
+        Raises:
+            ValueError: ``sealed`` is not of that length.
+        """
+        key = sealed_key() if sealed is None else sealed
+        if len(key) != SEALED_BYTES:
+            raise ValueError(f"Expected a sealed key of {SEALED_BYTES} bytes, got {len(key)}.")
+        cipher = Cipher(algorithms.AES(key[:_KEY_BYTES]), modes.CTR(key[_KEY_BYTES:]))
         self._stream = cipher.encryptor()
 
     def uniform(self, size: int) -> np.ndarray:

@@ -3,7 +3,12 @@
 Notation: z_i in R^k are latent means of the released encoder, clipped to a public radius R,
 u_i = (z_i / R, 1). Un-noised sums and their releases are separate functions, so that tests can
 check the sensitivity of the first and the variance of the second. Sensitivities are L2 under
-zero-out: what one record adds to the sum. numpy only.
+zero-out: what one record adds to the sum beyond a null record. numpy only.
+
+The number of records N is public under zero-out. Where a sum holds it, it leaves as it is, without
+noise, and is no part of the sensitivity. A null record counts in N and adds nothing else, so
+neighbouring data sets have the same N; a row with NaN or infinity is a null record. Counts of
+components and of bins are not public, and get noise like all else.
 """
 
 import math
@@ -26,10 +31,14 @@ MIXTURE_KEY = "summary.mixture"
 SCALING_KEY = "summary.scaling"
 HISTOGRAMS_KEY = "summary.histograms"
 
-#: L2 sensitivity of ``moments`` and of ``mixture_moments``: |u|^2 <= 2 in Frobenius norm.
-MOMENTS_SENSITIVITY = 2.0
-#: L2 sensitivity of ``diagonal_moments`` and ``scaling_sums``: three parts of norm 1 at most.
-DIAGONAL_SENSITIVITY = math.sqrt(3.0)
+#: Frobenius sensitivity of ``moments``, the public count left out. With z = z_i / R, |z| <= 1, one
+#: record adds u u^T but for its corner: |u u^T|_F^2 - 1 = |z|^4 + 2 |z|^2 <= 3.
+MOMENTS_SENSITIVITY = math.sqrt(3.0)
+#: L2 sensitivity of ``diagonal_moments`` and ``scaling_sums``, the public count left out: two parts
+#: of norm 1 at most, since sum z_j^4 <= (sum z_j^2)^2.
+DIAGONAL_SENSITIVITY = math.sqrt(2.0)
+#: Frobenius sensitivity of ``mixture_moments``, whose counts are noised: |r|_2 |u|^2 <= 2.
+MIXTURE_SENSITIVITY = 2.0
 #: Public edges of squared latent distances, 128 logarithmic bins; the outer ones are open.
 SCORE_EDGES = np.geomspace(1e-2, 1e4, 127)
 
@@ -51,12 +60,14 @@ class SummarySpec:
         shape: of that array.
         sensitivity: L2 norm of what one record adds at most; Frobenius norm for matrices.
         symmetric: a symmetric matrix, or a stack of them.
+        count: index of the entry that is the public number of records; None where there is none.
     """
 
     key: str
     shape: tuple[int, ...]
     sensitivity: float
     symmetric: bool
+    count: tuple[int, ...] | None = None
 
 
 def moments_spec(k: int) -> SummarySpec:
@@ -66,6 +77,7 @@ def moments_spec(k: int) -> SummarySpec:
         shape=(k + 1, k + 1),
         sensitivity=MOMENTS_SENSITIVITY,
         symmetric=True,
+        count=(k, k),
     )
 
 
@@ -76,6 +88,7 @@ def diagonal_spec(k: int) -> SummarySpec:
         shape=(2 * k + 1,),
         sensitivity=DIAGONAL_SENSITIVITY,
         symmetric=False,
+        count=(0,),
     )
 
 
@@ -84,7 +97,7 @@ def mixture_spec(components: int, k: int) -> SummarySpec:
     return SummarySpec(
         key=MIXTURE_KEY,
         shape=(components, k + 1, k + 1),
-        sensitivity=MOMENTS_SENSITIVITY,
+        sensitivity=MIXTURE_SENSITIVITY,
         symmetric=True,
     )
 
@@ -96,6 +109,7 @@ def scaling_spec(features: int) -> SummarySpec:
         shape=(2 * features + 1,),
         sensitivity=DIAGONAL_SENSITIVITY,
         symmetric=False,
+        count=(0,),
     )
 
 
@@ -116,7 +130,7 @@ def release(
 
     A symmetric matrix gets a symmetric noise matrix of deviation s on the diagonal and s / sqrt(2)
     off it, that is, an isotropic Gaussian in the space of symmetric matrices with the Frobenius
-    norm.
+    norm. The public number of records gets none; the noise of the rest is as it would be with it.
 
     Raises:
         ValueError: ``exact`` is not of the shape that ``spec`` states.
@@ -126,6 +140,8 @@ def release(
     draws = noise.normal(exact.size).reshape(exact.shape)
     if spec.symmetric:
         draws = (draws + draws.swapaxes(-1, -2)) / 2.0  # variance 1 on the diagonal, 1/2 off it
+    if spec.count is not None:
+        draws[spec.count] = 0.0
     released: np.ndarray = exact + draws * (spec.sensitivity * noise_multiplier)
     return released
 
@@ -158,23 +174,17 @@ def clip_rows(latents: np.ndarray, radius: float) -> np.ndarray:
 
 
 def moments(latents: np.ndarray, radius: float) -> np.ndarray:
-    """Sum of u_i u_i^T over records [N, k]: float64 [k+1, k+1], without noise.
-
-    Raises:
-        ValueError: a latent is not finite.
-    """
+    """Sum of u_i u_i^T over records [N, k]: float64 [k+1, k+1], without noise; the corner is N."""
     rows = _unit_rows(latents, radius)
     product: np.ndarray = rows.T @ rows
+    product[-1, -1] = len(rows)
     return product
 
 
 def diagonal_moments(latents: np.ndarray, radius: float) -> np.ndarray:
     """Sum of (1, z/R, z^2/R^2) over records [N, k]: float64 [2k+1], without noise.
 
-    Each of the three parts has a norm of at most 1, since |z/R| <= 1.
-
-    Raises:
-        ValueError: a latent is not finite.
+    Each of the two parts beside N has a norm of at most 1, since |z/R| <= 1.
     """
     scaled = _unit_rows(latents, radius)[:, :-1]
     return np.concatenate([[len(scaled)], scaled.sum(axis=0), np.square(scaled).sum(axis=0)])
@@ -192,10 +202,11 @@ def mixture_moments(latents: np.ndarray, radius: float, mixture: Responsible) ->
     """Stack of sum_i r_ik u_i u_i^T for each component: float64 [K, k+1, k+1], without noise.
 
     One step of expectation maximisation. The shares r_i of a record lie on the simplex, so
-    |r_i|_2 <= 1 and the whole stack has the sensitivity of a single Gaussian's moments.
+    |r_i|_2 <= 1 and the whole stack has the sensitivity of a single Gaussian's moments with its
+    count, which is not public here. A null record belongs to no component.
 
     Raises:
-        ValueError: a latent is not finite, or shares do not lie on the simplex.
+        ValueError: shares do not lie on the simplex.
     """
     rows = _unit_rows(latents, radius)
     shares = np.asarray(mixture.responsibilities(rows[:, :-1] * radius), dtype=np.float64)
@@ -215,10 +226,14 @@ def scaling_sums(values: np.ndarray) -> np.ndarray:
             mapped to [-1, 1].
 
     Raises:
-        ValueError: a value is not finite or lies outside.
+        ValueError: a finite value lies outside.
     """
     whole = np.asarray(values, dtype=np.float64)
-    if whole.ndim != 3 or not np.isfinite(whole).all() or np.abs(whole).max(initial=0.0) > 1.0:
+    if whole.ndim != 3:
+        raise ValueError(f"Expected values [N, d, T], got shape {whole.shape}.")
+    there = np.isfinite(whole).all(axis=(1, 2), keepdims=True)
+    whole = np.where(there, whole, 0.0)
+    if np.abs(whole).max(initial=0.0) > 1.0:
         raise ValueError("Expected values [N, d, T] within [-1, 1], got others; map them first.")
     root = math.sqrt(whole.shape[1])
     firsts, seconds = whole.mean(axis=2), np.square(whole).mean(axis=2)
@@ -253,7 +268,7 @@ class LatentDensity:
     """A Gaussian picture of the latents of all clients.
 
     Attributes:
-        count: noisy number of records.
+        count: number of records; public, so exact.
         mean: [k].
         covariance: [k, k] of all records about the common mean.
         within: [k, k] of records about their own client's mean; used after re-centring.
@@ -291,15 +306,14 @@ class LatentDensity:
             for key, value in arrays.items()
         )
         found = {key: np.asarray(value, dtype=np.float64) for key, value in arrays.items()}
-        if not fits or any(
-            np.abs(m - m.T).max() > _ROUNDING * np.abs(m).max() or np.linalg.eigvalsh(m).min() <= 0
-            for m in (found["covariance"], found["within"])
-        ):
-            raise ProtocolError(
-                f"Expected a density of {k} dimensions with positive covariances, got another "
-                "one; send LatentDensity.arrays()."
-            )
-        return cls.from_arrays(found)
+        covariances = {key: found.get(key, np.zeros((k, k))) for key in ("covariance", "within")}
+        if not fits or not all(symmetric(value) for value in covariances.values()):
+            raise _no_density(k)
+        # What differs by rounding is evened out, so that what is checked is what is inverted.
+        even = {key: (value + value.T) / 2 for key, value in covariances.items()}
+        if any(np.linalg.eigvalsh(value).min() <= 0 for value in even.values()):
+            raise _no_density(k)
+        return cls.from_arrays(found | even)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "LatentDensity":
@@ -310,6 +324,19 @@ class LatentDensity:
             covariance=np.asarray(arrays["covariance"], dtype=np.float64),
             within=np.asarray(arrays["within"], dtype=np.float64),
         )
+
+
+def symmetric(matrices: np.ndarray) -> bool:
+    """Whether square matrices [..., k, k] are symmetric within rounding."""
+    turned = matrices.swapaxes(-1, -2)
+    return bool(np.abs(matrices - turned).max() <= _ROUNDING * np.abs(matrices).max())
+
+
+def _no_density(k: int) -> ProtocolError:
+    return ProtocolError(
+        f"Expected a density of {k} dimensions with positive covariances, got another one; send "
+        "LatentDensity.arrays()."
+    )
 
 
 def latent_density(
@@ -324,7 +351,7 @@ def latent_density(
             spread of client means.
 
     Raises:
-        ValueError: no matrix, or a total count that noise has driven below one.
+        ValueError: no matrix, or no record.
     """
     if not released:
         raise ValueError("Expected moments of at least one client, got none.")
@@ -332,7 +359,7 @@ def latent_density(
     total = as_matrix(np.sum(np.asarray(released, dtype=np.float64), axis=0))
     count = float(total[-1, -1])
     if count < 1:
-        raise ValueError(f"Expected a pooled count of at least 1, got {count:.1f}; add records.")
+        raise ValueError(f"Expected a pooled count of at least 1, got {count:g}; add records.")
     mean = total[-1, :-1] / count
     covariance = total[:-1, :-1] / count - np.outer(mean, mean)
     k = len(mean)
@@ -381,39 +408,30 @@ def squared_distance(latents: np.ndarray, center: np.ndarray, precision: np.ndar
 def histograms(*scores: np.ndarray) -> np.ndarray:
     """Counts of several scores [N] of the same records on the public bins: float64 [scores, 128].
 
-    Raises:
-        ValueError: a score is not finite.
+    Infinity falls into an outer bin. NaN is the score of a null record and falls into none.
     """
-    if not all(np.isfinite(one).all() for one in scores):
-        raise ValueError("Expected finite scores, got NaN or infinity; leave such records out.")
     bins = len(SCORE_EDGES) + 1
     return np.stack(
         [
             np.bincount(np.searchsorted(SCORE_EDGES, one, side="right"), minlength=bins).astype(
                 np.float64
             )
-            for one in scores
+            for one in (score[~np.isnan(score)] for score in scores)
         ]
     )
 
 
 def _unit_rows(latents: np.ndarray, radius: float) -> np.ndarray:
-    """(z/R, 1) of each latent, clipped: float64 [N, k+1]."""
-    scaled = clip_rows(_finite_rows(latents), radius) / radius
+    """(z/R, 1) of each latent, clipped; zeros for a null record: float64 [N, k+1]."""
+    rows = np.asarray(latents, dtype=np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"Expected rows [N, k], got shape {rows.shape}.")
+    there = np.isfinite(rows).all(axis=1, keepdims=True)
+    scaled = clip_rows(np.where(there, rows, 0.0), radius) / radius
     # Rounding may leave a norm above 1 by an ulp, which a sensitivity may not.
     norms = np.linalg.norm(scaled, axis=1, keepdims=True)
     scaled = scaled / np.maximum(norms, 1.0)
-    return np.hstack([scaled, np.ones((len(scaled), 1))])
-
-
-def _finite_rows(values: np.ndarray) -> np.ndarray:
-    """Float64 [N, d]; ValueError for anything else or for NaN and infinity."""
-    rows = np.asarray(values, dtype=np.float64)
-    if rows.ndim != 2:
-        raise ValueError(f"Expected rows [N, d], got shape {rows.shape}.")
-    if not np.isfinite(rows).all():
-        raise ValueError("Expected finite values, got NaN or infinity; leave such records out.")
-    return rows
+    return np.hstack([scaled, there.astype(np.float64)])
 
 
 def _positive(matrix: np.ndarray, floor: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shared.files import write_atomic
 from simulations.audit import figures
+from simulations.audit.checks import ALPHA, Check
 from simulations.audit.inversion import Quality
 from simulations.audit.results import Finding
 from simulations.audit.run import CANARY_EPSILON, USUAL_EPSILON, Audit
@@ -14,6 +15,8 @@ from simulations.experiments import page
 REPORT = "report.html"
 
 _COLUMNS = ("release", "#claimed epsilon", "#exact", "#95 % lower bound", "#ratio", "verdict")
+
+_CHECK_COLUMNS = ("check", "#statistic", "#least", "#most", "#draws", "verdict")
 
 
 def write_report(audit: Audit, folder: Path) -> Path:
@@ -47,6 +50,14 @@ def report(audit: Audit, pictures: dict[str, bytes]) -> str:
         page.heading("Negative controls"),
         page.paragraph("Mechanisms broken on purpose: the same attacks must pass their claims."),
         _table(audit.controls),
+        page.heading("A real node"),
+        page.paragraph(
+            "What a node with secure noise released for fresh requests, less what its records give "
+            "without noise, in units of the deviation that its ledger pays for. Outside of its "
+            "limits a check is broken. A sound node fails a check once in "
+            f"{1 / ALPHA:,.0f} times."
+        ),
+        page.table(_CHECK_COLUMNS, [_check_cells(one) for one in audit.checks]),
         page.heading("One federated run"),
         page.paragraph(
             f"A whole federation at epsilon {CANARY_EPSILON:g}, attacked once: "
@@ -75,10 +86,21 @@ def row(finding: Finding) -> tuple[str, ...]:
     )
 
 
+def check_row(one: Check) -> tuple[str, ...]:
+    """A check as cells of a table: name, statistic, limits, draws, verdict."""
+    numbers = (f"{value:.4g}" for value in (one.statistic, one.low, one.high))
+    return (one.name, *numbers, str(one.draws), one.verdict)
+
+
+def _check_cells(one: Check) -> tuple[object, ...]:
+    name, *rest = check_row(one)
+    return ((name, one.what), *rest)
+
+
 def _summary(audit: Audit) -> str:
     if audit.good:
-        return "No attack passed a claim, and every control was caught."
-    bad = [one.name for one in (*audit.claims, *audit.controls) if not one.good]
+        return "No attack passed a claim, every control was caught, and every check holds."
+    bad = [one.name for one in audit.verdicts if not one.good]
     return f"The audit failed for: {', '.join(bad)}."
 
 

@@ -1,13 +1,17 @@
 """The whole audit: every kind of release under attack, and the controls."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from simulations.audit.checks import Check
 from simulations.audit.controls import control_findings, toy_finding
+from simulations.audit.hostile import hostile
 from simulations.audit.inversion import Inversion, inversion
 from simulations.audit.membership import Membership, membership
+from simulations.audit.node_checks import node_checks
 from simulations.audit.one_run import OneRun, federated_run, one_run
 from simulations.audit.person import person_findings
 from simulations.audit.results import Finding, Watch
@@ -18,6 +22,7 @@ from simulations.audit.usual import usual_run
 CANARY_EPSILON, USUAL_EPSILON = 8.0, 2.0
 #: The control: a run with the noise of this epsilon that claims another.
 _NOISELESS_EPSILON, _PRETENDED = 2000.0, 2.0
+_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,9 @@ class Sizes:
         canaries: in one federated run.
         rounds: of that run.
         beats: of each client of the usual run.
+        node_runs: of each plan on each home of the real nodes.
+        hostile: rounds of a real node in each world, with hostile weights.
+        tries: of constants of those weights.
     """
 
     steps: int
@@ -43,6 +51,9 @@ class Sizes:
     canaries: int
     rounds: int
     beats: int
+    node_runs: int
+    hostile: int
+    tries: int
 
 
 QUICK = Sizes(
@@ -54,6 +65,9 @@ QUICK = Sizes(
     canaries=600,
     rounds=20,
     beats=400,
+    node_runs=15,
+    hostile=60,
+    tries=200,
 )
 FULL = Sizes(
     steps=5000,
@@ -64,18 +78,22 @@ FULL = Sizes(
     canaries=900,
     rounds=40,
     beats=700,
+    node_runs=75,
+    hostile=400,
+    tries=10_000,
 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Audit:
-    """What an audit found; a function of its sizes and seed.
+    """What an audit found; but for the secure noise of real nodes a function of sizes and seed.
 
     Attributes:
         sizes: how much was drawn.
         seed: of everything.
         claims: findings about releases as they are.
         controls: findings about releases broken on purpose.
+        checks: of the noise and samples of real nodes.
         canaries: the attack on one federated run.
         membership: of a usual run.
         membership_plain: the same attack on the same run without privacy.
@@ -87,6 +105,7 @@ class Audit:
     seed: int
     claims: tuple[Finding, ...]
     controls: tuple[Finding, ...]
+    checks: tuple[Check, ...]
     canaries: OneRun
     membership: Membership
     membership_plain: Membership
@@ -95,8 +114,13 @@ class Audit:
 
     @property
     def good(self) -> bool:
-        """All claims hold, and all controls were caught."""
-        return all(one.good for one in (*self.claims, *self.controls))
+        """All claims and checks hold, and all controls were caught."""
+        return all(one.good for one in self.verdicts)
+
+    @property
+    def verdicts(self) -> tuple[Finding | Check, ...]:
+        """All that can fail: claims, controls and checks."""
+        return (*self.claims, *self.controls, *self.checks)
 
     def to_json(self) -> dict[str, object]:
         """Everything found as one JSON object."""
@@ -105,6 +129,7 @@ class Audit:
             "seed": self.seed,
             "claims": [one.to_json() for one in self.claims],
             "controls": [one.to_json() for one in self.controls],
+            "checks": [one.to_json() for one in self.checks],
             "membership": self.membership.to_json(),
             "membership_without_privacy": self.membership_plain.to_json(),
             "inversion": self.inversion.to_json(),
@@ -113,19 +138,21 @@ class Audit:
 
 
 def run_audit(sizes: Sizes, seed: int, watch: Watch) -> Audit:
-    """Attack everything; equal arguments give equal results.
+    """Attack everything; equal arguments give equal results but for the noise of real nodes.
 
     Args:
         sizes: how much to draw.
-        seed: of all records, weights and noise.
+        seed: of all records, weights and noise but that of real nodes, which is secure.
         watch: told about progress.
     """
     claims = list(_unit_findings(sizes, seed, watch))
     controls = list(control_findings(sizes.broken, sizes.toys, seed, watch))
     for one in person_findings(sizes.steps, sizes.summaries // 4, seed, watch):
         (controls if one.control else claims).append(one)
-    with tempfile.TemporaryDirectory(prefix="fedlatent-audit-") as name:
+    with tempfile.TemporaryDirectory(prefix="fedlatent-audit-", dir=_memory()) as name:
         folder = Path(name)
+        attacked, share = hostile(folder, sizes.hostile, sizes.tries, seed, watch)
+        node = (*node_checks(folder, sizes.node_runs, watch), share)
         canaries = one_run(
             f"federated run, {sizes.canaries} canaries",
             federated_run(seed, CANARY_EPSILON, sizes.rounds),
@@ -152,9 +179,10 @@ def run_audit(sizes: Sizes, seed: int, watch: Watch) -> Audit:
             sizes=sizes,
             seed=seed,
             claims=tuple(
-                one for one in (*claims, canaries.finding, found.finding) if one is not None
+                one for one in (*claims, attacked, canaries.finding, found.finding) if one
             ),
             controls=(*controls, noiseless.finding),
+            checks=node,
             canaries=canaries,
             membership=found,
             membership_plain=membership("without privacy", plain),
@@ -163,6 +191,11 @@ def run_audit(sizes: Sizes, seed: int, watch: Watch) -> Audit:
         )
         watch("membership and inversion", 1.0)
     return audit
+
+
+def _memory() -> str | None:
+    """A folder in memory where the system has one: a ledger waits for the disk at every entry."""
+    return _MEMORY if os.access(_MEMORY, os.W_OK) else None
 
 
 def _unit_findings(sizes: Sizes, seed: int, watch: Watch) -> Iterator[Finding]:

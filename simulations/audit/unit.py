@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from client.compute import Asked, data_sums, latent_sums
-from client.trainer import NORM_FLOOR, gradient_sums, train_round
+from client.gradients.sums import NORM_FLOOR
+from client.trainer import gradient_sums, train_round
 from shared.config import RunConfig
 from shared.detection.parts import score_names
 from shared.models import VAE, build
@@ -42,6 +43,7 @@ _LATENT = 3
 _BOUND = 3.0  # of records
 _OTHERS = 8  # records that are in both worlds
 _FAR = 100.0  # a latent beyond any radius
+_NULL = np.nan  # every value of a null record
 _REPORTS = 20  # of progress, per audit
 
 
@@ -217,7 +219,10 @@ def summary_draws(
 
 
 def summary_cases(seed: int) -> list[SummaryCase]:
-    """The sums of ``client.compute`` over the same other records, with and without a canary."""
+    """The sums of ``client.compute`` over the same other records, with and without a canary.
+
+    Without it, a null record stands in its place: NaN. So the public number of records is the same.
+    """
     run, rng = audit_run(), np.random.default_rng(seed)
     return [
         *(_latent_case(run, rng, *one) for one in _LATENT_KINDS),
@@ -255,7 +260,7 @@ def _latent_case(
     )
     sums = [
         latent_sums(run, kind, form, latents, asked, np.zeros(_LATENT), {})
-        for latents in (np.vstack([others, canary]), others)
+        for latents in (np.vstack([others, canary]), np.vstack([others, _NULL * canary]))
     ]
     spec = spec_of(run, kind, form, _LATENT, 2)
     return SummaryCase(name=name, kind=kind, with_=sums[0], without=sums[1], spec=spec)
@@ -266,11 +271,13 @@ def _scores_case(run: RunConfig, rng: np.random.Generator) -> SummaryCase:
     names = score_names(run)
     canary = np.append(np.zeros(_OTHERS), np.inf)
     parts = {name: rng.uniform(0.5, 2.0, _OTHERS + 1) + canary for name in names}
-    others = {name: values[:-1] for name, values in parts.items()}
     asked, center = Asked(weights={}), np.zeros(_LATENT)
+    present = np.zeros((_OTHERS + 1, _LATENT))
+    absent = present.copy()
+    absent[-1] = _NULL
     sums = [
-        latent_sums(run, "scores", "full", np.zeros((1, _LATENT)), asked, center, one)
-        for one in (parts, others)
+        latent_sums(run, "scores", "full", latents, asked, center, parts)
+        for latents in (present, absent)
     ]
     spec = spec_of(run, "scores", "full", _LATENT, 0)
     return SummaryCase(
@@ -286,7 +293,8 @@ def _data_case(run: RunConfig, rng: np.random.Generator, data: str, name: str) -
     )
     others = rng.normal(0, 1, (_OTHERS, *_SHAPE)).astype(np.float32)
     canary = np.full((1, *_SHAPE), _BOUND, dtype=np.float32)
-    sums = [data_sums(chosen, records) for records in (np.vstack([others, canary]), others)]
+    null = np.full_like(canary, _NULL)
+    sums = [data_sums(chosen, np.vstack([others, last])) for last in (canary, null)]
     spec = spec_of(chosen, "data", "full", _LATENT, 0)
     return SummaryCase(name=name, kind="data", with_=sums[0], without=sums[1], spec=spec)
 

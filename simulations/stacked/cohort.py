@@ -33,13 +33,13 @@ from client.compute import (
     take_apart,
 )
 from client.policy import Policy, schema_of
-from client.release import INTERNAL_SENTENCE
+from client.release import clamped
 from client.store import RoundState, SiteMaterial
 from client.trainer import EMA, Pull
 from server.results import RunResult
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
-from shared.errors import ConfigError, FedlatentError, ProtocolError
+from shared.errors import ConfigError, FedlatentError, PolicyRefusal, ProtocolError
 from shared.models import VAE, load_state
 from shared.models.base import ENCODER_PREFIX
 from shared.privacy.accounting import epsilon_of
@@ -111,14 +111,19 @@ class Cohort:
             device: where to compute.
 
         Raises:
-            ConfigError: noise that is not seeded, a model that cannot be built or stacked, an
-                epsilon that cannot be reached, or a device that is absent.
+            ConfigError: noise that is not seeded, a policy that asks a person, a model that cannot
+                be built or stacked, an epsilon that cannot be reached, or a device that is absent.
         """
         if run.privacy.rng != "simulation":
             raise ConfigError(
                 f"Expected privacy.rng 'simulation' on the grid 'stacked', got "
                 f"{run.privacy.rng!r}: its clients keep no ledger file; set it, or choose the grid "
                 "'nodes', 'flower' or 'deployed'."
+            )
+        if policy.approval != "none":
+            raise ConfigError(
+                f"Expected policy.approval 'none' on the grid 'stacked', got {policy.approval!r}: "
+                "nobody is there to ask; choose another grid."
             )
         self._run, self._run_id, self._sites = run, run_id, sites
         self._places = {node: place for place, node in enumerate(sorted(nodes))}
@@ -153,14 +158,27 @@ class Cohort:
             for one in messages
             for node in [one.metadata.dst_node_id]
         ]
-        answer = self._train if header.kind == "train" else self._summaries
         presences = [self._presence(one.site, header.round) for one in asked]
         working = [one for one, seen in zip(asked, presences, strict=True) if seen != "away"]
-        replies = answer(header, arrays, working)
+        replies = self._replies(header, arrays, working)
         for presence in presences:
             # A late client works like the others; its answer is lost.
             reply = next(replies) if presence != "away" else None
             yield reply if presence == "here" else None
+
+    def _replies(
+        self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
+    ) -> Iterator[Message]:
+        caps, dimensions = self._policy.caps, self._model.latent_dim
+        try:
+            request = take_apart(self._run, header.kind, arrays, dimensions, caps)
+        except PolicyRefusal as error:
+            for one in asked:
+                refusal = self._refusal(len(self._records(one.site))) or error
+                yield self._refuse(header, one, refusal)
+            return
+        answer = self._train if header.kind == "train" else self._summaries
+        yield from answer(header, request, asked)
 
     def material(self, site: str, result: RunResult) -> SiteMaterial:
         """What the bundle of one site is made of, after the run.
@@ -197,6 +215,7 @@ class Cohort:
             records=len(records),
             epsilon=self._epsilon(site, last, len(records)),
             delta=self._policy.effective_delta(len(records)),
+            rng=self._plan.rng,
             scaling=asked.scaling,
         )
 
@@ -221,9 +240,8 @@ class Cohort:
         return RoundState(decoder=own, optimizer=means if self._run.training.ema else {})
 
     def _train(
-        self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
+        self, header: RequestHeader, request: Asked, asked: Sequence[_Asked]
     ) -> Iterator[Message]:
-        request = take_apart(self._run, header.kind, arrays, self._model.latent_dim)
         if request.gaussian is not None and not self._warmed:
             self._first = dict(first_model(self._run, request.gaussian).state_dict())
             self._warmed = True
@@ -264,7 +282,7 @@ class Cohort:
     ) -> Iterator[Message]:
         refused = [self._refusal(len(records)) for _, records in group]
         admitted = [pair for pair, no in zip(group, refused, strict=True) if no is None]
-        results: Iterator[tuple[Arrays, bool]] = iter(())
+        results: Iterator[Arrays] = iter(())
         if admitted:
             chunk = self._chunk(header, request, received, admitted)
             phase = phase_of(self._run, header.round)
@@ -274,11 +292,7 @@ class Cohort:
             if error is not None:
                 yield self._refuse(header, one, error)
                 continue
-            leaving, finite = next(results)
-            if finite:
-                yield self._reply(header, one, len(records), leaving)
-            else:
-                yield self._refuse(header, one, None)
+            yield self._reply(header, one, len(records), next(results))
 
     def _chunk(
         self,
@@ -329,9 +343,10 @@ class Cohort:
 
     def _leaving(
         self, header: RequestHeader, chunk: Chunk, group: Sequence[tuple[_Asked, torch.Tensor]]
-    ) -> Iterator[tuple[Arrays, bool]]:
-        """Keep each client's own state; what the run shares of its weights, and if it may leave."""
-        finite = np.isfinite(chunk.weights.numpy()).all(1)
+    ) -> Iterator[Arrays]:
+        """Keep each client's own state; what the run shares of its weights, clamped like it."""
+        for rows in (chunk.weights, *chunk.moments.values()):
+            torch.nan_to_num(rows, out=rows)
         whole = self._run.shares_decoder
         for place, (one, _) in enumerate(group):
             row = chunk.weights[place]
@@ -345,17 +360,16 @@ class Cohort:
                 for key, value in self._views(row).items()
                 if whole or key.startswith(ENCODER_PREFIX)
             }
-            yield arrays, bool(finite[place])
+            yield arrays
 
     def _views(self, row: torch.Tensor) -> Arrays:
         return {name: part.numpy() for name, part in self._trainer.cut(row).items()}
 
     def _summaries(
-        self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
+        self, header: RequestHeader, request: Asked, asked: Sequence[_Asked]
     ) -> Iterator[Message]:
         """A summary of every client, under one encoder for all."""
         run, kind = self._run, header.kind
-        request = take_apart(run, kind, arrays, self._model.latent_dim)
         if kind != "data":
             whole = run.shares_decoder and kind in WHOLE_KINDS
             load_weights(self._model, request.weights, whole=whole)
@@ -395,7 +409,7 @@ class Cohort:
             parts = parts_of(run, self._model, records, request)
             exact = latent_sums(run, kind, header.form, latents, request, center, parts)
         noise = self._noise(site, header.round, kind)
-        return {spec.key: release(exact, spec, self._plan.multiplier(kind), noise)}
+        return {spec.key: clamped(release(exact, spec, self._plan.multiplier(kind), noise))}
 
     def _center(self, site: str, before: int, form: Form, latents: np.ndarray) -> np.ndarray:
         """A client's own mean as its last moments told it: the same bits as in that phase."""
@@ -454,12 +468,13 @@ class Cohort:
             self._refusals[records] = None
             try:
                 self._policy.check(self._run, self._schema, records)
+                self._policy.check_plan(self._plan)
             except FedlatentError as error:
                 self._refusals[records] = error
         return self._refusals[records]
 
-    def _refuse(self, header: RequestHeader, one: _Asked, error: FedlatentError | None) -> Message:
-        """A no in the words of the release door; None stands for what it keeps to itself."""
+    def _refuse(self, header: RequestHeader, one: _Asked, error: FedlatentError) -> Message:
+        """A no in the words of the release door."""
         reply = ReplyHeader(
             protocol=PROTOCOL,
             run_id=header.run_id,
@@ -467,8 +482,8 @@ class Cohort:
             kind=header.kind,
             site=one.site,
             status="refused",
-            code=error.code if error else "internal",
-            text=str(error)[:500] if error else INTERNAL_SENTENCE,
+            code=error.code,
+            text=str(error)[:500],
         )
         return Message(LocalRecords(reply, {}), reply_to=one.message)
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.gradients.segments import Segments
+from client.gradients.sums import Batch, StackedGradients, steady, views
 from client.trainer import (
     CHUNK,
     EMA,
@@ -29,8 +31,6 @@ from shared.models import VAE
 from shared.models.priors import Prior
 from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
-from simulations.stacked.gradients import Batch, StackedGradients, views
-from simulations.stacked.segments import Segments
 
 #: Bytes that the clients of one chunk may take together on a CPU: enough clients to share the cost
 #: of a call, few enough to stay near the caches (for 427k parameters 8 to 12 clients; with 2 or 30
@@ -182,6 +182,7 @@ class StackedTrainer:
                 for place in range(len(members)):
                     yield self._result(chunk, place)
 
+    @steady()
     def train_chunk(self, chunk: Chunk, trained: int) -> None:
         """Run ``plan.steps_per_round`` steps of the clients of one chunk, in place.
 

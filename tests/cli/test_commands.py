@@ -13,11 +13,15 @@ import pytest
 import typer.main
 
 from cli import main as cli_main
+from client.approvals import Approvals
 from client.edge.main import build_parser
 from client.home import ClientHome
 from server.export import export_global
 from server.home import ServerHome
+from shared.errors import PolicyRefusal, ServiceError
 from shared.keys import SigningKey
+from shared.privacy.plan import PrivacyPlan
+from shared.toml import dumps
 from simulations.federation import Simulation, datasets, simulate
 from tests.cli.conftest import Run
 from tests.simulations.support import tiny_federation, tiny_run
@@ -310,3 +314,27 @@ def test_keys_are_made_and_shown(run: Run, tmp_path: Path) -> None:
         shown = json.loads(run("keys", "show", path, "--json")[1])
         assert shown["key_id"] == made["key_id"]
     assert run("keys", "new", tmp_path / "k.pem")[0] == 2
+
+
+def test_runs_are_approved_by_hand(run: Run, tmp_path: Path) -> None:
+    """``client runs`` shows who asked at what cost; ``approve`` and ``refuse`` decide by id."""
+    config = tiny_run(tiny_federation())
+    home, plan = ClientHome(tmp_path / "node"), PrivacyPlan.from_config(config)
+    home.create()
+    policy = {"max_epsilon": 5.0, "approval": "each-run"}
+    data = {"path": "x.npz", "schema": config.data.model_dump(mode="json")}
+    home.config.write_text(dumps({"site": "north", "data": data, "policy": policy}))
+    with pytest.raises(PolicyRefusal):
+        Approvals(home.approvals).check("tiny-1", config, plan)
+    where = ("--home", home.root)
+    status, out, _ = run("client", "runs", *where, "--json")
+    (asked,) = json.loads(out)
+    assert (status, asked["run"], asked["state"]) == (0, "tiny-1", "pending")
+    assert asked["epsilon"] == pytest.approx(plan.epsilon())
+    status, out, _ = run("client", "approve", "tiny-1", *where)
+    assert (status, "approved" in out) == (0, True)
+    Approvals(home.approvals).check("tiny-1", config, plan)
+    status, out, _ = run("client", "refuse", "tiny-1", *where, "--json")
+    assert (status, json.loads(out)["state"]) == (0, "refused")
+    assert "refused" in run("client", "runs", *where)[1]
+    assert run("client", "approve", "unknown-1", *where)[0] == ServiceError.exit_code

@@ -194,5 +194,5 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(newer)
     connection.execute("PRAGMA user_version = 9")
     connection.close()
-    with pytest.raises(ServiceError, match="version 1"):
+    with pytest.raises(ServiceError, match="version 2"):
         Ledger(newer, "records", 5.0, 1e-5)

@@ -16,7 +16,7 @@ from shared.errors import ServiceError
 
 
 @contextlib.contextmanager
-def server(path: Path, handler: Callable[[bytes], bytes]) -> Iterator[None]:
+def server(path: Path, handler: Callable[[bytes], bytes], step_s: float = 0.0) -> Iterator[None]:
     """Serve ``handler`` on ``path`` in a thread until the block ends."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
@@ -24,7 +24,7 @@ def server(path: Path, handler: Callable[[bytes], bytes]) -> Iterator[None]:
 
     def loop() -> None:
         with contextlib.suppress(OSError):
-            serve(listener, handler)
+            serve(listener, handler, step_s)
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
@@ -123,3 +123,18 @@ def test_request_of_a_caller_that_left_is_skipped(tmp_path: Path) -> None:
         assert ask(tmp_path / "s", b"last", 5) == b"last"
         first.join(5)
     assert seen == [b"first", b"last"]
+
+
+@pytest.mark.parametrize(("work_s", "steps"), [(0.0, 1), (0.3, 1), (0.7, 2)])
+def test_answers_wait_for_a_whole_step(tmp_path: Path, work_s: float, steps: int) -> None:
+    """Whatever the work, the answer comes at the next whole step after the request."""
+
+    def work(data: bytes) -> bytes:
+        time.sleep(work_s)
+        return data
+
+    with server(tmp_path / "s", work, 0.5):
+        started = time.monotonic()
+        ask(tmp_path / "s", b"x", 10)
+        passed = time.monotonic() - started
+    assert steps * 0.5 <= passed < (steps + 0.8) * 0.5

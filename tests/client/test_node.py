@@ -28,6 +28,7 @@ from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, LatentDensity
 from shared.schedule import phases
 from shared.wire import (
     DENSITY_PREFIX,
+    PROTOCOL,
     Arrays,
     Kind,
     ReplyHeader,
@@ -166,7 +167,9 @@ def test_crash_in_training_costs_one_charge(tmp_path: Path) -> None:
     """A node that dies mid-training and is asked again charges the round once."""
     run = tiny_run()
 
-    def failing(run: RunConfig, site: str, round: int, kind: Kind) -> NoiseSource:
+    def failing(
+        run: RunConfig, site: str, round: int, kind: Kind, sealed: bytes | None
+    ) -> NoiseSource:
         return Failing(make_noise(run, site, round, kind), 2)
 
     with pytest.raises(PowerCut):
@@ -327,7 +330,7 @@ def test_a_summary_cannot_be_made_to_fail_for_one_record(tmp_path: Path, kind: K
     number = next(phase.number for phase in phases(run) if phase.kind == kind)
     unit = np.eye(2)
     for name, drop in (("present", False), ("away", True)):
-        node = tiny_node(tmp_path / name, run)
+        node = tiny_node(tmp_path / name, run, caps={"smallest_eigenvalue": 1e-320})
         clipped = summaries.clip_rows(latents_of(run, weights_of(run))[: len(node.records)], RADIUS)
         mean = -50.0 * clipped[0] / np.linalg.norm(clipped[0])
         square = ((clipped - mean) ** 2).sum(axis=1)
@@ -369,7 +372,8 @@ def test_bad_weights_are_refused_without_charge(tmp_path: Path, name: str) -> No
     run = tiny_run()
     node = tiny_node(tmp_path, run)
     out = node.handle(request(run, 1), BAD_WEIGHTS[name])
-    assert (out.header.status, out.header.code) == ("refused", "protocol")
+    code = "policy" if name == "overflow" else "protocol"
+    assert (out.header.status, out.header.code) == ("refused", code)
     assert node.ledger.entries() == []
 
 
@@ -433,7 +437,7 @@ def test_other_protocol_is_refused(tmp_path: Path) -> None:
     header = request(run, 1).model_copy(update={"protocol": 1})
     out = tiny_node(tmp_path, run).handle(header, weights_of(run))
     assert out.header.code == "protocol"
-    assert "version 2, got 1" in out.header.text
+    assert f"version {PROTOCOL}, got 1" in out.header.text
 
 
 def test_threshold_needs_own_moments_and_a_density(tmp_path: Path) -> None:
@@ -473,11 +477,11 @@ def test_known_anomalies_are_left_out(tmp_path: Path) -> None:
     run = tiny_run()
     schema = schema_of(run.data)
     label = np.zeros(RECORDS, np.uint8)
-    label[:50] = 1
+    label[:30] = 1
     dataset = Dataset(records=schema.preprocess(tiny_records()), schema=schema, label=label)
     node = assemble(tiny_config(run), dataset, ClientHome(tmp_path))
     out = node.handle(request(run, 1), weights_of(run))
-    assert out.header.records == RECORDS - 50
+    assert out.header.records == RECORDS - 30
 
 
 @pytest.mark.parametrize("kind", ["train", "moments"])
@@ -485,7 +489,8 @@ def test_crafted_weights_do_not_single_out_a_record(tmp_path: Path, kind: Kind) 
     """Weights near the limits of float32 give a finite release, as for any other record."""
     run = tiny_run(privacy={"sample_rate": 0.9})
     weights = {key: np.full_like(value, 3e38) for key, value in weights_of(run).items()}
-    out = tiny_node(tmp_path, run).handle(request(run, 1 if kind == "train" else 4, kind), weights)
+    node = tiny_node(tmp_path, run, caps={"largest_weight": 3.4e38})
+    out = node.handle(request(run, 1 if kind == "train" else 4, kind), weights)
     if kind == "moments":
         assert np.isfinite(arrays_of(out)[MOMENTS_KEY]).all()
     else:
@@ -495,7 +500,9 @@ def test_crafted_weights_do_not_single_out_a_record(tmp_path: Path, kind: Kind) 
 def test_unexpected_failure_sends_no_text(tmp_path: Path) -> None:
     """A programming error inside becomes a fixed sentence."""
 
-    def broken(run: RunConfig, site: str, round: int, kind: Kind) -> NoiseSource:
+    def broken(
+        run: RunConfig, site: str, round: int, kind: Kind, sealed: bytes | None
+    ) -> NoiseSource:
         raise RuntimeError("record 7 is [0.1, 0.2]")
 
     run = tiny_run()

@@ -1,6 +1,7 @@
 """A node whose file names persons: their records are capped, and nothing of them leaves."""
 
 import math
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from client.policy import NodeConfig
 from shared.bundle.archive import CARD, read_bundle
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
-from shared.errors import BudgetExceeded, ConfigError, DataError
+from shared.errors import BudgetExceeded, ConfigError, DataError, LedgerError
 from shared.keys import SigningKey
 from shared.privacy.accounting import GaussianEvent
 from shared.privacy.person import capped_epsilon, person_epsilon
@@ -52,7 +53,8 @@ def config_of(
     plain = tiny_config(run).model_dump(by_alias=True, exclude_none=True)
     plain["data"] |= {"path": path, "person_key": "patient", "max_records_per_person": CAP}
     plain["data"] |= data or {}
-    plain["policy"] |= {"delta": 1e-5, "allow_simulation_rng": True, **policy}
+    caps = {"smallest_batch": 1.0}  # the table is small
+    plain["policy"] |= {"delta": 1e-5, "allow_simulation_rng": True, "caps": caps, **policy}
     return NodeConfig.model_validate(plain)
 
 
@@ -246,14 +248,12 @@ def test_releases_without_a_cap_leave_no_epsilon_for_a_person(tmp_path: Path) ->
     assert ledger.epsilon() < 1
 
 
-def test_a_retry_under_another_cap_counts_with_the_higher(tmp_path: Path) -> None:
-    """The entry is found again and computed with more records: it costs a person more."""
-    for first, second, most in ((2, 20, 20), (20, 2, 20)):
-        root = tmp_path / str(first)
-        charged(root, [first])
-        again = Ledger(root / "l.db", "records", 100.0, 1e-5, person=Person(records=second))
-        again.reserve("r", 1, "moments", "0", EVENT, "secure")
-        assert again.person_epsilon() == pytest.approx(person_epsilon([EVENT], 1e-5, most))
-    root = tmp_path / "2"
-    Ledger(root / "l.db", "records", 100.0, 1e-5).reserve("r", 1, "moments", "0", EVENT, "secure")
-    assert charged(root, []).person_epsilon() == math.inf
+def test_the_cap_of_an_entry_is_part_of_the_chain(tmp_path: Path) -> None:
+    """Whoever writes a lower cap into the file is found out."""
+    ledger = charged(tmp_path, [20])
+    assert [entry.cap for entry in ledger.entries()] == [20]
+    ledger.verify()
+    with sqlite3.connect(tmp_path / "l.db") as connection:
+        connection.execute("UPDATE entries SET cap = 1")
+    with pytest.raises(LedgerError):
+        ledger.verify()

@@ -19,17 +19,19 @@ from client.link import ask
 from client.resident import OVERRUN_STATUS, READY_LINE, main
 from shared.config import RunConfig
 from shared.errors import ServiceError
+from shared.privacy.noise import SecureNoise
+from shared.schedule import Kind
 from shared.toml import dumps
 from shared.wire import ReplyHeader, RequestHeader, pack, unpack
-from tests.client.support import request, tiny_records, tiny_run, weights_of
+from tests.client.support import request, tiny_node, tiny_records, tiny_run, weights_of
 from tests.client.test_ledger import reference_epsilon
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_S = 60.0
 
 
-def make_home(root: Path, run: RunConfig) -> ClientHome:
-    """A client home with 200 records in an NPZ file."""
+def make_home(root: Path, run: RunConfig, step_s: float = 0.0) -> ClientHome:
+    """A client home with 200 records in an NPZ file, whose answers leave at steps of time."""
     home = ClientHome.find(root / "home")
     home.create()
     np.savez(home.root / "records.npz", X=tiny_records())
@@ -37,6 +39,7 @@ def make_home(root: Path, run: RunConfig) -> ClientHome:
         "site": "north",
         "data": {"path": "records.npz", "schema": run.data.model_dump()},
         "policy": {"max_epsilon": 5.0, "allow_simulation_rng": True},
+        "limits": {"answer_step_s": step_s},
     }
     home.config.write_text(dumps(node_file))
     return home
@@ -112,6 +115,34 @@ def test_kill_in_training_costs_one_charge(tmp_path: Path) -> None:
     assert not home.socket.exists()
 
 
+def test_kill_in_training_repeats_the_very_same_draw(tmp_path: Path) -> None:
+    """Killed with -9 mid-round, the node then answers what an undisturbed one with that key had."""
+    run = tiny_run(training={"rounds": 2, "steps_per_round": 300}, privacy={"rng": "secure"})
+    home = make_home(tmp_path, run)
+    ledger = Ledger(home.ledger, "records", 5.0, 1e-5)
+    data = pack(request(run, 1), weights_of(run))
+    with resident(home) as first:
+        answers: list[bytes] = []
+        asker = threading.Thread(target=lambda: answers.append(ask(home.socket, data, 60)))
+        asker.start()
+        wait_until(lambda: bool(ledger.entries()))
+        first.kill()
+        first.wait()
+    (entry,) = ledger.entries()
+    key = ledger.sealed(entry)
+    with resident(home):
+        asker.join(60)
+
+    def sealed(
+        run: RunConfig, site: str, round: int, kind: Kind, other: bytes | None
+    ) -> SecureNoise:
+        assert other != key
+        return SecureNoise(key)
+
+    calm = tiny_node(tmp_path / "calm", run, sealed)
+    assert answers == [calm.handle(request(run, 1), weights_of(run)).payload]
+
+
 def test_overrun_ends_the_process(tmp_path: Path) -> None:
     """A request that passes its deadline ends the process with status 75, and nothing leaves."""
     run = tiny_run(training={"rounds": 1, "steps_per_round": 100_000})
@@ -125,6 +156,42 @@ def test_overrun_ends_the_process(tmp_path: Path) -> None:
     assert not home.release_journal.exists()
     entries = Ledger(home.ledger, "records", 5.0, 1e-5).entries()
     assert [entry.state for entry in entries] == ["reserved"]
+
+
+def test_answers_leave_at_whole_steps(tmp_path: Path) -> None:
+    """Little work, much work, a replay, a refusal and garbage: each answer leaves at a step."""
+    step_s = 1.0
+    run = tiny_run(training={"rounds": 2, "steps_per_round": 200})
+    small = tiny_run(name="small", sharing="summary", privacy={"epsilon": 1.0})
+    home = make_home(tmp_path, run, step_s)
+    asked = [request(run, 1), request(run, 1), request(small, 1, "moments", run_id="small-1")]
+    frames = [pack(header, weights_of(run)) for header in asked]
+    greedy = request(tiny_run(privacy={"epsilon": 9.0}), 1, run_id="greedy-1")
+    frames += [pack(greedy, weights_of(run)), b"garbage"]
+    replies, ends = [], []
+    with resident(home):
+        for frame in frames:
+            started = time.monotonic()
+            replies.append(unpack(ReplyHeader, ask(home.socket, frame, 60))[0])
+            ends.append((time.monotonic() - started) / step_s)
+    assert [reply.code or reply.status for reply in replies] == [
+        *("ok", "ok", "ok"),
+        *("policy", "protocol"),
+    ]
+    assert replies[0] == replies[1]
+    for end in ends:
+        assert end >= 1.0
+        assert end % 1.0 < 0.4, ends
+
+
+def test_a_deadline_between_steps_tells_no_more_than_a_step(tmp_path: Path) -> None:
+    """Work that ends within the step that its deadline falls into is answered."""
+    run = tiny_run(training={"rounds": 1, "steps_per_round": 2})
+    home = make_home(tmp_path, run, 5.0)
+    with resident(home) as process:
+        header, _ = ask_node(home, request(run, 1, deadline_s=0.001), 60)
+        assert process.poll() is None
+    assert header.status == "ok"
 
 
 def test_bad_home_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,13 +89,14 @@ def test_site_material_round_trip(tmp_path: Path) -> None:
         records=200,
         epsilon=3.5,
         delta=1e-5,
+        rng="simulation",
     )
     store = Store(tmp_path)
     assert store.site_runs() == []
     store.save_site(material)
     loaded = Store(tmp_path).load_site("r")
     assert (loaded.run_id, loaded.config, loaded.records) == ("r", tiny_run(), 200)
-    assert (loaded.epsilon, loaded.delta) == (3.5, 1e-5)
+    assert (loaded.epsilon, loaded.delta, loaded.rng) == (3.5, 1e-5, "simulation")
     np.testing.assert_array_equal(loaded.encoder["encoder.0.weight"], np.ones((2, 3)))
     np.testing.assert_array_equal(loaded.decoder["decoder.0.weight"], np.zeros((3, 2)))
     np.testing.assert_array_equal(loaded.density.within, 2 * np.eye(2))

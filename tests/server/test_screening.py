@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
 from shared.privacy.specs import spec_of as summary_spec
-from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
+from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, Form
 from shared.records import ARRAYS, HEADER, to_records
 from shared.schedule import Kind, Phase
 from shared.wire import PROTOCOL, Arrays, ReplyHeader
@@ -23,14 +23,14 @@ SENT: Arrays = {
 }
 
 
-def spec_of(kind: Kind = "train", **federation: float) -> ReplySpec:
+def spec_of(kind: Kind = "train", form: Form = "full", **federation: float) -> ReplySpec:
     """What a reply of phase 2 must be."""
     sections = {"quorum": 2, "nodes": 3, **federation}
     config = tiny_config(federation=sections)
     number = {"train": 2, "moments": 3, "threshold": 4}[kind]
     plan = plan_of(config.to_json())
     phase = Phase(number=number, kind=kind, trained=min(number - 1, 2))
-    asked = SENT if kind == "train" else summary_spec(config, kind, "full", LATENT, 0)
+    asked = SENT if kind == "train" else summary_spec(config, kind, form, LATENT, 0)
     return ReplySpec.of("tiny-1", config, plan, phase, asked)
 
 
@@ -170,8 +170,10 @@ def test_summary_outside_its_range_is_named() -> None:
         ("threshold", HISTOGRAMS_KEY, (2, 128)),
     ):
         spec = spec_of(kind)  # type: ignore[arg-type]
-        good = {key: np.full(shape, 90.0)}
-        bad = {key: np.full(shape, 1000.0)}
+        good, bad = {key: np.full(shape, 90.0)}, {key: np.full(shape, 1000.0)}
+        for one in (good, bad):
+            if spec.summary is not None and spec.summary.count is not None:
+                one[key][spec.summary.count] = 100.0
         assert not isinstance(open_reply(to_records(header_of(spec), good), spec), ScreeningFailure)
         assert failure_of(to_records(header_of(spec), bad), spec).code == "range"
 
@@ -180,9 +182,25 @@ def test_moments_must_be_symmetric() -> None:
     """A moments matrix that is not symmetric is dropped."""
     spec = spec_of("moments")
     matrix = np.zeros((LATENT + 1, LATENT + 1))
-    matrix[0, 1] = 1.0
+    matrix[0, 1], matrix[-1, -1] = 1.0, 100.0
     content = to_records(header_of(spec), {MOMENTS_KEY: matrix})
     assert failure_of(content, spec).code == "range"
+
+
+@pytest.mark.parametrize("form", ["full", "diagonal"])
+@pytest.mark.parametrize("count", [99.0, 101.0, 100.5, -100.0, 1e12])
+def test_a_count_other_than_the_declared_records_is_named(form: Form, count: float) -> None:
+    """The count in moments is public and exact: a node cannot claim one weight and sum another."""
+    spec = spec_of("moments", form=form)
+    assert spec.summary is not None
+    assert spec.summary.count is not None
+    sums = np.zeros(spec.summary.shape)
+    sums[spec.summary.count] = count
+    failure = failure_of(to_records(header_of(spec), {spec.summary.key: sums}), spec)
+    assert failure.code == "count"
+    sums[spec.summary.count] = 100.0
+    opened = open_reply(to_records(header_of(spec), {spec.summary.key: sums}), spec)
+    assert not isinstance(opened, ScreeningFailure)
 
 
 def test_refusal_keeps_the_authored_sentence_on_one_line() -> None:

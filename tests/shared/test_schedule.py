@@ -10,6 +10,7 @@ from shared.config import RunConfig
 from shared.schedule import (
     EVERY,
     SUMMARY_KINDS,
+    count_phases,
     last_moments,
     phase_of,
     phases,
@@ -152,3 +153,26 @@ def test_the_last_moments_in_words() -> None:
     run = run_of("encoder+summary", every=1)  # TMTMTMH
     found = [last_moments(run, number) for number in range(1, 8)]
     assert [one.number if one else None for one in found] == [None, None, 2, 2, 4, 4, 6]
+
+
+@pytest.mark.parametrize("sharing", ["encoder", "summary", "encoder+summary", "full"])
+@pytest.mark.parametrize("components", [0, 2])
+@pytest.mark.parametrize("every", [0, 1, 3])
+@pytest.mark.parametrize("rounds", [1, 3, 5, 7])
+def test_phases_are_counted_without_being_made(
+    sharing: str, components: int, every: int, rounds: int
+) -> None:
+    """The count of phases is their number, for every mode."""
+    prior = "mixture" if components and sharing == "encoder+summary" else "none"
+    for data in ("none", "scaling"):
+        run = run_of(
+            sharing,
+            rounds,
+            combined=data == "scaling",
+            components=components,
+            em_rounds=2,
+            every=every,
+            prior=prior,
+            data=data,
+        )
+        assert count_phases(run) == len(phases(run))

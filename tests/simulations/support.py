@@ -2,6 +2,8 @@
 
 import socket
 
+from client.home import ClientHome
+from client.ledger import Ledger
 from shared.config import RunConfig
 from shared.data.sources import Federation, hearts
 
@@ -24,6 +26,11 @@ def tiny_run(federation: Federation, /, **changes: object) -> RunConfig:
         "federation": {"nodes": count, "quorum": max(1, count - 1)},
     }
     return RunConfig.parse(tables | changes, "test")
+
+
+def simulated_ledger(home: ClientHome, epsilon: float, delta: float) -> Ledger:
+    """The ledger of a home whose noise may be seeded."""
+    return Ledger(home.ledger, "records", epsilon, delta, allow_simulation_rng=True)
 
 
 def answers(port: int) -> bool:

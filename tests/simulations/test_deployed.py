@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from client.home import ClientHome
-from client.ledger import Ledger
 from server.control import Control
 from server.home import ServerHome
 from server.registry import Registry
@@ -28,7 +27,7 @@ from shared.privacy.plan import PrivacyPlan
 from shared.supervisor import end_processes, marked_processes, running_pid
 from simulations.deployed import init_node
 from simulations.federation import datasets, simulate
-from tests.simulations.support import answers, tiny_federation, tiny_run
+from tests.simulations.support import answers, simulated_ledger, tiny_federation, tiny_run
 
 RUN_ID = "equal"
 ROUNDS = 3
@@ -141,7 +140,7 @@ def test_a_run_through_kills_equals_the_simulated_run(machine: Machine, tmp_path
     _assert_equal(RunResult.load(machine.server.run(RUN_ID) / "result"), calm)
     plan = PrivacyPlan.from_config(run)
     for home in machine.nodes.values():
-        ledger = Ledger(home.ledger, "records", run.privacy.epsilon, run.privacy.delta)
+        ledger = simulated_ledger(home, run.privacy.epsilon, run.privacy.delta)
         assert ledger.epsilon() == pytest.approx(plan.epsilon(), abs=1e-6)
         entries = [(entry.round, entry.kind) for entry in ledger.entries()]
         assert len(entries) == len(set(entries)) == ROUNDS + 2

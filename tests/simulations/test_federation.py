@@ -7,7 +7,6 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from client.home import ClientHome
-from client.ledger import Ledger
 from server.driver import Pace, drive
 from server.home import ServerHome
 from shared.config import RunConfig
@@ -21,7 +20,7 @@ from shared.wire import ReplyHeader
 from simulations.evaluation import global_detector, rate, site_detector
 from simulations.federation import datasets, handler, make_node, open_policy, simulate
 from simulations.grid import Handler, InProcessGrid, by_handlers
-from tests.simulations.support import tiny_federation, tiny_run
+from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
 
 def encoder_keys(run: RunConfig) -> set[str]:
@@ -94,7 +93,7 @@ def test_each_client_pays_the_whole_run_and_no_more(tmp_path: Path) -> None:
     simulation = simulate(run, datasets(federation), tmp_path)
     plan = PrivacyPlan.from_config(run)
     for home in simulation.homes.values():
-        ledger = Ledger(home.ledger, "records", run.privacy.epsilon, run.privacy.delta)
+        ledger = simulated_ledger(home, run.privacy.epsilon, run.privacy.delta)
         events = [
             GaussianEvent(
                 noise_multiplier=entry.noise_multiplier,

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.ledger import Ledger
 from server.home import ServerHome
 from shared.config import RunConfig
 from shared.data.sources import Federation
@@ -16,7 +15,7 @@ from shared.supervisor import marked_processes
 from simulations.deployed import run_deployed
 from simulations.federation import Engine, Progress, Simulation, datasets, simulate
 from simulations.flower import run_on_flower
-from tests.simulations.support import tiny_federation, tiny_run
+from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
 SITES, ROUNDS = 5, 3
 PHASES = [
@@ -133,7 +132,7 @@ def test_the_ledgers_of_outside_grids_hold_the_plan(grids: Grids, grid: str) -> 
     simulation, privacy = grids.simulations[grid], grids.run.privacy
     assert len(simulation.homes) == SITES
     for site, home in simulation.homes.items():
-        ledger = Ledger(home.ledger, "records", privacy.epsilon, privacy.delta)
+        ledger = simulated_ledger(home, privacy.epsilon, privacy.delta)
         assert ledger.epsilon() == pytest.approx(PrivacyPlan.from_config(grids.run).epsilon())
         wanted, found = (grids.simulations[one].material(site) for one in ("nodes", grid))
         assert found.run_id == wanted.run_id

@@ -94,8 +94,14 @@ def test_unfit_parts_are_not_written(tmp_path: Path, signing_key: SigningKey) ->
             "without differential privacy",
         ),
         (tiny.manifest(kind="site", privacy=PRIVACY), "keep it within the site", "took no part"),
+        (
+            tiny.manifest(kind="site", privacy=PRIVACY),
+            "No epsilon covers this bundle",
+            "this run included, is covered",
+        ),
+        (tiny.manifest(kind="site"), "No epsilon covers this bundle", "-differentially private"),
     ],
-    ids=["none", "secure", "simulation", "site"],
+    ids=["none", "secure", "simulation", "site", "site, not covered", "site, not private"],
 )
 def test_card_says_what_is_claimed(manifest: Manifest, present: str, absent: str) -> None:
     """The card states the privacy that holds, and no other."""

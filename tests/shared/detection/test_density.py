@@ -43,8 +43,9 @@ def test_no_record_is_clipped_or_breaks_the_bound() -> None:
     radius = score_radius(len(NAMES))
     np.testing.assert_array_equal(clip_rows(found, radius), found)
     for row in found:
-        added = moments(np.vstack([found, row]), radius) - moments(found, radius)
-        assert np.linalg.norm(added) <= 2.0 + 1e-9
+        null = np.vstack([found, np.full_like(row, np.nan)])
+        added = moments(np.vstack([found, row]), radius) - moments(null, radius)
+        assert np.linalg.norm(added) <= np.sqrt(3.0) + 1e-9
     np.testing.assert_array_equal(found[-1], 1.0)  # what cannot be told counts as anomalous
 
 

@@ -14,7 +14,9 @@ from opacus.grad_sample import GradSampleModule
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from client.trainer import NORM_FLOOR, gradient_sums, train_round
+from client.gradients.segments import Segments
+from client.gradients.sums import NORM_FLOOR, Batch, StackedGradients
+from client.trainer import gradient_sums, train_round
 from shared.config import RunConfig, TrainingSection
 from shared.export import Decoder, Encoder, export_decoder, export_encoder, export_graph
 from shared.export.parity import parity, run_onnx
@@ -22,8 +24,6 @@ from shared.models import FAMILIES, VAE, Terms, build, encoder_state
 from shared.models.base import Graph
 from shared.privacy.noise import SimulationNoise
 from shared.privacy.plan import PrivacyPlan
-from simulations.stacked.gradients import Batch, StackedGradients
-from simulations.stacked.segments import Segments
 from tests.shared.models.cases import CASES, Case, noise, records
 
 FROZEN = Path(__file__).parent / "frozen" / "encoder_keys.txt"

@@ -1,7 +1,7 @@
 """No record moves any summary by more than its stated sensitivity; noise has its stated covariance.
 
-Neighbours are data sets with and without one record: what a record adds to an un-noised sum is what
-zero-out takes away, since the number of records is public.
+Neighbours are data sets of equal size, one with a null record (NaN) where the other has a record:
+zero-out.
 """
 
 import math
@@ -79,17 +79,24 @@ def mixture_of(seed: int, spread: float = 1.0) -> LatentMixture:
     )
 
 
+def without(records: np.ndarray) -> np.ndarray:
+    """The neighbour: a null record takes the place of the first."""
+    neighbour = records.copy()
+    neighbour[0] = np.nan
+    return neighbour
+
+
 def moved(of: Callable[[np.ndarray], np.ndarray], records: np.ndarray) -> float:
-    """Norm of what the first record adds to a sum."""
-    return float(np.linalg.norm(of(records) - of(records[1:])))
+    """Norm of the difference of a sum between neighbours."""
+    return float(np.linalg.norm(of(records) - of(without(records))))
 
 
 @settings(max_examples=80, deadline=None)
 @given(LATENTS, RADIUS)
 def test_moments_move_by_at_most_their_sensitivity(latents: np.ndarray, radius: float) -> None:
-    """Full moments move by 2 in Frobenius norm at most."""
+    """Full moments move by sqrt 3 in Frobenius norm at most."""
     bound = moments_spec(DIMENSIONS).sensitivity
-    assert bound == 2.0
+    assert bound == math.sqrt(3.0)
     assert moved(lambda rows: moments(rows, radius), latents) <= bound * SLACK
 
 
@@ -98,9 +105,9 @@ def test_moments_move_by_at_most_their_sensitivity(latents: np.ndarray, radius: 
 def test_diagonal_moments_move_by_at_most_their_sensitivity(
     latents: np.ndarray, radius: float
 ) -> None:
-    """Diagonal moments move by sqrt 3 at most."""
+    """Diagonal moments move by sqrt 2 at most."""
     bound = diagonal_spec(DIMENSIONS).sensitivity
-    assert bound == math.sqrt(3.0)
+    assert bound == math.sqrt(2.0)
     assert moved(lambda rows: diagonal_moments(rows, radius), latents) <= bound * SLACK
 
 
@@ -119,9 +126,9 @@ def test_mixture_moments_move_by_at_most_their_sensitivity(
 @settings(max_examples=80, deadline=None)
 @given(_records(VALUE, FEATURES, 3))
 def test_scaling_sums_move_by_at_most_their_sensitivity(values: np.ndarray) -> None:
-    """Sums for scaling move by sqrt 3 at most."""
+    """Sums for scaling move by sqrt 2 at most."""
     bound = scaling_spec(FEATURES).sensitivity
-    assert bound == math.sqrt(3.0)
+    assert bound == math.sqrt(2.0)
     assert moved(scaling_sums, values) <= bound * SLACK
 
 
@@ -139,33 +146,82 @@ def test_histograms_move_by_exactly_their_sensitivity(scores: np.ndarray) -> Non
 def test_a_worst_record_reaches_the_sensitivity() -> None:
     """No sensitivity is stated larger than needed: some record moves its sum that far."""
     far = np.array([[1e9, 0.0, 0.0]])
-    assert moved(lambda rows: moments(rows, 2.0), far) == pytest.approx(2.0)
-    assert moved(lambda rows: diagonal_moments(rows, 2.0), far) == pytest.approx(math.sqrt(3.0))
+    assert moved(lambda rows: moments(rows, 2.0), far) == pytest.approx(math.sqrt(3.0))
+    assert moved(lambda rows: diagonal_moments(rows, 2.0), far) == pytest.approx(math.sqrt(2.0))
     lonely = LatentMixture(
         weights=np.array([0.5, 0.5]),
         means=np.array([[2.0, 0.0, 0.0], [-200.0, 0.0, 0.0]]),
         covariances=np.stack([np.eye(3)] * 2),
     )
     assert moved(lambda rows: mixture_moments(rows, 2.0, lonely), far) == pytest.approx(2.0)
-    assert moved(scaling_sums, np.ones((1, 5, 3))) == pytest.approx(math.sqrt(3.0))
+    assert moved(scaling_sums, np.ones((1, 5, 3))) == pytest.approx(math.sqrt(2.0))
+
+
+def counted(sums: np.ndarray, spec: SummarySpec, records: int) -> np.ndarray:
+    """The sums of nobody with a public count, where they have one: what null records give."""
+    expected = np.zeros_like(sums)
+    if spec.count is not None:
+        expected[spec.count] = records
+    return expected
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_rows_that_are_not_finite_are_refused(bad: float) -> None:
-    """NaN and infinity raise, instead of passing the clipping as they would."""
+def test_a_row_that_is_not_finite_is_a_null_record(bad: float) -> None:
+    """It counts in the public number of records and adds nothing else; no sum fails for it."""
     latents = np.array([[0.1, 0.2, 0.3], [0.0, bad, 0.0]])
-    values = np.zeros((2, 5, 3))
+    values = np.full((2, 5, 3), 0.5)
     values[1, 2, 0] = bad
-    with pytest.raises(ValueError, match="finite"):
-        moments(latents, 2.0)
-    with pytest.raises(ValueError, match="finite"):
-        diagonal_moments(latents, 2.0)
-    with pytest.raises(ValueError, match="finite"):
-        mixture_moments(latents, 2.0, mixture_of(0))
-    with pytest.raises(ValueError, match="within"):
-        scaling_sums(values)
-    with pytest.raises(ValueError, match="finite"):
-        histograms(np.array([1.0, 2.0]), latents[:, 1])
+    made = [
+        (lambda rows: moments(rows, 2.0), latents, moments_spec(3)),
+        (lambda rows: diagonal_moments(rows, 2.0), latents, diagonal_spec(3)),
+        (lambda rows: mixture_moments(rows, 2.0, mixture_of(0)), latents, mixture_spec(4, 3)),
+        (scaling_sums, values, scaling_spec(5)),
+    ]
+    for of, records, spec in made:
+        found = of(records)
+        np.testing.assert_allclose(found - of(records[:1]), counted(found, spec, 1), atol=1e-15)
+
+
+def test_nan_falls_into_no_bin_and_infinity_into_the_outer_ones() -> None:
+    """A null record has no score; one beyond all edges has one."""
+    low, none, high = histograms(np.array([-math.inf]), np.array([math.nan]), np.array([math.inf]))
+    assert low[0] == high[-1] == 1.0
+    assert low.sum() == high.sum() == 1.0
+    assert not none.any()
+
+
+COUNTED = [moments_spec(3), diagonal_spec(3), scaling_spec(5)]
+
+
+@pytest.mark.parametrize("spec", COUNTED, ids=["matrix", "diagonal", "scaling"])
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_the_public_count_is_exact_and_equal_for_neighbours(
+    spec: SummarySpec, data: st.DataObject
+) -> None:
+    """The count leaves as N without noise, for any records and with a null record among them."""
+    if spec == scaling_spec(5):
+        records, of = data.draw(_records(VALUE, 5, 2)), scaling_sums
+    else:
+        full = spec == moments_spec(3)
+        records = data.draw(LATENTS)
+
+        def of(rows: np.ndarray) -> np.ndarray:
+            return (moments if full else diagonal_moments)(rows, 2.0)
+
+    for rows in (records, without(records)):
+        released = release(of(rows), spec, 3.0, SimulationNoise(len(records)))
+        assert spec.count is not None
+        assert released[spec.count] == len(records)
+
+
+def test_only_public_counts_go_without_noise() -> None:
+    """Components and bins have counts that one record moves: none of them is exact."""
+    assert mixture_spec(2, 3).count is None
+    assert threshold_spec().count is None
+    for spec in (mixture_spec(2, 3), threshold_spec(), *COUNTED):
+        silent = release(np.zeros(spec.shape), spec, 1.0, SimulationNoise(3)) == 0.0
+        assert silent.sum() == (spec.count is not None)
 
 
 def test_inputs_that_break_a_sensitivity_are_refused() -> None:
@@ -248,6 +304,8 @@ def test_what_a_client_releases_of_its_data_keeps_the_sensitivity(
     batch = np.vstack([records, np.ones((1, 12))]).astype(np.float32)
     assert data_sums(run, batch).shape == spec.shape
     assert moved(lambda rows: data_sums(run, rows), batch) <= spec.sensitivity * (1 + 1e-6)
+    if spec.count is not None:
+        assert data_sums(run, batch)[spec.count] == len(batch)
 
 
 @pytest.mark.parametrize("data", ["scaling", "gaussian"])
@@ -293,19 +351,19 @@ def test_what_a_client_releases_of_its_latents_keeps_the_sensitivity(
     spec = spec_of(run, kind, form, DIMENSIONS, COMPONENTS)
     center = np.array([0.5, -0.5, 0.0])
 
-    def sums(first: int) -> np.ndarray:
-        parts = {name: table[first:, i] for i, name in enumerate(names)}
-        return latent_sums(run, kind, form, latents[first:], asked, center, parts)
+    def sums(rows: np.ndarray) -> np.ndarray:
+        parts = {name: table[:, i] for i, name in enumerate(names)}
+        return latent_sums(run, kind, form, rows, asked, center, parts)
 
-    assert sums(0).shape == spec.shape
-    assert np.linalg.norm(sums(0) - sums(1)) <= spec.sensitivity * SLACK
+    assert sums(latents).shape == spec.shape
+    assert moved(sums, latents) <= spec.sensitivity * SLACK
 
 
 def test_no_mapped_part_of_a_score_is_clipped() -> None:
     """The radius of the parts holds the cube that they are mapped to, and is not larger."""
     corner = np.ones((1, 4))
     assert np.linalg.norm(corner) == pytest.approx(score_radius(4))
-    assert moved(lambda rows: moments(rows, score_radius(4)), corner) == pytest.approx(2.0)
+    assert moved(lambda rows: moments(rows, score_radius(4)), corner) == pytest.approx(math.sqrt(3))
     assert np.allclose(client_mean(moments(corner, score_radius(4)), score_radius(4)), corner)
 
 
@@ -352,12 +410,18 @@ def _draws(spec: SummarySpec, sigma: float, count: int = 6000) -> np.ndarray:
 
 @pytest.mark.parametrize("spec", [moments_spec(3), mixture_spec(2, 2)], ids=["matrix", "stack"])
 def test_symmetric_noise_has_the_stated_covariance(spec: SummarySpec) -> None:
-    """Variance s^2 on the diagonal, half of that off it, no correlation but of mirrored entries."""
+    """Variance s^2 on the diagonal, half of that off it, no correlation but of mirrored entries.
+
+    The public count has none.
+    """
     deviation = spec.sensitivity * 1.5
     draws = _draws(spec, 1.5)
     assert np.array_equal(draws, draws.swapaxes(-1, -2))
     size = spec.shape[-1]
     upper = np.triu_indices(size)
+    if spec.count is not None:
+        assert not draws[..., size - 1, size - 1].any()
+        upper = (upper[0][:-1], upper[1][:-1])
     entries = draws[..., upper[0], upper[1]].reshape(len(draws), -1)
     expected = np.where(upper[0] == upper[1], deviation**2, deviation**2 / 2)
     expected = np.tile(expected, int(np.prod(spec.shape[:-2])))
@@ -370,9 +434,12 @@ def test_symmetric_noise_has_the_stated_covariance(spec: SummarySpec) -> None:
     "spec", [diagonal_spec(2), scaling_spec(3), threshold_spec(1)], ids=["diagonal", "scaling", "h"]
 )
 def test_noise_of_vectors_has_the_stated_covariance(spec: SummarySpec) -> None:
-    """Every entry has variance s^2 and none is correlated with another."""
+    """Every entry but a public count has variance s^2; none is correlated with another."""
     deviation = spec.sensitivity * 0.8
     entries = _draws(spec, 0.8).reshape(6000, -1)[:, :12]
+    if spec.count is not None:
+        assert not entries[:, 0].any()
+        entries = entries[:, 1:]
     found = np.cov(entries.T) / deviation**2
     assert np.abs(found - np.eye(entries.shape[1])).max() < 0.08
 

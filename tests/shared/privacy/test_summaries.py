@@ -31,9 +31,10 @@ LATENTS = arrays(
 def test_one_record_moves_the_moments_by_at_most_the_sensitivity(
     latents: np.ndarray, extra: np.ndarray
 ) -> None:
-    """Removing any record, however extreme, changes the Frobenius norm by at most 2."""
+    """A null record in the place of any record, however extreme, changes them by at most sqrt 3."""
     with_it = moments(np.vstack([latents, extra]), 2.0)
-    difference = np.linalg.norm(with_it - moments(latents, 2.0))
+    null = np.full_like(extra, np.nan)
+    difference = np.linalg.norm(with_it - moments(np.vstack([latents, null]), 2.0))
     assert difference <= MOMENTS_SENSITIVITY * (1 + 1e-9)
 
 
@@ -51,7 +52,7 @@ def test_one_record_moves_the_histograms_by_at_most_the_sensitivity(
 
 
 def test_moments_noise_is_isotropic_in_the_symmetric_matrices() -> None:
-    """The noise is symmetric: deviation 2 sigma on the diagonal, sqrt(2) sigma off it."""
+    """The noise is symmetric: sqrt(3) sigma on the diagonal, sqrt(1.5) sigma off it, 0 on N."""
     noise = SimulationNoise(5)
     exact = moments(np.ones((4, 3)), 2.0)
     draws = np.array(
@@ -59,9 +60,10 @@ def test_moments_noise_is_isotropic_in_the_symmetric_matrices() -> None:
     )
     assert np.allclose(draws, draws.transpose(0, 2, 1))
     deviation = draws.std(axis=0)
-    assert np.allclose(np.diag(deviation), 3.0, rtol=0.06)
+    assert np.allclose(np.diag(deviation)[:-1], 1.5 * np.sqrt(3), rtol=0.06)
+    assert deviation[-1, -1] == 0.0
     off = deviation[~np.eye(4, dtype=bool)]
-    assert np.allclose(off, 3.0 / np.sqrt(2), rtol=0.06)
+    assert np.allclose(off, 1.5 * np.sqrt(1.5), rtol=0.06)
 
 
 def test_histogram_noise_has_the_stated_deviation() -> None:

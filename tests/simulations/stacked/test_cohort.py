@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.ledger import Ledger
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.errors import ConfigError, QuorumLost
@@ -21,7 +20,7 @@ from simulations.federation import (
     simulate,
 )
 from simulations.stacked import engine as stacked_engine
-from tests.simulations.support import tiny_federation, tiny_run
+from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
 FEDERATION = tiny_federation(5)
 ENGINES: tuple[Engine, Engine] = ("nodes", "stacked")
@@ -161,7 +160,7 @@ def test_unreliable_clients_are_the_same_in_both_engines(tmp_path: Path) -> None
     assert sum(late for _, late, _ in seen) > 0
     assert sum(away for _, _, away in seen) > 0
     for site, home in one.homes.items():
-        spent = Ledger(home.ledger, "records", run.privacy.epsilon, run.privacy.delta)
+        spent = simulated_ledger(home, run.privacy.epsilon, run.privacy.delta)
         paid = {entry.round for entry in spent.entries()}
         present = {
             number

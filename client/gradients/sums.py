@@ -1,28 +1,38 @@
-"""Sums of per-record gradients of many clients at once, clipped exactly.
+"""Sums of per-record gradients of one client or many, clipped exactly: for nodes and simulations.
 
-Models made of the layers of ``simulations.stacked.layers`` take one backward pass, which gives the
-norms and the clipped sums; a trial at the start holds them against gradients of records taken one
-by one. Any other model takes per-record gradients by nested ``vmap``: correct for everything that
-``torch.func`` can differentiate, slower, and with whole gradients of all records in memory.
+Models made of the layers of ``client.gradients.layers`` take one backward pass, whose activations
+and gradients give both the norms and the clipped sums; a trial at the start holds them against
+gradients of records taken one by one. Any other model takes per-record gradients by nested
+``vmap``: correct for everything that ``torch.func`` can differentiate, slower, and with whole
+gradients of all records in memory.
+
+A record whose loss or gradient overflows weighs nothing, in the same pass. A server can choose
+weights for which one record overflows and others do not; letting that show, as a failed release,
+as NaN or as more work, would be an un-noised answer about that record.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from client.trainer import NORM_FLOOR
+from client.gradients.layers import StackedLayer, stack_layers
+from client.gradients.parts import Whole
+from client.gradients.segments import Segments
 from shared.config import TrainingSection
-from shared.models import VAE, Terms
+from shared.models import FAMILIES, VAE, Terms
 from shared.models.base import use_prior
 from shared.models.objective import record_loss
 from shared.models.priors import Prior
-from simulations.stacked.layers import StackedLayer, stack_layers
-from simulations.stacked.segments import Segments
+
+#: Added to a norm before the clip is divided by it.
+NORM_FLOOR = 1e-6
 
 _TRIAL_SIZES, _TRIAL_DRAWS = (2, 1), 2
+_TRIALS: dict[str, int | None] = {}
 _TRIAL_TOLERANCE = 1e-3  # relative; a wrong rule is off by far more, rounding by far less
 
 
@@ -34,7 +44,8 @@ class Batch:
         x: records [N, *shape].
         eps: latent draws [N, K, n]: K for each record, of n = noise_dim numbers.
         segments: records of each client.
-        mask: bool [N], False where a place is padding; None when there is none.
+        mask: bool [N], False for a null record, which adds nothing: padding, or a record that a
+            neighbouring data set does not have. None when there is none.
     """
 
     x: Tensor
@@ -44,7 +55,7 @@ class Batch:
 
 
 class StackedGradients:
-    """What ``client.trainer.GradientSums`` computes for one client, for C clients at once.
+    """Sums of the clipped gradients of C clients' records.
 
     Attributes:
         by_layer: whether one backward pass suffices; otherwise nested vmap is used.
@@ -69,12 +80,12 @@ class StackedGradients:
         self._layers: dict[str, StackedLayer] = {}
         size = sum(shape.numel() for shape in self._shapes.values())
         stacked = stack_layers(model)
-        self.by_layer = stacked is not None
+        kept = None
         if stacked is not None:
             self._model, self._layers = stacked
-            self.by_layer = self._agrees(model)
-        kept = self._kept() if self.by_layer else size
-        self.record_floats = 2 * kept * training.multiplicity
+            kept = self._tried(model)
+        self.by_layer = kept is not None
+        self.record_floats = 2 * (size if kept is None else kept) * training.multiplicity
 
     def set_prior(self, prior: Prior | None) -> None:
         """Measure the rate against ``prior`` from now on; None leaves it as it is."""
@@ -119,16 +130,14 @@ class StackedGradients:
                 for name, layer in self._layers.items()
                 for own, part in layer.gradients([next(found) for _ in layer.tape]).items()
             }
-            square = None
+            norms = None
             if self._clip is not None:
-                square = torch.stack([part.square_norms() for part in parts.values()]).sum(0)
-            scale, lost = self._scale(square, loss, batch, factors)
-            if lost is not None:
-                for part in parts.values():
-                    part.drop(lost)
+                each = [part.bounds(total.dtype) for part in parts.values()]
+                norms = torch.linalg.vector_norm(torch.stack(each), dim=0)
+            scale, kept = self._scale(norms, loss, batch, factors)
             places = views(total, self._shapes)
             for name, part in parts.items():
-                part.add_up(scale, batch.segments, places[name])
+                part.add_up(scale, kept, batch.segments, places[name])
         return loss
 
     def _through_vmap(
@@ -150,36 +159,27 @@ class StackedGradients:
                 grads.append(torch.cat([found[name].flatten(1) for name in self._shapes], 1))
                 losses.append(values)
         each, loss_of = torch.cat(grads), torch.cat(losses)
-        square = each.square().sum(1) if self._clip is not None else None
-        scale, lost = self._scale(square, loss_of, batch, factors)
-        if lost is not None:
-            each = each.masked_fill(lost[:, None], 0.0)
-        parts = zip(total, batch.segments.split(scale), batch.segments.split(each), strict=True)
-        for place, factor, part in parts:
-            place.addmv_(part.T, factor)
+        norms = None
+        if self._clip is not None:
+            norms = torch.linalg.vector_norm(each, dim=1, dtype=torch.float64)
+        scale, kept = self._scale(norms, loss_of, batch, factors)
+        Whole(each).add_up(scale, kept, batch.segments, total)
         return loss_of
 
     def _scale(
-        self, square: Tensor | None, loss: Tensor, batch: Batch, factors: Tensor
+        self, norms: Tensor | None, loss: Tensor, batch: Batch, factors: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Factor of each record's gradient, and the records whose gradient must be made zero.
+        """Factor of each record's gradient, float64 [N], and which records count; None for all.
 
-        With clipping, a record whose loss or gradient overflows is left out, as
-        ``client.trainer`` explains; without, it is the run's own failure and stays visible.
+        With clipping, a record whose loss or gradient overflows does not count; without, it is
+        the run's own failure and stays visible.
         """
         sizes = torch.tensor(batch.segments.sizes, device=loss.device)
         scale = factors.repeat_interleave(sizes, output_size=len(loss))
-        bad = torch.zeros_like(loss, dtype=torch.bool) if batch.mask is None else ~batch.mask
-        if square is not None and self._clip is not None:
-            norms = square.sqrt()
-            scale = scale * (self._clip / (norms + NORM_FLOOR)).clamp(max=1.0)
-            whole = torch.isfinite(norms) & torch.isfinite(loss)
-            bad = bad | ~whole
-        elif batch.mask is None:
-            return scale, None
-        if not bool(bad.any()):
-            return scale, None
-        return torch.where(bad, 0.0, scale), bad
+        if norms is None or self._clip is None:
+            return scale, batch.mask
+        scale, whole = clip_factors(norms, loss, self._clip, scale)
+        return scale, whole if batch.mask is None else whole & batch.mask
 
     def _load(self, weights: Tensor, segments: Segments, draws: int) -> None:
         own: dict[str, dict[str, Tensor]] = {name: {} for name in self._layers}
@@ -193,10 +193,24 @@ class StackedGradients:
         """Loss of each record [N]."""
         return record_loss(Terms(*terms), self._training, self._progress, draws)
 
-    def _kept(self) -> int:
-        """Numbers that the layers held in the trial for one draw of one record."""
-        records = sum(_TRIAL_SIZES) * _TRIAL_DRAWS
-        return sum(layer.held() for layer in self._layers.values()) // records
+    def _tried(self, model: VAE) -> int | None:
+        """Numbers that the layers hold for one draw of one record; None where a rule is wrong.
+
+        A trial of a family's model is made once in a process: its outcome depends on nothing but
+        the configuration.
+        """
+        families = {family.model for family in FAMILIES.values()}
+        key = (
+            f"{model!r} {getattr(model, 'config', None)!r} {model.input_shape} {model.prior!r} "
+            f"{self._training.objective} {self._clip is None} {next(model.parameters()).dtype}"
+        )
+        if type(model) not in families or key not in _TRIALS:
+            found = None
+            if self._agrees(model):
+                held = sum(layer.held() for layer in self._layers.values())
+                found = held // (sum(_TRIAL_SIZES) * _TRIAL_DRAWS)
+            _TRIALS[key] = found
+        return _TRIALS[key]
 
     def _agrees(self, model: VAE) -> bool:
         """Whether the sums of a few random records equal those of records taken one by one."""
@@ -232,6 +246,37 @@ class StackedGradients:
             return flat
         clipped: Tensor = flat * (self._clip / (flat.norm() + NORM_FLOOR)).clamp(max=1.0)
         return clipped
+
+
+def clip_factors(
+    norms: Tensor, loss: Tensor, clip: float, factors: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """What each record's gradient is multiplied by, float64 [N], and which are finite, bool [N].
+
+    Args:
+        norms: float64 bounds of the gradients' L2 norms [N].
+        loss: of each record [N].
+        clip: L2 bound C of one record.
+        factors: of each record besides [N].
+    """
+    whole = torch.isfinite(norms) & torch.isfinite(loss)
+    scale = factors * (clip / (norms + NORM_FLOOR)).clamp(max=1.0)
+    return torch.where(whole, scale, 0.0), whole
+
+
+@contextlib.contextmanager
+def steady() -> Iterator[None]:
+    """Subnormal numbers count as zero in this thread, as long as it lasts.
+
+    Processors take far longer over them than over others, so that time would tell whether a
+    record makes some; and a factor that is one has lost the digits that make clipping exact.
+    """
+    before = not bool(torch.tensor(1e-42) * 1.0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def views(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

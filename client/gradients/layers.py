@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simulations.stacked.geometry import Geometry
-from simulations.stacked.parts import (
+from client.gradients.geometry import Geometry
+from client.gradients.parts import (
     RecordGradients,
-    Rows,
     Table,
     Whole,
     convolution,
+    dense,
     summed,
 )
-from simulations.stacked.segments import Segments, multiply_columns, multiply_rows
+from client.gradients.segments import Segments, multiply_columns, multiply_rows
 
 _Conv = nn.Conv1d | nn.Conv2d
 _Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d
@@ -121,7 +121,7 @@ class StackedLinear(StackedLayer):
     def gradients(self, tape: Sequence[Tensor]) -> dict[str, RecordGradients]:
         """From the gradients of the outputs."""
         left = _joined([self._by_record(grad) for grad in tape])
-        found: dict[str, RecordGradients] = {"weight": Rows(left, _joined(self._pass.kept))}
+        found: dict[str, RecordGradients] = {"weight": dense(left, _joined(self._pass.kept))}
         if self._own("bias") is not None:
             found["bias"] = Whole(summed(left, 1))
         return found
@@ -158,7 +158,7 @@ class StackedRecurrent(StackedLayer):
         found: dict[str, RecordGradients] = {}
         for offset, kind in enumerate(("ih", "hh")):
             left = _joined([self._by_record(grad) for grad in tape[offset::2]])
-            found[f"weight_{kind}"] = Rows(left, _joined(self._pass.kept[offset::2]))
+            found[f"weight_{kind}"] = dense(left, _joined(self._pass.kept[offset::2]))
             if self._own(f"bias_{kind}") is not None:
                 found[f"bias_{kind}"] = Whole(summed(left, 1))
         return found

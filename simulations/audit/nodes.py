@@ -1,0 +1,377 @@
+"""Real nodes under audit: ledger, store and door in a temporary home, secure noise, every request.
+
+What is driven here is ``client.node.Node.handle``, as a resident node drives it. Requests are those
+of a server that knows the code and chooses every weight. What left, less what the node's records
+give without noise, is the noise; divided by the deviation that the ledger's entry pays for, it must
+be standard normal.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.compute import (
+    Asked,
+    data_sums,
+    latent_sums,
+    latents_of,
+    load_weights,
+    parts_of,
+    scaled,
+    take_apart,
+)
+from client.home import ClientHome
+from client.ledger import Entry
+from client.local import assemble
+from client.node import Node
+from client.policy import NodeConfig, schema_of
+from shared.config import RunConfig
+from shared.data.dataset import Dataset
+from shared.detection.parts import score_names
+from shared.models import VAE, build
+from shared.models.base import ENCODER_PREFIX
+from shared.privacy import summaries
+from shared.privacy.mixture import LatentMixture
+from shared.privacy.specs import latent_radius
+from shared.privacy.summaries import Form, LatentDensity
+from shared.schedule import WHOLE_KINDS, Kind, Phase, phases
+from shared.wire import (
+    DATA_PREFIX,
+    DENSITY_PREFIX,
+    MIXTURE_PREFIX,
+    PROTOCOL,
+    SCALING_PREFIX,
+    SCORES_PREFIX,
+    Arrays,
+    ReplyHeader,
+    RequestHeader,
+    under,
+    unpack,
+)
+
+#: A record is 8 features at 8 places; there is a record for each of the 64 values.
+SHAPE = (8, 8)
+RECORDS = 64
+LATENT = 8
+#: Not 1, so that a missing factor shows.
+CLIP = 0.5
+BOUND = 3.0
+
+_DEADLINE_S = 60.0
+_RECORD = "record"  # of the file that a node's configuration names and nobody reads here
+
+
+def audit_config(**sections: Any) -> RunConfig:  # noqa: ANN401
+    """A run of a 64-4-8 model with secure noise; sections replace the defaults."""
+    values: dict[str, Any] = {
+        "name": "audit",
+        "data": {"name": "audit", "shape": list(SHAPE), "lower": -BOUND, "upper": BOUND},
+        "model": {"options": {"hidden": [4], "latent_dim": LATENT}},
+        "privacy": {"epsilon": 4.0, "rng": "secure", "clip": CLIP},
+        "training": {
+            "rounds": 1,
+            "steps_per_round": 1,
+            "optimizer": "sgd",
+            "learning_rate": 1e-3,
+        },
+    }
+    for key, value in sections.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return RunConfig.parse(values, "audit")
+
+
+def audit_records() -> np.ndarray:
+    """Records [64, 8, 8], each with one value of its own: no two push the same output."""
+    return np.float32(BOUND) * np.eye(RECORDS, dtype=np.float32).reshape(RECORDS, *SHAPE)
+
+
+def audit_node(root: Path, run: RunConfig, records: np.ndarray | None = None) -> Node:
+    """A node whose owner lets the audit spend as much as it likes."""
+    config = NodeConfig.model_validate(
+        {
+            "site": "audit",
+            "data": {"path": _RECORD, "schema": run.data.model_dump()},
+            "policy": {
+                "max_epsilon": 1e12,
+                "allowed_sharing": ["encoder", "summary", "encoder+summary", "full"],
+                # Without the owner's caps, too, epsilon must be true.
+                "caps": {
+                    "largest_weight": 1e30,
+                    "smallest_sigma": 0.0,
+                    "smallest_batch": 0.0,
+                },
+            },
+        }
+    )
+    held = audit_records() if records is None else records
+    return assemble(config, Dataset(records=held, schema=schema_of(run.data)), ClientHome(root))
+
+
+def home_of(folder: Path, run: RunConfig, number: int) -> Path:
+    """Where a node of a run has its home."""
+    return folder / f"{run.name}-{number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What left for one request.
+
+    Attributes:
+        entry: of the node's ledger, which pays for it.
+        arrays: that left, by name.
+    """
+
+    entry: Entry
+    arrays: Arrays
+
+
+def ask(
+    node: Node, run: RunConfig, run_id: str, phase: Phase, form: Form, arrays: Mapping[str, Any]
+) -> Answer:
+    """Send one request to ``Node.handle``.
+
+    Raises:
+        ValueError: the node refused.
+    """
+    header = RequestHeader(
+        protocol=PROTOCOL,
+        run_id=run_id,
+        round=phase.number,
+        kind=phase.kind,
+        config=run,
+        form=form,
+        deadline_s=_DEADLINE_S,
+    )
+    out = node.handle(header, dict(arrays))
+    if out.header.status != "ok":
+        raise ValueError(f"Expected an answer from the node, got: {out.header.text}")
+    return Answer(entry=node.ledger.entries()[-1], arrays=unpack(ReplyHeader, out.payload)[1])
+
+
+def zero_weights(run: RunConfig) -> Arrays:
+    """Weights under which only the decoder's last bias has a gradient: all of them zero."""
+    model = _model(run)
+    prefix = "" if run.shares_decoder else ENCODER_PREFIX
+    return {
+        key: np.zeros(tuple(value.shape), np.float32)
+        for key, value in model.state_dict().items()
+        if key.startswith(prefix)
+    }
+
+
+def first_weights(run: RunConfig, *, whole: bool) -> Arrays:
+    """The weights with which a run begins, of the encoder alone or of the whole model."""
+    state, prefix = _model(run).state_dict(), "" if whole else ENCODER_PREFIX
+    return {key: value.numpy() for key, value in state.items() if key.startswith(prefix)}
+
+
+def request_arrays(run: RunConfig, kind: Kind) -> Arrays:
+    """What a server sends with a request: zero weights in training, first weights for summaries.
+
+    Beside them lie unit scalings and densities, where the kind needs some.
+    """
+    if kind == "data":
+        return {}
+    if kind == "train":
+        return zero_weights(run) | _scaling(run)
+    arrays = first_weights(run, whole=run.shares_decoder and kind in WHOLE_KINDS)
+    arrays |= _scaling(run)
+    if kind in WHOLE_KINDS:
+        arrays |= under(DENSITY_PREFIX, _unit_density(LATENT).arrays())
+        if run.summaries.data == "gaussian":
+            arrays |= under(DATA_PREFIX, _unit_density(run.summaries.features).arrays())
+    if kind == "threshold" and run.scoring.combined:
+        arrays |= under(SCORES_PREFIX, _unit_density(len(score_names(run))).arrays())
+    if kind == "mixture":
+        arrays |= under(MIXTURE_PREFIX, _two_components().arrays())
+    return arrays
+
+
+def _scaling(run: RunConfig) -> Arrays:
+    if run.summaries.data != "scaling":
+        return {}
+    return under(SCALING_PREFIX, {"mean": np.zeros(SHAPE[0]), "deviation": np.ones(SHAPE[0])})
+
+
+def exact_sums(
+    node: Node, run: RunConfig, kind: Kind, form: Form, arrays: Arrays, center: np.ndarray
+) -> np.ndarray:
+    """What the node's records give for a request, without noise."""
+    if kind == "data":
+        return np.asarray(data_sums(run, node.records.numpy()))
+    model = _model(run)
+    asked: Asked = take_apart(run, kind, arrays, LATENT)
+    load_weights(model, asked.weights, whole=run.shares_decoder and kind in WHOLE_KINDS)
+    latents = latents_of(model, scaled(node.records, asked.scaling))
+    parts = parts_of(run, model, node.records, asked)
+    return np.asarray(latent_sums(run, kind, form, latents, asked, center, parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """What training rounds released, taken apart.
+
+    Under ``zero_weights`` the clipped gradient of record i is minus the clip on output i alone, so
+    the last bias tells how often each record took part, and all other weights move by noise alone.
+
+    Attributes:
+        noise: in units of the deviation that is paid for [R, P]; the last bias without its counts.
+        encoder: which of the P numbers are the encoder's [P].
+        shares: how often each record took part [R, N], with noise.
+        entries: of the ledger, one for each round.
+    """
+
+    noise: np.ndarray
+    encoder: np.ndarray
+    shares: np.ndarray
+    entries: list[Entry]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How often each record took part: whole numbers [R, N]."""
+        return np.asarray(np.rint(self.shares))
+
+
+def training_rounds(folder: Path, run: RunConfig, homes: int, runs: int) -> Rounds:
+    """All training rounds of ``runs`` runs on each of ``homes`` nodes, sharing whole models."""
+    start, noise, shares, entries = zero_weights(run), [], [], []
+    # One step of SGD moves a weight by rate / (q N) times the noisy sum; this is that sum / C.
+    unit = run.privacy.sample_rate * RECORDS / run.training.learning_rate / run.privacy.clip
+    for home in range(homes):
+        node = audit_node(home_of(folder, run, home), run)
+        for number in range(runs):
+            for phase in (one for one in phases(run) if one.kind == "train"):
+                answer = ask(node, run, f"audit-{number}", phase, "full", start)
+                moved = [-unit * answer.arrays[key].astype(np.float64).ravel() for key in start]
+                shares.append(-moved[-1])
+                moved[-1] = moved[-1] - np.rint(moved[-1])
+                paid = answer.entry.noise_multiplier * math.sqrt(answer.entry.steps)
+                noise.append(np.concatenate(moved) / paid)
+                entries.append(answer.entry)
+    encoder = [np.full(value.size, key.startswith(ENCODER_PREFIX)) for key, value in start.items()]
+    return Rounds(
+        noise=np.stack(noise),
+        encoder=np.concatenate(encoder),
+        shares=np.stack(shares),
+        entries=entries,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Noise of the releases of one kind, in units of the deviation that is paid for.
+
+    Attributes:
+        rows: independent numbers of each release [R, D], homes and their runs in order.
+        diagonal: which of the D numbers lie on the diagonal of a symmetric matrix [D], or None.
+    """
+
+    rows: np.ndarray
+    diagonal: np.ndarray | None
+
+
+def summary_noise(
+    folder: Path, run: RunConfig, form: Form, homes: int, runs: int
+) -> dict[Kind, Noise]:
+    """Noise of every summary of ``runs`` runs on each of ``homes`` nodes."""
+    found: dict[Kind, list[np.ndarray]] = {}
+    for home in range(homes):
+        node = audit_node(home_of(folder, run, home), run)
+        exact: dict[Kind, np.ndarray] = {}
+        for number in range(runs):
+            # The same names in every home: noise that follows from a request would repeat.
+            for kind, one in _noise_of_run(node, run, form, f"audit-{number}", exact):
+                found.setdefault(kind, []).append(one)
+    return {
+        kind: _independent(
+            np.stack(one),
+            is_symmetric=symmetric(run, kind, form),
+            count=_counts(run, kind, form),
+        )
+        for kind, one in found.items()
+    }
+
+
+def _noise_of_run(
+    node: Node, run: RunConfig, form: Form, run_id: str, exact: dict[Kind, np.ndarray]
+) -> Iterator[tuple[Kind, np.ndarray]]:
+    """Noise of each summary of one run; ``exact`` keeps what is the same in all runs."""
+    center = np.zeros(LATENT)
+    for phase in phases(run):
+        kind, arrays = phase.kind, request_arrays(run, phase.kind)
+        answer = ask(node, run, run_id, phase, form, arrays)
+        if kind == "train":
+            continue
+        (released,) = answer.arrays.values()
+        if kind == "moments":
+            center = summaries.client_mean(released, latent_radius(run, LATENT))
+        if kind not in exact or kind == "threshold":
+            exact[kind] = exact_sums(node, run, kind, form, arrays, center)
+        paid = answer.entry.noise_multiplier * sensitivity(run, kind, form)
+        yield kind, (released - exact[kind]) / paid
+
+
+def symmetric(run: RunConfig, kind: Kind, form: Form) -> bool:
+    """Whether a summary is a symmetric matrix, or a stack of them."""
+    return not _diagonal(run, kind, form) and kind != "threshold"
+
+
+def sensitivity(run: RunConfig, kind: Kind, form: Form) -> float:
+    """What one record adds at most to a summary, as docs/privacy.md derives it.
+
+    Stated here a second time on purpose: the audit must not believe the code it audits.
+    """
+    if kind == "threshold":
+        return math.sqrt(3 if run.scoring.combined else 2)
+    if kind == "mixture":
+        return 2.0
+    return math.sqrt(2.0) if _diagonal(run, kind, form) else math.sqrt(3.0)
+
+
+def _counts(run: RunConfig, kind: Kind, form: Form) -> int | None:
+    """Which of the independent numbers is the public number of records, which needs no noise."""
+    if kind in ("threshold", "mixture"):
+        return None
+    return 0 if _diagonal(run, kind, form) else -1
+
+
+def _diagonal(run: RunConfig, kind: Kind, form: Form) -> bool:
+    if kind == "data":
+        return run.summaries.data == "scaling"
+    return kind == "moments" and form == "diagonal"
+
+
+def _independent(noise: np.ndarray, *, is_symmetric: bool, count: int | None) -> Noise:
+    """The independent numbers of noise [R, *shape] but for the count, each of deviation 1."""
+    flat, diagonal = noise.reshape(len(noise), -1), None
+    if is_symmetric:
+        rows, columns = np.triu_indices(noise.shape[-1])
+        upper = noise[..., rows, columns] * np.where(rows == columns, 1.0, math.sqrt(2.0))
+        flat = upper.reshape(len(noise), -1)
+        diagonal = np.tile(rows == columns, flat.shape[1] // len(rows))
+    if count is not None:
+        flat = np.delete(flat, count, axis=1)
+        diagonal = None if diagonal is None else np.delete(diagonal, count)
+    return Noise(rows=flat, diagonal=diagonal)
+
+
+def _unit_density(k: int) -> LatentDensity:
+    unit = np.eye(k)
+    return LatentDensity(count=float(RECORDS), mean=np.zeros(k), covariance=unit, within=unit)
+
+
+def _two_components() -> LatentMixture:
+    unit = np.eye(LATENT)
+    return LatentMixture(
+        weights=np.array([0.5, 0.5]),
+        means=np.stack([unit[0], -unit[0]]),
+        covariances=np.stack([unit, unit]),
+    )
+
+
+def _model(run: RunConfig) -> VAE:
+    return build(run.model.family, run.model.options, run.data.shape, run.seed)

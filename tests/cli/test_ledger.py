@@ -1,0 +1,141 @@
+"""``client ledger --verify``, and the warning before one budget becomes two."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.home import ClientHome
+from client.service import ClientService
+from shared.errors import LedgerError
+from shared.toml import dumps
+from tests.cli.conftest import Run
+from tests.client.support import request, tiny_config, tiny_node, tiny_records, tiny_run, weights_of
+from tests.client.test_chain import change, put_back
+
+SECURE = tiny_run(privacy={"epsilon": 4.0, "rng": "secure"})
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> ClientHome:
+    """A node's home after two rounds."""
+    made = ClientHome(tmp_path / "home")
+    node = tiny_node(made.root, SECURE)
+    for round in (1, 2):
+        node.handle(request(SECURE, round), weights_of(SECURE, round))
+        if round == 1:
+            shutil.copy(made.ledger, tmp_path / "older.db")
+    np.savez(made.root / "records.npz", X=tiny_records())
+    tables = tiny_config(SECURE).model_dump(mode="json", by_alias=True, exclude_none=True)
+    made.config.write_text(dumps(tables))
+    return made
+
+
+def test_verify_says_that_a_ledger_is_whole(run: Run, home: ClientHome) -> None:
+    """Events, entries by state and the last hash, in words and as JSON."""
+    status, out, _ = run("client", "ledger", "--home", home.root, "--verify")
+    assert status == 0
+    assert "whole: 4 events in one chain" in out
+    assert "2 entries (0 reserved, 2 released, 0 failed)" in out
+    status, out, _ = run("client", "ledger", "--home", home.root, "--verify", "--json")
+    facts = json.loads(out)
+    assert (status, facts["ok"], facts["events"], facts["released"]) == (0, True, 4, 2)
+    assert len(facts["head"]) == 64
+    status, out, _ = run("client", "ledger", "--home", home.root)
+    assert status == 0
+    assert "secure random numbers" in out.replace("\n", " ")
+
+
+def test_verify_names_what_was_changed(run: Run, home: ClientHome) -> None:
+    """A changed line ends with the ledger's exit code, event and entry."""
+    change(home.ledger, "UPDATE entries SET steps = 1 WHERE id = 2")
+    status, out, _ = run("client", "ledger", "--home", home.root, "--verify", "--json")
+    error = json.loads(out)["error"]
+    assert (status, error["code"]) == (LedgerError.exit_code, "ledger")
+    assert (error["event"], error["entry"]) == (3, 2)
+    status, _, text = run("client", "ledger", "--home", home.root, "--verify")
+    assert status == LedgerError.exit_code
+    assert "entry 2" in text
+
+
+def test_no_epsilon_is_shown_of_an_older_or_missing_ledger(
+    run: Run, home: ClientHome, tmp_path: Path
+) -> None:
+    """With or without --verify, a ledger that forgot a release is refused, and none is made."""
+    put_back(tmp_path / "older.db", home.root)
+    for extra in ((), ("--verify",)):
+        status, out, _ = run("client", "ledger", "--home", home.root, "--json", *extra)
+        assert (status, json.loads(out)["error"]["entry"]) == (LedgerError.exit_code, 2)
+    home.ledger.unlink()
+    assert run("client", "ledger", "--home", home.root)[0] == LedgerError.exit_code
+    assert not home.ledger.exists()
+
+
+def test_an_infinite_epsilon_is_null_in_json(run: Run, home: ClientHome) -> None:
+    """Seeded noise where the policy allows none leaves no finite epsilon, and JSON says null."""
+    seeded = tiny_run(name="seeded", privacy={"epsilon": 0.5})
+    node = tiny_node(home.root, seeded)
+    node.handle(request(seeded, 1, run_id="seeded-1"), weights_of(seeded))
+    text = home.config.read_text()
+    assert "allow_simulation_rng = true" in text
+    home.config.write_text(text.replace("allow_simulation_rng = true", ""))
+    status, out, _ = run("client", "ledger", "--home", home.root, "--json")
+    facts = json.loads(out)
+    assert (status, facts["epsilon"], facts["rng"]) == (0, None, "simulation")
+    assert run("client", "ledger", "--home", home.root)[0] == 0
+
+
+def init(run: Run, folder: Path, data: Path, name: str, *extra: object) -> tuple[str | None, str]:
+    """Make a node; the warning as JSON has it."""
+    server = folder / "server"
+    if not server.exists():
+        assert run("server", "init", "--home", server, "--port", 0)[0] == 0
+        run_file = folder / "run.toml"
+        run_file.write_text(dumps({"data": SECURE.data.model_dump(mode="json")}))
+    arguments = ("--server", "127.0.0.1:9", "--ca", server / "tls" / "ca.crt", "--data", data)
+    arguments += ("--schema", folder / "run.toml", "--home", folder / name)
+    status, out, text = run("client", "init", name, *arguments, "--json", *extra)
+    assert status == 0, out + text
+    warning: str | None = json.loads(out)["warning"]
+    return warning, text
+
+
+def test_records_in_a_second_home_are_warned_of(run: Run, tmp_path: Path) -> None:
+    """The same records in another order, file and home are known again; others are not."""
+    records = tiny_records()
+    np.savez(tmp_path / "a.npz", X=records)
+    np.savez(tmp_path / "b.npz", X=records[::-1])
+    np.savez(tmp_path / "c.npz", X=tiny_records(seed=1))
+    assert init(run, tmp_path, tmp_path / "a.npz", "north")[0] is None
+    assert init(run, tmp_path, tmp_path / "c.npz", "south")[0] is None
+    warning, _ = init(run, tmp_path, tmp_path / "b.npz", "copy")
+    assert warning is not None
+    assert str(tmp_path / "north") in warning
+    registry = tmp_path / "user" / "records.json"
+    assert registry.stat().st_mode & 0o077 == 0
+
+
+def test_a_start_warns_of_a_second_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node started with another data.name says so; under the old name it says nothing."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClientService, "start", stop)
+    np.savez(tmp_path / "a.npz", X=tiny_records())
+    init(run, tmp_path, tmp_path / "a.npz", "north")
+    place = ClientHome(tmp_path / "north")
+    assert "warning" not in run("client", "start", "--home", place.root)[2]
+    text = place.config.read_text()
+    place.config.write_text(text.replace('name = "records"', 'name = "again"', 1))
+    said = run("client", "start", "--home", place.root)[2].replace("\n", " ")
+    assert "warning" in said
+    assert "data set 'records'" in said
+    place.config.write_text(text)
+    moved = tmp_path / "moved"
+    place.root.rename(moved)
+    assert "two ledgers" in run("client", "start", "--home", moved)[2]  # of the second name
