@@ -25,7 +25,6 @@ from client.ledger_file import fail, prepare
 from shared.errors import BudgetExceeded, LedgerError, PolicyRefusal, ReleaseRefused, ServiceError
 from shared.privacy.accounting import GaussianEvent, epsilon_of, filter_order, pld_epsilon_of
 from shared.privacy.noise import RngName, sealed_key
-from shared.privacy.person import person_epsilon
 from shared.schedule import Kind
 
 State = Literal["reserved", "released", "failed"]
@@ -53,6 +52,7 @@ class Entry:
         sample_rate: Poisson rate q.
         steps: how often the mechanism runs.
         rng: which random numbers.
+        cap: most records of one person it was made from; None where nothing capped them.
         reserved_at: when it was charged, in seconds since 1970.
         epsilon_after: of the data set with this entry; infinity once anything left without noise.
         state: whether the payload has left, or never will.
@@ -72,6 +72,7 @@ class Entry:
     sample_rate: float
     steps: int
     rng: RngName
+    cap: int | None
     reserved_at: float
     epsilon_after: float
     state: State
@@ -129,8 +130,8 @@ _LIVE = (
 )
 _INSERT = (
     "INSERT INTO entries (dataset, run_id, round, kind, request_digest, basis, noise_multiplier, "
-    "sample_rate, steps, rng, reserved_at, epsilon_after, state) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')"
+    "sample_rate, steps, rng, cap, reserved_at, epsilon_after, state) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')"
 )
 
 
@@ -268,7 +269,8 @@ class Ledger:
                 event.sample_rate if event else 1.0,
                 event.steps if event else 1,
             )
-            values = (*key, basis, *mechanism, rng, time.time(), after)
+            cap = None if self.person is None else self.person.records
+            values = (*key, basis, *mechanism, rng, cap, time.time(), after)
             number = int(connection.execute(_INSERT, values).lastrowid or 0)
             if rng == "secure":
                 connection.execute("INSERT INTO seals VALUES (?, ?)", (number, sealed_key()))
@@ -391,7 +393,10 @@ class Ledger:
         return "simulation" if seeded else "secure"
 
     def person_epsilon(self) -> float | None:
-        """Spent so far for a person with the most records; None where persons are not known."""
+        """Spent so far for a person with the most records; None where persons are not known.
+
+        Each release counts with the cap it was made under; infinite where one had none.
+        """
         if self.person is None:
             return None
         with self._connection() as connection:
@@ -459,19 +464,23 @@ class Ledger:
     def _person_epsilon_with(
         self, connection: sqlite3.Connection, records: int, extra: Sequence[GaussianEvent | None]
     ) -> float:
-        known = [event for event in extra if event is not None]
-        if len(known) < len(extra) or math.isinf(self._epsilon_with(connection, [])):
-            return math.inf
+        """Of a person; infinite once anything left without noise, or without a cap."""
         rows = connection.execute(
-            "SELECT noise_multiplier, sample_rate, SUM(steps) FROM entries WHERE dataset = ? "
-            "GROUP BY noise_multiplier, sample_rate",
+            "SELECT noise_multiplier, sample_rate, cap, SUM(steps) FROM entries WHERE dataset = ? "
+            "GROUP BY noise_multiplier, sample_rate, cap",
             (self.dataset,),
         ).fetchall()
-        spent = [
-            GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
-            for sigma, rate, steps in rows
-        ]
-        return person_epsilon([*spent, *known], self.delta, records)
+        known = [(event, records) for event in extra if event is not None]
+        noiseless = len(known) < len(extra) or math.isinf(self._epsilon_with(connection, []))
+        if noiseless or any(row["cap"] is None for row in rows):
+            return math.inf
+        for sigma, rate, cap, steps in rows:
+            event = GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
+            known.append((event, cap))
+        # Imported here: most nodes do without, and it takes a while.
+        from shared.privacy.person import capped_epsilon
+
+        return capped_epsilon(known, self.delta)
 
     def _check_person(
         self, connection: sqlite3.Connection, extra: Sequence[GaussianEvent | None], what: str

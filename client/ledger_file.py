@@ -32,6 +32,7 @@ CREATE TABLE entries (
     sample_rate REAL NOT NULL,
     steps INTEGER NOT NULL,
     rng TEXT NOT NULL,
+    cap INTEGER,
     reserved_at REAL NOT NULL,
     epsilon_after REAL NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('reserved', 'released', 'failed')),
