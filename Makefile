@@ -8,7 +8,7 @@ export OMP_NUM_THREADS = 1
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test test-slow check format install clean
+.PHONY: demo test test-slow mutants check format install clean
 
 install: $(READY)
 
@@ -27,6 +27,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Breaks the code in every way of tests/mutants/catalogue.py and expects the named test to fail.
+mutants: $(READY)
+	$(BIN)/python -m pytest -m slow tests/mutants
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The whole audit: every kind of release under attack, and the controls."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from simulations.audit.usual import usual_run
 CANARY_EPSILON, USUAL_EPSILON = 8.0, 2.0
 #: The control: a run with the noise of this epsilon that claims another.
 _NOISELESS_EPSILON, _PRETENDED = 2000.0, 2.0
-_MEMORY = "/dev/shm"
+_MEMORY, _NEEDED_BYTES = "/dev/shm", 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,8 @@ def run_audit(sizes: Sizes, seed: int, watch: Watch) -> Audit:
 
 def _memory() -> str | None:
     """A folder in memory where the system has one: a ledger waits for the disk at every entry."""
-    return _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    usable = os.access(_MEMORY, os.W_OK)
+    return _MEMORY if usable and shutil.disk_usage(_MEMORY).free > _NEEDED_BYTES else None
 
 
 def _unit_findings(sizes: Sizes, seed: int, watch: Watch) -> Iterator[Finding]:

@@ -130,15 +130,12 @@ def test_limits_are_quantiles_of_the_stated_chance() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "ALPHA", 0.1)
         rates = np.mean(
-            [
-                [not one.good for one in noise_checks(rng.normal(size=(12, 30)))]
-                for _ in range(1500)
-            ],
+            [[not one.good for one in noise_checks(rng.normal(size=(12, 30)))] for _ in range(200)],
             axis=0,
         )
     # Neighbours share releases, and Bonferroni's inequality leaves the largest of many below.
-    np.testing.assert_array_less(rates, 0.13)
-    np.testing.assert_array_less(0.07, rates[[0, 2, 5]])
+    np.testing.assert_array_less(rates, 0.18)
+    np.testing.assert_array_less(0.03, rates[[0, 2, 5]])
 
 
 def test_a_sound_node_fails_a_whole_audit_once_in_a_thousand() -> None:
