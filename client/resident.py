@@ -113,6 +113,7 @@ def run(home: ClientHome) -> None:
                 f"Expected no other resident node for {home.root}, got one that runs; stop it."
             ) from None
         node = open_node(home)
+        torch.set_flush_denormal(True)  # before the threads that take this over, see `steady`
         torch.set_num_threads(node.config.limits.threads)
         path = home.prepare_socket()
         path.unlink(missing_ok=True)  # of a resident that was killed; the lock says it is gone
