@@ -8,6 +8,7 @@ from flwr.app import Message, RecordDict
 
 from client.approvals import Approvals
 from client.home import ClientHome
+from client.ledger import Ledger
 from server.driver import Pace, drive
 from server.home import ServerHome
 from shared.config import RunConfig
