@@ -115,11 +115,11 @@ def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
         GumbelConfig(**wrong)  # type: ignore[arg-type]
 
 
-class _Exponentials(TorchDispatchMode):
+class _Exponentials(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes what `exp` is asked for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.least = 0.0
 
     def __torch_dispatch__(
