@@ -198,12 +198,13 @@ class StackedGradients:
         """Numbers that the layers hold for one draw of one record; None where a rule is wrong.
 
         A trial of a family's model is made once in a process: its outcome depends on nothing but
-        the configuration.
+        the configuration. A broadcast prior, new in each round, has no layers.
         """
         families = {family.model for family in FAMILIES.values()}
         key = (
-            f"{model!r} {getattr(model, 'config', None)!r} {model.input_shape} {model.prior!r} "
-            f"{self._training.objective} {self._clip is None} {next(model.parameters()).dtype}"
+            f"{model!r} {getattr(model, 'config', None)!r} {model.input_shape} "
+            f"{type(model.prior).__name__} {self._training.objective} {self._clip is None} "
+            f"{next(model.parameters()).dtype}"
         )
         if type(model) not in families or key not in _TRIALS:
             found = None
