@@ -241,6 +241,7 @@ def _print_ledger_json(book: "Ledger", records: int) -> None:
     print_json(
         {
             "epsilon": _finite(book.epsilon()),
+            "epsilon_pld": _finite(book.pld_epsilon()),
             "max_epsilon": book.max_epsilon,
             "delta": book.delta,
             "rng": book.rng(),
@@ -274,18 +275,24 @@ def _print_ledger(book: "Ledger", config: "NodeConfig", records: int) -> None:
         )
     out.print(shown)
     out.print(
-        f"spent: epsilon {book.epsilon():.4f} of {book.max_epsilon:g} at delta {book.delta:g} "
+        f"spent: epsilon {book.epsilon():.4f} of {book.max_epsilon:g} at delta {book.delta:g} by "
+        f"RDP, the guard; {book.pld_epsilon():.4f} by PLD "
         f"({ADJACENCY} adjacency, unit: one record, {book.rng()} random numbers)"
     )
     person = _person_facts(book)
     if person is not None:
-        limit = "" if person["max_epsilon"] is None else f" of {person['max_epsilon']:g}"
-        out.print(
-            f"per person (at most {person['records']} records): epsilon "
-            f"{figure(person['epsilon'], 4)}{limit} at the same delta, by privacy loss "
-            "distributions",
-            soft_wrap=True,
-        )
+        out.print(_person_line(person), soft_wrap=True)
+
+
+def _person_line(person: dict[str, Any]) -> str:
+    start = f"per person (at most {person['records']} records): "
+    if person["epsilon"] is None:
+        return start + "no epsilon, since something left without noise or without a cap"
+    limit = "" if person["max_epsilon"] is None else f" of {person['max_epsilon']:g}"
+    return (
+        f"{start}epsilon {person['epsilon']:.4f}{limit} at the same delta, by privacy loss "
+        "distributions"
+    )
 
 
 def _person_facts(book: "Ledger") -> dict[str, Any] | None:

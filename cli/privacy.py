@@ -190,6 +190,7 @@ def _totals(planned: _Planned) -> dict[str, Any]:
     return {
         "private": plan.private,
         "epsilon": plan.epsilon() if plan.private else None,
+        "epsilon_pld": plan.pld_epsilon() if plan.private else None,
         "delta": plan.delta,
         "adjacency": ADJACENCY,
         "unit": "record",
@@ -312,8 +313,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     found = []
     if facts["private"]:
         found.append(
-            f"total: epsilon [bold]{facts['epsilon']:.4f}[/] at delta {facts['delta']:g} by RDP "
-            f"({facts['adjacency']} adjacency, one {facts['unit']}); {facts['rng']} random numbers"
+            f"total: epsilon [bold]{facts['epsilon']:.4f}[/] at delta {facts['delta']:g} by "
+            f"RDP, the guard; {facts['epsilon_pld']:.4f} by PLD ({facts['adjacency']} adjacency, "
+            f"one {facts['unit']}); {facts['rng']} random numbers"
         )
     if facts["steps"]:
         batch = facts["expected_batch"]

@@ -24,40 +24,6 @@ HomeOption = Annotated[
     ),
 ]
 
-_RUN_EXAMPLE = """\
-# A run: what is trained, and at what privacy. See docs/guide.md.
-name = "hearts"
-
-[data]                      # every node's records must fit this
-name = "heart-beat-128"
-shape = [128]
-unit = "mV"
-scale = 1.0                 # raw value * scale
-center = "median"           # of each record by itself
-lower = -2.5                # public bounds, never taken from data
-upper = 2.5
-
-[model]
-family = "gaussian"
-
-[model.options]
-hidden = [64]
-latent_dim = 8
-
-[privacy]
-epsilon = 4.0               # of the whole run, for each client by itself
-delta = 1e-5
-sample_rate = 0.1
-
-[training]
-rounds = 10
-steps_per_round = 20
-
-[federation]
-nodes = 2                   # the first round waits for so many
-quorum = 2                  # least number of good replies
-"""
-
 
 @app.command(
     epilog="Examples: fedlatent server init | "
@@ -74,6 +40,7 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Make the authority, certificates, keys and settings; prints the next command."""
+    from server.example import RUN_EXAMPLE
     from server.home import ServerHome
     from server.service import init_server
     from shared.files import write_atomic
@@ -81,7 +48,7 @@ def init(
     place = ServerHome.find(home)
     settings = init_server(place, host=host, port=port, names=name or ())
     example = place.root / "run.toml"
-    write_atomic(example, _RUN_EXAMPLE.encode())
+    write_atomic(example, RUN_EXAMPLE.encode())
     if json:
         print_json(
             {
@@ -289,10 +256,10 @@ def _print_plan(plan: "PrivacyPlan") -> None:
         f"{kind} {count} x sigma {sigma:g}" for kind, count, sigma in plan.summaries
     )
     err.print(
-        f"privacy plan: epsilon {plan.epsilon():.3f} at delta {plan.delta:g} for each client "
-        f"(zero-out adjacency, one record); training {plan.rounds} x {plan.steps_per_round} steps "
-        f"with sigma {plan.noise_multiplier:g}, q {plan.sample_rate:g}; {summaries}; "
-        f"{plan.rng} random numbers"
+        f"privacy plan: epsilon {plan.epsilon():.3f} by RDP ({plan.pld_epsilon():.3f} by PLD) at "
+        f"delta {plan.delta:g} for each client (zero-out adjacency, one record); "
+        f"training {plan.rounds} x {plan.steps_per_round} steps, sigma {plan.noise_multiplier:g}, "
+        f"q {plan.sample_rate:g}; {summaries}; {plan.rng} random numbers"
     )
 
 

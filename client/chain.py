@@ -31,6 +31,7 @@ RESERVED = (
     "sample_rate",
     "steps",
     "rng",
+    "cap",
     "reserved_at",
     "epsilon_after",
 )

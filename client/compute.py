@@ -299,7 +299,8 @@ def parts_of(
     if not run.scoring.combined or asked.density is None:
         return {}
     taken = scaled(records, asked.scaling)
-    return score_parts(model, records, taken, asked.density, asked.gaussian)
+    with steady():
+        return score_parts(model, records, taken, asked.density, asked.gaussian)
 
 
 def latent_sums(

@@ -70,8 +70,8 @@ def note_records(home: ClientHome, name: str, records: np.ndarray) -> str | None
 
 def _same(one: Sighting, mine: Sighting) -> bool:
     """Whether two sightings are of one budget: one name in one home, which may have moved."""
-    moved = one.home != mine.home and not ClientHome(Path(one.home)).ledger.exists()
-    return one.name == mine.name and one.key == mine.key and (one.home == mine.home or moved)
+    moved = one.key == mine.key and not ClientHome(Path(one.home)).ledger.exists()
+    return one.name == mine.name and (one.home == mine.home or moved)
 
 
 def _warning(other: Sighting, mine: Sighting) -> str:

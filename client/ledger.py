@@ -15,7 +15,7 @@ import fcntl
 import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,9 +23,8 @@ from typing import Literal, NamedTuple
 from client import chain
 from client.ledger_file import fail, prepare
 from shared.errors import BudgetExceeded, LedgerError, PolicyRefusal, ReleaseRefused, ServiceError
-from shared.privacy.accounting import GaussianEvent, epsilon_of
+from shared.privacy.accounting import GaussianEvent, epsilon_of, filter_order, pld_epsilon_of
 from shared.privacy.noise import RngName, sealed_key
-from shared.privacy.person import person_epsilon
 from shared.schedule import Kind
 
 State = Literal["reserved", "released", "failed"]
@@ -53,6 +52,7 @@ class Entry:
         sample_rate: Poisson rate q.
         steps: how often the mechanism runs.
         rng: which random numbers.
+        cap: most records of one person it was made from; None where nothing capped them.
         reserved_at: when it was charged, in seconds since 1970.
         epsilon_after: of the data set with this entry; infinity once anything left without noise.
         state: whether the payload has left, or never will.
@@ -72,6 +72,7 @@ class Entry:
     sample_rate: float
     steps: int
     rng: RngName
+    cap: int | None
     reserved_at: float
     epsilon_after: float
     state: State
@@ -129,8 +130,8 @@ _LIVE = (
 )
 _INSERT = (
     "INSERT INTO entries (dataset, run_id, round, kind, request_digest, basis, noise_multiplier, "
-    "sample_rate, steps, rng, reserved_at, epsilon_after, state) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')"
+    "sample_rate, steps, rng, cap, reserved_at, epsilon_after, state) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')"
 )
 
 
@@ -207,7 +208,7 @@ class Ledger:
             if row is None:
                 planned = list(events)
                 if planned:
-                    self._check(self._epsilon_with(connection, planned), f"run {run_id!r}")
+                    self._check(connection, planned, f"run {run_id!r}")
                     self._check_person(connection, planned, f"run {run_id!r}")
                 connection.execute(
                     "INSERT INTO runs VALUES (?, ?, ?, ?)",
@@ -258,18 +259,18 @@ class Ledger:
             if entry is not None:
                 return entry
             what = f"{kind} of round {round} of run {run_id!r}"
-            after = self._epsilon_with(connection, [] if event is None else [event], rng)
-            if event is None:
-                after = math.inf
-            else:
-                self._check(after, what)
+            after = math.inf
+            if event is not None:
+                after = self._epsilon_with(connection, [event], rng)
+                self._check(connection, [event], what, rng)
             self._check_person(connection, [event], what)
             mechanism = (
                 event.noise_multiplier if event else 0.0,
                 event.sample_rate if event else 1.0,
                 event.steps if event else 1,
             )
-            values = (*key, basis, *mechanism, rng, time.time(), after)
+            cap = None if self.person is None else self.person.records
+            values = (*key, basis, *mechanism, rng, cap, time.time(), after)
             number = int(connection.execute(_INSERT, values).lastrowid or 0)
             if rng == "secure":
                 connection.execute("INSERT INTO seals VALUES (?, ?)", (number, sealed_key()))
@@ -377,6 +378,11 @@ class Ledger:
         """Spent so far, whatever the state of an entry; infinity once anything has none."""
         return self.spent_if([])
 
+    def pld_epsilon(self) -> float:
+        """The same by privacy loss distributions: tighter, to be shown beside the guard's."""
+        with self._connection() as connection:
+            return self._epsilon_with(connection, [], by=pld_epsilon_of)
+
     def rng(self) -> RngName:
         """Of the worst entry in the sum: "simulation" once any noise was seeded."""
         with self._connection() as connection:
@@ -387,7 +393,10 @@ class Ledger:
         return "simulation" if seeded else "secure"
 
     def person_epsilon(self) -> float | None:
-        """Spent so far for a person with the most records; None where persons are not known."""
+        """Spent so far for a person with the most records; None where persons are not known.
+
+        Each release counts with the cap it was made under; infinite where one had none.
+        """
         if self.person is None:
             return None
         with self._connection() as connection:
@@ -403,6 +412,7 @@ class Ledger:
         connection: sqlite3.Connection,
         extra: Iterable[GaussianEvent],
         rng: RngName = "secure",
+        by: Callable[[Iterable[GaussianEvent], float], float] = epsilon_of,
     ) -> float:
         rows = connection.execute(
             "SELECT noise_multiplier, sample_rate, rng, SUM(steps) FROM entries WHERE dataset = ? "
@@ -418,31 +428,59 @@ class Ledger:
             GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
             for sigma, rate, _, steps in rows
         ]
-        return epsilon_of([*spent, *extra], self.delta)
+        return by([*spent, *extra], self.delta)
 
-    def _check(self, epsilon: float, what: str) -> None:
+    def _check(
+        self,
+        connection: sqlite3.Connection,
+        extra: Sequence[GaussianEvent],
+        what: str,
+        rng: RngName = "secure",
+    ) -> None:
+        """Refuse what would pass the budget, at the one order that guards this data set."""
+
+        def at_one_order(events: Iterable[GaussianEvent], delta: float) -> float:
+            found = list(events)
+            return epsilon_of(found, delta, self._order(connection, found))
+
+        epsilon = self._epsilon_with(connection, extra, rng, at_one_order)
         if epsilon > self.max_epsilon + _SLACK:
             raise BudgetExceeded(
                 f"Expected epsilon of at most {self.max_epsilon:g} over the life of the data, "
                 f"got {epsilon:.4g} with {what}; lower the run's epsilon or leave this node out."
             )
 
+    def _order(self, connection: sqlite3.Connection, planned: Sequence[GaussianEvent]) -> float:
+        """The order that guards: fixed by what is planned first, before any answer is seen."""
+        row = connection.execute(
+            "SELECT alpha FROM orders WHERE dataset = ?", (self.dataset,)
+        ).fetchone()
+        if row is not None:
+            return float(row[0])
+        order = filter_order(planned, self.max_epsilon + _SLACK, self.delta)
+        connection.execute("INSERT INTO orders VALUES (?, ?)", (self.dataset, order))
+        return order
+
     def _person_epsilon_with(
         self, connection: sqlite3.Connection, records: int, extra: Sequence[GaussianEvent | None]
     ) -> float:
-        known = [event for event in extra if event is not None]
-        if len(known) < len(extra) or math.isinf(self._epsilon_with(connection, [])):
-            return math.inf
+        """Of a person; infinite once anything left without noise, or without a cap."""
         rows = connection.execute(
-            "SELECT noise_multiplier, sample_rate, SUM(steps) FROM entries WHERE dataset = ? "
-            "GROUP BY noise_multiplier, sample_rate",
+            "SELECT noise_multiplier, sample_rate, cap, SUM(steps) FROM entries WHERE dataset = ? "
+            "GROUP BY noise_multiplier, sample_rate, cap",
             (self.dataset,),
         ).fetchall()
-        spent = [
-            GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
-            for sigma, rate, steps in rows
-        ]
-        return person_epsilon([*spent, *known], self.delta, records)
+        known = [(event, records) for event in extra if event is not None]
+        noiseless = len(known) < len(extra) or math.isinf(self._epsilon_with(connection, []))
+        if noiseless or any(row["cap"] is None for row in rows):
+            return math.inf
+        for sigma, rate, cap, steps in rows:
+            event = GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
+            known.append((event, cap))
+        # Imported here: most nodes do without, and it takes a while.
+        from shared.privacy.person import capped_epsilon
+
+        return capped_epsilon(known, self.delta)
 
     def _check_person(
         self, connection: sqlite3.Connection, extra: Sequence[GaussianEvent | None], what: str

@@ -32,6 +32,7 @@ CREATE TABLE entries (
     sample_rate REAL NOT NULL,
     steps INTEGER NOT NULL,
     rng TEXT NOT NULL,
+    cap INTEGER,
     reserved_at REAL NOT NULL,
     epsilon_after REAL NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('reserved', 'released', 'failed')),
@@ -48,6 +49,9 @@ CREATE TABLE seals (
 );
 {chain.SCHEMA};
 """
+
+#: The Renyi order that guards each data set, fixed before its first release.
+_ORDERS = "CREATE TABLE IF NOT EXISTS orders (dataset TEXT PRIMARY KEY, alpha REAL NOT NULL)"
 
 _COPY = """
 INSERT INTO entries (id, dataset, run_id, round, kind, request_digest, basis, noise_multiplier,
@@ -70,6 +74,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
             f"Expected a ledger of version {VERSION} at {path}, got {version}; use the fedlatent "
             "release that wrote it."
         )
+    connection.execute(_ORDERS)
     if version == VERSION:
         return
     if version == 1:

@@ -85,8 +85,8 @@ def answer(node: Node, watchdog: Watchdog, data: bytes) -> bytes:
         return node.door.refusal(None, error).payload
     started, limits = time.monotonic(), node.config.limits
     # A deadline between two steps would tell on which side of it the work ended.
-    deadline_s = whole_steps(header.deadline_s, limits.answer_step_s)
-    with watchdog.limit(min(deadline_s, limits.max_request_s)):
+    allowed_s = min(header.deadline_s, limits.max_request_s)
+    with watchdog.limit(whole_steps(allowed_s, limits.answer_step_s)):
         outgoing = node.handle(header, arrays)
     _LOG.info(
         "%s of round %d: %s, %.2f s",
@@ -113,6 +113,7 @@ def run(home: ClientHome) -> None:
                 f"Expected no other resident node for {home.root}, got one that runs; stop it."
             ) from None
         node = open_node(home)
+        torch.set_flush_denormal(True)  # before the threads that take this over, see `steady`
         torch.set_num_threads(node.config.limits.threads)
         path = home.prepare_socket()
         path.unlink(missing_ok=True)  # of a resident that was killed; the lock says it is gone

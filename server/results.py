@@ -189,8 +189,11 @@ def form_of(moments: Mapping[int, np.ndarray]) -> Form:
 
 
 def plan_facts(plan: PrivacyPlan) -> dict[str, object]:
-    """The plan's public numbers, with the epsilon they add up to (null when not private)."""
-    epsilon = plan.epsilon()
+    """The plan's public numbers, with the epsilon they add up to (null when not private).
+
+    ``epsilon`` is by RDP, by which the plan was solved and clients charge.
+    """
+    epsilon, tighter = plan.epsilon(), plan.pld_epsilon()
     return {
         **dataclasses.asdict(plan),
         "summaries": {
@@ -198,6 +201,7 @@ def plan_facts(plan: PrivacyPlan) -> dict[str, object]:
             for kind, count, sigma in plan.summaries
         },
         "epsilon": epsilon if math.isfinite(epsilon) else None,
+        "epsilon_pld": tighter if math.isfinite(tighter) else None,
         "adjacency": "zero-out",
         "unit": "record",
     }

@@ -265,7 +265,10 @@ def _screen_numbers(header: ReplyHeader, spec: ReplySpec) -> ScreeningFailure | 
             f"got {header.noise_multiplier}.",
         )
     if spec.plan.private and spec.plan.rng == "secure" and header.rng != "secure":
-        return _failed("plan", "Expected noise from the secure generator, got a simulated one.")
+        return _failed(
+            "plan",
+            "Expected secure noise in all that the node's epsilon adds up, got seeded noise in it.",
+        )
     return None
 
 

@@ -126,7 +126,8 @@ class Table(RecordGradients):
         same = (self.index[:, :, None] == self.index[:, None]).double()
         square = (same * torch.bmm(left, left.mT)).sum((1, 2))
         sizes = _norms(self.left, 2).sum(1)
-        return _with_rounding(square, sizes, self.left.shape[1], self.left.shape[2], dtype)
+        positions, width = self.left.shape[1], self.left.shape[2]
+        return _with_rounding(square, sizes, positions**2 + width, positions, dtype)
 
     def add_up(self, scale: Tensor, kept: Tensor | None, segments: Segments, place: Tensor) -> None:
         """Scatter the scaled rows into each client's table."""
@@ -185,16 +186,17 @@ def product_bounds(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     gram = torch.matmul(first, first.mT) * torch.matmul(second, second.mT)
     square = gram.sum((1, 2, 3))
     whole = _norms(sizes.sum(2), 1)
-    return _with_rounding(square, whole, positions, left.shape[3] + right.shape[3], dtype)
+    terms, width = left.shape[1] * positions**2, left.shape[3] + right.shape[3]
+    return _with_rounding(square, whole, terms + width, positions, dtype)
 
 
 def _with_rounding(
-    square: Tensor, sizes: Tensor, positions: int, width: int, dtype: torch.dtype
+    square: Tensor, sizes: Tensor, steps: int, positions: int, dtype: torch.dtype
 ) -> Tensor:
     """Norms that are no less than those of the sums, from estimates of their squares.
 
-    The square is a float64 sum of L^2 products of dot products; each is at most the product of
-    the sizes of two terms, so that its rounding stays below (L^2 + width) eps ``sizes``^2 (Higham
+    The square is a float64 sum of G L^2 products of dot products; each is at most the product of
+    the sizes of two terms, so that its rounding stays below (G L^2 + width) eps ``sizes``^2 (Higham
     2002, section 3.1). The sum over L terms that enters the noise has a rounding of its own, below
     L eps' ``sizes`` with the eps' of its type. Both are added, so that terms that cancel are
     measured by what is left of them in floating point.
@@ -202,11 +204,11 @@ def _with_rounding(
     Args:
         square: estimates, float64 [N].
         sizes: sums of the terms' norms, float64 [N].
+        steps: G L^2 and the numbers of a term.
         positions: L.
-        width: numbers of a term.
         dtype: of the sums.
     """
-    hidden = (positions**2 + width + 4) * _EXACT
+    hidden = (steps + 4) * _EXACT
     rounding = (positions + 4) * torch.finfo(dtype).eps
     return (square + 2.0 * hidden * sizes.square()).sqrt() + rounding * sizes
 

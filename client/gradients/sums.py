@@ -33,6 +33,7 @@ NORM_FLOOR = 1e-6
 
 _TRIAL_SIZES, _TRIAL_DRAWS = (2, 1), 2
 _TRIALS: dict[str, int | None] = {}
+_SHARE = 2**15  # numbers of which PyTorch gives each thread its part
 _TRIAL_TOLERANCE = 1e-3  # relative; a wrong rule is off by far more, rounding by far less
 
 
@@ -197,12 +198,13 @@ class StackedGradients:
         """Numbers that the layers hold for one draw of one record; None where a rule is wrong.
 
         A trial of a family's model is made once in a process: its outcome depends on nothing but
-        the configuration.
+        the configuration. A broadcast prior, new in each round, has no layers.
         """
         families = {family.model for family in FAMILIES.values()}
         key = (
-            f"{model!r} {getattr(model, 'config', None)!r} {model.input_shape} {model.prior!r} "
-            f"{self._training.objective} {self._clip is None} {next(model.parameters()).dtype}"
+            f"{model!r} {getattr(model, 'config', None)!r} {model.input_shape} "
+            f"{type(model.prior).__name__} {self._training.objective} {self._clip is None} "
+            f"{next(model.parameters()).dtype}"
         )
         if type(model) not in families or key not in _TRIALS:
             found = None
@@ -266,17 +268,31 @@ def clip_factors(
 
 @contextlib.contextmanager
 def steady() -> Iterator[None]:
-    """Subnormal numbers count as zero in this thread, as long as it lasts.
+    """Subnormal numbers count as zero in what is computed here, as long as it lasts.
 
     Processors take far longer over them than over others, so that time would tell whether a
     record makes some; and a factor that is one has lost the digits that make clipping exact.
+    Each thread has a setting of its own, which it takes over from the thread that starts it. Where
+    this thread's helpers were started without, it computes alone.
     """
-    before = not bool(torch.tensor(1e-42) * 1.0)
+    before, threads = _flushes(1), torch.get_num_threads()
     torch.set_flush_denormal(True)
+    alone = threads > 1 and not _flushes(threads)
+    if alone:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
+        if alone:
+            torch.set_num_threads(threads)
         torch.set_flush_denormal(before)
+
+
+def _flushes(threads: int) -> bool:
+    """Whether this thread and its helpers, ``threads`` in all, take subnormal numbers for zero."""
+    # Made and looked at as bits, since a thread that flushes sees zero in both.
+    small = torch.ones(threads * _SHARE, dtype=torch.int32).view(torch.float32)
+    return not bool((small * 1.0).view(torch.int32).any())
 
 
 def views(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

@@ -86,7 +86,7 @@ def _claims(manifest: Manifest, privacy: Privacy) -> list[str]:
     lines = [
         f"- Everything each client has released so far, this run included, is "
         f"({privacy.epsilon:.3g}, {privacy.delta:.3g})-differentially private per {privacy.unit}, "
-        f"for {privacy.adjacency} neighbours.",
+        f"for {privacy.adjacency} neighbours, by Renyi accounting.",
         f"- Training: noise multiplier {privacy.noise_multiplier:.4g}, Poisson sampling rate "
         f"{privacy.sample_rate:.4g}, {privacy.steps} steps.",
     ]

@@ -117,7 +117,8 @@ class GumbelVAE(LikelihoodVAE):
         if self.sampled or not self.training:
             # Straight through, for the gradient (Jang et al., section 2.2).
             choice_BGK = _hard(noisy_BGK, choice_BGK)
-        weights_BGK = choice_BGK.detach() if self.sampled else log_q_BGK.exp()
+        # Not the exponential of log_q, which takes far longer over probabilities below 1e-38.
+        weights_BGK = choice_BGK.detach() if self.sampled else logits_BGK.softmax(-1)
         rate_B = (weights_BGK * excess_BGK).flatten(1).sum(1)
         if not self.sampled:
             rate_B = rate_B.clamp(min=0.0)  # rounding

@@ -91,8 +91,12 @@ class SecureNoise:
         return draws
 
     def add_normal(self, total: np.ndarray, scale: float) -> None:
-        """Add ``scale`` times ``normal(len(total))`` to the float32 vector ``total`` in place."""
-        total += (self.normal(len(total)) * scale).astype(np.float32)
+        """Add ``scale`` times ``normal(len(total))`` to the float32 vector ``total`` in place.
+
+        What leaves the range of float32 becomes infinite.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            total += (self.normal(len(total)) * scale).astype(np.float32)
 
 
 class SimulationNoise:
@@ -124,7 +128,14 @@ class SimulationNoise:
         return total.astype(np.float64)
 
     def add_normal(self, total: np.ndarray, scale: float) -> None:
-        """Add ``scale`` times ``normal(len(total))`` to the float32 vector ``total`` in place."""
+        """Add ``scale`` times ``normal(len(total))`` to the float32 vector ``total`` in place.
+
+        What leaves the range of float32 becomes infinite.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._add(total, scale)
+
+    def _add(self, total: np.ndarray, scale: float) -> None:
         points = _points()
         for start in range(0, len(total), _BLOCK):
             part = total[start : start + _BLOCK]

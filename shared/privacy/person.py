@@ -45,32 +45,36 @@ def person_epsilon(events: Iterable[GaussianEvent], delta: float, records: int) 
         delta: target delta, strictly between 0 and 1.
         records: most records m of one person in any one of the releases.
     """
+    return capped_epsilon([(event, records) for event in events], delta)
+
+
+def capped_epsilon(events: Iterable[tuple[GaussianEvent, int]], delta: float) -> float:
+    """As ``person_epsilon``, where each release has its own most records of one person."""
     if not 0 < delta < 1:
         raise ValueError(f"Expected 0 < delta < 1, got {delta}.")
-    if records < 1:
-        raise ValueError(f"Expected at least one record of a person, got {records}.")
-    merged: dict[tuple[float, float], int] = {}
-    for event in events:
-        key = (event.noise_multiplier, event.sample_rate)
+    merged: dict[tuple[float, float, int], int] = {}
+    for event, records in events:
+        if records < 1:
+            raise ValueError(f"Expected at least one record of a person, got {records}.")
+        key = (event.noise_multiplier, event.sample_rate, records)
         merged[key] = merged.get(key, 0) + event.steps
-    known = tuple((*key, steps) for key, steps in sorted(merged.items()) if steps)
-    return _composed(known, delta, records)
+    return _composed(tuple((*key, steps) for key, steps in sorted(merged.items()) if steps), delta)
 
 
 @functools.lru_cache(maxsize=64)
-def _composed(events: tuple[tuple[float, float, int], ...], delta: float, records: int) -> float:
-    """As ``person_epsilon``, of (sigma, q, steps); kept, since a ledger asks again and again."""
-    whole = sum(steps / sigma**2 for sigma, q, steps in events if q == 1.0)
+def _composed(events: tuple[tuple[float, float, int, int], ...], delta: float) -> float:
+    """Of (sigma, q, records, steps); kept, since a ledger asks again and again."""
+    whole = sum(steps * (m / sigma) ** 2 for sigma, q, m, steps in events if q == 1.0)
     mixtures = [one for one in events if one[1] < 1.0]
     # Without sampling the loss is Gaussian and exact. It also covers what is sampled.
-    unsampled = records * math.sqrt(sum(steps / sigma**2 for sigma, _, steps in events))
+    unsampled = math.sqrt(sum(steps * (m / sigma) ** 2 for sigma, _, m, steps in events))
     most = gaussian_epsilon(unsampled, delta)
     if not mixtures:
         return most
-    log_tail = math.log(_TAIL_SHARE * delta / (1 + sum(steps for _, _, steps in mixtures)))
-    pairs = [(_Pair.sampled(sigma, q, records, log_tail), n) for sigma, q, n in mixtures]
+    log_tail = math.log(_TAIL_SHARE * delta / (1 + sum(steps for *_, steps in mixtures)))
+    pairs = [(_Pair.sampled(sigma, q, m, log_tail), steps) for sigma, q, m, steps in mixtures]
     if whole:
-        pairs.append((_Pair.gaussian(1 / (records * math.sqrt(whole)), log_tail), 1))
+        pairs.append((_Pair.gaussian(1 / math.sqrt(whole), log_tail), 1))
     step = max(_FINEST, max(pair.width for pair, _ in pairs) / _MOST_POINTS)
     # On a coarser grid there is nothing to be found that protects anyone.
     return min(most, _epsilon(pairs, step, delta)) if step <= _COARSEST else most

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from shared.config import RunConfig
-from shared.privacy.accounting import GaussianEvent, calibrate, epsilon_of
+from shared.privacy.accounting import GaussianEvent, calibrate, epsilon_of, pld_epsilon_of
 from shared.privacy.noise import NoiseSource, RngName
 from shared.schedule import Kind, phases
 
@@ -135,6 +135,10 @@ class PrivacyPlan:
     def epsilon(self) -> float:
         """Epsilon of the whole run for one client; infinity when not private."""
         return epsilon_of(self.events(), self.delta) if self.private else math.inf
+
+    def pld_epsilon(self) -> float:
+        """The same by privacy loss distribution: tighter, and valid since a plan is fixed."""
+        return pld_epsilon_of(self.events(), self.delta) if self.private else math.inf
 
 
 def shares_of(run: RunConfig) -> dict[Kind, float]:

@@ -58,9 +58,16 @@ def usual_run(
 ) -> UsualRun:
     """Train on synthetic hearts; without ``epsilon`` without clipping and noise."""
     federation = hearts(clients, seed, beats=beats)
+    run = usual_config(federation, seed, epsilon)
+    return UsualRun(federation=federation, transcript=record(run, datasets(federation), folder))
+
+
+def usual_config(federation: Federation, seed: int, epsilon: float | None) -> RunConfig:
+    """The run: encoders and summaries leave, as when people start one."""
     privacy: dict[str, object] = {"rng": "simulation", "sample_rate": 0.2}
     privacy |= {"mechanism": "none"} if epsilon is None else {"epsilon": epsilon}
-    run = RunConfig.parse(
+    clients = len(federation.sites)
+    return RunConfig.parse(
         {
             "name": "audit-usual",
             "seed": seed,
@@ -72,7 +79,6 @@ def usual_run(
         },
         "audit",
     )
-    return UsualRun(federation=federation, transcript=record(run, datasets(federation), folder))
 
 
 def codes(model: VAE, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -141,20 +141,25 @@ def run_of(
 ) -> RunConfig:
     """The run of a federated method at one epsilon; None is without privacy."""
     count = len(present.sites)
-    privacy: dict[str, object] = {"rng": "simulation", "delta": DELTA}
-    privacy |= {"mechanism": "none"} if epsilon is None else {"epsilon": epsilon}
-    tables: dict[str, Any] = {
+    tables = tables_of(method, epsilon)
+    tables["summaries"] = {"data_radius": radius_of(present), **tables.get("summaries", {})}
+    fixed = {
         "name": name,
         "seed": seed,
         "data": present.schema.to_dict(),
         "federation": {"nodes": count, "quorum": count},
-        "privacy": privacy,
-        **_BASE,
     }
-    tables["summaries"] = {"data_radius": radius_of(present)}
+    return RunConfig.parse({**fixed, **tables}, "utility study")
+
+
+def tables_of(method: Tables, epsilon: float | None) -> dict[str, Any]:
+    """The tables of a method's run file, without those that tell of seed, records and clients."""
+    privacy: dict[str, object] = {"rng": "simulation", "delta": DELTA}
+    privacy |= {"mechanism": "none"} if epsilon is None else {"epsilon": epsilon}
+    tables: dict[str, Any] = {"privacy": privacy, **_BASE}
     for key, value in method.items():
         tables[key] = value if isinstance(value, str) else {**tables.get(key, {}), **value}
-    return RunConfig.parse(tables, "utility study")
+    return tables
 
 
 def radius_of(present: Federation) -> float:

@@ -22,7 +22,7 @@ from simulations.utility.methods import DATA_SETS, FEDERATED, LEVERS, PUBLIC
 RESULTS = "results.jsonl"
 EPSILONS: tuple[float | None, ...] = (1.0, 2.0, 4.0, 8.0, None)
 
-_LEVER_SETS, _LEVER_EPSILON = ("mitbih", "nsl_kdd"), 4.0
+_LEVER_SETS, LEVER_EPSILON = ("mitbih", "nsl_kdd"), 4.0
 _CONTAMINATION = (0.0, 0.05, 0.10)
 _CONTAMINATED = ("fedavg", "full+data", "dp-mahalanobis", "PCA")
 
@@ -57,7 +57,7 @@ def jobs(tables: Sequence[str], sets: Sequence[str], seeds: int) -> Iterator[Job
             for data in (name for name in _LEVER_SETS if name in sets):
                 for method in LEVERS:
                     yield Job(
-                        table="levers", data=data, method=method, epsilon=_LEVER_EPSILON, seed=seed
+                        table="levers", data=data, method=method, epsilon=LEVER_EPSILON, seed=seed
                     )
         if "contamination" in tables and "mitbih" in sets:
             yield from _contamination_jobs(seed)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.home import ClientHome
+from client.home import USER_VARIABLE, ClientHome
+from client.known import note_records
 from client.service import ClientService
-from shared.errors import LedgerError
+from shared.errors import DataError, LedgerError
 from shared.toml import dumps
 from tests.cli.conftest import Run
 from tests.client.support import request, tiny_config, tiny_node, tiny_records, tiny_run, weights_of
@@ -139,3 +140,28 @@ def test_a_start_warns_of_a_second_name(
     moved = tmp_path / "moved"
     place.root.rename(moved)
     assert "two ledgers" in run("client", "start", "--home", moved)[2]  # of the second name
+
+
+def test_a_moved_home_is_known_again_and_a_copied_one_is_not(tmp_path: Path) -> None:
+    """A home that moved with its ledger is no second one; a copy beside it is."""
+    home, records = ClientHome(tmp_path / "first"), tiny_records()
+    tiny_node(home.root, SECURE)
+    assert note_records(home, "records", records) is None
+    moved = ClientHome(tmp_path / "moved")
+    home.root.rename(moved.root)
+    assert note_records(moved, "records", records) is None
+    copied = ClientHome(tmp_path / "copied")
+    shutil.copytree(moved.root, copied.root)
+    warning = note_records(copied, "records", records)
+    assert warning is not None
+    assert str(moved.root) in warning
+    assert note_records(moved, "records", records) is not None
+    (tmp_path / "user" / "records.json").write_text('{"salt": "zz"}')
+    with pytest.raises(DataError, match="only the warning"):
+        note_records(moved, "records", records)
+
+
+@pytest.fixture(autouse=True)
+def _user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the user for each test."""
+    monkeypatch.setenv(USER_VARIABLE, str(tmp_path / "user"))

@@ -94,6 +94,7 @@ def test_every_kind_of_release_is_listed_with_what_it_costs(run: Run, tmp_path: 
         assert one["epsilon_alone"] == pytest.approx(epsilon_of(alone, 1e-5))
         assert one["epsilon_alone"] < facts["epsilon"]
     assert facts["epsilon"] == plan.epsilon() <= 2.0
+    assert facts["epsilon_pld"] == plan.pld_epsilon() < facts["epsilon"]
     assert (facts["adjacency"], facts["unit"], facts["rng"]) == ("zero-out", "record", "secure")
     assert (facts["sample_rate"], facts["steps"], facts["expected_batch"]) == (0.1, 20, 50.0)
     assert facts["signal_to_noise"] == pytest.approx(50 / plan.noise_multiplier)

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from client.chain import GENESIS
@@ -12,8 +13,9 @@ from client.ledger import Ledger
 from client.ledger_file import UNSEALED, VERSION
 from client.node import Node
 from shared.config import RunConfig
-from shared.errors import BudgetExceeded, LedgerError
+from shared.errors import BudgetExceeded, LedgerError, ServiceError
 from shared.privacy.accounting import GaussianEvent
+from shared.privacy.noise import SecureNoise
 from tests.client.support import RUN_ID, request, tiny_node, tiny_run, weights_of
 from tests.client.test_ledger import STEP, reference_epsilon
 from tests.client.test_node import PowerCut
@@ -322,3 +324,18 @@ def test_the_header_tells_the_worst_random_numbers(tmp_path: Path) -> None:
     assert strict.ledger.epsilon() == float("inf")
     refused = strict.handle(request(secure, 2, run_id="secure-1"), weights_of(secure))
     assert refused.header.code == "budget"
+
+
+def test_a_node_does_not_start_on_broken_random_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that repeats itself stops the node before it makes a home or a ledger."""
+    real = SecureNoise.uniform
+
+    def halved(source: SecureNoise, size: int) -> np.ndarray:
+        return np.tile(real(source, (size + 1) // 2), 2)[:size]
+
+    monkeypatch.setattr(SecureNoise, "uniform", halved)
+    with pytest.raises(ServiceError, match="random numbers of this machine"):
+        tiny_node(tmp_path / "home", RUN)
+    assert not (tmp_path / "home").exists()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from client.gradients import sums as gradient_engine
 from client.gradients.parts import Grams, RecordGradients, Rows, Table, Whole, dense
 from client.gradients.segments import Segments
 from client.gradients.sums import Batch, StackedGradients, steady
@@ -197,6 +198,20 @@ def test_beta_and_priors_at_the_edges_do_not_loosen_the_clip() -> None:
             training = run.training.model_copy(update={"beta": beta})
             with gradient_sums(model, PLAN, training) as sums:
                 assert added(sums, x, eps) <= MOST
+
+
+def test_a_broadcast_prior_needs_no_trial_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node gets a new one in each round and lives for years."""
+    tried: dict[str, int | None] = {}
+    monkeypatch.setattr(gradient_engine, "_TRIALS", tried)
+    model = model_of(tiny_run()).train()
+    for mean in (0.0, 1.0, 2.0):
+        model.prior = GaussianPrior(
+            mean=torch.full((2,), mean, dtype=torch.float64),
+            covariance=torch.eye(2, dtype=torch.float64),
+        )
+        assert StackedGradients(model, CLIP, TrainingSection()).by_layer
+    assert len(tried) == 1
 
 
 def exact_norm(left: Tensor, right: Tensor) -> float:

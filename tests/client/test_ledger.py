@@ -196,3 +196,51 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(ServiceError, match="version 2"):
         Ledger(newer, "records", 5.0, 1e-5)
+
+
+def test_the_budget_is_a_filter_at_an_order_fixed_before_the_first_release(tmp_path: Path) -> None:
+    """A later run of another shape is judged at the first run's order, not at one in hindsight.
+
+    The theorem on releases that are chosen after earlier answers needs a fixed order.
+    """
+    ledger = Ledger(tmp_path / "ledger.db", "records", 4.0, 1e-5)
+    ledger.open_run("first", "1", [GaussianEvent(noise_multiplier=6.0)])
+    ledger.reserve("first", 1, "moments", "m", GaussianEvent(noise_multiplier=6.0), "secure")
+    other = GaussianEvent(noise_multiplier=0.8, sample_rate=0.02, steps=100)
+    assert ledger.spent_if([other]) < 4.0
+    with pytest.raises(BudgetExceeded):
+        ledger.open_run("second", "2", [other])
+    again = Ledger(tmp_path / "ledger.db", "records", 4.0, 1e-5)
+    with pytest.raises(BudgetExceeded):
+        again.reserve("second", 1, "train", "a", other, "secure")
+    assert len(ledger.entries()) == 1
+
+
+def test_a_run_that_fills_the_budget_fits_it_and_its_repetition_does_not(tmp_path: Path) -> None:
+    """The order that guards is that at which the first run fits most often: none is lost to it."""
+    plan = PrivacyPlan.from_config(tiny_run())
+    budget = plan.epsilon()
+    whole = Ledger(tmp_path / "one.db", "records", budget, plan.delta)
+    whole.open_run("r", "1", plan.events())
+    for number, event in enumerate(plan.events(), 1):
+        whole.reserve("r", number, "train", str(number), event, "secure")
+    assert whole.epsilon() == pytest.approx(budget)
+    with pytest.raises(BudgetExceeded):
+        whole.open_run("s", "2", plan.events())
+
+
+def test_a_refused_run_fixes_no_order(tmp_path: Path) -> None:
+    """A run that does not fit leaves the ledger as it was, so it cannot choose how others count."""
+    ledger = Ledger(tmp_path / "ledger.db", "records", 4.0, 1e-5)
+    with pytest.raises(BudgetExceeded):
+        ledger.open_run("large", "1", [GaussianEvent(noise_multiplier=0.1)])
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        assert connection.execute("SELECT COUNT(*) FROM orders").fetchone() == (0,)
+
+
+def test_the_figure_by_loss_distributions_stands_beside_the_guard(ledger: Ledger) -> None:
+    """It is smaller, decides nothing, and is infinite when the epsilon is."""
+    reserve(ledger)
+    assert 0 < ledger.pld_epsilon() < ledger.epsilon()
+    ledger.reserve("r", 2, "moments", "m", None, "secure")
+    assert ledger.pld_epsilon() == math.inf

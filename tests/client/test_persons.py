@@ -1,5 +1,7 @@
 """A node whose file names persons: their records are capped, and nothing of them leaves."""
 
+import math
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +19,10 @@ from client.policy import NodeConfig
 from shared.bundle.archive import CARD, read_bundle
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
-from shared.errors import BudgetExceeded, ConfigError, DataError
+from shared.errors import BudgetExceeded, ConfigError, DataError, LedgerError
 from shared.keys import SigningKey
 from shared.privacy.accounting import GaussianEvent
-from shared.privacy.person import person_epsilon
+from shared.privacy.person import capped_epsilon, person_epsilon
 from shared.privacy.plan import PrivacyPlan
 from shared.toml import dumps
 from tests.client.support import SHAPE, request, tiny_config, tiny_records, tiny_run, weights_of
@@ -51,7 +53,8 @@ def config_of(
     plain = tiny_config(run).model_dump(by_alias=True, exclude_none=True)
     plain["data"] |= {"path": path, "person_key": "patient", "max_records_per_person": CAP}
     plain["data"] |= data or {}
-    plain["policy"] |= {"delta": 1e-5, "allow_simulation_rng": True, **policy}
+    caps = {"smallest_batch": 1.0}  # the table is small
+    plain["policy"] |= {"delta": 1e-5, "allow_simulation_rng": True, "caps": caps, **policy}
     return NodeConfig.model_validate(plain)
 
 
@@ -215,3 +218,42 @@ def test_a_single_release_is_held_to_the_persons_limit(tmp_path: Path) -> None:
         ledger.reserve("r", 1, "moments", "noiseless", None, "secure")
     # What was charged already is found, not charged.
     assert ledger.reserve("r", 1, "moments", "0", event, "secure").request_digest == "0"
+
+
+EVENT = GaussianEvent(noise_multiplier=9.0)
+
+
+def charged(root: Path, caps: list[int | None]) -> Ledger:
+    """A ledger charged once under each cap, None for a node without persons, opened under 2."""
+    for number, most in enumerate(caps):
+        person = None if most is None else Person(records=most)
+        ledger = Ledger(root / "l.db", "records", 100.0, 1e-5, person=person)
+        ledger.open_run("r", "c", [EVENT])
+        ledger.reserve("r", 1, "moments", str(number), EVENT, "secure")
+    return Ledger(root / "l.db", "records", 100.0, 1e-5, person=Person(records=2))
+
+
+def test_a_lower_cap_does_not_forget_what_left_under_a_higher_one(tmp_path: Path) -> None:
+    """Each release counts with the cap it was made under."""
+    ledger = charged(tmp_path, [20, 2])
+    wanted = capped_epsilon([(EVENT, 20), (EVENT, 2)], 1e-5)
+    assert ledger.person_epsilon() == pytest.approx(wanted)
+    assert wanted > person_epsilon([EVENT] * 2, 1e-5, 2)
+
+
+def test_releases_without_a_cap_leave_no_epsilon_for_a_person(tmp_path: Path) -> None:
+    """A column of persons that comes later does not bound what had left before it."""
+    ledger = charged(tmp_path, [2, None])
+    assert ledger.person_epsilon() == math.inf
+    assert ledger.epsilon() < 1
+
+
+def test_the_cap_of_an_entry_is_part_of_the_chain(tmp_path: Path) -> None:
+    """Whoever writes a lower cap into the file is found out."""
+    ledger = charged(tmp_path, [20])
+    assert [entry.cap for entry in ledger.entries()] == [20]
+    ledger.verify()
+    with sqlite3.connect(tmp_path / "l.db") as connection:
+        connection.execute("UPDATE entries SET cap = 1")
+    with pytest.raises(LedgerError):
+        ledger.verify()

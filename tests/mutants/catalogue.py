@@ -348,7 +348,7 @@ ACCOUNTING = (
         "the largest release for the sum of all",
         "test_epsilon_adds_up_over_all_releases",
         _LEDGER,
-        "return epsilon_of([*spent, *extra], self.delta)",
+        "return by([*spent, *extra], self.delta)",
         "return max([epsilon_of([one], self.delta) for one in (*spent, *extra)], default=0.0)",
     ),
     _mutant(

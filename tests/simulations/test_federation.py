@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
+from client.approvals import Approvals
 from client.home import ClientHome
+from client.ledger import Ledger
 from server.driver import Pace, drive
 from server.home import ServerHome
 from shared.config import RunConfig
@@ -155,3 +157,18 @@ def test_detectors_from_a_run_beat_chance(tmp_path: Path) -> None:
     new = [(site, global_detector(simulation.result, site.train[:10])) for site in federation.sites]
     assert rate(seen).site_mean > 0.9
     assert rate(new).site_mean > 0.8
+
+
+def test_a_run_waits_for_every_site_and_goes_on_when_approved(tmp_path: Path) -> None:
+    """The server is told that sites wait for a person; resumed after that, the run completes."""
+    federation = tiny_federation()
+    run, sites = tiny_run(federation), datasets(federation)
+    policy = open_policy(run).model_copy(update={"approval": "each-run"})
+    with pytest.raises(QuorumLost, match="policy"):
+        simulate(run, sites, tmp_path, policy=policy)
+    for site in sites:
+        home = ClientHome(tmp_path / "nodes" / site)
+        assert Ledger(home.ledger, "records", 4.0, 1e-5).entries() == []
+        Approvals(home.approvals).decide("simulated", "approved")
+    done = simulate(run, sites, tmp_path, policy=policy, resume=True)
+    assert len(done.history) == 4

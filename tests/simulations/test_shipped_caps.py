@@ -2,8 +2,8 @@
 
 import pytest
 
-from cli.server import _RUN_EXAMPLE
 from client.policy import Policy
+from server.example import RUN_EXAMPLE
 from shared.config import RunConfig
 from shared.data.sources import HEARTS_SCHEMA, hearts
 from shared.privacy.plan import PrivacyPlan
@@ -15,7 +15,7 @@ from simulations.experiments.spec import bind
 def _runs() -> dict[str, RunConfig]:
     """The example of ``server init``, the demo, and the first and last of each experiment."""
     federation = hearts(2, seed=0, beats=20)
-    found = {"example": RunConfig.from_toml(_RUN_EXAMPLE)}
+    found = {"example": RunConfig.from_toml(RUN_EXAMPLE)}
     for epsilon in (1.0, 8.0):
         found[f"demo-{epsilon:g}"] = demo_run(federation, nodes=2, epsilon=epsilon, rounds=10)
     for experiment in shipped():

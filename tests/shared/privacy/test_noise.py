@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise
+from shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise, sealed_key
 
 
 @pytest.mark.parametrize("source", [SecureNoise(), SimulationNoise(3, 1)], ids=["secure", "seeded"])
@@ -57,6 +57,34 @@ def test_uniform_numbers_fill_the_unit_interval(source: NoiseSource) -> None:
 def test_secure_streams_never_repeat() -> None:
     """Two secure sources share no number, and neither takes a seed."""
     assert not np.intersect1d(SecureNoise().uniform(1000), SecureNoise().uniform(1000)).size
+
+
+def test_a_sealed_key_names_one_secure_stream() -> None:
+    """The same sealed key gives the same samples and noise, another one others."""
+    key, other = sealed_key(), sealed_key()
+    draws = [
+        np.concatenate([source.uniform(5), source.normal(7)])
+        for source in (SecureNoise(key), SecureNoise(key), SecureNoise(other), SecureNoise())
+    ]
+    assert np.array_equal(draws[0], draws[1])
+    assert len({draw.tobytes() for draw in draws}) == 3
+    turned = key[:32] + other[32:]
+    assert not np.array_equal(SecureNoise(turned).uniform(5), SecureNoise(key).uniform(5))
+
+
+@pytest.mark.parametrize("length", [0, 32, 47, 49])
+def test_a_sealed_key_has_one_length(length: int) -> None:
+    """A key that was cut short is refused, not filled up."""
+    with pytest.raises(ValueError, match="48 bytes"):
+        SecureNoise(bytes(length))
+
+
+@pytest.mark.parametrize("source", [SecureNoise(), SimulationNoise(3, 5)], ids=["secure", "seeded"])
+def test_noise_beyond_all_numbers_is_infinite(source: NoiseSource) -> None:
+    """A scale past the range of float32 is no error: what comes of it is clamped at the door."""
+    total = np.zeros(64, dtype=np.float32)
+    source.add_normal(total, 1e39)
+    assert not np.isfinite(total).all()
 
 
 def test_a_simulation_key_names_one_stream() -> None:

@@ -6,20 +6,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.compute import run_model
+from client.home import ClientHome
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.errors import ConfigError, QuorumLost
-from shared.wire import Arrays
+from shared.models import encoder_state
+from shared.records import LocalRecords, from_records, to_records
+from shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
 from simulations.availability import Availability
 from simulations.federation import (
+    OPEN_CAPS,
     Engine,
     Progress,
     Simulation,
     datasets,
+    handler,
+    make_node,
     open_policy,
     simulate,
 )
+from simulations.grid import Answers, InProcessGrid, by_handlers
 from simulations.stacked import engine as stacked_engine
+from simulations.stacked.cohort import Cohort
 from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
 FEDERATION = tiny_federation(5)
@@ -284,11 +293,23 @@ def test_epsilon_in_the_facts_is_the_plans(tmp_path: Path) -> None:
     assert 0.9 * run.privacy.epsilon < spent[-1] <= run.privacy.epsilon
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_epsilon": 0.5},
+        {"caps": OPEN_CAPS.model_copy(update={"smallest_sigma": 1e3})},
+        {"caps": OPEN_CAPS.model_copy(update={"smallest_batch": 1e3})},
+        {"caps": OPEN_CAPS.model_copy(update={"largest_weight": 1e-3})},
+    ],
+    ids=["epsilon", "sigma", "batch", "weight"],
+)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_all_refusing_loses_the_quorum(tmp_path: Path, engine: Engine) -> None:
+def test_all_refusing_loses_the_quorum(
+    tmp_path: Path, engine: Engine, limits: dict[str, object]
+) -> None:
     """A policy that forbids the run at every client ends it, naming the reason."""
     run = run_of()
-    policy = open_policy(run).model_copy(update={"max_epsilon": 0.5})
+    policy = open_policy(run).model_copy(update=limits)
     with pytest.raises(QuorumLost, match="policy"):
         simulate(run, sites(), tmp_path, policy=policy, engine=engine)
 
@@ -309,8 +330,86 @@ def test_what_cannot_be_stacked_is_said_first(
     assert not (tmp_path / "server").exists()
 
 
+def test_nobody_is_asked_for_approval_where_nobody_is(tmp_path: Path) -> None:
+    """A policy that wants a person is named before anything runs."""
+    policy = open_policy(run_of()).model_copy(update={"approval": "each-run"})
+    with pytest.raises(ConfigError, match="approval"):
+        simulate(run_of(), sites(), tmp_path, policy=policy, engine="stacked")
+
+
 @pytest.mark.parametrize("values", [(-0.1, 0.0), (0.5, 0.5), (0.0, 1.0)])
 def test_impossible_availability_is_refused(values: tuple[float, float]) -> None:
     """Probabilities out of range, or that leave nobody, are named."""
     with pytest.raises(ConfigError, match="dropout"):
         Availability(dropout=values[0], late=values[1])
+
+
+def answers_to(run: RunConfig, folder: Path, engine: Engine) -> dict[str, Arrays]:
+    """What each client answers when the first weights are sent twice, by site and round."""
+    caps = OPEN_CAPS.model_copy(update={"largest_learning_rate": 1e39})
+    policy = open_policy(run).model_copy(update={"caps": caps})
+    names = dict(enumerate(sites()))
+    if engine == "stacked":
+        present = Availability()
+        answers: Answers = Cohort(
+            run, "diverged", sites(), names, folder, policy=policy, availability=present
+        ).answers
+    else:
+        nodes = (make_node(n, d, run, ClientHome(folder / n), policy) for n, d in sites().items())
+        answers = by_handlers(dict(enumerate(map(handler, nodes))))
+    grid, found = InProcessGrid(names, answers), {}
+    for round in (1, 2):
+        header = RequestHeader(
+            protocol=PROTOCOL,
+            run_id="diverged",
+            round=round,
+            kind="train",
+            config=run,
+            deadline_s=60.0,
+        )
+        weights = {key: value.numpy() for key, value in encoder_state(run_model(run)).items()}
+        content = to_records(header, weights)
+        messages = [grid.create_message(content, "train", number, "") for number in names]
+        for site, reply in zip(sites(), grid.send_and_receive(messages), strict=True):
+            if isinstance(reply.content, LocalRecords):
+                told, arrays = reply.content.header, reply.content.arrays
+            else:
+                told, arrays = from_records(ReplyHeader, reply.content)
+            assert told.status == "ok", told.text
+            found[f"{site}, round {round}"] = arrays
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_diverged_clients_are_the_same_in_both_engines(tmp_path: Path, optimizer: str) -> None:
+    """Where the noise alone leaves the range of numbers, both release and keep clamped ones."""
+    run = run_of(
+        training={
+            "rounds": 3,
+            "steps_per_round": 12,
+            "optimizer": optimizer,
+            "momentum": 0.5,
+            "learning_rate": 3e38 if optimizer == "sgd" else 3e37,
+        },
+        privacy={"rng": "simulation", "epsilon": 4.0, "clip": 100.0},
+    )
+    one, other = (answers_to(run, tmp_path / engine, engine) for engine in ENGINES)
+    assert one.keys() == other.keys()
+    most = np.finfo(np.float32).max
+    for place, arrays in one.items():
+        for key, value in arrays.items():
+            assert np.isfinite(value).all()
+            got, wanted = other[place][key] / most, value / most
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6, err_msg=place)
+    assert max(np.abs(v).max() for arrays in one.values() for v in arrays.values()) == most
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_server_takes_no_diverged_update(tmp_path: Path, engine: Engine) -> None:
+    """Clamped weights are numbers, and far too large an update: the server's screening says so."""
+    run = run_of(
+        training={"rounds": 1, "steps_per_round": 3, "learning_rate": 1e6},
+        privacy={"rng": "simulation", "epsilon": 4.0, "clip": 100.0},
+    )
+    with pytest.raises(QuorumLost, match="norm"):
+        simulate(run, sites(), tmp_path, engine=engine)
