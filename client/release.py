@@ -203,7 +203,7 @@ class ReleaseDoor:
         """
         code, text = "internal", INTERNAL_SENTENCE
         if isinstance(error, FedlatentError) and error.travels:
-            code, text = error.code, str(error)[:_MAX_TEXT]
+            code, text = error.code, _one_line(str(error))
         else:
             _LOG.error("request failed inside the node", exc_info=error)
         header = ReplyHeader(
@@ -325,6 +325,12 @@ def clamped(array: np.ndarray) -> np.ndarray:
     That looks at the noisy result alone, so it costs no privacy.
     """
     return np.asarray(np.nan_to_num(array))
+
+
+def _one_line(text: str) -> str:
+    """Printable text alone: a server chooses names in it, and people read it on a terminal."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean[:_MAX_TEXT]
 
 
 def _check_arrays(
