@@ -251,8 +251,11 @@ class Ledger:
         key = (self.dataset, run_id, round, kind, request_digest)
         with self._transaction() as connection:
             entry = _live(connection, key)
-            if entry is not None and entry.state == "reserved" and entry.basis != basis:
+            failed = entry is not None and entry.state == "reserved" and entry.basis != basis
+            if entry is not None and failed:
                 fail(connection, entry.id, CHANGED)
+        if failed:
+            self._forget()
         # A second transaction: the failure stands even where the budget holds no new charge.
         with self._transaction() as connection:
             entry = _live(connection, key)
@@ -315,6 +318,7 @@ class Ledger:
             raise ReleaseRefused(
                 f"Expected entry {entry_id} to be reserved, got another state; reserve first."
             )
+        self._forget()
 
     def verify(self) -> Verified:
         """Recompute the chain over the whole file.
@@ -523,6 +527,16 @@ class Ledger:
                 raise
             connection.execute("COMMIT")
             self._seen = seen
+
+    def _forget(self) -> None:
+        """Bring an erased key out of the file and its log, whoever else has the file open.
+
+        SQLite does that when the last connection closes. A reader that stays in a transaction for
+        longer than the pause leaves it to that moment.
+        """
+        with self._connection() as connection:
+            connection.execute(f"PRAGMA busy_timeout = {int(_LOCK_PAUSE_S * 1000)}")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _same_chain(self, connection: sqlite3.Connection) -> None:
         """Refuse a file that has lost what this object has seen in it."""
