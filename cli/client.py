@@ -1,6 +1,5 @@
 """``fedlatent client``: a node on private data."""
 
-import json as json_module
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from cli.console import JsonOption, err, figure, out, print_json, size, table
+from cli.console import JsonOption, err, escaped, figure, out, print_json, size, table
 
 if TYPE_CHECKING:
     from client.ledger import Ledger, Verified
@@ -322,11 +321,10 @@ def releases(
 ) -> None:
     """Show everything that left this node: what, why, bytes, hash, epsilon after."""
     from client.home import ClientHome
+    from client.reconcile import read_journal
 
     journal = ClientHome.find(home).release_journal
-    lines: list[dict[str, Any]] = []
-    if journal.exists():
-        lines = [json_module.loads(line) for line in journal.read_text("utf-8").splitlines()]
+    lines = [dict(line) for line in read_journal(journal) if line]
     lines = lines[-last:] if last else lines
     if json:
         print_json(lines)
@@ -343,7 +341,8 @@ def releases(
         "#epsilon after",
     )
     for one in lines:
-        cells = (one["time"], one["run"], str(one["round"]), one["kind"], one["what"])
+        what = escaped(one["what"])  # holds names that a server chose
+        cells = (one["time"], one["run"], str(one["round"]), one["kind"], what)
         rows.add_row(*cells, size(one["bytes"]), one["sha256"][:12], figure(one["epsilon"], 4))
     out.print(rows)
     out.print(f"{len(lines)} messages, {size(sum(one['bytes'] for one in lines))} in all")

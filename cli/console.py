@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -30,7 +31,7 @@ def print_error(error: FedlatentError, *, as_json: bool) -> None:
         facts = {"code": error.code, "message": str(error)} | error.details
         print_json({"error": facts})
     else:
-        err.print(f"[bold red]error[/] ({error.code}): {_escaped(str(error))}", soft_wrap=True)
+        err.print(f"[bold red]error[/] ({error.code}): {escaped(str(error))}", soft_wrap=True)
 
 
 def table(title: str, *columns: str) -> Table:
@@ -92,5 +93,6 @@ class Stages:
             self._task = None
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+def escaped(text: str) -> str:
+    """Text as it is, for a console that would read brackets as styles."""
+    return escape(text)

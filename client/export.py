@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from client.home import ClientHome
-from client.local import read_dataset
+from client.ledger import Ledger
+from client.local import open_ledger, read_dataset
 from client.policy import NodeConfig
 from client.store import SiteMaterial, Store
 from shared.bundle.manifest import POSTERIOR, SCORE, Thresholds
@@ -57,14 +58,17 @@ def export_site(
     Raises:
         ConfigError: no run has finished here.
         DataError: the records cannot be read.
+        LedgerError: the ledger is not the one that paid for what left.
         BundleError: the exported graphs differ from torch.
     """
     store = Store(home.store)
     runs = store.site_runs()
     if not runs:
         raise ConfigError("Expected a run that finished on this node, got none; let one finish.")
-    material = store.load_site(run_id or runs[-1])
-    dataset = read_dataset(home, NodeConfig.load(home.config).data).normals()
+    config = NodeConfig.load(home.config)
+    dataset = read_dataset(home, config.data).normals()
+    ledger, _ = open_ledger(home, config, len(dataset))
+    material = _up_to_date(store.load_site(run_id or runs[-1]), ledger)
     run = material.config
     version = next_version(home.bundles, run.name)
     model = site_model(material)
@@ -98,6 +102,20 @@ def export_site(
     report = make_bundle(target, contents, SigningKey.load(home.signing_key), form=stored)
     keep_version(home.bundles, run.name, version)
     return report
+
+
+def _up_to_date(material: SiteMaterial, ledger: Ledger) -> SiteMaterial:
+    """The material with what the data set has spent by now, also in runs after this one."""
+    epsilon, person = ledger.epsilon(), ledger.person
+    private = math.isfinite(epsilon)
+    return replace(
+        material,
+        epsilon=epsilon if private else None,
+        delta=ledger.delta,
+        rng=ledger.rng(),
+        person_records=person.records if person and private else None,
+        person_epsilon=ledger.person_epsilon() if person and private else None,
+    )
 
 
 def _person_note(material: SiteMaterial) -> str:

@@ -229,6 +229,8 @@ class Ledger:
         event: GaussianEvent | None,
         rng: RngName,
         basis: str = "",
+        *,
+        once: bool = False,
     ) -> Reservation:
         """Charge a release before it is computed, or find the charge of the same request.
 
@@ -244,21 +246,31 @@ class Ledger:
             rng: which random numbers the noise comes from.
             basis: digest of all that decides the answer besides the request and the noise. A
                 reserved entry of another basis fails: it counts, and a new charge is made.
+            once: refuse a second charge for one round of a run, whatever became of the first.
 
         Raises:
             BudgetExceeded: the budget does not hold it; nothing new was charged.
+            PolicyRefusal: the round was charged before; nothing new was.
         """
         key = (self.dataset, run_id, round, kind, request_digest)
         with self._transaction() as connection:
             entry = _live(connection, key)
-            if entry is not None and entry.state == "reserved" and entry.basis != basis:
+            failed = entry is not None and entry.state == "reserved" and entry.basis != basis
+            if entry is not None and failed:
                 fail(connection, entry.id, CHANGED)
+        if failed:
+            self._forget()
         # A second transaction: the failure stands even where the budget holds no new charge.
         with self._transaction() as connection:
             entry = _live(connection, key)
             if entry is not None:
                 return entry
             what = f"{kind} of round {round} of run {run_id!r}"
+            if once and _charged(connection, key[:3]):
+                raise PolicyRefusal(
+                    f"Expected one request for {what}, got another one; a person at this site "
+                    "approved what its plan costs, so start a new run."
+                )
             after = math.inf
             if event is not None:
                 after = self._epsilon_with(connection, [event], rng)
@@ -315,6 +327,7 @@ class Ledger:
             raise ReleaseRefused(
                 f"Expected entry {entry_id} to be reserved, got another state; reserve first."
             )
+        self._forget()
 
     def verify(self) -> Verified:
         """Recompute the chain over the whole file.
@@ -524,6 +537,16 @@ class Ledger:
             connection.execute("COMMIT")
             self._seen = seen
 
+    def _forget(self) -> None:
+        """Bring an erased key out of the file and its log, whoever else has the file open.
+
+        SQLite does that when the last connection closes. A reader that stays in a transaction for
+        longer than the pause leaves it to that moment.
+        """
+        with self._connection() as connection:
+            connection.execute(f"PRAGMA busy_timeout = {int(_LOCK_PAUSE_S * 1000)}")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def _same_chain(self, connection: sqlite3.Connection) -> None:
         """Refuse a file that has lost what this object has seen in it."""
         seq, last = self._seen
@@ -541,6 +564,14 @@ class Ledger:
 def _live(connection: sqlite3.Connection, key: tuple[object, ...]) -> Entry | None:
     row = connection.execute(_LIVE, key).fetchone()
     return None if row is None else Entry(**dict(row))
+
+
+def _charged(connection: sqlite3.Connection, place: tuple[object, ...]) -> bool:
+    """Whether a round of a run has any entry."""
+    found = connection.execute(
+        "SELECT 1 FROM entries WHERE dataset = ? AND run_id = ? AND round = ? LIMIT 1", place
+    ).fetchone()
+    return found is not None
 
 
 def _entry(connection: sqlite3.Connection, entry_id: int) -> Entry:

@@ -63,15 +63,23 @@ def serve(listener: socket.socket, handler: Callable[[bytes], bytes], step_s: fl
             request = read_frame(connection, time.monotonic() + TRANSFER_S)
             arrived = time.monotonic()
             if not _hung_up(connection):
-                answer = handler(request)
-                passed = time.monotonic() - arrived
-                time.sleep(whole_steps(passed, step_s) - passed)
+                try:
+                    answer = handler(request)
+                except Exception:  # no answer, as on a full disk, shows no time either
+                    _wait(arrived, step_s)
+                    raise
+                _wait(arrived, step_s)
                 write_frame(connection, answer, time.monotonic() + TRANSFER_S)
 
 
 def whole_steps(seconds: float, step_s: float) -> float:
     """The least whole number of steps that lasts so many seconds; the seconds where it is 0."""
     return math.ceil(seconds / step_s) * step_s if step_s else seconds
+
+
+def _wait(arrived: float, step_s: float) -> None:
+    passed = time.monotonic() - arrived
+    time.sleep(whole_steps(passed, step_s) - passed)
 
 
 def read_frame(connection: socket.socket, end: float) -> bytes:

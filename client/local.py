@@ -129,7 +129,8 @@ def open_ledger(home: ClientHome, config: NodeConfig, records: int) -> tuple[Led
         ServiceError: the file is no ledger.
     """
     policy = config.policy
-    found = claims(home.release_journal, home.outbox)  # before the ledger, which is written first
+    # Before the ledger, which is written first.
+    found = claims(home.release_journal, home.outbox, home.store)
     expect_ledger(home.ledger, found)
     ledger = Ledger(
         home.ledger,

@@ -4,6 +4,7 @@ The order of every kind is the same: check the request against protocol, policy 
 the ledger; compute; keep local state; release. Whatever fails becomes a refusal made by the door.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -33,7 +34,7 @@ from client.compute import (
     without_encoder,
 )
 from client.ledger import Ledger, Reservation
-from client.policy import NodeConfig
+from client.policy import NodeConfig, within
 from client.release import Outgoing, ReleaseDoor
 from client.store import RoundState, SiteMaterial, Store
 from client.trainer import Pull, train_round
@@ -141,6 +142,7 @@ class Node:
             plan.event(header.kind),
             plan.rng,
             basis_of(self._salt, self.records.numpy(), before),
+            once=self.config.policy.approval == "each-run",
         )
 
     def _noise(self, header: RequestHeader, reservation: Reservation) -> NoiseSource:
@@ -202,6 +204,8 @@ class Node:
         asked = take_apart(run, kind, arrays, model.latent_dim, caps)
         components = len(asked.mixture.weights) if asked.mixture else 0
         spec = spec_of(run, kind, header.form, model.latent_dim, components)
+        # A wide latent costs few parameters, and the square of its width in the answer.
+        within("numbers of an answer", math.prod(spec.shape), 1, caps.largest_model)
         center, before = np.zeros(model.latent_dim), None
         if kind != "data":
             load_weights(model, asked.weights, whole=whole)

@@ -1,15 +1,17 @@
-"""Whether a node's ledger is the one that paid for what left it.
+"""Whether a node's ledger is the one that paid for what left it, and for what it keeps.
 
-The release journal and the outbox are written after the ledger, so a ledger may know more than
-they do: that is a crash between the two. A journal or an outbox that knows more than the ledger
-means that an older copy of the ledger was put back, or none is there: what was charged since would
-be forgotten, and a repeated request would get other bytes for nothing.
+The release journal, the outbox and the local state of rounds are written after the ledger, so a
+ledger may know more than they do: that is a crash between the two. One of them that knows more than
+the ledger means that an older copy of the ledger was put back, or none is there: what was charged
+since would be forgotten, a repeated request would get other bytes for nothing, and a round could
+go on from a state that nothing pays for.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from client.ledger import Payment, Verified
 from shared.errors import LedgerError
@@ -37,9 +39,17 @@ class Claim:
     sha256: str | None
 
 
-def claims(journal: Path, outbox: Path) -> list[Claim]:
-    """Every release that the journal and the outbox tell of, oldest line first."""
-    return [*_journal_claims(journal), *_outbox_claims(outbox)]
+def claims(journal: Path, outbox: Path, store: Path) -> list[Claim]:
+    """Every release that journal, outbox and local state tell of, oldest line first."""
+    return [*_journal_claims(journal), *_outbox_claims(outbox), *_store_claims(store)]
+
+
+def read_journal(journal: Path) -> list[Mapping[str, Any]]:
+    """The lines of the release journal; empty objects for those that a crash cut short."""
+    if not journal.exists():
+        return []
+    # Not splitlines, which also ends a line inside of a text.
+    return [_object(line) for line in journal.read_text("utf-8", "replace").split("\n")]
 
 
 def expect_ledger(ledger: Path, found: list[Claim]) -> None:
@@ -91,9 +101,7 @@ def _problem(claim: Claim, payment: Payment | None) -> str | None:
 
 
 def _journal_claims(journal: Path) -> Iterator[Claim]:
-    lines = journal.read_text("utf-8").splitlines() if journal.exists() else []
-    for number, line in enumerate(lines, 1):
-        facts = _object(line)
+    for number, facts in enumerate(read_journal(journal), 1):
         entry = facts.get("entry")
         if isinstance(entry, int):
             yield Claim(
@@ -112,7 +120,15 @@ def _outbox_claims(outbox: Path) -> Iterator[Claim]:
             yield Claim(source=str(path), entry=int(number), run_id=path.parent.name, sha256=None)
 
 
-def _object(line: str) -> Mapping[str, object]:
+def _store_claims(store: Path) -> Iterator[Claim]:
+    # What an attempt left is drawn, too, and later rounds go on from it once its entry is released.
+    for path in sorted(store.glob("*/round-*.safetensors")):
+        number = path.stem.rsplit("-", 1)[-1]
+        if number.isdecimal():
+            yield Claim(source=str(path), entry=int(number), run_id=path.parent.name, sha256=None)
+
+
+def _object(line: str) -> Mapping[str, Any]:
     """The object of one line; nothing of one that a crash cut short."""
     try:
         value = json.loads(line)

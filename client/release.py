@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -175,7 +176,8 @@ class ReleaseDoor:
         """
         payload = self.stored(entry)
         header, _ = unpack(ReplyHeader, payload)
-        self._write_lines(header, payload, entry, "sent again")
+        # The bytes stay as they left; the lines tell what has been spent by now.
+        self._write_lines(header.model_copy(update=self._spent()), payload, entry, "sent again")
         return Outgoing(payload, header, key=_KEY)
 
     def stored(self, entry: Reservation) -> bytes:
@@ -203,7 +205,7 @@ class ReleaseDoor:
         """
         code, text = "internal", INTERNAL_SENTENCE
         if isinstance(error, FedlatentError) and error.travels:
-            code, text = error.code, str(error)[:_MAX_TEXT]
+            code, text = error.code, _one_line(str(error))
         else:
             _LOG.error("request failed inside the node", exc_info=error)
         header = ReplyHeader(
@@ -249,9 +251,17 @@ class ReleaseDoor:
         self._prune(entry)
         return Outgoing(payload, header, key=_KEY)
 
-    def _header(self, entry: Reservation) -> ReplyHeader:
+    def _spent(self) -> dict[str, Any]:
+        """What a header says of the data set so far."""
         spent = self._ledger.epsilon()
         private = math.isfinite(spent)
+        return {
+            "epsilon": spent if private else None,
+            "delta": self._ledger.delta if private else None,
+            "rng": self._ledger.rng(),
+        }
+
+    def _header(self, entry: Reservation) -> ReplyHeader:
         return ReplyHeader(
             protocol=PROTOCOL,
             run_id=entry.run_id,
@@ -260,12 +270,10 @@ class ReleaseDoor:
             site=self._site,
             status="ok",
             records=self._records,
-            epsilon=spent if private else None,
-            delta=self._ledger.delta if private else None,
             noise_multiplier=entry.noise_multiplier,
             sample_rate=entry.sample_rate,
             steps=entry.steps,
-            rng=self._ledger.rng(),
+            **self._spent(),
         )
 
     def _path(self, entry: Reservation) -> Path:
@@ -325,6 +333,12 @@ def clamped(array: np.ndarray) -> np.ndarray:
     That looks at the noisy result alone, so it costs no privacy.
     """
     return np.asarray(np.nan_to_num(array))
+
+
+def _one_line(text: str) -> str:
+    """Printable text alone: a server chooses names in it, and people read it on a terminal."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean[:_MAX_TEXT]
 
 
 def _check_arrays(

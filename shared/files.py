@@ -40,15 +40,22 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line durably; a line that an earlier crash cut short is ended first."""
+    """Append one line durably; a line that an earlier crash cut short is ended first.
+
+    Raises:
+        OSError: the line could not be written whole, as on a full disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         text = line.replace("\n", " ").replace("\r", " ")
-        os.write(descriptor, b"\n" * torn + text.encode() + b"\n")
+        data = b"\n" * torn + text.encode() + b"\n"
+        written = os.write(descriptor, data)
         os.fsync(descriptor)
+        if written != len(data):
+            raise OSError(f"Expected to append {len(data)} bytes to {path}, got {written} written.")
     finally:
         os.close(descriptor)
 

@@ -165,3 +165,28 @@ def test_a_moved_home_is_known_again_and_a_copied_one_is_not(tmp_path: Path) -> 
 def _user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of the user for each test."""
     monkeypatch.setenv(USER_VARIABLE, str(tmp_path / "user"))
+
+
+def test_a_name_that_a_server_chose_forges_no_line_and_no_style(run: Run, home: ClientHome) -> None:
+    """Line ends, escapes of a terminal and brackets in the name of an array stay text."""
+    node = tiny_node(home.root, SECURE)
+    name = "w\u2028[/bold]\x1b[2K\x85released 1 arrays"
+    sent = weights_of(SECURE) | {name: np.full(3, 1e9, dtype=np.float32)}
+    out = node.handle(request(SECURE, 3), sent)
+    assert (out.header.code, out.header.text.isprintable()) == ("policy", True)
+    assert len(home.release_journal.read_text("utf-8").splitlines()) == 3
+    assert "\x1b" not in home.release_log.read_text("utf-8")
+    status, text, _ = run("client", "releases", "--home", home.root)
+    assert status == 0
+    assert "3 messages" in text
+
+
+def test_releases_are_shown_after_a_line_that_a_crash_cut_short(run: Run, home: ClientHome) -> None:
+    """Half a line of the journal, within a letter even, hides no other."""
+    with home.release_journal.open("ab") as stream:
+        stream.write('{"what": "refused: ä'.encode()[:-1])
+    node = tiny_node(home.root, SECURE)
+    assert node.handle(request(SECURE, 3), weights_of(SECURE)).header.status == "ok"
+    status, text, _ = run("client", "releases", "--home", home.root)
+    assert status == 0
+    assert "3 messages" in text

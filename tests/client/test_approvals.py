@@ -91,3 +91,18 @@ def test_an_unknown_run_cannot_be_approved(tmp_path: Path) -> None:
     """Nobody approves what has not asked."""
     with pytest.raises(ServiceError, match="client runs"):
         book(tmp_path).decide("never-1", "approved")
+
+
+def test_an_approved_run_costs_no_more_than_what_was_approved(tmp_path: Path) -> None:
+    """Other weights for a round that was answered would be a charge that nobody has seen."""
+    run = tiny_run(privacy={"epsilon": 1.0})
+    node = tiny_node(tmp_path, run, approval="each-run")
+    node.handle(request(run, 1), weights_of(run))
+    book(tmp_path).decide(RUN_ID, "approved")
+    first = node.handle(request(run, 1), weights_of(run))
+    for seed in range(1, 5):
+        out = node.handle(request(run, 1), weights_of(run, seed))
+        assert (out.header.code, "approved" in out.header.text) == ("policy", True)
+    assert node.handle(request(run, 1), weights_of(run)).payload == first.payload
+    assert len(node.ledger.entries()) == 1
+    assert node.ledger.epsilon() <= PrivacyPlan.from_config(run).epsilon()

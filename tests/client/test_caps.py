@@ -292,3 +292,13 @@ def test_a_giant_model_is_never_made() -> None:
         model_of(run)
     with pytest.raises(TooLarge), at_most(size - 1):
         model_of(run)
+
+
+def test_an_answer_is_no_larger_than_the_largest_model(tmp_path: Path) -> None:
+    """A wide latent costs few parameters, but its moments grow with the square of its width."""
+    run = tiny_run(model={"options": {"hidden": [2], "latent_dim": 40}})
+    node = tiny_node(tmp_path, run, caps={"largest_model": 1000})
+    full = request(run, 4, "moments")
+    refused(node, node.handle(full, weights_of(run)), "numbers of an answer", "1681")
+    small = full.model_copy(update={"form": "diagonal"})
+    assert node.handle(small, weights_of(run)).header.status == "ok"

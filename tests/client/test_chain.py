@@ -339,3 +339,24 @@ def test_a_node_does_not_start_on_broken_random_numbers(
     with pytest.raises(ServiceError, match="random numbers of this machine"):
         tiny_node(tmp_path / "home", RUN)
     assert not (tmp_path / "home").exists()
+
+
+def test_a_state_that_nothing_pays_for_gives_an_older_ledger_away(tmp_path: Path) -> None:
+    """What an attempt left in the store was drawn; with its charge forgotten no round builds on it.
+
+    A later charge would get the same number, and its release would make that state good.
+    """
+    home = tmp_path / "home"
+    node = tiny_node(home, RUN)
+    ask(node, 1)
+    shutil.copy(home / "ledger.db", tmp_path / "older.db")
+
+    def cut(*_: object) -> None:
+        raise PowerCut
+
+    node.door.encoder = cut  # type: ignore[method-assign,assignment]
+    with pytest.raises(PowerCut):
+        ask(node, 3)
+    put_back(tmp_path / "older.db", home)
+    with pytest.raises(LedgerError, match=rf"store.{RUN_ID}.*none of that number"):
+        tiny_node(home, RUN)

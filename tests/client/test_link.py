@@ -138,3 +138,19 @@ def test_answers_wait_for_a_whole_step(tmp_path: Path, work_s: float, steps: int
         ask(tmp_path / "s", b"x", 10)
         passed = time.monotonic() - started
     assert steps * 0.5 <= passed < (steps + 0.8) * 0.5
+
+
+def test_a_request_without_an_answer_ends_at_a_whole_step(tmp_path: Path) -> None:
+    """Where not even a refusal can be written, the connection ends no earlier than an answer."""
+
+    def full(data: bytes) -> bytes:
+        time.sleep(0.1)
+        raise OSError("no space left")
+
+    with server(tmp_path / "s", full, 0.5), socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(tmp_path / "s"))
+        started = time.monotonic()
+        link.write_frame(asking, b"x", started + 5)
+        with pytest.raises(EOFError):
+            read_frame(asking, started + 5)
+        assert 0.5 <= time.monotonic() - started < 0.95

@@ -1,6 +1,7 @@
 """The round logic of a node, through its door."""
 
 import itertools
+import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -568,3 +569,15 @@ def test_power_cut_at_any_write_costs_one_charge(
         if survived:
             break
     assert cut >= 6  # state, payload and two log lines, with their folders
+
+
+def test_what_is_sent_again_is_logged_with_what_is_spent_by_now(tmp_path: Path) -> None:
+    """The bytes are those that left; no line of the journal names less than the ledger."""
+    run = tiny_run()
+    node = tiny_node(tmp_path, run)
+    first = node.handle(request(run, 1), weights_of(run))
+    node.handle(request(run, 2), weights_of(run))
+    assert node.handle(request(run, 1), weights_of(run)).payload == first.payload
+    lines = [json.loads(line) for line in (tmp_path / "releases.jsonl").read_text().splitlines()]
+    assert lines[-1]["what"] == "sent again"
+    assert lines[-1]["epsilon"] == node.ledger.epsilon() > lines[0]["epsilon"]

@@ -181,6 +181,22 @@ def test_a_site_bundle_says_what_a_person_has_spent(tmp_path: Path) -> None:
     assert f"is ({spent:.3g}, {node.ledger.delta:.3g})-differentially private per person" in card
 
 
+def test_a_site_bundle_says_what_was_spent_until_it_is_made(tmp_path: Path) -> None:
+    """Releases of later runs are in its figures, of a record and of a person."""
+    asked = tiny_run()
+    home = ClientHome(tmp_path / "home")
+    node = node_of(home.root, config_of(asked, write_csv(tmp_path), max_epsilon=20.0))
+    run_whole(node, asked)
+    node.handle(request(asked, 1, run_id="later-1"), weights_of(asked))
+    spent, person = node.ledger.epsilon(), node.ledger.person_epsilon()
+    assert person is not None
+    assert spent > PrivacyPlan.from_config(asked).epsilon() + 0.1
+    key = SigningKey.generate(home.signing_key)
+    card = read_bundle(export_site(home).path, [key.public]).files[CARD].decode()
+    assert f"({spent:.3g}, {node.ledger.delta:.3g})-differentially private per record" in card
+    assert f"({person:.3g}, {node.ledger.delta:.3g})-differentially private per person" in card
+
+
 def test_a_run_that_would_cost_a_person_too_much_is_refused_before_anything(
     tmp_path: Path,
 ) -> None:

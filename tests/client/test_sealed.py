@@ -1,5 +1,7 @@
 """Whatever was drawn is spent: a retry repeats the very same draw, or it pays."""
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,6 +186,24 @@ def test_the_key_lies_sealed_until_the_release_and_nowhere_afterwards(tmp_path: 
     assert files_with(tmp_path, key) == []
     with pytest.raises(ReleaseRefused, match="reserved"):
         node.ledger.sealed(entry)
+
+
+@pytest.mark.parametrize("end", ["released", "failed"])
+def test_a_reader_of_the_ledger_keeps_no_key_alive(tmp_path: Path, end: str) -> None:
+    """Erased is erased while another process has the file open, and so in any copy of it."""
+    run = secure_run()
+    with pytest.raises(PowerCut):
+        ask(tiny_node(tmp_path, run, cut_after(1)), run)
+    node = tiny_node(tmp_path, run, max_epsilon=20.0)
+    (entry,) = node.ledger.entries()
+    key = node.ledger.sealed(entry)
+    assert key is not None
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as reader:
+        assert reader.execute("SELECT COUNT(*) FROM entries").fetchone() == (1,)
+        asked = node if end == "released" else changed(node)
+        assert ask(asked, run).header.status == "ok"
+        assert node.ledger.entries()[0].state == end
+        assert files_with(tmp_path, key) == []
 
 
 def changed(node: Node) -> Node:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DataError
-from shared.files import canonical_json, read_json, write_atomic, write_json
+from shared.files import append_line, canonical_json, read_json, write_atomic, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -41,3 +41,16 @@ def test_json_round_trip_and_refusal(tmp_path: Path) -> None:
     assert (
         canonical_json({"b": 1, "a": 2}) == json.dumps({"a": 2, "b": 1}).replace(" ", "").encode()
     )
+
+
+def test_a_line_that_is_not_whole_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up within a line may write a part of it without an error of its own."""
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:4]))
+    with pytest.raises(OSError, match="4 written"):
+        append_line(tmp_path / "log", "one line")
+    monkeypatch.undo()
+    append_line(tmp_path / "log", "another")
+    assert (tmp_path / "log").read_text() == "one \nanother\n"
