@@ -159,11 +159,11 @@ def resume(
     from server.home import ServerHome
 
     place = ServerHome.find(home)
-    Control(place).resume(run_id)
+    submission = Control(place).resume(run_id)
     if not wait:
         _say_submitted(run_id, as_json=json)
         return
-    _watch(place, run_id, as_json=json)
+    _watch(place, run_id, as_json=json, launched=submission.launched)
 
 
 @app.command(
@@ -236,11 +236,11 @@ def _say_submitted(run_id: str, *, as_json: bool) -> None:
         out.print(f"run {run_id} started; watch it with 'fedlatent server status {run_id}'")
 
 
-def _watch(home: "ServerHome", run_id: str, *, as_json: bool) -> None:
+def _watch(home: "ServerHome", run_id: str, *, as_json: bool, launched: float = 0.0) -> None:
     from server.watch import watch_run
 
     with progress(quiet=as_json) as stages:
-        watch_run(home, run_id, stages)
+        watch_run(home, run_id, stages, launched=launched)
     if as_json:
         print_json({"run_id": run_id, "status": "complete"})
     else:
