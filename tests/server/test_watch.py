@@ -23,11 +23,13 @@ def paused(tmp_path: Path) -> ServerHome:
 
 
 def test_a_paused_run_is_said(paused: ServerHome) -> None:
+    """Without a resume, paused is the end of watching."""
     with pytest.raises(QuorumLost, match="too few answered"):
         watch_run(paused, "hearts", lambda *_: None, 5.0)
 
 
 def test_a_resumed_run_is_watched_on_although_it_was_paused_before(paused: ServerHome) -> None:
+    """A word from before the launch is none about the run that goes on."""
     launched = time.time()
 
     def go_on() -> None:
