@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from cli.console import JsonOption, err, figure, out, print_json, size, table
+from cli.console import JsonOption, err, escaped, figure, out, print_json, size, table
 
 if TYPE_CHECKING:
     from client.ledger import Ledger, Verified
@@ -343,7 +343,7 @@ def releases(
         "#epsilon after",
     )
     for one in lines:
-        cells = (one["time"], one["run"], str(one["round"]), one["kind"], one["what"])
+        cells = (one["time"], one["run"], str(one["round"]), one["kind"], escaped(one["what"]))
         rows.add_row(*cells, size(one["bytes"]), one["sha256"][:12], figure(one["epsilon"], 4))
     out.print(rows)
     out.print(f"{len(lines)} messages, {size(sum(one['bytes'] for one in lines))} in all")

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -30,15 +30,19 @@ def print_error(error: FedlatentError, *, as_json: bool) -> None:
         facts = {"code": error.code, "message": str(error)} | error.details
         print_json({"error": facts})
     else:
-        err.print(f"[bold red]error[/] ({error.code}): {_escaped(str(error))}", soft_wrap=True)
+        err.print(f"[bold red]error[/] ({error.code}): {escaped(str(error))}", soft_wrap=True)
 
 
 def table(title: str, *columns: str) -> Table:
-    """A plain table; columns whose name starts with ``#`` are numbers."""
+    """A plain table; columns whose name starts with ``#`` are numbers.
+
+    Where the terminal is narrow, long words are folded, and nothing is cut off.
+    """
     made = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
         number = column.startswith("#")
-        made.add_column(column.lstrip("#"), justify="right" if number else "left")
+        justify: Literal["left", "right"] = "right" if number else "left"
+        made.add_column(column.lstrip("#"), justify=justify, overflow="fold")
     return made
 
 
@@ -92,5 +96,6 @@ class Stages:
             self._task = None
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text in which brackets are no markup."""
     return text.replace("[", r"\[")
