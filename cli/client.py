@@ -341,8 +341,7 @@ def releases(
         "#epsilon after",
     )
     for one in lines:
-        what = escaped(one["what"])  # holds names that a server chose
-        cells = (one["time"], one["run"], str(one["round"]), one["kind"], what)
+        cells = (one["time"], one["run"], str(one["round"]), one["kind"], escaped(one["what"]))
         rows.add_row(*cells, size(one["bytes"]), one["sha256"][:12], figure(one["epsilon"], 4))
     out.print(rows)
     out.print(f"{len(lines)} messages, {size(sum(one['bytes'] for one in lines))} in all")

@@ -4,11 +4,10 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -35,11 +34,15 @@ def print_error(error: FedlatentError, *, as_json: bool) -> None:
 
 
 def table(title: str, *columns: str) -> Table:
-    """A plain table; columns whose name starts with ``#`` are numbers."""
+    """A plain table; columns whose name starts with ``#`` are numbers.
+
+    Where the terminal is narrow, long words are folded, and nothing is cut off.
+    """
     made = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
         number = column.startswith("#")
-        made.add_column(column.lstrip("#"), justify="right" if number else "left")
+        justify: Literal["left", "right"] = "right" if number else "left"
+        made.add_column(column.lstrip("#"), justify=justify, overflow="fold")
     return made
 
 
@@ -94,5 +97,5 @@ class Stages:
 
 
 def escaped(text: str) -> str:
-    """Text as it is, for a console that would read brackets as styles."""
-    return escape(text)
+    """Text in which brackets are no markup."""
+    return text.replace("[", r"\[")

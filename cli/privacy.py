@@ -252,6 +252,8 @@ def _warnings(totals: dict[str, Any], sigma: float) -> list[str]:
     """What would go wrong, one sentence each."""
     if not totals["private"]:
         return ["this run has no differential privacy: everything leaves without noise"]
+    from client.policy import Caps
+
     found = []
     if totals["rng"] == "simulation":
         found.append("random numbers are those of a simulation: no guarantee for real records")
@@ -267,6 +269,12 @@ def _warnings(totals: dict[str, Any], sigma: float) -> list[str]:
         found.append(
             f"clip {totals['clip']:g} is above the median gradient norm {largest:.3g} of synthetic "
             "records at the first weights: most of it only adds noise; lower privacy.clip"
+        )
+    batch, least = totals["expected_batch"], Caps().smallest_batch
+    if batch is not None and batch < least:
+        found.append(
+            f"the expected batch q*N = {batch:g} is below {least:g}: a node whose owner has not "
+            "changed policy.caps.smallest_batch refuses the run; raise the sample rate"
         )
     records, delta = totals["records"], totals["delta"]
     if records is not None and delta > 1 / (10 * records):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import insight
-from cli.console import JsonOption, err, figure, out, print_json, progress, size, table
+from cli.console import JsonOption, err, escaped, figure, out, print_json, progress, size, table
 
 if TYPE_CHECKING:
     from server.home import ServerHome
@@ -159,11 +159,11 @@ def resume(
     from server.home import ServerHome
 
     place = ServerHome.find(home)
-    Control(place).resume(run_id)
+    submission = Control(place).resume(run_id)
     if not wait:
         _say_submitted(run_id, as_json=json)
         return
-    _watch(place, run_id, as_json=json)
+    _watch(place, run_id, as_json=json, launched=submission.launched)
 
 
 @app.command(
@@ -236,11 +236,11 @@ def _say_submitted(run_id: str, *, as_json: bool) -> None:
         out.print(f"run {run_id} started; watch it with 'fedlatent server status {run_id}'")
 
 
-def _watch(home: "ServerHome", run_id: str, *, as_json: bool) -> None:
+def _watch(home: "ServerHome", run_id: str, *, as_json: bool, launched: float = 0.0) -> None:
     from server.watch import watch_run
 
     with progress(quiet=as_json) as stages:
-        watch_run(home, run_id, stages)
+        watch_run(home, run_id, stages, launched=launched)
     if as_json:
         print_json({"run_id": run_id, "status": "complete"})
     else:
@@ -278,13 +278,18 @@ def _round_facts(row: "Round") -> dict[str, object]:
 
 
 def _print_run(facts: Mapping[str, Any]) -> None:
-    out.print(f"run {facts['id']}: {facts['status']} {facts['sentence']}")
+    out.print(f"run {facts['id']}: {facts['status']} {escaped(facts['sentence'])}")
     rows = table("", "#phase", "kind", "status", "#good", "#asked", "#records", "not counted")
     for one in facts["phases"]:
         bad = [f"{s['site']} ({s['code']})" for s in one["sites"] if s["status"] != "ok"]
         cells = (one["number"], one["kind"], one["status"], one["good"], one["asked"])
-        rows.add_row(*map(str, cells), str(one["records"]), ", ".join(bad))
+        rows.add_row(*map(str, cells), str(one["records"]), escaped(", ".join(bad)))
     out.print(rows)
+    for one in facts["phases"]:
+        for site in one["sites"]:
+            if site["status"] != "ok":
+                words = escaped(f"{site['site']}: {site['sentence']}")
+                out.print(f"phase {one['number']}, {words}", soft_wrap=True)
     for one in facts["artefacts"]:
         out.print(f"{one['name']}: {one['path']} ({size(one['bytes'])})", soft_wrap=True)
 
@@ -292,13 +297,15 @@ def _print_run(facts: Mapping[str, Any]) -> None:
 def _print_overview(facts: Mapping[str, Any]) -> None:
     processes = table("processes", "name", "state", "#restarts", "last ended because")
     for one in facts["processes"]:
-        processes.add_row(one["name"], one["state"], str(one["restarts"]), one["reason"] or "")
+        processes.add_row(
+            one["name"], one["state"], str(one["restarts"]), escaped(one["reason"] or "")
+        )
     sites = table("sites", "name", "last answer", "#epsilon spent", "node")
     for one in facts["sites"]:
         sites.add_row(one["name"], one["last_status"], figure(one["epsilon"]), one["node_id"])
     runs = table("runs", "run", "status", "#phases", "why")
     for one in facts["runs"]:
-        runs.add_row(one["id"], one["status"], str(one["phases"]), one["sentence"])
+        runs.add_row(one["id"], one["status"], str(one["phases"]), escaped(one["sentence"]))
     for shown in (processes, sites, runs):
         out.print(shown)
     admitted = ", ".join(facts["admitted"]) or "none; use 'fedlatent server admit'"

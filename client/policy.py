@@ -103,6 +103,17 @@ class Caps(_Table):
     smallest_eigenvalue: Positive = 1e-6  # of a covariance that is sent
     largest_eigenvalue: Positive = 1e6
 
+    @model_validator(mode="after")
+    def _ranges(self) -> "Caps":
+        for what in ("clip", "radius", "deviation", "eigenvalue"):
+            least, most = getattr(self, f"smallest_{what}"), getattr(self, f"largest_{what}")
+            if least > most:
+                raise ValueError(
+                    f"expected smallest_{what} of at most largest_{what}, got {least:g} above "
+                    f"{most:g}, which refuses every run"
+                )
+        return self
+
     def check(self, run: RunConfig) -> None:
         """Refuse a run file whose numbers lie outside.
 

@@ -14,9 +14,22 @@ _POLL_S = 0.5
 
 
 def watch_run(
-    home: ServerHome, run_id: str, report: Report, timeout_s: float = float("inf")
+    home: ServerHome,
+    run_id: str,
+    report: Report,
+    timeout_s: float = float("inf"),
+    *,
+    launched: float = 0.0,
 ) -> None:
     """Report the phases of a run until it is complete.
+
+    Args:
+        home: of the server.
+        run_id: the run.
+        report: told how far it is.
+        timeout_s: longest wait.
+        launched: when the run was last started or resumed; what the registry said before, such as
+            that it is paused, no longer holds.
 
     Raises:
         QuorumLost: it is paused, since too few nodes answered.
@@ -34,9 +47,10 @@ def watch_run(
             report(f"training: {done} of {run.phases} phases", done / run.phases)
             if run.status == "complete":
                 return
-            if run.status == "paused":
+            current = run.updated >= launched
+            if current and run.status == "paused":
                 raise QuorumLost(f"Run {run_id} is paused: {run.sentence}")
-            if run.status in ("failed", "stopped"):
+            if current and run.status in ("failed", "stopped"):
                 raise ServiceError(f"Run {run_id} is {run.status}: {run.sentence}")
         time.sleep(_POLL_S)
     raise ServiceError(

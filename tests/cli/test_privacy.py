@@ -149,6 +149,7 @@ def test_largest_clip_is_told_unless_a_release_scales_records(run: Run, tmp_path
     ("privacy", "options", "words"),
     [
         ("sample_rate = 0.01", ("--records", 50), "signal-to-noise"),
+        ("sample_rate = 0.2", ("--records", 50), "policy.caps.smallest_batch"),
         ("", ("--records", 20_000), "delta"),
         ("clip = 1e6", (), "clip"),
         ("", ("--person-records", 20), "person with 20 records"),

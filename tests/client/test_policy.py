@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from client.policy import NodeConfig, schema_of
+from client.policy import Caps, NodeConfig, schema_of
 from shared.errors import ConfigError, PolicyRefusal
 from tests.client.support import tiny_config, tiny_run
 
@@ -90,3 +90,10 @@ def test_delta_shrinks_with_the_number_of_records() -> None:
     assert policy.effective_delta(50_000) == pytest.approx(2e-6)
     with pytest.raises(PolicyRefusal, match="delta of at most 2e-06 for 50000 records"):
         policy.check(run, schema_of(run.data), 50_000)
+
+
+@pytest.mark.parametrize("what", ["clip", "radius", "deviation", "eigenvalue"])
+def test_bounds_that_leave_nothing_between_them_are_an_error(what: str) -> None:
+    """A node that would refuse every run says so when its file is read."""
+    with pytest.raises(ValueError, match=f"smallest_{what} of at most largest_{what}"):
+        Caps.model_validate({f"smallest_{what}": 10.0, f"largest_{what}": 1.0})
