@@ -60,7 +60,7 @@ class Sizes:
 QUICK = Sizes(
     steps=1500,
     sampled=0,
-    summaries=40_000,
+    summaries=20_000,
     broken=200,
     toys=1000,
     canaries=600,
