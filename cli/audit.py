@@ -31,8 +31,7 @@ def audit(
 ) -> None:
     """Attack every kind of release, and real nodes; exit 1 if a claim or a check breaks.
 
-    Node requests go through ledger, store and door in a temporary home, with secure noise and
-    hostile weights. A control that is broken on purpose and stays silent is a failure, too.
+    Nodes answer through ledger, store and door, with secure noise and hostile weights.
     """
     import torch
 

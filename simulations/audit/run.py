@@ -148,7 +148,7 @@ def run_audit(sizes: Sizes, seed: int, watch: Watch) -> Audit:
     """
     claims = list(_unit_findings(sizes, seed, watch))
     controls = list(control_findings(sizes.broken, sizes.toys, seed, watch))
-    for one in person_findings(sizes.steps, sizes.summaries // 4, seed, watch):
+    for one in person_findings(sizes.steps, sizes.summaries // 2, seed, watch):
         (controls if one.control else claims).append(one)
     with tempfile.TemporaryDirectory(prefix="fedlatent-audit-", dir=_memory()) as name:
         folder = Path(name)
