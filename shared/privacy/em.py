@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from shared.privacy.mixture import LatentMixture
-from shared.privacy.summaries import MIXTURE_SENSITIVITY, LatentDensity, choose_form
+from shared.privacy.summaries import MIXTURE_SENSITIVITY, LatentDensity, choose_form, floored
 
 #: Components whose count is below so many deviations of its noise are dropped.
 _LEAST_DEVIATIONS = 3.0
@@ -75,7 +75,7 @@ def next_mixture(
             covariances.append(shared)
         else:
             level = max(floor, deviation * radius**2 / count)
-            covariances.append(_floored(covariance, level))
+            covariances.append(floored(covariance, level))
     return LatentMixture(weights=weights, means=np.stack(means), covariances=np.stack(covariances))
 
 
@@ -83,11 +83,4 @@ def _within(density: LatentDensity, weights: np.ndarray, means: np.ndarray) -> n
     """Covariance [k, k] that is left within components; not below the density's least variance."""
     offset = means - weights @ means
     between = (weights[:, None] * offset).T @ offset
-    return _floored(density.covariance - between, np.linalg.eigvalsh(density.covariance).min())
-
-
-def _floored(covariance: np.ndarray, level: float) -> np.ndarray:
-    """The covariance with eigenvalues of at least ``level``."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    floored: np.ndarray = (vectors * np.maximum(values, level)) @ vectors.T
-    return floored
+    return floored(density.covariance - between, np.linalg.eigvalsh(density.covariance).min())

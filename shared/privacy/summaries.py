@@ -386,8 +386,8 @@ def latent_density(
     return LatentDensity(
         count=count,
         mean=mean * radius,
-        covariance=_positive(covariance * scale, floor),
-        within=_positive(within * scale, floor),
+        covariance=floored(covariance * scale, floor),
+        within=floored(within * scale, floor),
     )
 
 
@@ -434,8 +434,12 @@ def _unit_rows(latents: np.ndarray, radius: float) -> np.ndarray:
     return np.hstack([scaled, there.astype(np.float64)])
 
 
-def _positive(matrix: np.ndarray, floor: float) -> np.ndarray:
-    """The nearest symmetric matrix with eigenvalues of at least ``floor``."""
+def floored(matrix: np.ndarray, floor: float) -> np.ndarray:
+    """The nearest matrix with eigenvalues of at least ``floor``, symmetric to the last bit.
+
+    A receiver makes what it gets symmetric, and must compute with the same numbers as the sender.
+    """
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    floored: np.ndarray = (vectors * np.maximum(values, floor)) @ vectors.T
-    return floored
+    raised = (vectors * np.maximum(values, floor)) @ vectors.T
+    made: np.ndarray = (raised + raised.T) / 2
+    return made
