@@ -1,22 +1,16 @@
 """Where one client node keeps its files."""
 
-import hashlib
 import os
-import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import ServiceError
+from shared.sockets import socket_in
 
 HOME_VARIABLE = "FEDLATENT_CLIENT_HOME"
 """Environment variable that names the client home."""
 
 USER_VARIABLE = "FEDLATENT_HOME"
 """Environment variable that names the folder of what all nodes of one user share."""
-
-MAX_SOCKET_PATH = 100
-"""Longest Unix socket path in bytes; the kernel's own limit is 108 with the final zero."""
 
 
 def user_folder() -> Path:
@@ -26,7 +20,7 @@ def user_folder() -> Path:
 
 @dataclass(frozen=True)
 class ClientHome:
-    """Paths below one client home directory; only :meth:`create` and :meth:`prepare_socket` write.
+    """Paths below one client home directory; only :meth:`create` writes.
 
     Attributes:
         root: Absolute path of the home directory (mode 0700).
@@ -130,37 +124,10 @@ class ClientHome:
 
     @property
     def socket(self) -> Path:
-        """Unix socket of the resident node.
+        """Unix socket of the resident node."""
+        return socket_in(self.root, "node.sock")
 
-        ``node.sock`` in the home, or a path in a private folder below the system's temporary
-        folder when the home's path is too long for a Unix socket. The same home always gives
-        the same path (for one user and one ``TMPDIR``).
-        """
-        path = self.root / "node.sock"
-        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
-            return path
-        tag = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"fedlatent-{os.getuid()}" / f"{tag}.sock"
-
-    def prepare_socket(self) -> Path:
-        """Make the socket's folder private and return the socket's path.
-
-        Raises:
-            ServiceError: The path is still too long, or its folder belongs to someone else or is
-                open to others.
-        """
-        path = self.socket
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-            raise ServiceError(
-                f"Expected a socket path of at most {MAX_SOCKET_PATH} bytes, got {path}; "
-                "set TMPDIR to a shorter path."
-            )
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.parent.lstat()
-        private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-        if not private or status.st_mode & 0o022:
-            raise ServiceError(
-                f"Expected {path.parent} to be a folder of this user that no one else can write, "
-                "got one that is not; remove it or correct its mode and owner."
-            )
-        return path
+    @property
+    def runtime_socket(self) -> Path:
+        """Unix socket of this node's own SuperNode."""
+        return socket_in(self.root, "runtime.sock")

@@ -27,6 +27,7 @@ from client.link import serve, whole_steps
 from client.local import open_node
 from client.node import Node
 from shared.errors import FedlatentError, ProtocolError, ServiceError
+from shared.sockets import prepare_socket
 from shared.wire import RequestHeader, unpack
 
 OVERRUN_STATUS = 75
@@ -115,7 +116,7 @@ def run(home: ClientHome) -> None:
         node = open_node(home)
         torch.set_flush_denormal(True)  # before the threads that take this over, see `steady`
         torch.set_num_threads(node.config.limits.threads)
-        path = home.prepare_socket()
+        path = prepare_socket(home.socket)
         path.unlink(missing_ok=True)  # of a resident that was killed; the lock says it is gone
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))

@@ -27,6 +27,7 @@ from client.policy import NodeConfig
 from shared.errors import ConfigError, ServiceError
 from shared.files import write_atomic
 from shared.keys import SigningKey, check_private, generate_node_key
+from shared.sockets import prepare_socket
 from shared.supervisor import Service, ServiceStatus, Supervisor, program, run_until_signal
 from shared.toml import dumps
 
@@ -218,7 +219,7 @@ class ClientService:
         """
         if check_server:
             self._await_server()
-        self.home.prepare_socket()
+        prepare_socket(self.home.socket)
         self.supervisor.start()
 
     def _await_server(self) -> None:

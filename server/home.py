@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.sockets import socket_in
+
 HOME_VARIABLE = "FEDLATENT_SERVER_HOME"
 """Environment variable that names the server home for the ServerApp process."""
 
@@ -110,3 +112,12 @@ class ServerHome:
     def services(self) -> Path:
         """Folder of the supervised processes: logs, pid files, working directories."""
         return self.root / "services"
+
+    @property
+    def link_socket(self) -> Path:
+        """Unix socket of the SuperLink, which has no other door."""
+        return socket_in(self.root, "link.sock")
+
+    def quota(self, flower_run: int) -> Path:
+        """What one reply in this run of Flower's may weigh now; see ``server.quota``."""
+        return self.services / "quotas" / f"{flower_run}.json"

@@ -16,6 +16,7 @@ from shared.config import DataSection, RunConfig
 from shared.data.sources import HEARTS_SCHEMA
 from shared.errors import ProtocolError
 from shared.records import from_records, to_records
+from shared.sockets import prepare_socket
 from shared.wire import Arrays, ReplyHeader
 from simulations.grid import InProcessGrid, by_handlers
 from tests.client.support import request, tiny_node, tiny_run, weights_of
@@ -51,7 +52,7 @@ def test_message_goes_to_the_resident_and_back(tmp_path: Path) -> None:
 
     run = tiny_run()
     node = tiny_node(tmp_path / "home", run)
-    path = ClientHome(tmp_path / "home").prepare_socket()
+    path = prepare_socket(ClientHome(tmp_path / "home").socket)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from client.home import MAX_SOCKET_PATH, ClientHome
+from client.home import ClientHome
 from shared.errors import ServiceError
+from shared.sockets import MAX_SOCKET_PATH, prepare_socket
 
 
 def test_the_socket_is_in_the_home(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_a_long_home_gets_a_short_private_socket(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     home = ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH))
     other = ClientHome(tmp_path / ("y" * MAX_SOCKET_PATH))
-    path = home.prepare_socket()
+    path = prepare_socket(home.socket)
     assert len(str(path)) <= MAX_SOCKET_PATH
     assert path == ClientHome(home.root).socket != other.socket
     assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -31,16 +32,16 @@ def test_an_open_socket_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     """A folder in which others could put their own socket is not used."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     home = ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH))
-    home.prepare_socket().parent.chmod(0o777)
+    prepare_socket(home.socket).parent.chmod(0o777)
     with pytest.raises(ServiceError, match="no one else can write"):
-        home.prepare_socket()
+        prepare_socket(home.socket)
 
 
 def test_a_hopeless_socket_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the temporary folder's path is long too, the remedy is said."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("t" * MAX_SOCKET_PATH)))
     with pytest.raises(ServiceError, match="set TMPDIR"):
-        ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH)).prepare_socket()
+        prepare_socket(ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH)).socket)
 
 
 def test_the_home_is_private_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""When a supervised process last spoke with its peer: two file times in its service's folder.
+
+The process notes them, its supervisor and ``status`` read them; no content, so nothing can be torn.
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FOLDER_VARIABLE = "FEDLATENT_CONTACT"
+"""Environment variable that names the folder; the supervisor sets it for each service."""
+
+_LEAST_S = 1.0  # between two notes of one kind
+
+
+@dataclass
+class Contact:
+    """The last try to reach the peer, and the last answer from it.
+
+    Attributes:
+        folder: Of the service.
+    """
+
+    folder: Path
+    _noted: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_process(cls) -> "Contact | None":
+        """That of this process; None where no supervisor runs it."""
+        folder = os.environ.get(FOLDER_VARIABLE)
+        return cls(Path(folder)) if folder else None
+
+    def tried(self) -> None:
+        """Note that a request was sent."""
+        self._note("tried")
+
+    def answered(self) -> None:
+        """Note that a request was answered, with whatever status."""
+        self._note("answered")
+
+    @property
+    def last_tried(self) -> float | None:
+        """When, in seconds since 1970; None before the first."""
+        return self._read("tried")
+
+    @property
+    def last_answered(self) -> float | None:
+        """When, in seconds since 1970; None before the first."""
+        return self._read("answered")
+
+    def _note(self, name: str) -> None:
+        now = time.monotonic()
+        if now - self._noted.get(name, -_LEAST_S) >= _LEAST_S:
+            self._noted[name] = now
+            (self.folder / f"contact.{name}").touch(0o600)
+
+    def _read(self, name: str) -> float | None:
+        try:
+            return (self.folder / f"contact.{name}").stat().st_mtime
+        except FileNotFoundError:
+            return None

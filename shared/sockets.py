@@ -1,0 +1,53 @@
+"""Unix sockets that only the owner of a home can reach."""
+
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from shared.errors import ServiceError
+
+MAX_SOCKET_PATH = 100
+"""Longest Unix socket path in bytes; the kernel's own limit is 108 with the final zero."""
+
+
+def socket_in(home: Path, name: str) -> Path:
+    """The path of a home's socket.
+
+    ``name`` in the home, or a path in a private folder below the system's temporary folder when
+    the home's path is too long for a Unix socket. The same home always gives the same path (for
+    one user and one ``TMPDIR``).
+
+    Args:
+        home: Absolute path of the home, mode 0700.
+        name: File name, ending in ``.sock``.
+    """
+    path = home / name
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        return path
+    tag = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"fedlatent-{os.getuid()}" / f"{tag}.sock"
+
+
+def prepare_socket(path: Path) -> Path:
+    """Make the folder of a socket private; returns ``path``.
+
+    Raises:
+        ServiceError: The path is still too long, or its folder belongs to someone else or is open
+            to others.
+    """
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ServiceError(
+            f"Expected a socket path of at most {MAX_SOCKET_PATH} bytes, got {path}; "
+            "set TMPDIR to a shorter path."
+        )
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.parent.lstat()
+    private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    if not private or status.st_mode & 0o022:
+        raise ServiceError(
+            f"Expected {path.parent} to be a folder of this user that no one else can write, "
+            "got one that is not; remove it or correct its mode and owner."
+        )
+    return path
