@@ -188,8 +188,12 @@ def load_node_key(path: Path) -> "ec.EllipticCurvePrivateKey":
     return key
 
 
-def node_public_key(text: str) -> "ec.EllipticCurvePublicKey":
+def node_public_key(text: str, origin: str) -> "ec.EllipticCurvePublicKey":
     """Read the public half of a node's key from its OpenSSH text.
+
+    Args:
+        text: of one line.
+        origin: where it came from, for the error sentence.
 
     Raises:
         ConfigError: it is no EC key in that form.
@@ -202,7 +206,7 @@ def node_public_key(text: str) -> "ec.EllipticCurvePublicKey":
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(
-            "Expected an EC public key in OpenSSH form, got something else; "
+            f"Expected an EC public key in OpenSSH form in {origin}, got something else; "
             "use the node.pub that 'fedlatent client init' made."
         )
     return key
