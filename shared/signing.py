@@ -45,7 +45,7 @@ def digest_of(arrays: Mapping[str, np.ndarray]) -> bytes:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         kind = canonical_json([name, array.dtype.str, array.shape])
-        for part in (kind, memoryview(array.reshape(-1).view(np.uint8))):
+        for part in (kind, array.reshape(-1).view(np.uint8).data):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
     return digest.finalize()
