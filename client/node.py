@@ -49,15 +49,28 @@ from shared.privacy.noise import NoiseSource
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.specs import latent_radius, spec_of
 from shared.schedule import WHOLE_KINDS, Kind, Phase, phase_of
-from shared.wire import PROTOCOL, ReplyHeader, RequestHeader, pack, unpack
+from shared.wire import (
+    MEANING,
+    PROTOCOL,
+    SENDING,
+    STORED_PROTOCOLS,
+    ReplyHeader,
+    RequestHeader,
+    pack,
+    unpack,
+)
 
 NoiseFactory = Callable[[RunConfig, str, int, Kind, bytes | None], NoiseSource]
 
 
 def request_digest(header: RequestHeader, arrays: Arrays) -> str:
-    """SHA-256 of a request without its deadline: equal digests ask for the same thing."""
-    fixed = header.model_copy(update={"deadline_s": 1.0})
-    return sha256_hex(pack(fixed, {key: arrays[key] for key in sorted(arrays)}))
+    """SHA-256 of what a request asks for: not its deadline, nor for whom and how it was signed.
+
+    It is the same in all versions of the protocol that mean the same by a request, so that one
+    that is repeated after an update is no new charge.
+    """
+    fixed = header.model_copy(update={"protocol": MEANING, "deadline_s": 1.0})
+    return sha256_hex(pack(fixed, {key: arrays[key] for key in sorted(arrays)}, without=SENDING))
 
 
 class Node:
@@ -242,7 +255,7 @@ class Node:
                 "Expected moments of this node before its threshold, got none in this run; "
                 "ask for moments first."
             )
-        _, arrays = unpack(ReplyHeader, self.door.stored(released[-1]))
+        _, arrays = unpack(ReplyHeader, self.door.stored(released[-1]), STORED_PROTOCOLS)
         (moments,) = arrays.values()
         return released[-1].id, summaries.client_mean(moments, radius)
 

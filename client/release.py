@@ -29,7 +29,7 @@ from shared.privacy.summaries import (
     SummarySpec,
 )
 from shared.schedule import Kind
-from shared.wire import PROTOCOL, ReplyHeader, RequestHeader, pack, unpack
+from shared.wire import PROTOCOL, STORED_PROTOCOLS, ReplyHeader, RequestHeader, pack, unpack
 
 #: Payloads of training rounds kept for repeated requests, newest rounds first.
 KEEP_ROUNDS = 4
@@ -175,7 +175,7 @@ class ReleaseDoor:
             ReleaseRefused: the stored bytes are not those that left.
         """
         payload = self.stored(entry)
-        header, _ = unpack(ReplyHeader, payload)
+        header, _ = unpack(ReplyHeader, payload, STORED_PROTOCOLS)
         # The bytes stay as they left; the lines tell what has been spent by now.
         self._write_lines(header.model_copy(update=self._spent()), payload, entry, "sent again")
         return Outgoing(payload, header, key=_KEY)

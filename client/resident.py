@@ -22,13 +22,16 @@ from typing import Self
 
 import torch
 
+from client.border import Border
 from client.home import ClientHome
 from client.link import serve, whole_steps
 from client.local import open_node
 from client.node import Node
-from shared.errors import FedlatentError, ProtocolError, ServiceError
+from client.release import Outgoing
+from shared.errors import FedlatentError, ProtocolError, ServiceError, SignatureError
+from shared.signing import digest_of
 from shared.sockets import prepare_socket
-from shared.wire import RequestHeader, unpack
+from shared.wire import Arrays, RequestHeader, unpack
 
 OVERRUN_STATUS = 75
 READY_LINE = "resident node ready"
@@ -78,17 +81,29 @@ class Watchdog:
                 self._changed.wait(left)
 
 
-def answer(node: Node, watchdog: Watchdog, data: bytes) -> bytes:
-    """Turn a packed request into the packed reply that the release door made."""
+def answer(node: Node, watchdog: Watchdog, data: bytes, border: Border | None = None) -> bytes:
+    """Turn a packed request into the packed reply that the release door made.
+
+    With a ``border`` the request is checked before anything else, and the reply is signed. One to
+    a request that cannot be read stays without a signature, since it can name none.
+    """
     try:
         header, arrays = unpack(RequestHeader, data)
     except ProtocolError as error:
         return node.door.refusal(None, error).payload
-    started, limits = time.monotonic(), node.config.limits
-    # A deadline between two steps would tell on which side of it the work ended.
-    allowed_s = min(header.deadline_s, limits.max_request_s)
-    with watchdog.limit(whole_steps(allowed_s, limits.answer_step_s)):
-        outgoing = node.handle(header, arrays)
+    started = time.monotonic()
+    if border is None:
+        outgoing = _handled(node, watchdog, header, arrays)
+        payload = outgoing.payload
+    else:
+        digest = digest_of(arrays)
+        try:
+            border.check(header, digest)
+        except SignatureError as error:
+            outgoing = node.door.refusal(header, error)
+        else:
+            outgoing = _handled(node, watchdog, header, arrays)
+        payload = border.signed(outgoing, header, digest)
     _LOG.info(
         "%s of round %d: %s, %.2f s",
         header.kind,
@@ -96,7 +111,15 @@ def answer(node: Node, watchdog: Watchdog, data: bytes) -> bytes:
         outgoing.header.code or outgoing.header.status,
         time.monotonic() - started,
     )
-    return outgoing.payload
+    return payload
+
+
+def _handled(node: Node, watchdog: Watchdog, header: RequestHeader, arrays: Arrays) -> Outgoing:
+    limits = node.config.limits
+    # A deadline between two steps would tell on which side of it the work ended.
+    allowed_s = min(header.deadline_s, limits.max_request_s)
+    with watchdog.limit(whole_steps(allowed_s, limits.answer_step_s)):
+        return node.handle(header, arrays)
 
 
 def run(home: ClientHome) -> None:
@@ -114,6 +137,7 @@ def run(home: ClientHome) -> None:
                 f"Expected no other resident node for {home.root}, got one that runs; stop it."
             ) from None
         node = open_node(home)
+        border = Border.of(home, node.config)
         torch.set_flush_denormal(True)  # before the threads that take this over, see `steady`
         torch.set_num_threads(node.config.limits.threads)
         path = prepare_socket(home.socket)
@@ -126,7 +150,7 @@ def run(home: ClientHome) -> None:
             print(READY_LINE, flush=True)
             try:
                 step_s = node.config.limits.answer_step_s
-                serve(listener, lambda data: answer(node, watchdog, data), step_s)
+                serve(listener, lambda data: answer(node, watchdog, data, border), step_s)
             finally:
                 path.unlink(missing_ok=True)
 

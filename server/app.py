@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.control import Control
 from server.driver import SiteTable, drive, new_run_id
 from server.home import ServerHome
+from server.seal import Seal
 from shared.config import RunConfig
 from shared.data.sources import HEARTS_SCHEMA
 from shared.errors import ConfigError, FedlatentError
@@ -44,6 +45,7 @@ def main(grid: Grid, context: Context) -> None:
             run_id=run_id,
             resume=resume,
             sites=lambda: admitted_sites(home),
+            seal=Seal.of(home),
         )
     except FedlatentError as error:
         _log.error("%s", error)

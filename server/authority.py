@@ -1,8 +1,8 @@
-"""The federation's own certificate authority, its server certificate and the SuperExec secret.
+"""The federation's own certificate authority, what it certifies, and the SuperExec secret.
 
 Nodes trust exactly one certificate, ``ca.crt``, which the operator hands to each site together
-with the server's address. The server certificate is short-lived next to the authority and can be
-made anew without touching any node.
+with the server's address. The certificates of the server and of the key that signs requests are
+short-lived next to the authority and can be made anew without touching any node.
 """
 
 import datetime
@@ -13,22 +13,24 @@ from collections.abc import Iterable, Sequence
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.home import ServerHome
-from shared.errors import ServiceError
+from shared.errors import ConfigError, ServiceError
 from shared.files import write_atomic
 from shared.keys import check_private
+from shared.signing import REQUESTS_PURPOSE, RequestSigner
 
 _AUTHORITY_DAYS = 3650
-_SERVER_DAYS = 397  # the longest that today's TLS stacks accept without complaint
+_ISSUED_DAYS = 397  # the longest that today's TLS stacks accept without complaint
 _RENEW_DAYS = 30
 _CLOCK_SLACK = datetime.timedelta(hours=1)
 _LOOPBACK = ("localhost", "127.0.0.1")
 
 
 def create_authority(home: ServerHome) -> None:
-    """Make the authority's key and certificate, and the SuperExec secret.
+    """Make the authority's key and certificate, the key for requests and the SuperExec secret.
 
     Raises:
         ServiceError: An authority exists already; a new one would cut off every node.
@@ -49,6 +51,7 @@ def create_authority(home: ServerHome) -> None:
     write_atomic(home.ca_key, _private_pem(key), 0o600)
     write_atomic(home.ca_certificate, certificate.public_bytes(serialization.Encoding.PEM))
     write_atomic(home.superexec_secret, secrets.token_hex(32).encode(), 0o600)
+    issue_requests_certificate(home)
 
 
 def issue_certificate(home: ServerHome, hosts: Sequence[str]) -> None:
@@ -61,29 +64,33 @@ def issue_certificate(home: ServerHome, hosts: Sequence[str]) -> None:
     Raises:
         ServiceError: The authority is absent or its key is open to others, or a host is malformed.
     """
-    authority_key, authority = _load_authority(home)
     key = ec.generate_private_key(ec.SECP384R1())
-    certificate = (
-        _builder(_name("fedlatent server"), authority.subject, key.public_key(), _SERVER_DAYS)
-        .add_extension(x509.SubjectAlternativeName(_names(hosts)), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
-            critical=False,
-        )
-        .sign(authority_key, hashes.SHA384())
-    )
+    names = x509.SubjectAlternativeName(_names(hosts))
+    purpose = ExtendedKeyUsageOID.SERVER_AUTH
+    certificate = _certified(home, "fedlatent server", key.public_key(), purpose, names)
     write_atomic(home.certificate_key, _private_pem(key), 0o600)
     write_atomic(home.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def issue_requests_certificate(home: ServerHome) -> None:
+    """Make a new key that signs requests to sites, and its certificate for that alone.
+
+    Raises:
+        ServiceError: The authority is absent or its key is open to others.
+    """
+    key = Ed25519PrivateKey.generate()
+    certificate = _certified(home, "fedlatent requests", key.public_key(), REQUESTS_PURPOSE)
+    write_atomic(home.requests_key, _private_pem(key), 0o600)
+    write_atomic(home.requests_certificate, certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def ensure_certificate(home: ServerHome, hosts: Sequence[str]) -> bool:
     """Renew the server certificate when it is absent, near its end or lacks a host.
 
+    That of the key for requests is renewed likewise.
+
     Returns:
-        Whether a new certificate was made.
+        Whether a new server certificate was made.
 
     Raises:
         ServiceError: As :func:`issue_certificate`, or a private file is open to others.
@@ -92,13 +99,13 @@ def ensure_certificate(home: ServerHome, hosts: Sequence[str]) -> bool:
         if not path.exists():
             raise ServiceError(f"Expected {path}, found none; run 'fedlatent server init' first.")
         check_private(path)
+    _ensure_requests_certificate(home)
     if home.certificate.exists() and home.certificate_key.exists():
         check_private(home.certificate_key)
         certificate = x509.load_pem_x509_certificate(home.certificate.read_bytes())
-        left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         covered = set(extension.value) >= set(_names(hosts))
-        if covered and left > datetime.timedelta(days=_RENEW_DAYS):
+        if covered and _lasts(certificate):
             return False
     issue_certificate(home, hosts)
     return True
@@ -108,6 +115,44 @@ def fingerprint(home: ServerHome) -> str:
     """SHA-256 of the authority's certificate, to compare by telephone: 64 hexadecimal digits."""
     certificate = x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
     return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _ensure_requests_certificate(home: ServerHome) -> None:
+    if home.requests_key.exists():
+        check_private(home.requests_key)
+        try:
+            if _lasts(RequestSigner.load(home.requests_key, home.requests_certificate).certificate):
+                return
+        except ConfigError:
+            pass  # half of the pair is absent or of another time; a new one costs nothing
+    issue_requests_certificate(home)
+
+
+def _lasts(certificate: x509.Certificate) -> bool:
+    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    return left > datetime.timedelta(days=_RENEW_DAYS)
+
+
+def _certified(
+    home: ServerHome,
+    common: str,
+    key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
+    purpose: x509.ObjectIdentifier,
+    names: x509.SubjectAlternativeName | None = None,
+) -> x509.Certificate:
+    """A certificate of the authority in ``home`` for one key and one purpose."""
+    authority_key, authority = _load_authority(home)
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
+    builder = (
+        _builder(_name(common), authority.subject, key, _ISSUED_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(identifier, critical=False)
+    )
+    if names is not None:
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(authority_key, hashes.SHA384())
 
 
 def _load_authority(
@@ -143,7 +188,10 @@ def _name(common: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
+    days: int,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -171,7 +219,7 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _private_pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,

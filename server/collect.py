@@ -1,12 +1,14 @@
 """One attempt at one phase: every answer is screened and folded as it comes, then forgotten."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from flwr.app import Message
 
 from server.registry import SiteOutcome
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from server.seal import Envelope
 from server.strategies.averaging import WeightedMean
 from shared.schedule import Phase
 from shared.wire import Arrays, ReplyHeader
@@ -21,6 +23,7 @@ class Collector:
         outcomes: what each node did, by node id.
         sent: bytes of the arrays that each node was sent.
         released: the summary of each node, float64 by node id, in the phases that need them singly.
+        envelope: signs what the nodes are sent, and checks their answers; None in simulations.
     """
 
     def __init__(
@@ -32,14 +35,19 @@ class Collector:
         *,
         admitted: bool,
         weight: Callable[[ReplyHeader], float] = lambda header: float(header.records),
+        envelope: Envelope | None = None,
     ) -> None:
-        """Collect for ``phase``; ``mean`` is empty, ``weight`` is that of a node's weights."""
+        """Collect for ``phase``; ``mean`` is empty, ``weight`` is that of a node's weights.
+
+        With an ``envelope`` a reply counts only with its site's signature for this very request.
+        """
         self.phase = phase
         self.names = dict(names)
         self.admitted = admitted
         self.outcomes: dict[int, SiteOutcome] = {}
         self.sent = 0
         self.released: dict[int, np.ndarray] = {}
+        self.envelope = envelope
         self._spec = spec
         self._mean = mean
         self._weight = weight
@@ -92,7 +100,8 @@ class Collector:
     def _open(self, node: int, message: Message) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
         if message.has_error():
             return screen_error(message.error)
-        opened = open_reply(message.content, self._spec)
+        check = None if self.envelope is None else partial(self.envelope.check, node)
+        opened = open_reply(message.content, self._spec, check)
         if isinstance(opened, ScreeningFailure):
             return opened
         claim, name = opened[0].site, self.names[node]

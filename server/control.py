@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -28,6 +27,7 @@ from server.settings import load_settings
 from shared.config import RunConfig
 from shared.errors import ConfigError, DataError, ServiceError
 from shared.files import read_json, write_atomic, write_json
+from shared.keys import node_public_key
 from shared.supervisor import child_environment, program, running_pid
 from shared.toml import dumps
 from shared.wire import check_run_id
@@ -369,18 +369,12 @@ def _read_public_key(path: Path) -> tuple[str, str]:
     """The OpenSSH text of an EC key without its comment, and its fingerprint."""
     try:
         text = " ".join(path.read_text(encoding="ascii").split()[:2])
-        key = serialization.load_ssh_public_key(text.encode())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"Expected an OpenSSH public key in {path}, got {type(error).__name__}; "
             "use the node.pub that 'fedlatent client init' made."
         ) from None
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError(
-            f"Expected an EC public key in {path}, got another kind; "
-            "use the node.pub that 'fedlatent client init' made."
-        )
-    return text, fingerprint_of(key)
+    return text, fingerprint_of(node_public_key(text, str(path)))
 
 
 def fingerprint_of(key: ec.EllipticCurvePublicKey) -> str:

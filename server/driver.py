@@ -29,7 +29,8 @@ from server.registry import Registry, SiteOutcome
 from server.results import RunResult, form_of, write_result
 from server.rounds import JoinState, RoundState, Verdict
 from server.screening import ReplySpec, ScreeningFailure
-from server.strategies.averaging import EncoderAveraging
+from server.seal import Seal
+from server.strategies.averaging import TTL_MARGIN_S, EncoderAveraging
 from server.strategies.optimizer import server_step
 from shared.config import RunConfig
 from shared.data.gaussian import DataGaussian
@@ -127,6 +128,7 @@ def drive(
     start: Arrays | None = None,
     sites: Callable[[], SiteTable] = dict,
     pace: Pace | None = None,
+    seal: Seal | None = None,
 ) -> RunResult:
     """Take a run to its end, from its start or from its last checkpoint.
 
@@ -142,6 +144,8 @@ def drive(
         sites: reads the table of admitted sites; called before each phase. When the table has
             entries, nodes that are not in it are not asked.
         pace: clock and waits.
+        seal: signs what admitted sites are asked and checks that they answered; with one, no node
+            but those of the table is asked.
 
     Raises:
         ConfigError: the run exists and ``resume`` is not set, or the configuration is another.
@@ -162,6 +166,7 @@ def drive(
                 store=CheckpointStore(folder / "checkpoints"),
                 sites=sites,
                 pace=pace or Pace(),
+                seal=seal,
                 start=start or _started_from(config, home),
             )
             result = driver.finish(driver.run(), folder / "result")
@@ -241,6 +246,7 @@ class Driver:
     sites: Callable[[], SiteTable]
     pace: Pace
     start: Arrays | None = None
+    seal: Seal | None = None
 
     def __post_init__(self) -> None:
         """Build the model once, for its first weights and its size."""
@@ -317,8 +323,15 @@ class Driver:
             self.run_id, self.config, self.strategy.plan, phase, request.summary or state.encoder
         )
         mean = self.strategy.accumulator()
+        lasts_s = self.config.federation.round_deadline_s + TTL_MARGIN_S
         collector = Collector(
-            phase, spec, mean, names, admitted=admitted, weight=self.strategy.weight
+            phase,
+            spec,
+            mean,
+            names,
+            admitted=admitted,
+            weight=self.strategy.weight,
+            envelope=self.seal.envelope(names, lasts_s) if self.seal else None,
         )
         collector.sent = sum(value.nbytes for value in request.arrays.values())
         verdict = self._collect(collector, request)
@@ -350,12 +363,13 @@ class Driver:
         while True:
             table = self.sites()
             online = sorted(self.grid.get_node_ids())
-            if table:
+            known = bool(table or self.seal)
+            if known:
                 self._name_strangers(set(online) - table.keys())
                 online = [node for node in online if node in table]
             verdict = state.decide(len(online), pace.clock())
             if verdict is Verdict.GO:
-                return {node: table.get(node, f"node-{node}") for node in online}, bool(table)
+                return {node: table.get(node, f"node-{node}") for node in online}, known
             if verdict is Verdict.FAIL:
                 raise QuorumLost(
                     f"Expected {rules.quorum} nodes for phase {phase.number} ({phase.kind}), got "
@@ -437,7 +451,9 @@ class Driver:
 
     def _send(self, collector: Collector, request: "_Request", nodes: list[int]) -> dict[str, int]:
         """Push one message for each node; node by message id, of those that were taken."""
-        messages = self.strategy.request(collector.phase, request.arrays, nodes, request.form)
+        messages = self.strategy.request(
+            collector.phase, request.arrays, nodes, request.form, collector.envelope
+        )
         ids: list[str | None] = list(self.grid.push_messages(messages))
         if len(ids) != len(nodes):  # the grid took none and has logged why
             return {}

@@ -65,6 +65,16 @@ class ServerHome:
         return self.tls / "server.key"
 
     @property
+    def requests_certificate(self) -> Path:
+        """PEM certificate of the key that signs requests to sites, signed by the authority."""
+        return self.tls / "requests.pem"
+
+    @property
+    def requests_key(self) -> Path:
+        """Ed25519 private key that signs requests to sites (mode 0600)."""
+        return self.tls / "requests.key"
+
+    @property
     def superexec_secret(self) -> Path:
         """Shared secret of SuperLink and SuperExec (mode 0600)."""
         return self.tls / "superexec.secret"

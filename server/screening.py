@@ -9,8 +9,8 @@ and named in the registry.
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
@@ -43,6 +43,10 @@ _FLOWER_ERRORS = {
     7: "the node refused the app that it was sent; compare the software versions",
     8: "the client app process died; see the log of the node",
 }
+
+
+#: Says what is wrong with the signature of a reply; None when it holds.
+SignatureCheck = Callable[[ReplyHeader, Arrays], str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +119,11 @@ class ReplySpec:
 
 
 def open_reply(
-    content: RecordDict, spec: ReplySpec
+    content: RecordDict, spec: ReplySpec, check: SignatureCheck | None = None
 ) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
-    """Decode and screen the records of one reply."""
+    """Decode and screen the records of one reply: sizes, then the signature, then values."""
     if isinstance(content, LocalRecords):
-        return screen(content.header, content.arrays, spec) or (content.header, content.arrays)
+        return _screened(content.header, content.arrays, spec, check)
     version = _protocol_of(content)
     if version != PROTOCOL:
         return _failed(
@@ -134,7 +138,14 @@ def open_reply(
         header, arrays = from_records(ReplyHeader, content)
     except ProtocolError as error:
         return _failed(error.code, str(error))
-    return screen(header, arrays, spec) or (header, arrays)
+    return _screened(header, arrays, spec, check)
+
+
+def _screened(
+    header: ReplyHeader, arrays: Arrays, spec: ReplySpec, check: SignatureCheck | None
+) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
+    problem = _screen_signature(header, arrays, check) or screen(header, arrays, spec)
+    return problem or (header, arrays)
 
 
 def screen(
@@ -239,6 +250,19 @@ def _screen_identity(header: ReplyHeader, spec: ReplySpec) -> ScreeningFailure |
     if got != expected:
         return _failed("round", f"Expected a reply to {expected}, got one to {got}.")
     return None
+
+
+def _screen_signature(
+    header: ReplyHeader, arrays: Arrays, check: SignatureCheck | None
+) -> ScreeningFailure | None:
+    """Whose reply it is; a refusal without a signature can do no more than silence does."""
+    reason = check(header, arrays) if check else None
+    if reason is None:
+        return None
+    refusal = _screen_refusal(header)
+    if refusal is None or header.signature:
+        return _failed("signature", reason)
+    return replace(refusal, sentence=_one_line(f"(not signed) {refusal.sentence}"))
 
 
 def _screen_refusal(header: ReplyHeader) -> ScreeningFailure | None:

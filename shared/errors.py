@@ -49,6 +49,26 @@ class ProtocolError(FedlatentError):
     travels = True
 
 
+class SignatureError(ProtocolError):
+    """A message does not prove whose it is, for whom, for when, or that it is unchanged.
+
+    Attributes:
+        reason: "unsigned", "certificate", "receiver", "expired" or "altered".
+    """
+
+    code = "signature"
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        """Say ``sentence`` ("Expected X, got Y; what to do") under the name ``reason``."""
+        super().__init__(sentence)
+        self.reason = reason
+
+    @property
+    def details(self) -> dict[str, object]:
+        """The reason."""
+        return {"reason": self.reason}
+
+
 class PolicyRefusal(FedlatentError):
     """A node's own policy does not allow what a run asks for."""
 

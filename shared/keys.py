@@ -7,7 +7,7 @@ copied already. Everything here comes from ``cryptography``; nothing is built by
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from shared.errors import ConfigError
 from shared.files import sha256_hex, write_atomic
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 MAX_KEY_BYTES = 16_384
 
@@ -161,6 +164,52 @@ def generate_node_key(path: Path) -> Path:
     write_atomic(path, private, 0o600)
     write_atomic(public_path, public + b"\n", 0o644)
     return public_path
+
+
+def load_node_key(path: Path) -> "ec.EllipticCurvePrivateKey":
+    """Read the private file that ``generate_node_key`` made.
+
+    Raises:
+        ConfigError: the file is absent, readable by others, or holds something else.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    data = _read_key_file(path)
+    check_private(path)
+    try:
+        key = serialization.load_ssh_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(
+            f"Expected an unencrypted EC private key in OpenSSH form in {path}, got something "
+            "else; restore the key that 'fedlatent client init' made."
+        )
+    return key
+
+
+def node_public_key(text: str, origin: str) -> "ec.EllipticCurvePublicKey":
+    """Read the public half of a node's key from its OpenSSH text.
+
+    Args:
+        text: of one line.
+        origin: where it came from, for the error sentence.
+
+    Raises:
+        ConfigError: it is no EC key in that form.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_ssh_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(
+            f"Expected an EC public key in OpenSSH form in {origin}, got something else; "
+            "use the node.pub that 'fedlatent client init' made."
+        )
+    return key
 
 
 def check_private(path: Path) -> None:

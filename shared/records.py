@@ -31,11 +31,16 @@ class LocalRecords(RecordDict):
         self.arrays = dict(arrays)
 
 
+def header_record(header: RequestHeader | ReplyHeader) -> ConfigRecord:
+    """The record that holds a header."""
+    return ConfigRecord({"json": header.model_dump_json()})
+
+
 def to_records(header: RequestHeader | ReplyHeader, arrays: Mapping[str, np.ndarray]) -> RecordDict:
     """Put a wire message into Flower records; a reply also names its weight for Flower's rules."""
     content = RecordDict(
         {
-            HEADER: ConfigRecord({"json": header.model_dump_json()}),
+            HEADER: header_record(header),
             ARRAYS: ArrayRecord({key: Array(np.asarray(value)) for key, value in arrays.items()}),
         }
     )

@@ -7,7 +7,7 @@ its store of released payloads. Nothing here ever reaches pickle.
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
@@ -21,13 +21,20 @@ from shared.errors import ConfigError, ProtocolError
 from shared.privacy.summaries import Form
 from shared.schedule import Kind
 
-PROTOCOL = 3
+PROTOCOL = 4
+#: The last version that changed what a request or a reply means: those since added how it is sent.
+MEANING = 3
+#: Versions of the replies in a node's own store that are read.
+STORED_PROTOCOLS = range(MEANING, PROTOCOL + 1)
 MAX_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
 
 #: What a run may be called; it names a folder on both sides.
 RUN_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,80}$"
 Arrays = dict[str, np.ndarray]
+
+#: Fields of a request that say how it was sent, not what it asks for.
+SENDING = frozenset({"receiver", "expires", "certificate", "signature"})
 
 #: What the names of the arrays beside the weights begin with in a request.
 SCALING_PREFIX = "scaling."
@@ -49,12 +56,21 @@ class _Header(BaseModel):
     kind: Kind
 
 
+#: Base64 of a signature, and of a certificate in DER.
+SignatureText = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=256)]
+CertificateText = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=4096)]
+
+
 class RequestHeader(_Header):
-    """What the server asks of a node."""
+    """What the server asks of a node; the fields of the signature are empty in simulations."""
 
     config: RunConfig
     form: Form = "full"  # of moments
     deadline_s: Annotated[float, Field(gt=0)]
+    receiver: Annotated[str, Field(max_length=64)] = ""  # the one site that is asked
+    expires: Annotated[float, Field(ge=0)] = 0.0  # seconds since 1970
+    certificate: CertificateText = ""  # of the key that signed, from the federation's authority
+    signature: SignatureText = ""  # see shared.signing
 
 
 class ReplyHeader(_Header):
@@ -75,6 +91,8 @@ class ReplyHeader(_Header):
     sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
     steps: Annotated[int, Field(ge=0)] = 0
     rng: Literal["secure", "simulation"] = "secure"  # of the worst release in epsilon
+    request: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""  # name of what is answered
+    signature: SignatureText = ""  # of the node's own key; see shared.signing
 
 
 def below(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
@@ -105,8 +123,10 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def parse_header(kind: type[HeaderT], text: str | bytes) -> HeaderT:
-    """Validate the JSON text of a header.
+def parse_header(
+    kind: type[HeaderT], text: str | bytes, versions: Collection[int] = (PROTOCOL,)
+) -> HeaderT:
+    """Validate the JSON text of a header of one of the protocol ``versions``.
 
     Raises:
         ProtocolError: not JSON, an unknown key, a value out of range, or another protocol version.
@@ -116,7 +136,7 @@ def parse_header(kind: type[HeaderT], text: str | bytes) -> HeaderT:
             f"Expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(text)}."
         )
     version = _VersionOnly.read(text)
-    if version != PROTOCOL:
+    if version not in versions:
         raise ProtocolError(
             f"Expected protocol version {PROTOCOL}, got {version}; "
             "update the older side so that both run the same fedlatent release."
@@ -142,15 +162,24 @@ class _VersionOnly(BaseModel):
             raise ProtocolError(f"Expected a message header: {first_problem(error)}") from None
 
 
-def pack(header: RequestHeader | ReplyHeader, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Encode a message: two lengths, the header's JSON, the arrays as safetensors."""
-    text = header.model_dump_json().encode()
+def pack(
+    header: RequestHeader | ReplyHeader,
+    arrays: Mapping[str, np.ndarray],
+    without: Set[str] = frozenset(),
+) -> bytes:
+    """Encode a message: two lengths, the header's JSON, the arrays as safetensors.
+
+    Fields ``without`` are left out of the header.
+    """
+    text = header.model_dump_json(exclude=set(without)).encode()
     body = save_arrays({key: np.ascontiguousarray(value) for key, value in arrays.items()})
     return _LENGTH.pack(len(text), len(body)) + text + body
 
 
-def unpack(kind: type[HeaderT], data: bytes) -> tuple[HeaderT, Arrays]:
-    """Decode what ``pack`` wrote.
+def unpack(
+    kind: type[HeaderT], data: bytes, versions: Collection[int] = (PROTOCOL,)
+) -> tuple[HeaderT, Arrays]:
+    """Decode what ``pack`` wrote, in one of the protocol ``versions``.
 
     Raises:
         ProtocolError: the bytes are not one whole message of that kind.
@@ -161,7 +190,7 @@ def unpack(kind: type[HeaderT], data: bytes) -> tuple[HeaderT, Arrays]:
     if _LENGTH.size + header_length + body_length != len(data):
         raise ProtocolError("Expected a whole packed message, got a truncated or padded one.")
     split = _LENGTH.size + header_length
-    header = parse_header(kind, data[_LENGTH.size : split])
+    header = parse_header(kind, data[_LENGTH.size : split], versions)
     try:
         arrays = load_arrays(data[split:])
     except (SafetensorError, ValueError, KeyError) as error:

@@ -9,12 +9,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from server.seal import Envelope
 from server.strategies.weighting import weight_of
 from shared.config import RunConfig
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import Form
-from shared.records import to_records
+from shared.records import HEADER, header_record, to_records
 from shared.schedule import Phase
+from shared.signing import digest_of
 from shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
 
 _log = getLogger("fedlatent.server")
@@ -121,8 +123,12 @@ class EncoderAveraging(Strategy):
         arrays: Mapping[str, np.ndarray],
         nodes: Iterable[int],
         form: Form = "full",
+        envelope: Envelope | None = None,
     ) -> list[Message]:
-        """One message for each node; the records are built once and their payloads shared."""
+        """One message for each node; the records are built once and their payloads shared.
+
+        With an ``envelope`` each node gets a signed header of its own.
+        """
         header = RequestHeader(
             protocol=PROTOCOL,
             run_id=self.run_id,
@@ -133,9 +139,10 @@ class EncoderAveraging(Strategy):
             deadline_s=self.config.federation.round_deadline_s,
         )
         content = to_records(header, arrays)
+        digest = digest_of(arrays) if envelope else b""
         return [
             Message(
-                RecordDict(dict(content)),
+                RecordDict({**content, HEADER: _header(header, digest, node, envelope)}),
                 node,
                 MESSAGE_TYPE,
                 ttl=header.deadline_s + TTL_MARGIN_S,
@@ -208,6 +215,13 @@ class EncoderAveraging(Strategy):
             self.config.federation.quorum,
             self.plan.noise_multiplier,
         )
+
+
+def _header(
+    header: RequestHeader, digest: bytes, node: int, envelope: Envelope | None
+) -> ConfigRecord:
+    """The record of one node's header."""
+    return header_record(envelope.sign(header, digest, node) if envelope else header)
 
 
 def to_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

@@ -80,6 +80,8 @@ def test_release_carries_public_numbers(desk: Desk) -> None:
         "sample_rate": 1.0,
         "steps": 1,
         "rng": "secure",
+        "request": "",
+        "signature": "",
     }
     assert arrays.keys() == EXPECTED.keys()
 

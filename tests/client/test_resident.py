@@ -17,10 +17,14 @@ from client.home import ClientHome
 from client.ledger import Ledger
 from client.link import ask
 from client.resident import OVERRUN_STATUS, READY_LINE, main
+from server.authority import create_authority
+from server.home import ServerHome
 from shared.config import RunConfig
 from shared.errors import ServiceError
+from shared.keys import generate_node_key, load_node_key
 from shared.privacy.noise import SecureNoise
 from shared.schedule import Kind
+from shared.signing import RequestSigner, check_reply, digest_of, request_name
 from shared.toml import dumps
 from shared.wire import ReplyHeader, RequestHeader, pack, unpack
 from tests.client.support import request, tiny_node, tiny_records, tiny_run, weights_of
@@ -30,8 +34,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 START_S = 240.0  # a loaded machine takes a minute to start a process
 
 
-def make_home(root: Path, run: RunConfig, step_s: float = 0.0) -> ClientHome:
-    """A client home with 200 records in an NPZ file, whose answers leave at steps of time."""
+def make_home(
+    root: Path, run: RunConfig, step_s: float = 0.0, server: ServerHome | None = None
+) -> ClientHome:
+    """A client home with 200 records in an NPZ file, whose answers leave at steps of time.
+
+    With a ``server`` it is deployed: it has a node key, and pins that server's authority.
+    """
     home = ClientHome.find(root / "home")
     home.create()
     np.savez(home.root / "records.npz", X=tiny_records())
@@ -41,6 +50,10 @@ def make_home(root: Path, run: RunConfig, step_s: float = 0.0) -> ClientHome:
         "policy": {"max_epsilon": 5.0, "allow_simulation_rng": True},
         "limits": {"answer_step_s": step_s},
     }
+    if server is not None:
+        node_file["server"] = {"address": "127.0.0.1:1"}
+        home.ca_certificate.write_bytes(server.ca_certificate.read_bytes())
+        generate_node_key(home.node_key)
     home.config.write_text(dumps(node_file))
     return home
 
@@ -192,6 +205,42 @@ def test_a_deadline_between_steps_tells_no_more_than_a_step(tmp_path: Path) -> N
         header, _ = ask_node(home, request(run, 1, deadline_s=0.001), 60)
         assert process.poll() is None
     assert header.status == "ok"
+
+
+def test_a_deployed_resident_answers_its_server_alone_and_signs(tmp_path: Path) -> None:
+    """Forged requests end before a charge; a repeat after kill -9 gets the same arrays, signed."""
+    server = ServerHome(tmp_path / "server")
+    server.create()
+    create_authority(server)
+    run = tiny_run()
+    home = make_home(tmp_path, run, server=server)
+    signer = RequestSigner.load(server.requests_key, server.requests_certificate)
+    ledger = Ledger(home.ledger, "records", 5.0, 1e-5)
+    digest, now = digest_of(weights_of(run)), time.time()
+    good = signer.sign(request(run, 1), digest, "north", now + 60)
+    forged = [
+        request(run, 1),
+        signer.sign(request(run, 1), digest, "east", now + 60),
+        signer.sign(request(run, 1), digest, "north", now - 3600),
+        good.model_copy(update={"run_id": "tiny-2"}),
+    ]
+    key = load_node_key(home.node_key).public_key()
+
+    def checked(header: RequestHeader) -> tuple[ReplyHeader, dict[str, np.ndarray]]:
+        reply, arrays = ask_node(home, header, 60)
+        assert check_reply(reply, arrays, key, request_name(header, digest)) is None
+        return reply, arrays
+
+    with resident(home):
+        assert [checked(header)[0].code for header in forged] == ["signature"] * 4
+        assert ledger.entries() == []
+        first, arrays = checked(good)
+    with resident(home):
+        second, again = checked(signer.sign(request(run, 1), digest, "north", now + 120))
+    assert (first.status, second.status, len(ledger.entries())) == ("ok", "ok", 1)
+    assert first.request != second.request
+    assert arrays.keys() == again.keys()
+    assert all(np.array_equal(again[name], value) for name, value in arrays.items())
 
 
 def test_bad_home_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

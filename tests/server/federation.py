@@ -21,6 +21,7 @@ from shared.privacy.noise import SimulationNoise
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.summaries import HISTOGRAMS_KEY
 from shared.records import from_records, to_records
+from shared.signing import ReplySigner, digest_of, request_name
 from shared.wire import (
     DENSITY_PREFIX,
     PROTOCOL,
@@ -61,7 +62,9 @@ class Site:
         records: number of its records, its weight.
         shift: how far one training round moves every shared value.
         requests: headers of all requests so far.
-        edit: changes a good answer before it is sent.
+        edit: changes a good answer before it is signed and sent.
+        signer: its key, where the federation signs.
+        resign: changes a signed answer before it is sent.
     """
 
     name: str
@@ -69,6 +72,8 @@ class Site:
     shift: float
     requests: list[RequestHeader] = field(default_factory=list)
     edit: Callable[[ReplyHeader, Arrays], tuple[ReplyHeader, Arrays]] | None = None
+    signer: ReplySigner | None = None
+    resign: Callable[[ReplyHeader, Arrays], tuple[ReplyHeader, Arrays]] | None = None
 
     def answer(self, message: Message) -> Message:
         """Do what the request asks."""
@@ -126,6 +131,10 @@ class Site:
         )
         if self.edit is not None:
             reply, released = self.edit(reply, released)
+        if self.signer is not None:
+            reply = self.signer.sign(reply, released, request_name(header, digest_of(arrays)))
+        if self.resign is not None:
+            reply, released = self.resign(reply, released)
         return Message(to_records(reply, released), reply_to=message)
 
 

@@ -8,9 +8,16 @@ import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from server.authority import create_authority, ensure_certificate, fingerprint, issue_certificate
+from server.authority import (
+    create_authority,
+    ensure_certificate,
+    fingerprint,
+    issue_certificate,
+    issue_requests_certificate,
+)
 from server.home import ServerHome
 from shared.errors import ConfigError, ServiceError
+from shared.signing import REQUESTS_PURPOSE, RequestSigner
 
 
 @pytest.fixture
@@ -56,7 +63,7 @@ def test_certificate_does_not_hold_for_others(home: ServerHome) -> None:
 
 def test_private_files_are_private(home: ServerHome) -> None:
     """Keys and the secret are for the owner alone."""
-    for path in (home.ca_key, home.certificate_key, home.superexec_secret):
+    for path in (home.ca_key, home.certificate_key, home.requests_key, home.superexec_secret):
         assert path.stat().st_mode & 0o777 == 0o600
     assert home.root.stat().st_mode & 0o777 == 0o700
 
@@ -74,6 +81,53 @@ def test_certificate_is_renewed_only_when_needed(home: ServerHome) -> None:
     assert not ensure_certificate(home, ["fed.example.org"])
     assert ensure_certificate(home, ["new.example.org"])
     verify(home, x509.DNSName("new.example.org"))
+
+
+def test_the_key_for_requests_is_for_them_alone(home: ServerHome) -> None:
+    """No TLS client takes its certificate, which the authority issued for our own purpose."""
+    authority = x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
+    certificate = x509.load_pem_x509_certificate(home.requests_certificate.read_bytes())
+    certificate.verify_directly_issued_by(authority)
+    extensions = certificate.extensions
+    purposes = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(purposes) == [REQUESTS_PURPOSE]
+    assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    builder = PolicyBuilder().store(Store([authority])).time(datetime.datetime.now())
+    with pytest.raises(VerificationError):
+        builder.build_server_verifier(x509.DNSName("localhost")).verify(certificate, [])
+
+
+def test_a_home_of_before_gets_its_key_for_requests(
+    home: ServerHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Absent, unpaired or near its end it is made anew; a good one stays, and so does the rest."""
+    kept = [path.read_bytes() for path in (home.ca_key, home.ca_certificate, home.certificate)]
+    first = home.requests_key.read_bytes()
+    assert not ensure_certificate(home, [])
+    assert home.requests_key.read_bytes() == first
+    home.requests_certificate.unlink()
+    assert not ensure_certificate(home, [])
+    second = home.requests_key.read_bytes()
+    home.requests_key.unlink()
+    home.requests_certificate.unlink()
+    assert not ensure_certificate(home, [])
+    third = home.requests_key.read_bytes()
+    assert len({first, second, third}) == 3
+    home.requests_key.write_bytes(first)
+    assert not ensure_certificate(home, [])
+    RequestSigner.load(home.requests_key, home.requests_certificate)
+    with monkeypatch.context() as short:
+        short.setattr("server.authority._ISSUED_DAYS", 29)
+        issue_requests_certificate(home)
+    before = home.requests_key.read_bytes()
+    assert not ensure_certificate(home, [])
+    assert home.requests_key.read_bytes() != before
+    assert kept == [
+        path.read_bytes() for path in (home.ca_key, home.ca_certificate, home.certificate)
+    ]
+    home.requests_key.chmod(0o644)
+    with pytest.raises(ConfigError, match="0644"):
+        ensure_certificate(home, [])
 
 
 def test_open_keys_are_refused(home: ServerHome) -> None:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from shared.config import RunConfig
 from shared.errors import ProtocolError
 from shared.records import from_records, to_records
-from shared.wire import PROTOCOL, ReplyHeader, RequestHeader, pack, parse_header, unpack
+from shared.wire import (
+    PROTOCOL,
+    STORED_PROTOCOLS,
+    ReplyHeader,
+    RequestHeader,
+    pack,
+    parse_header,
+    unpack,
+)
 
 RUN = RunConfig.parse({"name": "wire", "data": {"name": "ecg", "shape": [8]}}, "test")
 REQUEST = RequestHeader(
@@ -41,6 +49,18 @@ def test_another_version_is_refused_by_number_on_both_sides() -> None:
     for kind in (RequestHeader, ReplyHeader):
         with pytest.raises(ProtocolError, match=f"version {PROTOCOL}, got 0; update"):
             parse_header(kind, '{"protocol": 0, "shape_of_the_past": true}')
+
+
+def test_version_3_is_refused_from_outside_and_read_from_a_nodes_own_store() -> None:
+    """A peer that cannot sign is named by its version; what a node kept itself is still read."""
+    for header in (REQUEST, REPLY):
+        old = pack(header.model_copy(update={"protocol": 3}), ARRAYS)
+        with pytest.raises(ProtocolError, match="version 4, got 3; update the older side"):
+            unpack(type(header), old)
+        read, arrays = unpack(type(header), old, STORED_PROTOCOLS)
+        assert (read.protocol, arrays.keys()) == (3, ARRAYS.keys())
+    with pytest.raises(ProtocolError, match="got 2"):
+        unpack(ReplyHeader, pack(REPLY.model_copy(update={"protocol": 2}), {}), STORED_PROTOCOLS)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"protocol": "x"}', '{"protocol": 1}'])

@@ -1,0 +1,69 @@
+"""The border of a deployed node: what it takes for a request of its server, and how it answers.
+
+Nothing on the way is trusted: a request counts only with the server's signature, for this site, in
+time and unchanged, and an answer leaves with the signature of the node's own key. Stored answers
+are not signed; each sending is, so that a request that comes again gets the same arrays.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from cryptography import x509
+
+from client.home import ClientHome
+from client.policy import NodeConfig
+from client.release import Outgoing
+from shared.errors import ConfigError
+from shared.signing import ReplySigner, check_request, request_name
+from shared.wire import PROTOCOL, STORED_PROTOCOLS, ReplyHeader, RequestHeader, pack, unpack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Border:
+    """Checks requests and signs answers.
+
+    Attributes:
+        authority: certificate of the federation's authority, as this site pinned it.
+        site: this site's name.
+        signer: holds the key that the site was admitted with.
+        clock: seconds since 1970.
+    """
+
+    authority: x509.Certificate
+    site: str
+    signer: ReplySigner
+    clock: Callable[[], float] = time.time
+
+    @classmethod
+    def of(cls, home: ClientHome, config: NodeConfig) -> Self | None:
+        """The border of a home whose node file names a server; None for a simulated node.
+
+        Raises:
+            ConfigError: the authority's certificate or the node's key is not usable.
+        """
+        if config.server is None:
+            return None
+        try:
+            authority = x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"Expected the federation's certificate in {home.ca_certificate}, got none; "
+                "copy the server's tls/ca.crt there."
+            ) from None
+        return cls(authority=authority, site=config.site, signer=ReplySigner.load(home.node_key))
+
+    def check(self, header: RequestHeader, digest: bytes) -> None:
+        """Pass a request of the server to this site; ``digest`` is that of its arrays.
+
+        Raises:
+            SignatureError: naming what does not hold.
+        """
+        check_request(header, digest, self.authority, self.site, self.clock())
+
+    def signed(self, outgoing: Outgoing, request: RequestHeader, digest: bytes) -> bytes:
+        """The packed answer as it is sent, signed for exactly that request."""
+        header, arrays = unpack(ReplyHeader, outgoing.payload, STORED_PROTOCOLS)
+        spoken = header.model_copy(update={"protocol": PROTOCOL})
+        return pack(self.signer.sign(spoken, arrays, request_name(request, digest)), arrays)
