@@ -24,6 +24,7 @@ from shared.schedule import Kind
 PROTOCOL = 3
 MAX_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
+MAX_COUNT = 2**53  # whole numbers up to here are exact in a float
 
 #: What a run may be called; it names a folder on both sides.
 RUN_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,80}$"
@@ -45,7 +46,7 @@ class _Header(BaseModel):
 
     protocol: int
     run_id: Annotated[str, Field(pattern=RUN_ID_PATTERN)]
-    round: Annotated[int, Field(ge=1)]
+    round: Annotated[int, Field(ge=1, le=MAX_COUNT)]
     kind: Kind
 
 
@@ -68,12 +69,12 @@ class ReplyHeader(_Header):
     status: Literal["ok", "refused"]
     code: Annotated[str, Field(max_length=32)] = ""
     text: Annotated[str, Field(max_length=500)] = ""
-    records: Annotated[int, Field(ge=0)] = 0
+    records: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     epsilon: Annotated[float, Field(ge=0)] | None = None  # spent on the data set so far
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
     sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
-    steps: Annotated[int, Field(ge=0)] = 0
+    steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     rng: Literal["secure", "simulation"] = "secure"  # of the worst release in epsilon
 
 
