@@ -12,7 +12,15 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.superlink.grid import HttpGrid
 
-from server.inbox import CALL_S, Arrived, GridInbox, LinkInbox, is_deployed, open_inbox
+from server.inbox import (
+    CALL_S,
+    OBJECTS_A_LOOK,
+    Arrived,
+    GridInbox,
+    LinkInbox,
+    is_deployed,
+    open_inbox,
+)
 from server.quota import ReplyQuota
 from server.screening import ScreeningFailure
 from shared.errors import ServiceError
@@ -209,6 +217,29 @@ def test_garbage_is_a_failure_of_its_site(spoil: Callable[[bytes], bytes], *, na
     inbox = inbox_of(link)
     assert code_of(inbox.look("m1", FAR)) == "unreadable"
     assert isinstance(inbox.look("m2", FAR), Message)
+
+
+def test_sound_object_under_the_hash_of_another_is_refused() -> None:
+    """What the SuperLink hands out must be what the tree named."""
+    announced, other = Announced.of(reply("m1")), Announced.of(reply("m1", size=5))
+    one, another = (
+        next(k for k, v in sent.objects.items() if v.startswith(b"ArrayChunk"))
+        for sent in (announced, other)
+    )
+    announced.objects[one] = other.objects[another]
+    assert code_of(inbox_of(Link({"m1": announced})).look("m1", FAR)) == "unreadable"
+
+
+def test_reply_of_many_objects_takes_turns() -> None:
+    """One look asks for a bounded number of objects, so that the next reply has its turn."""
+    link = Link({"m1": Announced.of(reply("m1", arrays=OBJECTS_A_LOOK))})
+    inbox = LinkInbox(link, 5, ReplyQuota(bytes=100_000, objects=200), lambda: 0.0)
+    looks = 1
+    while inbox.look("m1", FAR) is None:
+        assert link.calls.count("PullObject") <= looks * OBJECTS_A_LOOK
+        assert inbox.moved
+        looks += 1
+    assert looks >= 2
 
 
 def test_reply_to_another_message_is_refused() -> None:
