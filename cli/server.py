@@ -210,6 +210,7 @@ def status(
     from server.control import Control
     from server.home import ServerHome
     from server.registry import Registry
+    from server.strikes import Strikes
     from shared.errors import ConfigError
     from shared.supervisor import read_status
 
@@ -226,6 +227,10 @@ def status(
                     for one in registry.rounds(run_id)
                 ],
                 "artefacts": [_row(one) for one in registry.artefacts(run_id)],
+                "left_out": [
+                    {"site": one.site, "sentence": one.sentence}
+                    for one in Strikes(place.run(run_id)).left_out().values()
+                ],
             }
             print_json(facts) if json else _print_run(facts)
             return
@@ -240,6 +245,30 @@ def status(
         return
     print_processes(found)
     _print_overview(overview)
+
+
+@app.command(epilog="Example: fedlatent server readmit hearts-20260131-120000-a1b2 hospital-a")
+def readmit(
+    run_id: Annotated[str, typer.Argument(help="The run.")],
+    site: Annotated[str, typer.Argument(help="Name of the site that is left out of it.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let a site back into a run that left it out, as one whose replies misbehaved."""
+    from server.home import ServerHome
+    from server.registry import Registry
+    from server.strikes import Strikes
+    from shared.errors import ConfigError
+
+    place = ServerHome.find(home)
+    with Registry(place.registry) as registry:
+        if registry.run(run_id) is None:
+            raise ConfigError(f"Expected a known run, got {run_id!r}; see 'server status'.")
+    Strikes(place.run(run_id)).readmit(site)
+    if json:
+        print_json({"run_id": run_id, "readmitted": site})
+    else:
+        out.print(f"{escaped(site)} is asked again from the next phase of {run_id} on")
 
 
 def _say_submitted(run_id: str, *, as_json: bool) -> None:
@@ -303,6 +332,9 @@ def _print_run(facts: Mapping[str, Any]) -> None:
             if site["status"] != "ok":
                 words = escaped(f"{site['site']}: {site['sentence']}")
                 out.print(f"phase {one['number']}, {words}", soft_wrap=True)
+    for one in facts["left_out"]:
+        words = escaped(f"{one['site']} {one['sentence']}")
+        out.print(f"[yellow]left out[/]: {words}", soft_wrap=True)
     for one in facts["artefacts"]:
         out.print(f"{one['name']}: {one['path']} ({size(one['bytes'])})", soft_wrap=True)
 

@@ -132,6 +132,6 @@ def _object(line: str) -> Mapping[str, Any]:
     """The object of one line; nothing of one that a crash cut short."""
     try:
         value = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -7,7 +7,7 @@ one). The server home comes from ``$FEDLATENT_SERVER_HOME``, else ``~/.fedlatent
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flwr.app import Context
@@ -17,6 +17,8 @@ from server.control import Control
 from server.driver import SiteTable, drive, new_run_id
 from server.home import ServerHome
 from server.seal import Seal
+from server.inbox import is_deployed
+from server.quota import ReplyQuota, save_quota
 from shared.config import RunConfig
 from shared.data.sources import HEARTS_SCHEMA
 from shared.errors import ConfigError, FedlatentError
@@ -46,6 +48,7 @@ def main(grid: Grid, context: Context) -> None:
             resume=resume,
             sites=lambda: admitted_sites(home),
             seal=Seal.of(home),
+            announce=_announcer(grid, home),
         )
     except FedlatentError as error:
         _log.error("%s", error)
@@ -84,6 +87,13 @@ def default_config() -> RunConfig:
 def admitted_sites(home: ServerHome) -> SiteTable:
     """Node id -> name of the sites admitted to this server; empty in simulations."""
     return {int(site.node_id): site.name for site in Control(home).sites()}
+
+
+def _announcer(grid: Grid, home: ServerHome) -> Callable[[ReplyQuota], None] | None:
+    """Writes for the gateway what one reply may weigh, where there is a gateway."""
+    if not is_deployed(grid):
+        return None
+    return lambda quota: save_quota(home, grid.run.run_id, quota)
 
 
 def _stored_config(path: Path) -> str:

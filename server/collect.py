@@ -89,6 +89,14 @@ class Collector:
             )
         )
 
+    def leave_out(self, node: int, site: str, sentence: str) -> SiteOutcome:
+        """Note that ``node`` is not asked, and why."""
+        return self._keep(
+            SiteOutcome(
+                site=site, node_id=node, status="left out", code="left-out", sentence=sentence
+            )
+        )
+
     def average(self) -> Arrays:
         """The weighted mean of the shared arrays (training phases)."""
         return self._mean.result()

@@ -10,14 +10,13 @@ import fcntl
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
 
-import httpx
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -25,6 +24,8 @@ from flwr.serverapp import Grid
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.collect import Collector
 from server.home import ServerHome
+from server.inbox import UNREADABLE, Inbox, open_inbox
+from server.quota import ReplyQuota
 from server.registry import Registry, SiteOutcome
 from server.results import RunResult, form_of, write_result
 from server.rounds import JoinState, RoundState, Verdict
@@ -32,6 +33,7 @@ from server.screening import ReplySpec, ScreeningFailure
 from server.seal import Seal
 from server.strategies.averaging import TTL_MARGIN_S, EncoderAveraging
 from server.strategies.optimizer import server_step
+from server.strikes import LeftOut, Strikes
 from shared.config import RunConfig
 from shared.data.gaussian import DataGaussian
 from shared.data.scaling import pool_scaling
@@ -79,11 +81,6 @@ THRESHOLDS = ("absolute", "recentred", "combined")
 #: Node id -> site name of the admitted sites; empty when the server keeps no such table.
 SiteTable = Mapping[int, str]
 
-_UNREADABLE = ScreeningFailure(
-    status="failed",
-    code="unreadable",
-    sentence="the reply could not be read; compare the software versions",
-)
 _NOT_SENT = ScreeningFailure(
     status="failed",
     code="not-sent",
@@ -92,6 +89,19 @@ _NOT_SENT = ScreeningFailure(
 _LATE = ScreeningFailure(
     status="late", code="late", sentence="no answer before the deadline of the round"
 )
+_UNHEARD = ScreeningFailure(
+    status="open",
+    code="link",
+    sentence="the SuperLink did not say whether an answer is there; see its log",
+)
+_NOT_AWAITED = ScreeningFailure(
+    status="open",
+    code="not-awaited",
+    sentence="no answer yet when the quorum came out of reach, which ended the phase",
+)
+
+#: Seconds past the end of a phase in which answers that lie ready are still taken.
+LAST_LOOK_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +139,7 @@ def drive(
     sites: Callable[[], SiteTable] = dict,
     pace: Pace | None = None,
     seal: Seal | None = None,
+    announce: Callable[[ReplyQuota], None] | None = None,
 ) -> RunResult:
     """Take a run to its end, from its start or from its last checkpoint.
 
@@ -146,6 +157,7 @@ def drive(
         pace: clock and waits.
         seal: signs what admitted sites are asked and checks that they answered; with one, no node
             but those of the table is asked.
+        announce: told what one reply may weigh, before the messages of each phase are sent.
 
     Raises:
         ConfigError: the run exists and ``resume`` is not set, or the configuration is another.
@@ -168,6 +180,8 @@ def drive(
                 pace=pace or Pace(),
                 seal=seal,
                 start=start or _started_from(config, home),
+                strikes=Strikes(folder),
+                announce=announce,
             )
             result = driver.finish(driver.run(), folder / "result")
         except FedlatentError as error:
@@ -245,8 +259,10 @@ class Driver:
     store: CheckpointStore
     sites: Callable[[], SiteTable]
     pace: Pace
+    strikes: Strikes
     start: Arrays | None = None
     seal: Seal | None = None
+    announce: Callable[[ReplyQuota], None] | None = None
 
     def __post_init__(self) -> None:
         """Build the model once, for its first weights and its size."""
@@ -316,7 +332,7 @@ class Driver:
         return self._attempt(state, phase, wanted, ATTEMPTS)
 
     def _attempt(self, state: Checkpoint, phase: Phase, wanted: int, attempt: int) -> Collector:
-        names, admitted = self._join(phase, wanted)
+        names, admitted, left_out = self._join(phase, wanted)
         request = self._request(state, phase, len(names))
         self.registry.start_round(self.run_id, phase.number, phase.kind, attempt, len(names))
         spec = ReplySpec.of(
@@ -334,7 +350,10 @@ class Driver:
             envelope=self.seal.envelope(names, lasts_s) if self.seal else None,
         )
         collector.sent = sum(value.nbytes for value in request.arrays.values())
-        verdict = self._collect(collector, request)
+        for node, one in left_out.items():
+            outcome = collector.leave_out(node, one.site, one.sentence)
+            self._report(phase, outcome)
+        verdict = self._collect(collector, request, ReplyQuota.of(spec.shapes.values()))
         outcomes = collector.outcomes.values()
         good = sum(outcome.status == "ok" for outcome in outcomes)
         _log.info(
@@ -350,16 +369,18 @@ class Driver:
             raise QuorumLost(
                 f"Expected {self.config.federation.quorum} good replies in phase {phase.number} "
                 f"({phase.kind}), got {good} of {len(names)} nodes: {_excuses(collector)}; "
-                "bring the nodes back and resume the run."
+                f"bring the nodes back and resume the run.{_way_back(left_out.values())}"
             )
         return collector
 
-    def _join(self, phase: Phase, wanted: int) -> tuple[dict[int, str], bool]:
-        """Wait for nodes; their names, and whether these come from a table of admitted sites."""
+    def _join(self, phase: Phase, wanted: int) -> tuple[dict[int, str], bool, dict[int, LeftOut]]:
+        """Wait for nodes that may be asked.
+
+        Returns:
+            Their names; whether these come from a table of admitted sites; who is left out.
+        """
         rules, pace = self.config.federation, self.pace
-        state = JoinState(
-            wanted=wanted, quorum=rules.quorum, until=pace.clock() + rules.join_timeout_s
-        )
+        until = pace.clock() + rules.join_timeout_s
         while True:
             table = self.sites()
             online = sorted(self.grid.get_node_ids())
@@ -367,14 +388,20 @@ class Driver:
             if known:
                 self._name_strangers(set(online) - table.keys())
                 online = [node for node in online if node in table]
-            verdict = state.decide(len(online), pace.clock())
+            names = {node: table.get(node, f"node-{node}") for node in online}
+            banned = self.strikes.left_out()
+            left_out = {node: banned[name] for node, name in names.items() if name in banned}
+            names = {node: name for node, name in names.items() if node not in left_out}
+            # Who is left out is not waited for in addition to the others.
+            state = JoinState(wanted=wanted - len(left_out), quorum=rules.quorum, until=until)
+            verdict = state.decide(len(names), pace.clock())
             if verdict is Verdict.GO:
-                return {node: table.get(node, f"node-{node}") for node in online}, known
+                return names, known, left_out
             if verdict is Verdict.FAIL:
                 raise QuorumLost(
                     f"Expected {rules.quorum} nodes for phase {phase.number} ({phase.kind}), got "
-                    f"{len(online)} within {rules.join_timeout_s:g} s; start the nodes and resume "
-                    "the run."
+                    f"{len(names)} within {rules.join_timeout_s:g} s; start the nodes and resume "
+                    f"the run.{_way_back(left_out.values())}"
                 )
             pace.sleep(pace.poll_s)
 
@@ -419,35 +446,103 @@ class Driver:
         epsilon = epsilon_of([plan.required("moments")], plan.delta)
         return choose_form(records, clients, epsilon, self._model.latent_dim)
 
-    def _collect(self, collector: Collector, request: "_Request") -> Verdict:
-        """Send, then poll until the phase is decided; the deadline starts once all is sent."""
+    def _collect(self, collector: Collector, request: "_Request", quota: ReplyQuota) -> Verdict:
+        """Send, then look for replies until the phase is decided.
+
+        The deadline starts once all is sent. No reply is waited for: each look takes what is there.
+        """
         pace, rules = self.pace, self.config.federation
+        inbox = open_inbox(self.grid, quota, pace.clock)
+        if self.announce is not None:
+            self.announce(quota)
         started = pace.clock()
         nodes = sorted(collector.names)
         waiting = self._send(collector, request, nodes)
         state = RoundState.start(nodes, rules.quorum, pace.clock() + rules.round_deadline_s)
         untaken = set(nodes) - set(waiting.values())
         for node in untaken:
-            collector.fail(node, _NOT_SENT, 0.0)
+            self._report(collector.phase, collector.fail(node, _NOT_SENT, 0.0))
         state = state.replies(dict.fromkeys(untaken, False))
-        while True:
-            answers: dict[int, bool] = {}
-            for node, message in self._pull(waiting):
-                seconds = pace.clock() - started
-                if message is None:
-                    outcome = collector.fail(node, _UNREADABLE, seconds)
-                else:
-                    outcome = collector.take(node, message, seconds)
-                self._report(collector.phase, outcome)
-                answers[node] = outcome.status == "ok"
-            state = state.replies(answers)
+        visit = _Visit(inbox=inbox, waiting=waiting, collector=collector, started=started)
+        verdict = state.decide(pace.clock())
+        while verdict is Verdict.WAIT:
+            state = state.replies(self._look(visit, state.until))
             verdict = state.decide(pace.clock())
-            if verdict is not Verdict.WAIT:
-                break
-            pace.sleep(max(0.0, min(pace.poll_s, state.until - pace.clock())))
-        for node in sorted(state.pending):
-            self._report(collector.phase, collector.fail(node, _LATE, pace.clock() - started))
+            if verdict is Verdict.WAIT and not inbox.moved:
+                pace.sleep(max(0.0, min(pace.poll_s, state.until - pace.clock())))
+                verdict = state.decide(pace.clock())
+        if state.pending:
+            timely = pace.clock() >= state.until  # the deadline ended the phase, and nothing else
+            state = self._last_look(visit, state)
+            verdict = state.decide(state.until)
+            for node in sorted(state.pending):
+                self._close(visit, node, timely=timely)
         return verdict
+
+    def _last_look(self, visit: "_Visit", state: RoundState) -> RoundState:
+        """Take what lies ready at the end of a phase, however soon after its sender that came."""
+        end = self.pace.clock() + LAST_LOOK_S
+        while state.pending:
+            state = state.replies(self._look(visit, end, whole=True))
+            if not visit.inbox.moved or self.pace.clock() >= end:
+                break
+        return state
+
+    def _look(self, visit: "_Visit", until: float, *, whole: bool = False) -> dict[int, bool]:
+        """Look once for each reply in turn; good or not by node, of those that are decided by it.
+
+        Args:
+            visit: whose replies.
+            until: time at which the looks end.
+            whole: look for each once, however late it is.
+        """
+        answers: dict[int, bool] = {}
+        visit.inbox.moved = False
+        for identifier, node in list(visit.waiting.items()):
+            if not whole and self.pace.clock() >= until:
+                break
+            found = visit.inbox.look(identifier, until)
+            if found is None:
+                continue
+            del visit.waiting[identifier]
+            visit.inbox.moved = True
+            seconds = self.pace.clock() - visit.started
+            if isinstance(found, ScreeningFailure):
+                outcome = visit.collector.fail(node, found, seconds)
+            else:
+                outcome = self._take(visit.collector, node, found, seconds)
+            del found
+            self._report(visit.collector.phase, outcome)
+            answers[node] = outcome.status == "ok"
+        return answers
+
+    def _take(
+        self, collector: Collector, node: int, message: Message, seconds: float
+    ) -> SiteOutcome:
+        """Screen and fold one reply; whatever it does to that is a failure of its node alone."""
+        try:
+            return collector.take(node, message, seconds)
+        except Exception:
+            _log.exception("run %s: the reply of %s", self.run_id, collector.names[node])
+            return collector.fail(node, UNREADABLE, seconds)
+
+    def _close(self, visit: "_Visit", node: int, *, timely: bool) -> None:
+        """Name a node that has not answered; late is who was waited for up to the deadline."""
+        (identifier,) = (one for one, other in visit.waiting.items() if other == node)
+        failure, arrived = _LATE, visit.inbox.arrived(identifier)
+        if not timely:
+            failure = _NOT_AWAITED
+        elif visit.inbox.unheard(identifier):
+            failure = _UNHEARD
+        elif arrived is not None:
+            failure = replace(
+                _LATE,
+                code="incomplete",
+                sentence=f"Expected the reply that was announced before the deadline, got "
+                f"{arrived.objects} of its {arrived.of} objects ({arrived.bytes} bytes).",
+            )
+        seconds = self.pace.clock() - visit.started
+        self._report(visit.collector.phase, visit.collector.fail(node, failure, seconds))
 
     def _send(self, collector: Collector, request: "_Request", nodes: list[int]) -> dict[str, int]:
         """Push one message for each node; node by message id, of those that were taken."""
@@ -459,35 +554,27 @@ class Driver:
             return {}
         return {identifier: node for identifier, node in zip(ids, nodes, strict=True) if identifier}
 
-    def _pull(self, waiting: dict[str, int]) -> Iterator[tuple[int, Message | None]]:
-        """The answers that are there, one at a time; None for one that cannot be read.
-
-        Error replies carry the server's own node id, so nodes are known by the id of the message.
-        """
-        for identifier in list(waiting):
-            try:
-                messages = list(self.grid.pull_messages([identifier]))
-            except (OSError, httpx.HTTPError):
-                raise  # the link is down, and no fault of the node
-            except Exception:
-                _log.exception("run %s: a reply could not be read", self.run_id)
-                yield waiting.pop(identifier), None
-                continue
-            for message in messages:
-                if message.metadata.reply_to_message_id == identifier and identifier in waiting:
-                    yield waiting.pop(identifier), message
-
     def _report(self, phase: Phase, outcome: SiteOutcome) -> None:
-        if outcome.status != "ok":
+        """Log an outcome that is not good, and count it when it is misbehaviour."""
+        if outcome.status == "ok":
+            return
+        _log.warning(
+            "run %s: %s %d: node %s %s (%s): %s",
+            self.run_id,
+            phase.kind,
+            phase.number,
+            outcome.site,
+            outcome.status,
+            outcome.code,
+            outcome.sentence,
+        )
+        left_out = self.strikes.note(outcome, phase)
+        if left_out is not None:
             _log.warning(
-                "run %s: %s %d: node %s %s (%s): %s",
+                "run %s: node %s is left out of the run from the next phase on: %s",
                 self.run_id,
-                phase.kind,
-                phase.number,
-                outcome.site,
-                outcome.status,
-                outcome.code,
-                outcome.sentence,
+                left_out.site,
+                left_out.sentence,
             )
 
     def _advance(self, state: Checkpoint, phase: Phase, collector: Collector) -> Checkpoint:
@@ -619,6 +706,24 @@ class Driver:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Visit:
+    """The replies of one attempt that are looked for.
+
+    Attributes:
+        inbox: where.
+        waiting: node by id of its message, of replies that have not been taken; error replies
+            carry the server's own node id, so nodes are known by the message.
+        collector: takes them.
+        started: time at which the messages were sent.
+    """
+
+    inbox: Inbox
+    waiting: dict[str, int]
+    collector: Collector
+    started: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Request:
     """What a phase sends.
 
@@ -648,6 +753,11 @@ def _excuses(collector: Collector) -> str:
     named = [f"{outcome.site} {outcome.status} ({outcome.code})" for outcome in bad[:5]]
     more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
     return ", ".join([*named, *more]) or "no other node was online"
+
+
+def _way_back(left_out: Iterable[LeftOut]) -> str:
+    """Who is left out of a run that lacks nodes, and how the operator lets them back."""
+    return "".join(f" Site {one.site} is {one.sentence}." for one in left_out)
 
 
 def _renewed(

@@ -26,7 +26,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from server.rounds import SiteStatus
+from server.rounds import ANSWERED, SiteStatus
 from shared.errors import ServiceError
 from shared.schedule import Kind
 
@@ -316,7 +316,7 @@ def _see(session: Session, known: Mapping[str, Site], part: SiteOutcome, now: fl
         session.add(site)
     site.node_id = str(part.node_id)
     site.last_status, site.last_code, site.last_sentence = part.status, part.code, part.sentence
-    if part.status != "late":
+    if part.status in ANSWERED:
         site.last_seen = now
     if part.epsilon is not None:
         site.epsilon, site.delta = part.epsilon, part.delta

@@ -9,8 +9,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, Self
 
-#: What a node did in a phase; "refused" is a no in words by the node itself.
-SiteStatus = Literal["ok", "refused", "failed", "late"]
+#: What a node did in a phase. "refused": a no in words by the node itself; "open": it was not
+#: waited for to the end; "left out": it was not asked, since its replies misbehaved before.
+SiteStatus = Literal["ok", "refused", "failed", "late", "open", "left out"]
+
+#: Those of a node that has answered.
+ANSWERED: frozenset[SiteStatus] = frozenset(("ok", "refused", "failed"))
 
 
 class Verdict(Enum):

@@ -27,6 +27,7 @@ from shared.wire import MAX_HEADER_BYTES, PROTOCOL, Arrays, ReplyHeader
 #: Gaussian noise stays within this many deviations but with probability 1e-23 for each entry.
 _NOISE_REACH = 10.0
 _SENTENCE_LIMIT = 500
+_VERSIONS = 10**6
 _BLOCK = 2**14
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
@@ -125,6 +126,8 @@ def open_reply(
     if isinstance(content, LocalRecords):
         return _screened(content.header, content.arrays, spec, check)
     version = _protocol_of(content)
+    if version is None:
+        return _failed("unreadable", "Expected a reply with a readable header, got none.")
     if version != PROTOCOL:
         return _failed(
             "protocol",
@@ -137,7 +140,7 @@ def open_reply(
     try:
         header, arrays = from_records(ReplyHeader, content)
     except ProtocolError as error:
-        return _failed(error.code, str(error))
+        return _failed("unreadable", str(error))
     return _screened(header, arrays, spec, check)
 
 
@@ -173,22 +176,21 @@ def _failed(code: str, sentence: str) -> ScreeningFailure:
 
 def _one_line(text: str) -> str:
     """Printable text without line breaks, so that a node cannot forge log lines."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return clean[:_SENTENCE_LIMIT]
+    return "".join(c if c.isprintable() else " " for c in text[:_SENTENCE_LIMIT])
 
 
-def _protocol_of(content: RecordDict) -> object:
-    """The protocol version that a reply claims; None when it has none."""
+def _protocol_of(content: RecordDict) -> int | None:
+    """The protocol version that a reply claims; None when it has none that can be read."""
     header = content.get(HEADER)
     text = header.get("json") if isinstance(header, ConfigRecord) else None
     if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
         return None
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, deep nesting
         return None
     version = value.get("protocol") if isinstance(value, dict) else None
-    return version if isinstance(version, int) else None
+    return version if type(version) is int and abs(version) < _VERSIONS else None
 
 
 def _unsafe(content: RecordDict, spec: ReplySpec) -> ScreeningFailure | None:

@@ -207,7 +207,7 @@ class RunConfig(_Section):
         """Read the TOML text of a run file."""
         try:
             value = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise ConfigError(f"{source}: expected TOML, got a syntax error: {error}.") from None
         return cls.parse(value, source)
 

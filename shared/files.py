@@ -100,7 +100,7 @@ def read_json(path: Path) -> object:
         value: object = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"Expected a JSON file at {path}, got none; check the path.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise DataError(f"Expected JSON in {path}, got something else: {error}.") from None
     return value
 

@@ -28,6 +28,7 @@ MEANING = 3
 STORED_PROTOCOLS = range(MEANING, PROTOCOL + 1)
 MAX_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
+MAX_COUNT = 2**53  # whole numbers up to here are exact in a float
 
 #: What a run may be called; it names a folder on both sides.
 RUN_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,80}$"
@@ -52,7 +53,7 @@ class _Header(BaseModel):
 
     protocol: int
     run_id: Annotated[str, Field(pattern=RUN_ID_PATTERN)]
-    round: Annotated[int, Field(ge=1)]
+    round: Annotated[int, Field(ge=1, le=MAX_COUNT)]
     kind: Kind
 
 
@@ -84,12 +85,12 @@ class ReplyHeader(_Header):
     status: Literal["ok", "refused"]
     code: Annotated[str, Field(max_length=32)] = ""
     text: Annotated[str, Field(max_length=500)] = ""
-    records: Annotated[int, Field(ge=0)] = 0
+    records: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     epsilon: Annotated[float, Field(ge=0)] | None = None  # spent on the data set so far
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
     sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
-    steps: Annotated[int, Field(ge=0)] = 0
+    steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     rng: Literal["secure", "simulation"] = "secure"  # of the worst release in epsilon
     request: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""  # name of what is answered
     signature: SignatureText = ""  # of the node's own key; see shared.signing

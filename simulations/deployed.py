@@ -20,6 +20,7 @@ from server.driver import ATTEMPTS
 from server.home import ServerHome
 from server.registry import Registry, Round, SiteRound
 from server.results import RunResult
+from server.rounds import ANSWERED
 from server.service import OVER, ServerService, init_server
 from server.watch import Report, watch_run
 from shared.config import RunConfig
@@ -247,7 +248,7 @@ def _progress(server: ServerHome, run_id: str) -> Iterator[Progress]:
             kind=cast(Kind, row.kind),
             round=training_round(config, row.number),
             asked=row.asked,
-            answered=sum(part.status != "late" for part in parts),
+            answered=sum(part.status in ANSWERED for part in parts),
             loss=None,
             epsilon=_epsilon(parts),
         )

@@ -263,7 +263,7 @@ def metadata(state: Path) -> dict[str, RoleAge]:
     """Stored metadata by role; it was verified when it was stored."""
     found = {}
     for role in ("timestamp", "snapshot", "targets", "root"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             signed = json.loads((state / "trust" / f"{role}.json").read_bytes())["signed"]
             version, expires = int(signed["version"]), str(signed["expires"])
             found[role] = RoleAge(version=version, expires=expires, expired=expires <= utc_text())

@@ -182,7 +182,10 @@ class EncoderAveraging(Strategy):
                 _log.warning("round %d: dropped a reply: %s", server_round, opened.sentence)
                 continue
             header, arrays = opened
-            mean.add(arrays, self.weight(header))
+            try:
+                mean.add(arrays, self.weight(header))
+            except ValueError as error:  # a weight of nothing
+                _log.warning("round %d: dropped a reply: %s", server_round, error)
         if mean.count < self.config.federation.quorum:
             _log.warning(
                 "round %d: expected %d good replies, got %d; the arrays stay as they are",

@@ -4,6 +4,9 @@ import math
 
 from shared.wire import ReplyHeader
 
+#: From this ratio of signal to noise on, the weight is that without noise to the last bit.
+_DROWNS_NOISE = 1e9
+
 
 def weight_of(rule: str, header: ReplyHeader) -> float:
     """The weight of one reply.
@@ -22,5 +25,7 @@ def weight_of(rule: str, header: ReplyHeader) -> float:
     if rule == "records" or header.noise_multiplier == 0.0:
         return records
     ratio = header.sample_rate * records * math.sqrt(header.steps) / header.noise_multiplier
+    if ratio > _DROWNS_NOISE:
+        return records
     square = ratio**2
     return records * square / (1.0 + square)

@@ -18,9 +18,12 @@ from client.edge.main import build_parser
 from client.home import ClientHome
 from server.export import export_global
 from server.home import ServerHome
+from server.registry import Registry, SiteOutcome
+from server.strikes import Strikes
 from shared.errors import PolicyRefusal, ServiceError
 from shared.keys import SigningKey
 from shared.privacy.plan import PrivacyPlan
+from shared.schedule import Phase
 from shared.toml import dumps
 from simulations.federation import Simulation, datasets, simulate
 from tests.cli.conftest import Run
@@ -182,6 +185,33 @@ def test_ledger_and_releases_show_what_a_run_cost(
     spent = [line["epsilon"] for line in lines]
     assert spent == sorted(spent)
     assert run("client", "releases", "--home", home.root)[0] == 0
+
+
+def test_site_that_was_left_out_is_shown_and_let_back(run: Run, tmp_path: Path) -> None:
+    """Status names who is left out of a run and why; readmit undoes it, once, for that site."""
+    home = ServerHome.find(tmp_path / "server")
+    home.create()
+    with Registry(home.registry) as registry:
+        registry.start_run("hearts-1", name="hearts", digest="d", config="{}", phases=4)
+    home.run("hearts-1").mkdir(parents=True)
+    strikes, phase = Strikes(home.run("hearts-1")), Phase(number=1, kind="train", trained=0)
+    outcome = SiteOutcome(site="north", node_id=1, status="failed", code="norm")
+    for _ in range(3):
+        strikes.note(outcome, phase)
+    at = ("--home", home.root)
+    page = json.loads(run("server", "status", "hearts-1", *at, "--json")[1])
+    assert [one["site"] for one in page["left_out"]] == ["north"]
+    shown = run("server", "status", "hearts-1", *at)[1]
+    assert "left out: north not asked, since 3 of its replies misbehaved: norm in phase 1" in shown
+    code, _, error = run("server", "readmit", "hearts-2", "north", *at)
+    assert code == 2
+    assert "Expected a known run" in error
+    code, _, error = run("server", "readmit", "hearts-1", "south", *at)
+    assert code == 2
+    assert "left out are: north" in error
+    assert run("server", "readmit", "hearts-1", "north", *at)[0] == 0
+    assert json.loads(run("server", "status", "hearts-1", *at, "--json")[1])["left_out"] == []
+    assert run("server", "readmit", "hearts-1", "north", *at)[0] == 2
 
 
 def test_server_status_tells_the_run(

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from server.driver import drive, new_run_id
+from server.driver import LAST_LOOK_S, drive, new_run_id
 from server.home import ServerHome
+from server.quota import ReplyQuota
 from server.registry import Registry, SiteRound
 from server.results import RunResult
+from server.strikes import Strikes
 from shared.errors import ConfigError, DataError, QuorumLost, ServiceError
 from shared.models import build, encoder_state
 from shared.wire import PROTOCOL, Arrays, ReplyHeader
@@ -28,6 +30,7 @@ from tests.server.federation import (
     three_sites,
     tiny_config,
 )
+from tests.server.link import Announced, LinkGrid
 
 RUN = "tiny-1"
 
@@ -401,6 +404,180 @@ def test_damaged_result_is_said(tmp_path: Path) -> None:
     (result.folder / "result.json").write_text("[]")
     with pytest.raises(DataError, match="result of format 2"):
         RunResult.load(result.folder)
+
+
+def nan(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:
+    """An ``edit`` that no honest node makes."""
+    return header, {key: value * np.float32("nan") for key, value in arrays.items()}
+
+
+def test_reply_that_breaks_the_fold_fails_its_node_alone(tmp_path: Path) -> None:
+    """A reply on which aggregation itself raises is one failed node, and the run goes on."""
+    config = tiny_config(strategy={"weighting": "noise-aware"})
+    sites, home = three_sites(), home_at(tmp_path)
+    for number in (11, 13):
+        sites[number].edit = lambda h, a: (h.model_copy(update={"steps": 2}), a)
+    result = drive(grid_of(sites), config, home, run_id=RUN)
+    assert outcomes(home, 1)["node-12"].code == "unreadable"
+    assert result.facts["rounds"][0]["good"] == 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"protocol":' + "9" * 5_000 + "}", "[" * 60_000, '{"protocol": NaN}', "\ud800"]
+)
+def test_hostile_header_fails_its_node_alone(tmp_path: Path, text: str) -> None:
+    """Five thousand digits in a header name their sender and stop nothing."""
+    home, grid = home_at(tmp_path), LocalEdit.of(three_sites())
+    content = {"header": ConfigRecord({"json": text}), "arrays": ArrayRecord({})}
+    grid.contents = {12: RecordDict(content)}
+    result = drive(grid, tiny_config(), home, run_id=RUN)
+    assert outcomes(home, 1)["node-12"].code == "unreadable"
+    assert sorted(result.facts["sites"]) == ["node-11", "node-13"]  # type: ignore[arg-type, call-overload]
+
+
+class LocalEdit(InProcessGrid):
+    """A grid on which some nodes answer with records of the test.
+
+    Attributes:
+        contents: by node.
+    """
+
+    contents: dict[int, RecordDict]
+
+    @classmethod
+    def of(cls, sites: dict[int, Site]) -> "LocalEdit":
+        """The grid of ``sites``."""
+        grid = grid_of(sites, cls)
+        assert isinstance(grid, cls)
+        return grid
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies, some with other contents."""
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            reply.content = self.contents.get(reply.metadata.src_node_id, reply.content)
+        return replies
+
+
+def test_node_that_was_not_waited_for_is_not_called_late(tmp_path: Path) -> None:
+    """When refusals end a phase at once, a silent node is named as what it is: not awaited."""
+    sites, home, clock = three_sites(), home_at(tmp_path), Clock()
+    sites[11].edit = sites[12].edit = refuse("budget", "Expected less.")
+    grid = grid_of(sites, SilentGrid)
+    grid.online = {11, 12}
+    with pytest.raises(QuorumLost, match=r"node-13 open \(not-awaited\)"):
+        drive(grid, tiny_config(), home, run_id=RUN, pace=clock.pace())
+    assert clock.now == 10  # the pause before the second attempt
+    assert outcomes(home, 1)["node-13"].status == "open"
+
+
+def test_replies_that_lie_ready_at_the_deadline_count(tmp_path: Path) -> None:
+    """When one look lasts past the deadline, what the others have sent is still taken."""
+    clock = Clock()
+
+    class Slow(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            if any(reply.metadata.src_node_id == 11 for reply in replies):
+                clock.sleep(6)
+            return replies
+
+    home = home_at(tmp_path)
+    drive(grid_of(three_sites(), Slow), tiny_config(), home, run_id=RUN, pace=clock.pace())
+    for number in (1, 2, 3, 4):
+        assert {row.status for row in outcomes(home, number).values()} == {"ok"}
+
+
+def test_announced_reply_that_never_comes_stops_nothing(tmp_path: Path) -> None:
+    """Each phase ends at its deadline with the honest replies; three times, and the site is out."""
+    home, clock = home_at(tmp_path), Clock()
+    grid = LinkGrid(grid_of(three_sites()))
+    quotas: list[ReplyQuota] = []
+
+    def edit(node: int, announced: Announced) -> None:
+        if node == 12:
+            grid.link.hidden.add(announced.tree.object_id)
+
+    grid.edit = edit
+    result = drive(grid, tiny_config(), home, run_id=RUN, pace=clock.pace(), announce=quotas.append)
+    for number in (1, 2, 3):
+        row = outcomes(home, number)["node-12"]
+        assert (row.status, row.code) == ("late", "incomplete")
+        assert "objects" in row.sentence
+    assert outcomes(home, 4)["node-12"].status == "left out"
+    assert [entry["good"] for entry in result.facts["rounds"]] == [2, 2, 2, 2]  # type: ignore[union-attr, attr-defined]
+    assert clock.now <= 3 * (5 + LAST_LOOK_S)
+    assert len(quotas) == 4
+    assert quotas[0].bytes > quotas[3].bytes > 0
+
+
+def test_deployed_run_equals_that_of_one_process(tmp_path: Path) -> None:
+    """Piece by piece, the same replies give the same model."""
+    near = drive(grid_of(three_sites()), tiny_config(), home_at(tmp_path / "1"), run_id=RUN)
+    grid = LinkGrid(grid_of(three_sites()))
+    far = drive(grid, tiny_config(), home_at(tmp_path / "2"), run_id=RUN)
+    assert far.facts["model"] == near.facts["model"]
+    assert far.facts["thresholds"] == near.facts["thresholds"]
+
+
+def test_three_strikes_and_the_way_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A site is left out after three bad replies, across a resume, until the operator says so."""
+    sites, home = three_sites(), home_at(tmp_path)
+    sites[12].edit = nan
+    sites[13].edit = lambda h, a: (
+        refuse("unavailable", "Expected an answer.")(h, a) if h.round == 2 else (h, a)
+    )
+    with pytest.raises(QuorumLost, match="got 1 of 3"):
+        drive(grid_of(sites), tiny_config(), home, run_id=RUN, pace=Clock().pace())
+    strikes = Strikes(home.run(RUN))
+    assert list(strikes.left_out()) == ["node-12"]
+    asked = len(sites[12].requests)
+    with caplog.at_level(logging.WARNING), pytest.raises(QuorumLost) as lost:
+        drive(grid_of(sites), tiny_config(), home, run_id=RUN, resume=True, pace=Clock().pace())
+    assert len(sites[12].requests) == asked
+    assert f"'fedlatent server readmit {RUN} node-12' lets it back" in str(lost.value)
+    assert "finite in phase 2 (train)" in str(lost.value)
+    row = outcomes(home, 2)["node-12"]
+    assert (row.status, row.code) == ("left out", "left-out")
+    assert "node node-12 left out (left-out)" in caplog.text
+    strikes.readmit("node-12")
+    sites[12].edit = sites[13].edit = None
+    result = drive(
+        grid_of(sites), tiny_config(), home, run_id=RUN, resume=True, pace=Clock().pace()
+    )
+    assert [entry["good"] for entry in result.facts["rounds"]] == [2, 3, 3, 3]  # type: ignore[union-attr, attr-defined]
+
+
+def test_run_that_lacks_nodes_names_who_is_left_out(tmp_path: Path) -> None:
+    """Two sites of which one is left out cannot make a quorum of two; the sentence says so."""
+    sites, home = three_sites(), home_at(tmp_path)
+    del sites[11]
+    sites[12].edit = nan
+    for resume in (False, True):
+        with pytest.raises(QuorumLost) as lost:
+            drive(
+                grid_of(sites),
+                tiny_config(),
+                home,
+                run_id=RUN,
+                resume=resume,
+                pace=Clock().pace(),
+            )
+    assert "Expected 2 nodes for phase 1 (train), got 1" in str(lost.value)
+    assert "Site node-12 is not asked, since 3 of its replies misbehaved" in str(lost.value)
+
+
+def test_refusals_and_lateness_are_no_strikes(tmp_path: Path) -> None:
+    """A node that refuses under any code, fails in Flower or is late is asked every time."""
+    sites, home = three_sites(), home_at(tmp_path)
+    sites[12].edit = refuse("norm", "Expected less.")
+    sites[14] = Site("late", 10, 0.1)
+    grid = grid_of(sites, SilentGrid)
+    grid.online = {11, 12, 13}
+    drive(grid, tiny_config(), home, run_id=RUN, pace=Clock().pace())
+    assert len(sites[12].requests) == 4
+    assert outcomes(home, 4)["node-14"].status == "late"
+    assert not (home.run(RUN) / "strikes.json").exists()
 
 
 def test_new_names_fit_the_wire() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.registry import Registry, SiteOutcome
+from server.rounds import SiteStatus
 from shared.errors import ServiceError
 
 
@@ -48,6 +49,19 @@ def test_site_keeps_its_last_epsilon(tmp_path: Path) -> None:
         (site,) = registry.sites()
         assert (site.epsilon, site.last_status, site.last_code) == (2.5, "refused", "budget")
         assert registry.site_rounds("tiny-1", 2)[0].sentence == "Expected x."
+
+
+@pytest.mark.parametrize("status", ["late", "open", "left out"])
+def test_site_that_did_not_answer_was_not_seen(tmp_path: Path, status: SiteStatus) -> None:
+    """A site is seen when it answers, whatever it says, and not when it is only named."""
+    with opened(tmp_path) as registry:
+        registry.start_round("tiny-1", 1, "train", 1, 1)
+        registry.finish_round("tiny-1", 1, "complete", [outcome("a", status="refused")])
+        (before,) = registry.sites()
+        registry.finish_round("tiny-1", 1, "complete", [outcome("a", status=status)])
+        (after,) = registry.sites()
+    assert after.last_seen == before.last_seen
+    assert after.last_status == status
 
 
 def test_unfinished_are_those_to_resume(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from server.strategies.weighting import weight_of
 from shared.privacy.specs import spec_of as summary_spec
 from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, Form
 from shared.records import ARRAYS, HEADER, to_records
@@ -138,7 +139,42 @@ def test_protocol_version_is_named_on_both_sides() -> None:
 )
 def test_malformed_records_do_not_raise(content: RecordDict) -> None:
     """Records of any form are a failure with a sentence, never an exception."""
-    assert failure_of(content, spec_of()).code in ("protocol", "records")
+    assert failure_of(content, spec_of()).code in ("unreadable", "records")
+
+
+def _texts() -> st.SearchStrategy[str]:
+    """Header texts of a hostile node: any text, and a good header with any values."""
+    number = st.one_of(
+        st.integers(min_value=1, max_value=6_000).map(lambda n: "9" * n),
+        st.integers(min_value=1, max_value=6_000).map(lambda n: "-" + "9" * n),
+        st.sampled_from(["1e999999", "-1e999999", "NaN", "Infinity", "-Infinity", "1e308", "0.0"]),
+        st.sampled_from(['"\\ud800"', '"\x00"', "null", "true", "{}", "[]", "5e-324"]),
+        st.integers(min_value=1, max_value=20_000).map(lambda n: "[" * n),
+        st.integers(min_value=1, max_value=20_000).map(lambda n: '{"a":' * n),
+    )
+    good = json.loads(header_of(spec_of()).model_dump_json())
+
+    def header(changes: dict[str, str]) -> str:
+        parts = {key: json.dumps(value) for key, value in good.items()} | changes
+        return "{" + ",".join(f'"{key}":{value}' for key, value in parts.items()) + "}"
+
+    changed = st.dictionaries(st.sampled_from(sorted(good)), number, max_size=3).map(header)
+    return st.one_of(st.text(), number, changed)
+
+
+@given(_texts())
+def test_no_header_text_raises(text: str) -> None:
+    """Whatever a node writes as its header is a failure with one short line, or a good reply."""
+    spec = spec_of()
+    content = to_records(header_of(spec), SENT)
+    content[HEADER] = ConfigRecord({"json": text})
+    opened = open_reply(content, spec)
+    if isinstance(opened, ScreeningFailure):
+        assert len(opened.sentence) <= 500
+        assert opened.sentence.isprintable()
+        opened.sentence.encode()
+    else:
+        assert weight_of("noise-aware", opened[0]) <= opened[0].records
 
 
 def test_claimed_size_is_not_believed() -> None:
