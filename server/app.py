@@ -16,9 +16,9 @@ from flwr.serverapp import Grid, ServerApp
 from server.control import Control
 from server.driver import SiteTable, drive, new_run_id
 from server.home import ServerHome
-from server.seal import Seal
 from server.inbox import is_deployed
 from server.quota import ReplyQuota, save_quota
+from server.seal import Seal
 from shared.config import RunConfig
 from shared.data.sources import HEARTS_SCHEMA
 from shared.errors import ConfigError, FedlatentError

@@ -2,21 +2,26 @@
 
 Nodes trust exactly one certificate, ``ca.crt``, which the operator hands to each site together
 with the server's address. The certificates of the server and of the key that signs requests are
-short-lived next to the authority and can be made anew without touching any node.
+short-lived next to the authority and can be made anew without touching any node. Where the operator
+wants it, nodes have a certificate of the same authority, without which the gateway's TLS lets
+nobody in.
 """
 
 import datetime
 import ipaddress
 import secrets
+import ssl
 from collections.abc import Iterable, Sequence
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.home import ServerHome
+from server.settings import load_settings
 from shared.errors import ConfigError, ServiceError
 from shared.files import write_atomic
 from shared.keys import check_private
@@ -84,6 +89,55 @@ def issue_requests_certificate(home: ServerHome) -> None:
     write_atomic(home.requests_certificate, certificate.public_bytes(serialization.Encoding.PEM))
 
 
+def issue_client_certificate(home: ServerHome, site: str, node_public_key: str) -> bytes:
+    """Make the certificate with which a site's node passes the gateway's TLS handshake.
+
+    It lasts as long as the authority: whether the site may still join is asked at each request.
+
+    Args:
+        home: Server home with an authority.
+        site: The site's name, for people.
+        node_public_key: Its node's public key in OpenSSH form, as in ``node.pub``.
+
+    Returns:
+        The certificate as PEM text.
+
+    Raises:
+        ConfigError: That is no EC key.
+        ServiceError: The authority is absent or its key is open to others.
+    """
+    try:
+        key = serialization.load_ssh_public_key(node_public_key.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(
+            f"Expected an EC public key in OpenSSH form of site {site!r}, got something else; "
+            "use the node.pub that 'fedlatent client init' made."
+        )
+    return _client_pem(home, site, key)
+
+
+def probe_context(home: ServerHome) -> ssl.SSLContext:
+    """TLS with which this server looks whether its own gateway answers.
+
+    Where nodes need a certificate the probes need one too; it is made when first asked for.
+
+    Raises:
+        ConfigError: There is no server in ``home``.
+        ServiceError: The authority is absent or its key is open to others.
+    """
+    context = ssl.create_default_context(cafile=str(home.ca_certificate))
+    if load_settings(home).client_certificates:
+        if not (home.probe_certificate.exists() and home.probe_key.exists()):
+            key = ec.generate_private_key(ec.SECP384R1())
+            write_atomic(home.probe_key, _private_pem(key), 0o600)
+            certificate = _client_pem(home, "fedlatent probe", key.public_key())
+            write_atomic(home.probe_certificate, certificate)
+        context.load_cert_chain(home.probe_certificate, home.probe_key)
+    return context
+
+
 def ensure_certificate(home: ServerHome, hosts: Sequence[str]) -> bool:
     """Renew the server certificate when it is absent, near its end or lacks a host.
 
@@ -133,18 +187,28 @@ def _lasts(certificate: x509.Certificate) -> bool:
     return left > datetime.timedelta(days=_RENEW_DAYS)
 
 
+def _client_pem(home: ServerHome, common: str, key: ec.EllipticCurvePublicKey) -> bytes:
+    """A certificate for TLS clients that ends with the authority."""
+    _, authority = _load_authority(home)
+    left = authority.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    purpose = ExtendedKeyUsageOID.CLIENT_AUTH
+    certificate = _certified(home, common, key, purpose, days=left.days)
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
 def _certified(
     home: ServerHome,
     common: str,
     key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
     purpose: x509.ObjectIdentifier,
     names: x509.SubjectAlternativeName | None = None,
+    days: int = _ISSUED_DAYS,
 ) -> x509.Certificate:
     """A certificate of the authority in ``home`` for one key and one purpose."""
     authority_key, authority = _load_authority(home)
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     builder = (
-        _builder(_name(common), authority.subject, key, _ISSUED_DAYS)
+        _builder(_name(common), authority.subject, key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
