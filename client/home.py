@@ -53,6 +53,11 @@ class ClientHome:
         return self.root / "ca.crt"
 
     @property
+    def client_certificate(self) -> Path:
+        """PEM certificate of this node's key, where the operator has issued one."""
+        return self.root / "client.crt"
+
+    @property
     def keys(self) -> Path:
         """Folder of this node's private keys."""
         return self.root / "keys"
@@ -61,6 +66,11 @@ class ClientHome:
     def node_key(self) -> Path:
         """EC P-384 private key in OpenSSH form that the SuperNode signs with (mode 0600)."""
         return self.keys / "node"
+
+    @property
+    def node_key_pem(self) -> Path:
+        """:attr:`node_key` in PKCS8 form, as TLS takes it (mode 0600); made when it is needed."""
+        return self.keys / "node.pem"
 
     @property
     def node_public_key(self) -> Path:

@@ -193,19 +193,19 @@ def key_fingerprint(header: str) -> str:
     return fingerprint_of(key) if isinstance(key, ec.EllipticCurvePublicKey) else "unknown"
 
 
-def create_app(upstream: str, ca: Path, limits: GatewayLimits) -> Starlette:
+def create_app(upstream: Path, limits: GatewayLimits) -> Starlette:
     """Build the proxy.
 
     Args:
-        upstream: URL of the SuperLink, ``https://127.0.0.1:PORT``.
-        ca: PEM certificate that the SuperLink's certificate must chain to.
+        upstream: Unix socket of the SuperLink.
         limits: Caps on bodies, rates and times.
     """
     client = httpx.AsyncClient(
-        base_url=upstream,
-        verify=ssl.create_default_context(cafile=str(ca)),
+        base_url="http://superlink",
+        transport=httpx.AsyncHTTPTransport(
+            uds=str(upstream), limits=httpx.Limits(max_connections=limits.concurrent_requests)
+        ),
         timeout=limits.request_seconds,
-        limits=httpx.Limits(max_connections=limits.concurrent_requests),
         trust_env=False,
         follow_redirects=False,
     )
@@ -248,7 +248,7 @@ def serve(home: ServerHome) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     config = uvicorn.Config(
-        create_app(f"https://127.0.0.1:{settings.link_port}", home.ca_certificate, settings.limits),
+        create_app(home.link_socket, settings.limits),
         host=settings.host,
         port=settings.port,
         http="h11",

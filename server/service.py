@@ -1,11 +1,12 @@
 """The aggregation server as a set of supervised processes.
 
-SuperLink (Flower's server, on loopback, with TLS, node authentication and a database), SuperExec
-(starts the ServerApp of a run) and the gateway (the one public port). Runs whose process died are
-resumed from their checkpoint.
+SuperLink (Flower's server, on a Unix socket of this account alone, with node authentication and a
+database), SuperExec (starts the ServerApp of a run) and the gateway (the one port). Runs whose
+process died are resumed from their checkpoint.
 """
 
 import argparse
+import contextlib
 import http.client
 import socket
 import ssl
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
 from server.authority import create_authority, ensure_certificate, fingerprint, issue_certificate
@@ -20,6 +22,7 @@ from server.control import Control, RunState, Submission
 from server.home import HOME_VARIABLE, ServerHome
 from server.registry import Registry
 from server.settings import ServerSettings, load_settings, save_settings
+from shared import flower
 from shared.errors import FedlatentError, ServiceError
 from shared.keys import SigningKey
 from shared.supervisor import (
@@ -27,7 +30,6 @@ from shared.supervisor import (
     ServiceStatus,
     Supervisor,
     marked_processes,
-    program,
     run_until_signal,
 )
 
@@ -54,7 +56,6 @@ def init_server(
     host: str = "127.0.0.1",
     port: int = 8443,
     names: Sequence[str] = (),
-    link_port: int = 0,
 ) -> ServerSettings:
     """Make a server home: settings, authority, certificate, signing key.
 
@@ -63,7 +64,6 @@ def init_server(
         host: Address that the gateway binds; ``0.0.0.0`` serves other machines.
         port: Its port; 0 takes a free one, now and for good.
         names: DNS names and addresses that nodes use to reach it, for the certificate.
-        link_port: Flower's own port on loopback; 0 takes a free one, now and for good.
 
     Raises:
         ServiceError: The home is in use, or a name is malformed.
@@ -71,12 +71,7 @@ def init_server(
     if home.config.exists():
         raise ServiceError(f"Expected no server in {home.root}, found one; choose another folder.")
     home.create()
-    settings = ServerSettings(
-        host=host,
-        port=port or free_port(host),
-        names=tuple(names),
-        link_port=link_port or free_port(),
-    )
+    settings = ServerSettings(host=host, port=port or free_port(host), names=tuple(names))
     create_authority(home)
     issue_certificate(home, settings.names)
     SigningKey.generate(home.signing_key)
@@ -149,13 +144,15 @@ class ServerService:
         return self.supervisor.status()
 
     def _services(self) -> list[Service]:
-        home, link_port = self.home, str(self.settings.link_port)
+        home, link = self.home, flower.address_of(self.home.link_socket)
+        launcher = (sys.executable, "-P", "-m", "server.launcher")
+        variables = {HOME_VARIABLE: str(home.root)}
         secret = ("--superexec-auth-secret-file", str(home.superexec_secret))
         superlink = Service(
             name="superlink",
             argv=(
-                program("flower-superlink"),
-                *("--host", "127.0.0.1", "--port", link_port),
+                *(*launcher, "superlink", "--host", link),
+                # Flower checks nodes' keys only where it is told to use TLS; the socket has none
                 *("--ssl-ca-certfile", str(home.ca_certificate)),
                 *("--ssl-certfile", str(home.certificate)),
                 *("--ssl-keyfile", str(home.certificate_key)),
@@ -164,17 +161,17 @@ class ServerService:
                 "--enable-supernode-auth",
                 "--disable-runtime-dependency-installation",
             ),
-            ready=_answers(home, self.settings.link_port, "GET", "/health", 200),
+            ready=lambda _log: _healthy(home.link_socket),
+            env=variables,
             diagnose=_diagnose,
         )
         superexec = Service(
             name="superexec",
             argv=(
-                program("flower-superexec"),
-                *("--runtime-api-address", f"127.0.0.1:{link_port}"),
-                *("--root-certificates", str(home.ca_certificate), *secret),
+                *(*launcher, "superexec", "--insecure"),
+                *("--runtime-api-address", link, *secret),
             ),
-            env={HOME_VARIABLE: str(home.root)},
+            env=variables,
             ready=lambda log: "Starting Flower SuperExec" in log,
         )
         gateway = Service(
@@ -217,7 +214,7 @@ class ServerService:
 
     def _server_apps(self) -> int:
         commands = marked_processes(self.home.services).values()
-        return sum("flwr-serverapp" in command for command in commands)
+        return sum("server.launcher serverapp" in command for command in commands)
 
     def _look_after(self, open_runs: list[Submission], alive: int) -> None:
         """Resume those of ``open_runs`` whose process died without a last word."""
@@ -272,6 +269,20 @@ def _answers(
             connection.close()
 
     return probe
+
+
+def _healthy(path: Path) -> bool:
+    """Does the SuperLink answer on its socket?"""
+    connection = http.client.HTTPConnection("superlink")
+    with contextlib.closing(connection), socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(_PROBE_S)
+        connection.sock = link
+        try:
+            link.connect(str(path))
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def _diagnose(log: str) -> str:

@@ -36,7 +36,6 @@ class ServerSettings(_Table):
     host: str = "127.0.0.1"  # address the gateway binds; 0.0.0.0 serves other machines
     port: Port = 8443
     names: tuple[str, ...] = ()  # DNS names and addresses that nodes use, beside loopback
-    link_port: Port = 8000  # Flower's own port, always on loopback
     limits: GatewayLimits = GatewayLimits()
 
 

@@ -192,13 +192,13 @@ def test_lost_runs_are_told_from_waiting_ones(status: str, alive: int, lost: boo
 @pytest.mark.parametrize(
     ("side", "victim"),
     [
-        ("server", "flwr-serverapp"),
-        ("server", "flower-superlink"),
-        ("server", "flower-superexec"),
+        ("server", "launcher serverapp"),
+        ("server", "launcher superlink"),
+        ("server", "launcher superexec"),
         ("server", "server.gateway"),
         ("node", "client.resident"),
-        ("node", "flower-superexec"),
-        ("node", "flower-supernode"),
+        ("node", "launcher superexec"),
+        ("node", "launcher supernode"),
     ],
 )
 def test_a_run_survives_the_death_of_any_process(
