@@ -50,9 +50,7 @@ def use_own_code(runtime: ModuleType) -> None:
     flower.replace(runtime, replacements, RUNTIME)
 
 
-def settings_of(
-    home: ServerHome, flower_run: int, patience_s: float = _PATIENCE_S
-) -> dict[str, str]:
+def settings_of(home: ServerHome, flower_run: int, patience_s: float) -> dict[str, str]:
     """The settings of the run that a run of Flower's carries, as ``server.app`` reads them.
 
     Args:
@@ -95,7 +93,7 @@ def _refuse_installation(*_: object, **__: object) -> NoReturn:
 def _run_installed(**arguments: object) -> object:
     """Stands in for Flower's ``run``: any run gives the installed app, with our settings."""
     grid, context = arguments["grid"], arguments["context"]
-    context.run_config = settings_of(ServerHome.find(), context.run_id)  # type: ignore[attr-defined]
+    context.run_config = settings_of(ServerHome.find(), context.run_id, _PATIENCE_S)  # type: ignore[attr-defined]
     from server.app import app
 
     app(grid=grid, context=context)  # type: ignore[arg-type]

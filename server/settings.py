@@ -47,6 +47,7 @@ def load_settings(home: ServerHome) -> ServerSettings:
     """
     try:
         value = tomllib.loads(home.config.read_text(encoding="utf-8"))
+        value.pop("link_port", None)  # of a home from before Flower had no port
         return ServerSettings.model_validate(value)
     except FileNotFoundError:
         raise ConfigError(

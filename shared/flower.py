@@ -39,6 +39,11 @@ def address_of(path: Path) -> str:
     return f"{_SCHEME}{path}"
 
 
+def reach_of(path: Path) -> str:
+    """One sentence for people on who can reach the Flower behind a socket."""
+    return f"Flower listens on Unix sockets in {path.parent} that only this account can open"
+
+
 def replace(owner: ModuleType | type, replacements: Mapping[str, object], where: str) -> None:
     """Put our functions in the place of Flower's.
 
