@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,37 @@ def federation() -> Iterator[Federation]:
                 node.stop()
 
 
+@dataclass(frozen=True)
+class ForeignRun:
+    """A run that the operator started by Flower's own program, and the file its code would make."""
+
+    run_id: str
+    marker: Path
+
+
+@pytest.fixture(scope="module")
+def foreign(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> ForeignRun:
+    """Such a run, started."""
+    control, folder = federation.service.control, tmp_path_factory.mktemp("foreign")
+    marker, app = folder / "marker", folder / "own"
+    app.mkdir()
+    (app / "pyproject.toml").write_text(PROJECT)
+    (app / "own.py").write_text(APP.format(marker=str(marker)))
+    control.online()  # writes down for flwr where the server is
+    flwr = [sys.executable, "-P", "-m", "server.launcher", "flwr"]
+    done = subprocess.run(
+        [*flwr, "run", str(app), "fedlatent", "--format", "json"],
+        env=child_environment() | {"FLWR_HOME": str(control.home.services / "cli" / "flower")},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout[done.stdout.index("{") :])
+    return ForeignRun(str(answer["run-id"]), marker)
+
+
 def processes(federation: Federation) -> dict[int, str]:
     """Every living process of the server and its node: id to command."""
     folders = [federation.service.home.services, *(one.home.services for one in federation.nodes)]
@@ -176,6 +208,7 @@ def test_flower_listens_on_sockets_of_its_owner(federation: Federation) -> None:
     os.getuid() != 0 or shutil.which("setpriv") is None,
     reason="only root can act as another account, by setpriv",
 )
+@pytest.mark.usefixtures("foreign")  # which waits in vain for its submission meanwhile
 def test_another_account_gets_nothing_during_a_run(federation: Federation) -> None:
     """During a run it commands no API, reads no token and no file; the operator's own account can.
 
@@ -224,31 +257,16 @@ def test_another_account_gets_nothing_during_a_run(federation: Federation) -> No
     assert shown == []
 
 
-def test_a_run_behind_our_back_is_refused(federation: Federation, tmp_path: Path) -> None:
+def test_a_run_behind_our_back_is_refused(federation: Federation, foreign: ForeignRun) -> None:
     """A run that Flower was told of without a submission ends; its code neither runs nor loads."""
     control = federation.service.control
-    marker, app = tmp_path / "marker", tmp_path / "own"
-    app.mkdir()
-    (app / "pyproject.toml").write_text(PROJECT)
-    (app / "own.py").write_text(APP.format(marker=str(marker)))
-    before = {run.run_id for run in control.flower_runs()}  # this also tells flwr its server
-    cli = control.home.services / "cli"
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "server.launcher", "flwr", "run", str(app), "fedlatent"],
-        env=child_environment() | {"FLWR_HOME": str(cli / "flower")},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
-    def own_run() -> FlowerRun:
-        (found,) = [run for run in control.flower_runs() if run.run_id not in before]
+    def state() -> FlowerRun:
+        (found,) = [run for run in control.flower_runs() if run.run_id == foreign.run_id]
         return found
 
-    until(lambda: own_run().status.startswith("finished"), 90)
-    assert own_run().status == "finished:failed"
-    assert "which no submission names" in own_run().details
-    assert not marker.exists()
+    until(lambda: state().status.startswith("finished"), 90)
+    assert state().status == "finished:failed"
+    assert "which no submission names" in state().details
+    assert not foreign.marker.exists()
     assert list((control.home.services / "superexec").rglob("own.py")) == []
