@@ -170,6 +170,7 @@ def start(home: HomeOption = None) -> None:
     from client.policy import NodeConfig
     from client.service import ClientService
     from shared.errors import ServiceError
+    from shared.flower import reach_of
     from shared.supervisor import run_until_signal
 
     place = ClientHome.find(home)
@@ -180,6 +181,7 @@ def start(home: HomeOption = None) -> None:
     def begin() -> None:
         with err.status("loading the records, starting the SuperNode"):
             service.start()
+        err.print(escaped(reach_of(place.runtime_socket)), soft_wrap=True)
         err.print(f"node {service.site} runs; waiting to be let in by {service.address}")
         try:
             service.wait_online(30.0)

@@ -94,6 +94,7 @@ def start(home: HomeOption = None) -> None:
     """Serve until Ctrl-C: gateway, SuperLink and SuperExec; resumes unfinished runs."""
     from server.home import ServerHome
     from server.service import ServerService
+    from shared.flower import reach_of
     from shared.supervisor import run_until_signal
 
     place = ServerHome.find(home)
@@ -103,6 +104,7 @@ def start(home: HomeOption = None) -> None:
         with err.status("starting SuperLink, SuperExec and gateway"):
             service.start()
         err.print(f"[green]ready[/] on {service.address}; authority {service.fingerprint}")
+        err.print(escaped(reach_of(place.link_socket)), soft_wrap=True)
         err.print(f"next: [bold]fedlatent server admit SITE node.pub --home {place.root}[/]")
 
     run_until_signal(begin, service.stop)

@@ -68,6 +68,11 @@ class ClientHome:
         return self.keys / "node"
 
     @property
+    def node_key_pem(self) -> Path:
+        """:attr:`node_key` in PKCS8 form, as TLS takes it (mode 0600); made when it is needed."""
+        return self.keys / "node.pem"
+
+    @property
     def node_public_key(self) -> Path:
         """Public half of :attr:`node_key`; the operator admits the site with it."""
         return self.keys / "node.pub"

@@ -1,25 +1,38 @@
-"""Runs Flower's ClientApp from this installation's code, never from what the server sent.
+"""Runs Flower's programs for a node: behind a Unix socket, and installed code alone.
 
 Flower ships an app's code with each run, unpacks it at the node and imports it: whoever controls
 the server could run anything next to the private records. (Nor does Flower 1.41 check the names
 in a sent app, so one with ``../`` in its version is unpacked wherever it likes.) The SuperExec of
-a node finds this program under the name ``flwr-clientapp``. It puts three functions of Flower's
-runtime out of service before that runtime starts: sent apps stay packed, no dependency is
-installed, and the app that runs is the installed ``client.app``, whatever the run names.
+a node starts this file for each task. It puts three functions of Flower's runtime out of service
+before that runtime starts: sent apps stay packed, no dependency is installed, and the app that
+runs is the installed ``client.app``, whatever the run names. Tasks of other kinds, such as the
+agents that a server may ask for, are not started.
 """
 
 import importlib
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from flwr.clientapp import ClientApp
 
-from shared.errors import ServiceError
+from client.home import ClientHome
+from client.tls import context_for, identity_of
+from shared import flower
+from shared.errors import FedlatentError, ServiceError
+
+MODULE = "client.launcher"
+"""Of this file, for ``python -m``."""
 
 RUNTIME = "flwr.supernode.runtime.run_clientapp"
+
+_PROGRAMS = {
+    "supernode": "flower-supernode",
+    "superexec": "flower-superexec",
+    "clientapp": "flwr-clientapp",
+}
 
 
 def use_own_code(runtime: ModuleType) -> None:
@@ -33,14 +46,7 @@ def use_own_code(runtime: ModuleType) -> None:
         "install_app_dependencies": _refuse_installation,
         "get_load_client_app_fn": _load_installed,
     }
-    missing = [name for name in replacements if not callable(getattr(runtime, name, None))]
-    if missing:
-        raise ServiceError(
-            f"Expected {RUNTIME} with {', '.join(missing)}, got another Flower, which could run "
-            "code that a server sends; install the pinned version of flwr."
-        )
-    for name, replacement in replacements.items():
-        setattr(runtime, name, replacement)
+    flower.replace(runtime, replacements, RUNTIME)
 
 
 def _leave_packed(_fab: object, *_: object, **__: object) -> Path:
@@ -59,14 +65,27 @@ def _load_installed(*_: object, **__: object) -> Callable[..., ClientApp]:
     return lambda *_args, **_kwargs: app
 
 
-def main() -> None:
-    """Stand in for ``flwr-clientapp``, with the same arguments."""
+def main() -> NoReturn:
+    """Command line: ``python -m client.launcher ROLE``, with the arguments of Flower's program."""
+    role, *arguments = sys.argv[1:]
     try:
-        use_own_code(importlib.import_module(RUNTIME))
-    except ServiceError as error:
+        program = _PROGRAMS[role]
+        if role == "supernode":
+            home = ClientHome.find()
+            flower.connect(lambda: context_for(home.ca_certificate, identity_of(home)))
+            flower.listen(program)
+        else:
+            flower.connect()
+        if role == "superexec":
+            flower.launch_tasks("flwr-clientapp", MODULE, "clientapp")
+        elif role == "clientapp":
+            use_own_code(importlib.import_module(RUNTIME))
+            arguments.append(f"--token={flower.read_token()}")
+    except FedlatentError as error:
         sys.exit(str(error))
-    (program,) = entry_points(group="console_scripts", name="flwr-clientapp")
-    program.load()()
+    except KeyError:
+        sys.exit(f"Expected one of {', '.join(_PROGRAMS)}, got {role!r}; correct it.")
+    flower.run(program, arguments)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ import argparse
 import datetime
 import email.utils
 import http.client
-import os
 import secrets
-import shlex
 import socket
 import ssl
 import sys
@@ -22,18 +20,25 @@ from typing import Self
 
 from cryptography import x509
 
-from client.home import ClientHome
+from client.home import HOME_VARIABLE, ClientHome
 from client.policy import NodeConfig
+from client.tls import Identity, context_for, identity_of
+from shared import flower
 from shared.errors import ConfigError, ServiceError
 from shared.files import write_atomic
 from shared.keys import SigningKey, check_private, generate_node_key
 from shared.sockets import prepare_socket
-from shared.supervisor import Service, ServiceStatus, Supervisor, program, run_until_signal
+from shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
 from shared.toml import dumps
 
 NOT_ADMITTED = (
     "the server does not know this node's key, or still counts its last connection as alive, "
     "which ends within a minute; if it goes on, send {key} to the operator to be admitted"
+)
+
+NO_CERTIFICATE = (
+    "Expected the server to take this node's certificate, got a refusal; ask the operator for a "
+    "client.crt of this site's key and put it into the node's home."
 )
 
 _CONNECT_S = 10.0
@@ -108,39 +113,42 @@ class ServerAway(ServiceError):
     """Nobody answers at the server's address, at least not now."""
 
 
-def preflight(address: str, ca_certificate: Path) -> None:
+def preflight(address: str, ca_certificate: Path, identity: Identity | None = None) -> None:
     """Try the way to the server: reachable, the right certificate, clocks that agree.
 
     Args:
         address: ``host:port`` of the gateway.
         ca_certificate: PEM file of the federation's authority.
+        identity: This node's own certificate and key, where it has one.
 
     Raises:
         ServerAway: No answer.
         ServiceError: Saying what else is wrong and what to do.
     """
     host, port = split_address(address)
-    try:
-        context = ssl.create_default_context(cafile=str(ca_certificate))
-    except (OSError, ssl.SSLError):
-        raise ServiceError(
-            f"Expected the federation's certificate in {ca_certificate}, got none; "
-            "copy the server's tls/ca.crt there."
-        ) from None
+    context = context_for(ca_certificate, identity)
     connection = http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=context)
     try:
         connection.request("GET", "/")
         date = connection.getresponse().headers.get("date")
     except ssl.SSLCertVerificationError as error:
         raise ServiceError(_certificate_problem(error, address, ca_certificate)) from None
+    except ssl.SSLError as error:
+        if "CERTIFICATE" not in (error.reason or ""):  # as in an alert of the server's
+            raise ServerAway(_no_answer(error, address)) from None
+        raise ServiceError(NO_CERTIFICATE) from None
     except (OSError, http.client.HTTPException) as error:
-        raise ServerAway(
-            f"Expected the server at {address} to answer, got {type(error).__name__}; "
-            "check the address and the network, and whether the server runs."
-        ) from None
+        raise ServerAway(_no_answer(error, address)) from None
     finally:
         connection.close()
     _check_clock(date)
+
+
+def _no_answer(error: Exception, address: str) -> str:
+    return (
+        f"Expected the server at {address} to answer, got {type(error).__name__}; "
+        "check the address and the network, and whether the server runs."
+    )
 
 
 def _certificate_problem(
@@ -226,7 +234,7 @@ class ClientService:
         deadline = time.monotonic() + _AWAY_S
         while True:
             try:
-                return preflight(self.address, self.home.ca_certificate)
+                return preflight(self.address, self.home.ca_certificate, identity_of(self.home))
             except ServerAway:
                 if time.monotonic() > deadline:
                     raise
@@ -264,7 +272,9 @@ class ClientService:
 
     def _services(self) -> list[Service]:
         home = self.home
-        runtime_port = _free_port()
+        runtime = flower.address_of(home.runtime_socket)
+        launcher = (sys.executable, "-P", "-m", "client.launcher")
+        variables = {HOME_VARIABLE: str(home.root)}
         secret = ("--superexec-auth-secret-file", str(home.superexec_secret))
         resident = Service(
             name="resident",
@@ -275,14 +285,14 @@ class ClientService:
         supernode = Service(
             name="supernode",
             argv=(
-                program("flower-supernode"),
+                *(*launcher, "supernode", "--host", runtime),
                 *("--superlink", self.address),
                 *("--root-certificates", str(home.ca_certificate)),
                 *("--auth-supernode-private-key", str(home.node_key)),
-                *("--host", "127.0.0.1", "--port", str(runtime_port)),
                 *("--isolation", "process", *secret),
                 *("--node-config", f'socket={_quoted(home.socket)} site="{self.site}"'),
             ),
+            env=variables,
             ready=lambda log: "SuperNode ID:" in log,
             required=False,
             diagnose=lambda log: diagnose_supernode(log, home.node_public_key),
@@ -291,10 +301,10 @@ class ClientService:
         superexec = Service(
             name="superexec",
             argv=(
-                program("flower-superexec"),
-                *("--insecure", "--runtime-api-address", f"127.0.0.1:{runtime_port}", *secret),
+                *(*launcher, "superexec", "--insecure"),
+                *("--runtime-api-address", runtime, *secret),
             ),
-            env={"PATH": _launcher_path(home)},
+            env=variables,
             ready=lambda log: "Starting Flower SuperExec" in log,
             required=False,
         )
@@ -314,15 +324,6 @@ def diagnose_supernode(log: str, public_key: Path) -> str:
     return (errors or lines or ["it printed nothing"])[-1][:300]
 
 
-def _launcher_path(home: ClientHome) -> str:
-    """A search path on which ``flwr-clientapp`` is our launcher, which runs installed code only."""
-    folder = home.services / "launcher"
-    script = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m client.launcher "$@"\n'
-    write_atomic(folder / "flwr-clientapp", script.encode(), 0o700)
-    programs = str(Path(sys.executable).parent)
-    return os.pathsep.join([str(folder), programs, os.environ.get("PATH", os.defpath)])
-
-
 def _accepts(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_POLL_S)
@@ -331,12 +332,6 @@ def _accepts(path: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _quoted(path: Path) -> str:

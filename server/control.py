@@ -1,7 +1,9 @@
 """The operator's side of a running server: admit sites, submit runs, see and stop them.
 
-Everything goes through the ``flwr`` program, the most stable surface Flower has, to the SuperLink
-on loopback. Any process of the operator may use it while the service runs in another one.
+Everything goes through the ``flwr`` program, the most stable surface Flower has, to the Unix socket
+of the SuperLink. What a run is to do stands in its submission alone, a file of this home; Flower is
+told no more than that there is a run. Any process of the operator may use this module while the
+service runs in another one.
 """
 
 import contextlib
@@ -11,9 +13,9 @@ import json
 import re
 import secrets
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,15 +24,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.authority import issue_client_certificate
-from server.fab import app_dir
+from server.fab import stub_dir
 from server.home import ServerHome
 from server.registry import Registry
 from server.settings import load_settings
+from shared import flower
 from shared.config import RunConfig
 from shared.errors import ConfigError, DataError, ServiceError
 from shared.files import read_json, write_atomic, write_json
 from shared.keys import node_public_key
-from shared.supervisor import child_environment, program, running_pid
+from shared.supervisor import child_environment, running_pid
 from shared.toml import dumps
 from shared.wire import check_run_id
 
@@ -206,7 +209,7 @@ class Control:
             submitted=_now(),
             launched=0.0,
         )
-        return self._launch(submission, resume=False)
+        return self._launch(submission)
 
     def resume(self, run_id: str) -> Submission:
         """Go on with a run from its last checkpoint, in a new Flower run.
@@ -218,7 +221,7 @@ class Control:
         submission = self.submission(run_id)
         if submission.state == "completed":
             raise ConfigError(f"Expected an unfinished run, got {run_id!r}, which is completed.")
-        return self._launch(replace(submission, state="open", reason=""), resume=True)
+        return self._launch(replace(submission, state="open", reason=""))
 
     def stop(self, run_id: str) -> Submission:
         """End a run for good; a later ``resume`` may still go on with it.
@@ -309,15 +312,10 @@ class Control:
         if load_settings(self.home).client_certificates and not path.exists():
             write_atomic(path, issue_client_certificate(self.home, site.name, site.public_key))
 
-    def _launch(self, submission: Submission, *, resume: bool) -> Submission:
+    def _launch(self, submission: Submission) -> Submission:
         launched = time.time()
-        values = {
-            "config": submission.config,
-            "run-id": submission.run_id,
-            "resume": submission.run_id if resume else "",
-        }
-        with app_dir() as folder, _overrides(values) as file:
-            answer = self._flwr("run", str(folder), _CONNECTION, "--run-config", str(file))
+        with stub_dir() as folder:
+            answer = self._flwr("run", str(folder), _CONNECTION)
         runs = (*submission.flower_runs, str(answer.get("run-id")))
         under_way = replace(submission, flower_runs=runs, launched=launched)
         self._write_submission(under_way)
@@ -358,14 +356,14 @@ class Control:
         for path in (folder, work, flower_home):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         connection = {
-            "address": f"127.0.0.1:{load_settings(self.home).link_port}",
-            "root-certificates": str(self.home.ca_certificate),
+            "address": flower.address_of(self.home.link_socket),
+            "insecure": True,
         }
         table = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
         write_atomic(flower_home / "config.toml", dumps(table).encode())
         try:
             return subprocess.run(
-                [program("flwr"), *arguments],
+                [sys.executable, "-P", "-m", "server.launcher", "flwr", *arguments],
                 cwd=work,
                 env=child_environment() | {"FLWR_HOME": str(flower_home)},
                 stdin=subprocess.DEVNULL,
@@ -379,15 +377,6 @@ class Control:
                 f"Expected 'flwr {arguments[0]}' to answer within {_COMMAND_S:g} s, but it did "
                 "not; see the superlink log."
             ) from None
-
-
-@contextlib.contextmanager
-def _overrides(values: dict[str, str]) -> Iterator[Path]:
-    """A TOML file of run-config values: a long text does not fit a command line."""
-    with tempfile.TemporaryDirectory(prefix="fedlatent-run-") as folder:
-        path = Path(folder) / "run.toml"
-        path.write_text(dumps(values), encoding="utf-8")
-        yield path
 
 
 def _read_public_key(path: Path) -> tuple[str, str]:

@@ -1,9 +1,13 @@
-"""The Flower app that a run sends: our three packages in a folder of their own."""
+"""Flower apps: our three packages for Flower's own engine, and a stub for our server.
+
+Flower's engine runs what it is sent. Our server and nodes run what is installed with them, but
+``flwr run`` insists on an app, so it gets one that does nothing.
+"""
 
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +26,19 @@ APP = {
 """The ``[tool.flwr.app]`` table; equal to the one in this repository's ``pyproject.toml``."""
 
 
+_STUB = "app = None  # the installed app runs, never this one\n"
+
+
+@contextlib.contextmanager
+def stub_dir() -> Iterator[Path]:
+    """Yield a temporary folder that ``flwr run`` takes as an app, without code of ours."""
+    components = {"serverapp": "stub:app", "clientapp": "stub:app"}
+    app = {"publisher": "fedlatent", "fab-include": ["stub.py"], "components": components}
+    with _folder(app) as folder:
+        (folder / "stub.py").write_text(_STUB, encoding="utf-8")
+        yield folder
+
+
 @contextlib.contextmanager
 def app_dir() -> Iterator[Path]:
     """Yield a temporary folder that ``flwr run`` takes as an app.
@@ -32,11 +49,19 @@ def app_dir() -> Iterator[Path]:
     Raises:
         ServiceError: One of the packages is not installed here.
     """
-    with tempfile.TemporaryDirectory(prefix="fedlatent-app-") as name:
-        folder = Path(name) / "fedlatent"
+    with _folder(APP) as folder:
         for package in PACKAGES:
             _copy_sources(_package_folder(package), folder / package)
-        (folder / "pyproject.toml").write_text(dumps(_project()), encoding="utf-8")
+        yield folder
+
+
+@contextlib.contextmanager
+def _folder(app: Mapping[str, object]) -> Iterator[Path]:
+    """A temporary folder with the project file of an app."""
+    with tempfile.TemporaryDirectory(prefix="fedlatent-app-") as name:
+        folder = Path(name) / "fedlatent"
+        folder.mkdir()
+        (folder / "pyproject.toml").write_text(dumps(_project(app)), encoding="utf-8")
         yield folder
 
 
@@ -54,7 +79,7 @@ def _package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _project() -> dict[str, object]:
+def _project(app: Mapping[str, object]) -> dict[str, object]:
     try:
         own_version = version("fedlatent")
     except PackageNotFoundError:  # a checkout that was never installed
@@ -65,4 +90,4 @@ def _project() -> dict[str, object]:
         "description": "Federated variational autoencoders under differential privacy.",
         "license": "Apache-2.0",
     }
-    return {"project": project, "tool": {"flwr": {"app": APP}}}
+    return {"project": project, "tool": {"flwr": {"app": app}}}

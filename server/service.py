@@ -1,17 +1,19 @@
 """The aggregation server as a set of supervised processes.
 
-SuperLink (Flower's server, on loopback, with TLS, node authentication and a database), SuperExec
-(starts the ServerApp of a run) and the gateway (the one public port). Runs whose process died are
-resumed from their checkpoint.
+SuperLink (Flower's server, on a Unix socket of this account alone, with node authentication and a
+database), SuperExec (starts the ServerApp of a run) and the gateway (the one port). Runs whose
+process died are resumed from their checkpoint.
 """
 
 import argparse
+import contextlib
 import http.client
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
 from server.authority import (
@@ -25,6 +27,7 @@ from server.control import Control, RunState, Submission
 from server.home import HOME_VARIABLE, ServerHome
 from server.registry import Registry
 from server.settings import ServerSettings, load_settings, save_settings
+from shared import flower
 from shared.errors import FedlatentError, ServiceError
 from shared.keys import SigningKey
 from shared.supervisor import (
@@ -32,7 +35,6 @@ from shared.supervisor import (
     ServiceStatus,
     Supervisor,
     marked_processes,
-    program,
     run_until_signal,
 )
 
@@ -59,7 +61,6 @@ def init_server(
     host: str = "127.0.0.1",
     port: int = 8443,
     names: Sequence[str] = (),
-    link_port: int = 0,
     client_certificates: bool = False,
 ) -> ServerSettings:
     """Make a server home: settings, authority, certificate, signing key.
@@ -69,7 +70,6 @@ def init_server(
         host: Address that the gateway binds; ``0.0.0.0`` serves other machines.
         port: Its port; 0 takes a free one, now and for good.
         names: DNS names and addresses that nodes use to reach it, for the certificate.
-        link_port: Flower's own port on loopback; 0 takes a free one, now and for good.
         client_certificates: Whether nodes need a certificate of the authority to connect at all;
             ``server admit`` then makes one for each site.
 
@@ -83,7 +83,6 @@ def init_server(
         host=host,
         port=port or free_port(host),
         names=tuple(names),
-        link_port=link_port or free_port(),
         client_certificates=client_certificates,
     )
     create_authority(home)
@@ -158,13 +157,15 @@ class ServerService:
         return self.supervisor.status()
 
     def _services(self) -> list[Service]:
-        home, link_port = self.home, str(self.settings.link_port)
+        home, link = self.home, flower.address_of(self.home.link_socket)
+        launcher = (sys.executable, "-P", "-m", "server.launcher")
+        variables = {HOME_VARIABLE: str(home.root)}
         secret = ("--superexec-auth-secret-file", str(home.superexec_secret))
         superlink = Service(
             name="superlink",
             argv=(
-                program("flower-superlink"),
-                *("--host", "127.0.0.1", "--port", link_port),
+                *(*launcher, "superlink", "--host", link),
+                # Flower checks nodes' keys only where it is told to use TLS; the socket has none
                 *("--ssl-ca-certfile", str(home.ca_certificate)),
                 *("--ssl-certfile", str(home.certificate)),
                 *("--ssl-keyfile", str(home.certificate_key)),
@@ -173,17 +174,17 @@ class ServerService:
                 "--enable-supernode-auth",
                 "--disable-runtime-dependency-installation",
             ),
-            ready=_answers(home, self.settings.link_port, "GET", "/health", 200),
+            ready=lambda _log: _healthy(home.link_socket),
+            env=variables,
             diagnose=_diagnose,
         )
         superexec = Service(
             name="superexec",
             argv=(
-                program("flower-superexec"),
-                *("--runtime-api-address", f"127.0.0.1:{link_port}"),
-                *("--root-certificates", str(home.ca_certificate), *secret),
+                *(*launcher, "superexec", "--insecure"),
+                *("--runtime-api-address", link, *secret),
             ),
-            env={HOME_VARIABLE: str(home.root)},
+            env=variables,
             ready=lambda log: "Starting Flower SuperExec" in log,
         )
         gateway = Service(
@@ -226,7 +227,7 @@ class ServerService:
 
     def _server_apps(self) -> int:
         commands = marked_processes(self.home.services).values()
-        return sum("flwr-serverapp" in command for command in commands)
+        return sum("server.launcher serverapp" in command for command in commands)
 
     def _look_after(self, open_runs: list[Submission], alive: int) -> None:
         """Resume those of ``open_runs`` whose process died without a last word."""
@@ -281,6 +282,20 @@ def _answers(
             connection.close()
 
     return probe
+
+
+def _healthy(path: Path) -> bool:
+    """Does the SuperLink answer on its socket?"""
+    connection = http.client.HTTPConnection("superlink")
+    with contextlib.closing(connection), socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(_PROBE_S)
+        connection.sock = link
+        try:
+            link.connect(str(path))
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def _diagnose(log: str) -> str:

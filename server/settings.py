@@ -44,7 +44,6 @@ class ServerSettings(_Table):
     host: str = "127.0.0.1"  # address the gateway binds; 0.0.0.0 serves other machines
     port: Port = 8443
     names: tuple[str, ...] = ()  # DNS names and addresses that nodes use, beside loopback
-    link_port: Port = 8000  # Flower's own port, always on loopback
     client_certificates: bool = False  # only nodes with a certificate of the authority connect
     limits: GatewayLimits = GatewayLimits()
 
@@ -57,6 +56,7 @@ def load_settings(home: ServerHome) -> ServerSettings:
     """
     try:
         value = tomllib.loads(home.config.read_text(encoding="utf-8"))
+        value.pop("link_port", None)  # of a home from before Flower had no port
         return ServerSettings.model_validate(value)
     except FileNotFoundError:
         raise ConfigError(

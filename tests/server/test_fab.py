@@ -7,7 +7,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-from server.fab import APP, app_dir
+from server.fab import APP, app_dir, stub_dir
 from shared.supervisor import child_environment, program
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -77,3 +77,21 @@ def test_the_app_equals_the_checkout(tmp_path: Path) -> None:
         for package in ("client", "server", "shared"):
             ours = {path.relative_to(REPOSITORY) for path in (REPOSITORY / package).rglob("*.py")}
             assert {path.relative_to(app) for path in (app / package).rglob("*.py")} == ours
+
+
+def test_the_stub_builds_without_code_of_ours(tmp_path: Path) -> None:
+    """Flower takes the stub for an app; it holds one file that does nothing."""
+    with stub_dir() as app:
+        subprocess.run(
+            [program("flwr"), "build", "--app", str(app)],
+            cwd=tmp_path,
+            env=child_environment() | {"FLWR_HOME": str(tmp_path / "flower")},
+            check=True,
+            capture_output=True,
+        )
+    assert not app.exists()
+    (fab,) = tmp_path.glob("*.fab")
+    with zipfile.ZipFile(fab) as archive:
+        files = [name for name in archive.namelist() if not name.startswith(".info")]
+        assert sorted(files) == ["pyproject.toml", "stub.py"]
+        assert archive.read("stub.py").startswith(b"app = None")

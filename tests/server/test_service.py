@@ -7,61 +7,19 @@ import http.client
 import os
 import signal
 import ssl
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from client.home import ClientHome
-from client.service import ClientService, init_client
+from client.service import ClientService
 from server.home import ServerHome
 from server.registry import Registry
 from server.service import ServerService, init_server, is_lost
 from shared.config import RunConfig
-from shared.data.sources import HEARTS_SCHEMA, hearts
 from shared.errors import ConfigError, ServiceError
 from shared.supervisor import marked_processes
-
-RUN = {
-    "name": "hearts",
-    "data": HEARTS_SCHEMA.to_dict(),
-    "model": {"options": {"hidden": [16], "latent_dim": 4}},
-    "privacy": {"epsilon": 2.0, "delta": 1e-4},
-    "training": {"rounds": 1, "steps_per_round": 5},
-    "federation": {"nodes": 1, "quorum": 1},
-}
-
-
-@dataclass
-class Federation:
-    """A running server, and how to add nodes to it."""
-
-    folder: Path
-    service: ServerService
-    nodes: list[ClientService] = field(default_factory=list)
-
-    def node(self, name: str, *, admit: bool = True) -> ClientService:
-        """Set up a node with a synthetic patient's beats and start it."""
-        home = ClientHome(self.folder / name)
-        init_client(
-            home,
-            site=name,
-            server=self.service.address,
-            ca_certificate=self.service.home.ca_certificate.read_bytes(),
-            data={"path": "beats.npz", "schema": HEARTS_SCHEMA.to_dict()},
-            policy={"max_epsilon": 100.0, "delta": 1e-4},
-        )
-        source = hearts(1, seed=len(self.nodes)).sites[0]
-        np.savez(home.root / "beats.npz", X=source.train)
-        if admit:
-            self.service.control.admit(name, home.node_public_key)
-        service = ClientService(home)
-        self.nodes.append(service)
-        service.start()
-        return service
+from tests.server.services import RUN, Federation, until
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +42,6 @@ def node(federation: Federation) -> ClientService:
     made = federation.node("ward-1")
     made.wait_online(60)
     return made
-
-
-def until(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.2)
 
 
 def only_process(folder: Path, word: str) -> int:
@@ -192,13 +142,13 @@ def test_lost_runs_are_told_from_waiting_ones(status: str, alive: int, lost: boo
 @pytest.mark.parametrize(
     ("side", "victim"),
     [
-        ("server", "flwr-serverapp"),
-        ("server", "flower-superlink"),
-        ("server", "flower-superexec"),
+        ("server", "launcher serverapp"),
+        ("server", "launcher superlink"),
+        ("server", "launcher superexec"),
         ("server", "server.gateway"),
         ("node", "client.resident"),
-        ("node", "flower-superexec"),
-        ("node", "flower-supernode"),
+        ("node", "launcher superexec"),
+        ("node", "launcher supernode"),
     ],
 )
 def test_a_run_survives_the_death_of_any_process(
