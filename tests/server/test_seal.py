@@ -119,8 +119,8 @@ def _another_key(made: Signed) -> None:
 
 
 def _another_site(made: Signed) -> None:
-    """North's key answers in the place of east."""
-    made.sites[12].signer = made.sites[11].signer
+    """North, by name and key, answers in the place of east."""
+    made.sites[12].name, made.sites[12].signer = "north", made.sites[11].signer
 
 
 def _changed_arrays(made: Signed) -> None:
