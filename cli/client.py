@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from cli.console import JsonOption, err, escaped, figure, out, print_json, size, table
+from cli.console import (
+    JsonOption,
+    err,
+    escaped,
+    figure,
+    out,
+    print_json,
+    print_processes,
+    process_facts,
+    size,
+    table,
+)
 
 if TYPE_CHECKING:
     from client.ledger import Ledger, Verified
@@ -166,18 +177,12 @@ def start(home: HomeOption = None) -> None:
 
 @app.command(epilog="Example: fedlatent client status --json")
 def status(home: HomeOption = None, json: JsonOption = False) -> None:
-    """Show this node's processes."""
+    """Show this node's processes, and when their peer last answered."""
     from client.home import ClientHome
     from shared.supervisor import read_status
 
     found = read_status(ClientHome.find(home).services)
-    if json:
-        print_json([{"name": s.name, "state": s.state, "reason": s.reason} for s in found])
-        return
-    rows = table("processes", "name", "state", "#restarts", "last ended because", "log")
-    for one in found:
-        rows.add_row(one.name, one.state, str(one.restarts), one.reason or "", one.log)
-    out.print(rows)
+    print_json(process_facts(found)) if json else print_processes(found)
 
 
 @app.command(epilog="Examples: fedlatent client ledger --json | fedlatent client ledger --verify")

@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from shared.errors import FedlatentError
+
+if TYPE_CHECKING:
+    from shared.supervisor import ServiceStatus
 
 out = Console()
 err = Console(stderr=True)
@@ -22,6 +26,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def print_json(value: object) -> None:
     """One JSON value on standard output."""
     sys.stdout.write(json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def print_processes(found: "Sequence[ServiceStatus]") -> None:
+    """A table of supervised processes."""
+    rows = table(
+        "processes", "name", "state", "last contact", "#restarts", "last ended because", "log"
+    )
+    for one in found:
+        cells = (one.name, one.state, ago(one.contact), str(one.restarts))
+        rows.add_row(*cells, escaped(one.reason), one.log)
+    out.print(rows)
+
+
+def process_facts(found: "Sequence[ServiceStatus]") -> list[dict[str, object]]:
+    """The same for scripts."""
+    names = ("name", "state", "restarts", "reason", "contact")
+    return [{name: getattr(one, name) for name in names} for one in found]
 
 
 def print_error(error: FedlatentError, *, as_json: bool) -> None:
@@ -54,6 +75,14 @@ def figure(value: float | None, digits: int = 3) -> str:
 def size(count: float) -> str:
     """A number of bytes for people."""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def ago(moment: float | None) -> str:
+    """How long ago a time since 1970 was, for a table; a dash for never."""
+    if moment is None:
+        return "-"
+    seconds = max(0.0, time.time() - moment)
+    return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:.0f} min ago"
 
 
 @contextmanager

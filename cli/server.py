@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import insight
-from cli.console import JsonOption, err, escaped, figure, out, print_json, progress, size, table
+from cli.console import (
+    JsonOption,
+    err,
+    escaped,
+    figure,
+    out,
+    print_json,
+    print_processes,
+    process_facts,
+    progress,
+    size,
+    table,
+)
 
 if TYPE_CHECKING:
     from server.home import ServerHome
@@ -218,15 +230,16 @@ def status(
             print_json(facts) if json else _print_run(facts)
             return
         overview = {
-            "processes": [
-                {"name": s.name, "state": s.state, "restarts": s.restarts, "reason": s.reason}
-                for s in read_status(place.services)
-            ],
+            "processes": process_facts(found := read_status(place.services)),
             "admitted": [site.name for site in Control(place).sites()],
             "sites": [_row(one) for one in registry.sites()],
             "runs": [_run_facts(one) for one in registry.runs()],
         }
-    print_json(overview) if json else _print_overview(overview)
+    if json:
+        print_json(overview)
+        return
+    print_processes(found)
+    _print_overview(overview)
 
 
 def _say_submitted(run_id: str, *, as_json: bool) -> None:
@@ -295,18 +308,13 @@ def _print_run(facts: Mapping[str, Any]) -> None:
 
 
 def _print_overview(facts: Mapping[str, Any]) -> None:
-    processes = table("processes", "name", "state", "#restarts", "last ended because")
-    for one in facts["processes"]:
-        processes.add_row(
-            one["name"], one["state"], str(one["restarts"]), escaped(one["reason"] or "")
-        )
     sites = table("sites", "name", "last answer", "#epsilon spent", "node")
     for one in facts["sites"]:
         sites.add_row(one["name"], one["last_status"], figure(one["epsilon"]), one["node_id"])
     runs = table("runs", "run", "status", "#phases", "why")
     for one in facts["runs"]:
         runs.add_row(one["id"], one["status"], str(one["phases"]), escaped(one["sentence"]))
-    for shown in (processes, sites, runs):
+    for shown in (sites, runs):
         out.print(shown)
     admitted = ", ".join(facts["admitted"]) or "none; use 'fedlatent server admit'"
     out.print(f"admitted sites: {admitted}")

@@ -60,3 +60,12 @@ class Contact:
             return (self.folder / f"contact.{name}").stat().st_mtime
         except FileNotFoundError:
             return None
+
+    def silence_s(self) -> float:
+        """Seconds since the last try; 0 before the first."""
+        tried = self.last_tried
+        return 0.0 if tried is None else max(0.0, time.time() - tried)
+
+    def forget_tries(self) -> None:
+        """Begin anew, as for a process that starts."""
+        (self.folder / "contact.tried").unlink(missing_ok=True)

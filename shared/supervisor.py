@@ -2,9 +2,10 @@
 
 Each service runs in its own session (so its own process group), its own empty working directory
 and its own ``FLWR_HOME``, with its output in a log file. A service that exits is started again
-after a pause that grows. Every process, and whatever it starts in turn, carries the name of the
-supervisor's folder in its environment: that is how the leftovers of a supervisor that was killed
-are found and ended by the next one. Linux only: processes are found through ``/proc``.
+after a pause that grows; one that lives and does not do its work any more is ended first. Every
+process, and whatever it starts in turn, carries the name of the supervisor's folder in its
+environment: that is how the leftovers of a supervisor that was killed are found and ended by the
+next one. Linux only: processes are found through ``/proc``.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Literal, Self
 
+from shared.contact import FOLDER_VARIABLE, Contact
 from shared.errors import ServiceError
 from shared.files import read_json, write_json
 
@@ -42,6 +44,7 @@ _GRACE_S = 8.0  # between SIGTERM and SIGKILL
 _HEALTHY_S = 60.0  # a service up for so long starts again with the shortest pause
 _MAX_LOG_BYTES = 32 * 1024 * 1024  # then the log moves to log.1
 _LOG_TAIL_BYTES = 64 * 1024
+_LOOK_S = 5.0  # between two looks at whether the services still do their work
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 State = Literal["starting", "ready", "waiting", "stopped"]
@@ -49,6 +52,10 @@ State = Literal["starting", "ready", "waiting", "stopped"]
 
 def _always(log: str) -> bool:
     return True
+
+
+def _healthy() -> str:
+    return ""
 
 
 def _last_line(log: str) -> str:
@@ -69,6 +76,9 @@ class Service:
         required: Whether ``Supervisor.start`` waits for it and fails with it.
         diagnose: Turns the log text of a failed start into one sentence.
         pause_s: Shortest and longest pause before a restart; it doubles in between.
+        ails: Looks at a ready service every few seconds: why it does not do its work any more, in
+            the words "it ..."; empty while it does. It may take a few seconds.
+        patience_s: How long it may ail; then it is ended and started again.
     """
 
     name: str
@@ -79,11 +89,24 @@ class Service:
     required: bool = True
     diagnose: Callable[[str], str] = _last_line
     pause_s: tuple[float, float] = (0.5, 15.0)
+    ails: Callable[[], str] = _healthy
+    patience_s: float = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceStatus:
-    """What a supervisor knows of one service; ``reason`` is why it last ended."""
+    """What a supervisor knows of one service.
+
+    Attributes:
+        name: Of the service.
+        state: Whether it runs.
+        pid: Its process, while it runs.
+        restarts: How often it was started again.
+        reason: Why it last ended, or why it ails now.
+        log: Its log file.
+        contact: When its peer last answered it, in seconds since 1970; None where it has no peer
+            or was never answered.
+    """
 
     name: str
     state: State
@@ -91,6 +114,7 @@ class ServiceStatus:
     restarts: int
     reason: str
     log: str
+    contact: float | None = None
 
 
 class _Worker:
@@ -108,6 +132,8 @@ class _Worker:
         self.started = 0.0
         self.next_start = 0.0
         self.offset = 0  # where this start's part of the log begins
+        self.ails_since: float | None = None
+        self.ended_for = ""  # why it was ended by its supervisor
 
     def spawn(self, mark: Path) -> None:
         """Start the process."""
@@ -115,8 +141,14 @@ class _Worker:
         for path in (self.folder, work, flower_home):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.trim_log()
+        Contact(self.folder).forget_tries()
         environment = child_environment()
-        environment |= {**self.service.env, "FLWR_HOME": str(flower_home), MARK: str(mark)}
+        environment |= {
+            **self.service.env,
+            "FLWR_HOME": str(flower_home),
+            MARK: str(mark),
+            FOLDER_VARIABLE: str(self.folder),
+        }
         with self.log.open("ab") as log:
             self.offset = log.tell()
             self.process = subprocess.Popen(
@@ -129,6 +161,7 @@ class _Worker:
                 start_new_session=True,
             )
         self.state, self.started = "starting", time.monotonic()
+        self.ails_since, self.ended_for = None, ""
 
     def log_text(self) -> str:
         """The end of the log since the last start."""
@@ -157,12 +190,27 @@ class _Worker:
             shortest, longest = self.service.pause_s
             self.next_start = now + min(longest, shortest * 2.0 ** (self.failures - 1))
             self.state = "waiting"
-            self.reason = f"was killed by signal {-status}" if status < 0 else self._why(status)
+            self.reason = self.ended_for or (
+                f"was killed by signal {-status}" if status < 0 else self._why(status)
+            )
         elif self.state == "starting" and self.service.ready(self.log_text()):
             self.state = "ready"
 
     def _why(self, status: int) -> str:
         return f"ended with status {status}: {self.service.diagnose(self.log_text())}"
+
+    def told(self, process: "subprocess.Popen[bytes] | None", ailment: str) -> None:
+        """Take what a look at ``process`` found; end it when it ails for too long."""
+        if process is not self.process or self.state != "ready":
+            return
+        now = time.monotonic()
+        if not ailment:
+            self.ails_since = None
+        elif self.ails_since is None:
+            self.ails_since = now
+        elif now - self.ails_since >= self.service.patience_s:
+            self.ended_for = f"was ended: {ailment}"
+            self.signal(signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole process group."""
@@ -179,6 +227,7 @@ class _Worker:
             restarts=self.restarts,
             reason=self.reason,
             log=str(self.log),
+            contact=Contact(self.folder).last_answered,
         )
 
 
@@ -196,7 +245,7 @@ class Supervisor:
         self._workers = [_Worker(service, folder) for service in services]
         self._guard = threading.RLock()
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._lock: IO[str] | None = None
         self._written: list[ServiceStatus] = []
 
@@ -228,15 +277,15 @@ class Supervisor:
             self.stop()
             raise
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
-        self._thread.start()
+        for name, target in (("supervisor", self._watch), ("looks", self._look)):
+            self._threads.append(threading.Thread(target=target, name=name, daemon=True))
+            self._threads[-1].start()
 
     def stop(self) -> None:
         """End all services, their children and leftovers; safe to call twice."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        while self._threads:
+            self._threads.pop().join()
         with self._guard:
             for worker in reversed(self._workers):
                 worker.signal(signal.SIGTERM)
@@ -307,8 +356,19 @@ class Supervisor:
                         worker.trim_log()
                 self._write_status()
 
+    def _look(self) -> None:
+        """Look, beside the watching, whether ready services still do their work."""
+        while not self._stopping.wait(_LOOK_S):
+            for worker in self._workers:
+                process = worker.process
+                if worker.state == "ready" and not self._stopping.is_set():
+                    ailment = worker.service.ails()
+                    with self._guard:
+                        worker.told(process, ailment)
+
     def _write_status(self) -> None:
-        statuses = self.status()
+        # Contact changes all the time and lies in files of its own.
+        statuses = [replace(status, contact=None) for status in self.status()]
         if statuses != self._written:
             write_json(self.folder / "status.json", [asdict(status) for status in statuses])
             self._written = statuses
@@ -382,6 +442,9 @@ def read_status(folder: Path) -> list[ServiceStatus]:
         return []
     value = read_json(path)
     statuses = [ServiceStatus(**entry) for entry in value] if isinstance(value, list) else []
+    statuses = [
+        replace(status, contact=Contact(folder / status.name).last_answered) for status in statuses
+    ]
     if running_pid(folder) is None:
         statuses = [replace(status, state="stopped", pid=None) for status in statuses]
     return statuses

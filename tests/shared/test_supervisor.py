@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.contact import Contact
 from shared.errors import ServiceError
 from shared.supervisor import (
     FLOWER_ENVIRONMENT,
@@ -166,3 +167,64 @@ def test_a_running_supervisor_can_be_stopped_from_outside(tmp_path: Path) -> Non
     assert process.wait(20) == 0
     assert waiter.wait(20) == 0
     assert marked_processes(tmp_path) == {}
+
+
+def test_a_service_that_lives_and_does_nothing_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ails for longer than its patience is ended, and the reason is kept."""
+    monkeypatch.setattr("shared.supervisor._LOOK_S", 0.05)
+    ailing = ["it has not polled for 90 s"]
+    service = Service(
+        name="one",
+        argv=SLEEPER,
+        ready=lambda log: "up" in log,
+        pause_s=(0.05, 0.05),
+        ails=lambda: ailing[0],
+        patience_s=0.3,
+    )
+    with Supervisor(tmp_path, [service]) as supervisor:
+        until(lambda: supervisor.status()[0].restarts == 1)
+        ailing[0] = ""
+        assert supervisor.status()[0].reason == "was ended: it has not polled for 90 s"
+        assert supervisor.wait_ready("one", 5.0)
+        restarts = supervisor.status()[0].restarts
+        time.sleep(0.6)
+        assert supervisor.status()[0].restarts == restarts
+
+
+def test_an_ailment_that_passes_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look that finds fault is not enough."""
+    monkeypatch.setattr("shared.supervisor._LOOK_S", 0.02)
+    looks = iter([*["it does not answer"] * 3, ""] * 100)
+    service = Service(
+        name="one", argv=SLEEPER, ready=lambda log: "up" in log, ails=looks.__next__, patience_s=0.2
+    )
+    with Supervisor(tmp_path, [service]) as supervisor:
+        time.sleep(1.0)
+        assert supervisor.status()[0].restarts == 0
+
+
+def test_the_last_contact_is_shown(tmp_path: Path) -> None:
+    """A service's process notes when its peer answered, and the status says when that was."""
+    code = (
+        "from shared.contact import Contact; c = Contact.of_process(); c.tried(); c.answered(); "
+        "print('up', flush=True); import time; time.sleep(300)"
+    )
+    service = Service(name="one", argv=(sys.executable, "-c", code), ready=lambda log: "up" in log)
+    before = time.time() - 1.0
+    with Supervisor(tmp_path, [service]) as supervisor:
+        contact = supervisor.status()[0].contact
+        assert contact is not None
+        assert before <= contact <= time.time()
+        until(lambda: read_status(tmp_path) != [])
+        assert read_status(tmp_path)[0].contact == contact
+    past = time.time() - 90.0
+    os.utime(tmp_path / "one" / "contact.tried", (past, past))
+    assert Contact(tmp_path / "one").silence_s() == pytest.approx(90.0, abs=5.0)
+    with Supervisor(tmp_path, [service]):
+        assert Contact(tmp_path / "one").silence_s() < 30.0
+    assert Contact(tmp_path / "two").last_answered is None
+    assert Contact(tmp_path / "two").silence_s() == 0.0

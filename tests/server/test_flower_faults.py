@@ -1,0 +1,272 @@
+"""What Flower itself does wrong, shown on Flower as it is shipped.
+
+Each test here fails once Flower has mended the fault: then the guard that ``docs/flower.md`` names
+beside it can go.
+"""
+
+import contextlib
+import datetime
+import gc
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.control_pb2 import ListRunsRequest, RegisterNodeRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    RegisterNodeFleetResponse,
+)
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+from flwr.supercore.run import Run
+from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor
+from flwr.superlink.grid import HttpGrid
+from google.protobuf.message import Message as Protobuf
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.authority import create_authority, issue_certificate
+from server.home import ServerHome
+from server.service import free_port
+from shared.supervisor import child_environment, program
+from tests.server.test_gateway import wait_for
+
+MEDIA = {"content-type": "application/protobuf", "accept": "application/protobuf"}
+
+
+@dataclass
+class PlainLink:
+    """A SuperLink as Flower's documentation starts one: loopback, TLS, node authentication."""
+
+    client: httpx.Client
+
+    def post(self, path: str, message: Protobuf, headers: dict[str, str] | None = None) -> int:
+        """Send one request; returns the status."""
+        body = message.SerializeToString()
+        return self.client.post(path, content=body, headers=MEDIA | (headers or {})).status_code
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainLink]:
+    """The SuperLink, started without a launcher of ours."""
+    folder = tmp_path_factory.mktemp("plain")
+    home = ServerHome(folder / "server")
+    home.create()
+    create_authority(home)
+    issue_certificate(home, [])
+    port = free_port()
+    argv = [
+        program("flower-superlink"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--ssl-ca-certfile", str(home.ca_certificate)),
+        *("--ssl-certfile", str(home.certificate)),
+        *("--ssl-keyfile", str(home.certificate_key)),
+        *("--isolation", "process", "--enable-supernode-auth"),
+    ]
+    environment = child_environment() | {"FLWR_HOME": str(folder / "flower")}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            argv, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_for(port)
+        context = ssl.create_default_context(cafile=str(home.ca_certificate))
+        base = f"https://127.0.0.1:{port}"
+        with httpx.Client(base_url=base, verify=context, timeout=10) as client:
+            yield PlainLink(client)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def signed_headers(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
+    """What a SuperNode shows with each request."""
+    timestamp = datetime.datetime.now(datetime.UTC).isoformat()
+    signature = key.sign(timestamp.encode(), ec.ECDSA(hashes.SHA256()))
+    return {
+        "flwr-public-key": b64encode(public_bytes(key)).decode(),
+        "flwr-timestamp": timestamp,
+        "flwr-signature": b64encode(signature).decode(),
+    }
+
+
+def public_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The public half as Flower sends it."""
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def test_the_control_interface_asks_for_no_login(plain: PlainLink) -> None:
+    """Whoever reaches the port may list, start and stop runs: hence the Unix socket."""
+    assert plain.post("/v1/control/list-runs", ListRunsRequest()) == 200
+
+
+def test_a_nodes_signature_covers_a_time_and_nothing_else(plain: PlainLink) -> None:
+    """Headers of one request are good for any other within five minutes: hence TLS, always."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    register = RegisterNodeRequest(public_key=public_bytes(key))
+    assert plain.post("/v1/control/register-node", register) == 200
+    headers = signed_headers(key)
+    activate = ActivateNodeRequest(public_key=public_bytes(key), heartbeat_interval=30)
+    assert plain.post("/v1/fleet/activate-node", activate, headers) == 200
+    assert plain.post("/v1/fleet/activate-node", activate) == 401
+    assert plain.post("/v1/fleet/activate-node", activate, headers) in (200, 412)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_token_stands_in_the_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every account can read the arguments of a process: hence a launcher for tasks."""
+    shown = tmp_path / "shown"
+    fake = tmp_path / "flwr-serverapp"
+    fake.write_text(f'#!/bin/sh\necho "$@" > {shown}.new; mv {shown}.new {shown}\n')
+    fake.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    spec = ExecutionSpec(
+        task_id=1,
+        task_type=TaskType.SERVER_APP,
+        runtime_api_address="127.0.0.1:1",
+        token="secret-token",
+        insecure=True,
+        root_certificates_path=None,
+        runtime_dependency_install=False,
+        parent_pid=None,
+        suppress_output=False,
+    )
+    SubprocessExecutor().launch(spec)
+    deadline = time.monotonic() + 10
+    while not shown.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "--token secret-token" in shown.read_text()
+    gc.collect()  # Flower forgets the process that it started, about which Python complains here
+
+
+class _NeverThere:
+    """A Runtime API in which one reply was announced and none of its objects ever comes."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def PullMessages(self, _request: Protobuf) -> PullAppMessagesResponse:
+        metadata = Metadata(run_id=1, message_id="a", reply_to_message_id="b")
+        return PullAppMessagesResponse(
+            messages_list=[Message(metadata=metadata)],
+            message_object_trees=[ObjectTree(object_id="a")],
+        )
+
+    def PullObject(self, _request: Protobuf) -> Protobuf:
+        self.asked.set()
+        raise ObjectUnavailableError("a")
+
+
+def test_a_reply_that_never_comes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``pull_messages`` blocks for as long as an upload may last: hence an inbox of our own."""
+    runtime = _NeverThere()
+    grid = HttpGrid("127.0.0.1:1", insecure=True, token="t")
+    grid.set_run(Run.create_empty(1))
+    monkeypatch.setattr(grid, "_client", runtime)
+    waiting = threading.Thread(target=lambda: grid.pull_messages(["b"]), daemon=True)
+    waiting.start()
+    assert runtime.asked.wait(5)
+    waiting.join(3.0)
+    assert waiting.is_alive()
+
+
+def test_a_supernode_that_met_an_error_lives_on_and_is_deaf(tmp_path: Path) -> None:
+    """After one answer 500 it never asks again, and does not end: hence our looks at it."""
+    polls: list[float] = []
+
+    async def link(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        await request.body()
+        path, status, answer = scope["path"].rsplit("/", 1)[-1], 200, b""
+        if path == "register-node":
+            answer = RegisterNodeFleetResponse(node_id=5).SerializeToString()
+        elif path == "activate-node":
+            answer = ActivateNodeResponse(node_id=5).SerializeToString()
+        elif path == "pull-messages":
+            assert PullMessagesRequest.FromString(await request.body()).node == Node(node_id=5)
+            polls.append(time.monotonic())
+            status = 500
+        await Response(answer, status, media_type="application/protobuf")(scope, receive, send)
+
+    port = free_port()
+    config = uvicorn.Config(link, port=port, lifespan="off", ws="none", log_level="error")
+    server = uvicorn.Server(config)
+    threading.Thread(target=server.run, daemon=True).start()
+    wait_for(port)
+    argv = [
+        *(program("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{port}"),
+        *("--isolation", "process", "--host", "127.0.0.1", "--port", str(free_port())),
+    ]
+    environment = child_environment() | {"FLWR_HOME": str(tmp_path / "flower")}
+    with (tmp_path / "log").open("wb") as log:
+        node = subprocess.Popen(
+            argv, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not polls:
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        time.sleep(6.5)  # two polls of a SuperNode that works
+        assert len(polls) == 1
+        assert node.poll() is None
+    finally:
+        node.send_signal(signal.SIGKILL)
+        node.wait()
+        server.should_exit = True
+
+
+def test_both_framings_in_one_request_reach_the_application() -> None:
+    """The HTTP server takes a length and chunks at once: hence the gateway refuses that."""
+    seen: list[dict[str, str]] = []
+
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        await request.body()
+        seen.append(dict(request.headers))
+        await Response(b"")(scope, receive, send)
+
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(echo, port=port, http="h11", lifespan="off", ws="none", log_level="error")
+    )
+    threading.Thread(target=server.run, daemon=True).start()
+    wait_for(port)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n"
+            b"Connection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):
+            while connection.recv(4096):
+                pass
+    server.should_exit = True
+    assert {"content-length", "transfer-encoding"} <= seen[0].keys()
+
+
+def test_the_python_that_runs_this_is_the_one_with_flower() -> None:
+    """The programs above come from the environment of these tests."""
+    assert Path(program("flower-superlink")).parent == Path(sys.executable).parent
