@@ -23,7 +23,7 @@ from shared.keys import check_private
 from shared.signing import REQUESTS_PURPOSE, RequestSigner
 
 _AUTHORITY_DAYS = 3650
-_ISSUED_DAYS = 397  # the longest that today's TLS stacks accept without complaint
+_SERVER_DAYS = 397  # the longest that today's TLS stacks accept without complaint
 _RENEW_DAYS = 30
 _CLOCK_SLACK = datetime.timedelta(hours=1)
 _LOOPBACK = ("localhost", "127.0.0.1")
@@ -144,7 +144,7 @@ def _certified(
     authority_key, authority = _load_authority(home)
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     builder = (
-        _builder(_name(common), authority.subject, key, _ISSUED_DAYS)
+        _builder(_name(common), authority.subject, key, _SERVER_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
