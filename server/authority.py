@@ -28,7 +28,7 @@ from shared.keys import check_private
 from shared.signing import REQUESTS_PURPOSE, RequestSigner
 
 _AUTHORITY_DAYS = 3650
-_ISSUED_DAYS = 397  # the longest that today's TLS stacks accept without complaint
+_SERVER_DAYS = 397  # the longest that today's TLS stacks accept without complaint
 _RENEW_DAYS = 30
 _CLOCK_SLACK = datetime.timedelta(hours=1)
 _LOOPBACK = ("localhost", "127.0.0.1")
@@ -202,7 +202,7 @@ def _certified(
     key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
     purpose: x509.ObjectIdentifier,
     names: x509.SubjectAlternativeName | None = None,
-    days: int = _ISSUED_DAYS,
+    days: int = _SERVER_DAYS,
 ) -> x509.Certificate:
     """A certificate of the authority in ``home`` for one key and one purpose."""
     authority_key, authority = _load_authority(home)

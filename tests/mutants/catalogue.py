@@ -367,4 +367,78 @@ ACCOUNTING = (
     ),
 )
 
-MUTANTS = (*CLIPPING, *TRAINING, *SUMMARIES, *RANDOMNESS, *ACCOUNTING)
+_BORDER, _SIGNED = "tests/client/test_border.py::", "tests/shared/test_signing.py::"
+_SIGNING = "shared/signing.py"
+
+#: Who may ask a node, and for whom a reply counts.
+BORDER = (
+    _mutant(
+        "anybody's request charged",
+        _BORDER + "test_a_request_that_is_not_the_servers_costs_nothing",
+        "client/resident.py",
+        "            border.check(header, digest)",
+        "            pass",
+    ),
+    _mutant(
+        "another site's request taken",
+        _SIGNED + "test_a_request_counts_at_its_receiver_until_it_expires",
+        _SIGNING,
+        "if header.receiver != site:",
+        "if not header.receiver:",
+    ),
+    _mutant(
+        "a certificate of any purpose taken",
+        _SIGNED + "test_only_a_certificate_for_requests_of_this_authority_signs",
+        _SIGNING,
+        "if purposes is None or list(purposes) != [REQUESTS_PURPOSE]:",
+        "if purposes is None:",
+    ),
+    _mutant(
+        "a certificate of any authority taken",
+        _SIGNED + "test_only_a_certificate_for_requests_of_this_authority_signs",
+        _SIGNING,
+        "        certificate.verify_directly_issued_by(authority)\n",
+        "",
+    ),
+    _mutant(
+        "shapes left out of the digest",
+        _SIGNED + "test_every_byte_of_the_arrays_is_signed",
+        _SIGNING,
+        "canonical_json([name, array.dtype.str, array.shape])",
+        "canonical_json([name, array.dtype.str])",
+    ),
+    _mutant(
+        "a new signature charged again",
+        _BORDER + "test_a_request_signed_anew_gets_the_same_arrays_for_one_charge",
+        _NODE,
+        "for key in sorted(arrays)}, without=SENDING))",
+        "for key in sorted(arrays)}))",
+    ),
+    _mutant(
+        "an old reply counted",
+        "tests/server/test_seal.py::test_an_answer_of_the_attempt_before_is_none",
+        _SIGNING,
+        "if header.request != request:",
+        "if not header.request:",
+    ),
+    _mutant(
+        "a reply of another site counted",
+        "tests/server/test_seal.py::"
+        "test_a_reply_that_is_not_its_sites_does_not_move_the_average[_another_site-"
+        "this key did not sign]",
+        "server/seal.py",
+        "self.seal.keys()[name], f",
+        "self.seal.keys()[header.site], f",
+    ),
+    _mutant(
+        "any reply counted",
+        "tests/server/test_seal.py::"
+        "test_a_reply_that_is_not_its_sites_does_not_move_the_average[_changed_arrays-"
+        "this key did not sign]",
+        "server/screening.py",
+        "reason = check(header, arrays) if check else None",
+        "reason = None",
+    ),
+)
+
+MUTANTS = (*CLIPPING, *TRAINING, *SUMMARIES, *RANDOMNESS, *ACCOUNTING, *BORDER)

@@ -19,7 +19,6 @@ from server.authority import (
     fingerprint,
     issue_certificate,
     issue_client_certificate,
-    issue_requests_certificate,
 )
 from server.control import SITE_PATTERN, Control
 from server.home import ServerHome
@@ -124,15 +123,14 @@ def test_a_home_of_before_gets_its_key_for_requests(
     home.requests_key.write_bytes(first)
     assert not ensure_certificate(home, [])
     RequestSigner.load(home.requests_key, home.requests_certificate)
-    with monkeypatch.context() as short:
-        short.setattr("server.authority._ISSUED_DAYS", 29)
-        issue_requests_certificate(home)
-    before = home.requests_key.read_bytes()
-    assert not ensure_certificate(home, [])
-    assert home.requests_key.read_bytes() != before
     assert kept == [
         path.read_bytes() for path in (home.ca_key, home.ca_certificate, home.certificate)
     ]
+    before = home.requests_key.read_bytes()
+    with monkeypatch.context() as early:
+        early.setattr("server.authority._RENEW_DAYS", 398)
+        assert ensure_certificate(home, [])
+    assert home.requests_key.read_bytes() != before
     home.requests_key.chmod(0o644)
     with pytest.raises(ConfigError, match="0644"):
         ensure_certificate(home, [])
