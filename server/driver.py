@@ -1,7 +1,9 @@
 """The driver of a run: takes it through its phases over any Flower grid, and survives ``kill -9``.
 
-Each phase: wait for nodes (bounded), send one message to each, poll for replies, screen and fold
-each as it comes, close on all replies or at the deadline, write the registry, then the checkpoint.
+Each phase: wait for nodes (bounded), send one message to each, look for each reply in turn without
+waiting for any, screen and fold each as it comes, close on all replies or at the deadline, write
+the registry, then the checkpoint. Whatever a reply does, it fails its own node alone; a site whose
+replies misbehaved three times is not asked any more (``server.strikes``).
 The checkpoint is what counts: a phase that is not in it is done again, and nodes answer the same
 request again from their store without a new charge.
 """

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client.app import app
 from client.home import ClientHome
@@ -44,6 +44,17 @@ def test_app_needs_no_pytorch() -> None:
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"protocol":' + "9" * 5_000 + "}", "[" * 60_000, '{"protocol": NaN}', "", "\x00"]
+)
+def test_hostile_header_is_refused_in_words(text: str) -> None:
+    """Whatever a server writes as its header, the app answers with a refusal."""
+    content = RecordDict({"header": ConfigRecord({"json": text}), "arrays": ArrayRecord({})})
+    header, arrays = send(content, {"site": "ward-1"})
+    assert (header.status, header.code, header.site) == ("refused", "protocol", "ward-1")
+    assert not arrays
 
 
 def test_message_goes_to_the_resident_and_back(tmp_path: Path) -> None:

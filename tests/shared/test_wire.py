@@ -1,5 +1,6 @@
 """The message contract: exact round trips, and refusal of everything else."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,31 @@ def test_text_that_is_no_header_is_refused(text: str) -> None:
     """Anything but a whole valid header is a protocol error."""
     with pytest.raises(ProtocolError):
         parse_header(ReplyHeader, text)
+
+
+@pytest.mark.parametrize("field", ["protocol", "round", "records", "steps", "epsilon"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "9" * 5_000,
+        "9" * 4_000,
+        "-" + "9" * 5_000,
+        "1e999999",
+        "NaN",
+        "-Infinity",
+        "[" * 30_000,
+        '{"a":' * 10_000,
+        '"\\ud800"',
+    ],
+)
+def test_values_that_break_a_parser_are_refused(field: str, value: str) -> None:
+    """Thousands of digits, no numbers, endless nesting and half characters are protocol errors."""
+    good = json.loads(REPLY.model_dump_json())
+    parts = {key: json.dumps(one) for key, one in good.items()} | {field: value}
+    text = "{" + ",".join(f'"{key}":{one}' for key, one in parts.items()) + "}"
+    for form in (text, text.encode()):
+        with pytest.raises(ProtocolError):
+            parse_header(ReplyHeader, form)
 
 
 def test_a_private_number_has_no_field_to_travel_in() -> None:
