@@ -13,6 +13,7 @@ from shared.toml import dumps
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 class _Table(BaseModel):
@@ -23,11 +24,18 @@ class GatewayLimits(_Table):
     """Caps of the public port."""
 
     max_body_bytes: Count = 16 * 1024 * 1024  # Flower cuts arrays into objects of 5 MB
-    requests_per_second: Annotated[float, Field(gt=0)] = 100.0  # of one peer address, on average
-    burst: Count = 1000  # requests one peer may send at once
-    request_seconds: Annotated[float, Field(gt=0)] = 60.0  # whole request and head of the answer
+    requests_per_second: Annotated[float, Field(gt=0)] = 100.0  # of one site's key, on average
+    burst: Count = 1000  # requests one site may send at once
+    messages_per_minute: Count = 60  # replies of one site
+    bodies_per_site: Count = 8  # requests of one site that are held in memory at once
+    request_seconds: Seconds = 60.0  # whole request and head of the answer
+    answer_seconds: Seconds = 60.0  # for a peer to read its answer
+    head_seconds: Seconds = 10.0  # for the whole head of a request
+    first_request_seconds: Seconds = 10.0  # from a connection's begin to a site's first request
     concurrent_requests: Count = 256
     connections: Count = 2048
+    connections_per_site: Count = 32
+    strangers_per_address: Count = 32  # connections that have not shown an admitted key
 
 
 class ServerSettings(_Table):
@@ -37,6 +45,7 @@ class ServerSettings(_Table):
     port: Port = 8443
     names: tuple[str, ...] = ()  # DNS names and addresses that nodes use, beside loopback
     link_port: Port = 8000  # Flower's own port, always on loopback
+    client_certificates: bool = False  # only nodes with a certificate of the authority connect
     limits: GatewayLimits = GatewayLimits()
 
 
