@@ -27,6 +27,7 @@ _HOP_BY_HOP = frozenset(
     {
         "connection",
         "content-length",
+        "date",  # our own server writes one
         "expect",
         "forwarded",
         "host",
@@ -71,11 +72,9 @@ class Gateway:
                 answer = await self._passed_on(request, who, name, size)
                 await self._say(answer, visitor, scope, receive, send)
         except Refused as refused:
-            if isinstance(who, Member):
-                LOG.warning("%s: refused %s: %s", who, name, refused.reason)
-            else:
-                level = logging.DEBUG if scope["raw_path"] == b"/" else logging.WARNING  # probes
-                LOG.log(level, "%s: %s", who, refused.reason)
+            what = f"refused {name}: " if isinstance(who, Member) else ""
+            level = logging.DEBUG if scope["raw_path"] == b"/" else logging.WARNING  # probes
+            LOG.log(level, f"%s: {what}{refused.kind}", who, *refused.values)
             await self._say(refused.response(), visitor, scope, receive, send)
         except ClientDisconnect:
             return
@@ -87,8 +86,8 @@ class Gateway:
         known = raw_path.startswith(_PREFIX) and ENDPOINTS.get(name) is not None
         if request.method != "POST" or not known or request.scope["query_string"]:
             shown = ascii(raw_path[:100])[2:-1]
-            reason = f"refused {request.method} {shown}: only the fleet API is served here"
-            raise Refused(403, reason, close=True)
+            kind = "refused %s %s: only the fleet API is served here"
+            raise Refused(403, kind, request.method, shown, close=True)
         lengths = request.headers.getlist("content-length")
         if "transfer-encoding" in request.headers:
             status = 400 if lengths else 411
@@ -104,7 +103,7 @@ class Gateway:
         text = request.headers["content-length"]
         limit = 0 if endpoint is None else min(endpoint.max_bytes, self._limits.max_body_bytes)
         if len(text) > 12 or int(text) > limit:
-            raise Refused(413, f"a request body of more than {limit} bytes", close=True)
+            raise Refused(413, "a request body of more than %d bytes", limit, close=True)
         return int(text)
 
     async def _passed_on(self, request: Request, member: Member, name: str, size: int) -> Response:

@@ -6,6 +6,7 @@ their address and never to the cost of a site. ``Http`` is uvicorn's protocol wi
 """
 
 import asyncio
+import asyncio.sslproto
 import contextlib
 import ipaddress
 import logging
@@ -22,6 +23,8 @@ from uvicorn.server import ServerState
 from server.settings import GatewayLimits
 
 LOG = logging.getLogger("fedlatent.gateway")
+
+asyncio.sslproto.SSLProtocol.max_size = 64 * 1024  # bytes it holds for each connection; was 256 kB
 
 _GOODBYE_S = 2.0  # for the peer's half of TLS's end
 _PREFIX = 64  # bits of an IPv6 address that one customer has for himself
@@ -149,6 +152,8 @@ class Visitor(asyncio.Protocol):
         self._connections.leave(self)
 
     async def _begin_tls(self, transport: asyncio.Transport) -> None:
+        if transport.is_closing():  # it gave way before it began
+            return
         limits = self._connections.limits
         try:
             tls = await asyncio.get_running_loop().start_tls(

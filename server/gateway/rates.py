@@ -74,9 +74,9 @@ class Rates:
         """
         use, limits = self.of(key), self._limits
         if not use.requests.take():
-            reason = f"more than {limits.requests_per_second:g} requests a second"
-            raise Refused(503, reason, close=True)
+            kind = "more than %g requests a second"
+            raise Refused(503, kind, limits.requests_per_second, close=True)
         if name == "push-messages" and not use.messages.take():
-            reason = f"more than {limits.messages_per_minute} messages a minute"
-            raise Refused(503, reason, close=True)
+            kind = "more than %d messages a minute"
+            raise Refused(503, kind, limits.messages_per_minute, close=True)
         return use

@@ -139,7 +139,7 @@ class Rules:
                 return self._check_receipt(member, request)
             case GetRunRequest() | GetFabRequest():
                 if not self._book.knows_run(member.node, request.run_id):
-                    raise Refused(403, f"it asks for run {request.run_id}, which it was not given")
+                    raise Refused(403, "it asks for run %s, which it was not given", request.run_id)
         return None
 
     def forget_answer(self, name: str, body: bytes) -> None:
@@ -154,7 +154,7 @@ class Rules:
         else:
             named = getattr(request, "node").node_id  # noqa: B009 - every other request has one
         if named != member.node:
-            raise Refused(403, f"it names node {named} as the one that asks")
+            raise Refused(403, "it names node %s as the one that asks", named)
 
     def _issue(self, member: Member, answer: bytes) -> None:
         response = PullMessagesResponse.FromString(answer)
@@ -176,20 +176,23 @@ class Rules:
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
             raise Refused(
                 403,
-                f"{len(request.messages_list)} messages and {len(request.message_object_trees)} "
-                "trees, where one reply has one of each",
+                "%d messages and %d trees, where one reply has one of each",
+                len(request.messages_list),
+                len(request.message_object_trees),
             )
         message, tree = request.messages_list[0], request.message_object_trees[0]
         metadata = message.metadata
         if metadata.src_node_id != member.node:
-            raise Refused(403, f"it names node {metadata.src_node_id} as sender")
+            raise Refused(403, "it names node %s as sender", metadata.src_node_id)
         if metadata.dst_node_id != SUPERLINK_NODE_ID:
-            raise Refused(403, f"it names node {metadata.dst_node_id} as receiver, not the server")
+            kind = "it names node %s as receiver, not the server"
+            raise Refused(403, kind, metadata.dst_node_id)
         issued = self._book.find(member.node, metadata.reply_to_message_id)
         if issued is None:
             raise Refused(403, "it answers a message that it was not given")
         if metadata.run_id != issued.run:
-            raise Refused(403, f"it answers in run {metadata.run_id} what came in {issued.run}")
+            kind = "it answers in run %s what came in run %s"
+            raise Refused(403, kind, metadata.run_id, issued.run)
         if issued.reply or issued.message in self._answering:
             raise Refused(403, "it answers one message a second time")
         numbers = (metadata.created_at, metadata.ttl, *request.clientapp_runtime_list)
@@ -204,7 +207,8 @@ class Rules:
             raise Refused(403, "its objects have ids that are none")
         quota = self._quota(issued)
         if len(objects) > quota.objects:
-            raise Refused(403, f"{len(objects)} objects, where a reply has {quota.objects} at most")
+            kind = "%d objects, where a reply has %d at most"
+            raise Refused(403, kind, len(objects), quota.objects)
         self._answering.add(issued.message)
         return lambda answer: self._await(issued, metadata.message_id, frozenset(objects), answer)
 
@@ -226,7 +230,7 @@ class Rules:
         if one.run != request.run_id or request.object_id not in one.awaited:
             raise Refused(403, "it brings an object that does not belong to its reply")
         if one.ended:
-            raise Refused(403, f"its reply has ended: {one.ended}")
+            raise Refused(403, "its reply has ended: %s", one.ended)
         size = len(request.object_content)
         if one.received + size > MARGIN * self._quota(one).bytes:
             self._end(one)
@@ -253,7 +257,7 @@ class Rules:
     def _quota(self, issued: Issued) -> ReplyQuota:
         quota = self._quotas.of(issued.run)
         if quota is None:
-            raise Refused(403, f"the server expects no reply in run {issued.run}", close=True)
+            raise Refused(403, "the server expects no reply in run %s", issued.run, close=True)
         return quota
 
     def _end(self, one: Issued) -> None:

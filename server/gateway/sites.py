@@ -85,8 +85,9 @@ class Members:
         if not _in_window(timestamp) or not _signed(member.key, timestamp, signature):
             raise Refused(
                 401,
-                f"the signature with the key of site {member.name} does not hold, or the time in "
-                "it is too far from this machine's",
+                "the signature with the key of site %s does not hold, or the time in it is too "
+                "far from this machine's",
+                member.name,
                 close=True,
             )
         return member
