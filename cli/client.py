@@ -145,6 +145,22 @@ def _warn(warning: str | None) -> None:
         err.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
+@app.command(epilog="Example: fedlatent client certificate hospital-a.crt")
+def certificate(
+    file: Annotated[
+        Path, typer.Argument(help="What the operator sent after admitting this site.", exists=True)
+    ],
+    home: HomeOption = None,
+) -> None:
+    """Install the certificate without which the server's gateway lets nobody in."""
+    from client.certificate import install_certificate
+    from client.home import ClientHome
+
+    place = ClientHome.find(home)
+    install_certificate(place, file.read_bytes())
+    out.print(f"installed in {place.client_certificate}; it counts from the node's next start")
+
+
 @app.command(epilog="Example: fedlatent client start --home node")
 def start(home: HomeOption = None) -> None:
     """Serve until Ctrl-C: the resident node, SuperNode and SuperExec."""

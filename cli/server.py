@@ -49,6 +49,13 @@ def init(
         list[str] | None,
         typer.Option(help="DNS name or address nodes use; repeat for more.", show_default=False),
     ] = None,
+    client_certificates: Annotated[
+        bool,
+        typer.Option(
+            "--client-certificates",
+            help="Let nobody connect without a certificate, which 'server admit' makes.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Make the authority, certificates, keys and settings; prints the next command."""
@@ -58,7 +65,9 @@ def init(
     from shared.files import write_atomic
 
     place = ServerHome.find(home)
-    settings = init_server(place, host=host, port=port, names=name or ())
+    settings = init_server(
+        place, host=host, port=port, names=name or (), client_certificates=client_certificates
+    )
     example = place.root / "run.toml"
     write_atomic(example, RUN_EXAMPLE.encode())
     if json:
@@ -110,11 +119,17 @@ def admit(
     from server.control import Control
     from server.home import ServerHome
 
-    admitted = Control(ServerHome.find(home)).admit(site, key)
+    control = Control(ServerHome.find(home))
+    admitted = control.admit(site, key)
+    certificate = control.certificate(site)
     if json:
-        print_json({"site": admitted.name, "node_id": admitted.node_id})
-    else:
-        out.print(f"admitted {admitted.name}: key {admitted.fingerprint}")
+        facts = {"site": admitted.name, "node_id": admitted.node_id}
+        print_json(facts | ({} if certificate is None else {"certificate": str(certificate)}))
+        return
+    out.print(f"admitted {admitted.name}: key {admitted.fingerprint}")
+    if certificate is not None:
+        out.print(f"  send to the site: {certificate}", soft_wrap=True)
+        out.print("  the site installs it: [bold]fedlatent client certificate FILE[/]")
 
 
 @app.command(epilog="Example: fedlatent server remove hospital-a")

@@ -53,6 +53,11 @@ class ClientHome:
         return self.root / "ca.crt"
 
     @property
+    def client_certificate(self) -> Path:
+        """PEM certificate of this node's key, where the operator has issued one."""
+        return self.root / "client.crt"
+
+    @property
     def keys(self) -> Path:
         """Folder of this node's private keys."""
         return self.root / "keys"

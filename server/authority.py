@@ -1,22 +1,26 @@
-"""The federation's own certificate authority, its server certificate and the SuperExec secret.
+"""The federation's own certificate authority, what it certifies, and the SuperExec secret.
 
 Nodes trust exactly one certificate, ``ca.crt``, which the operator hands to each site together
 with the server's address. The server certificate is short-lived next to the authority and can be
-made anew without touching any node.
+made anew without touching any node. Where the operator wants it, nodes have a certificate of the
+same authority, without which the gateway's TLS lets nobody in.
 """
 
 import datetime
 import ipaddress
 import secrets
+import ssl
 from collections.abc import Iterable, Sequence
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.home import ServerHome
-from shared.errors import ServiceError
+from server.settings import load_settings
+from shared.errors import ConfigError, ServiceError
 from shared.files import write_atomic
 from shared.keys import check_private
 
@@ -61,22 +65,67 @@ def issue_certificate(home: ServerHome, hosts: Sequence[str]) -> None:
     Raises:
         ServiceError: The authority is absent or its key is open to others, or a host is malformed.
     """
-    authority_key, authority = _load_authority(home)
     key = ec.generate_private_key(ec.SECP384R1())
-    certificate = (
-        _builder(_name("fedlatent server"), authority.subject, key.public_key(), _SERVER_DAYS)
-        .add_extension(x509.SubjectAlternativeName(_names(hosts)), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
-            critical=False,
-        )
-        .sign(authority_key, hashes.SHA384())
+    certificate = _issue(
+        home,
+        "fedlatent server",
+        key.public_key(),
+        ExtendedKeyUsageOID.SERVER_AUTH,
+        days=_SERVER_DAYS,
+        names=_names(hosts),
     )
     write_atomic(home.certificate_key, _private_pem(key), 0o600)
-    write_atomic(home.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+    write_atomic(home.certificate, certificate)
+
+
+def issue_client_certificate(home: ServerHome, site: str, node_public_key: str) -> bytes:
+    """Make the certificate with which a site's node passes the gateway's TLS handshake.
+
+    It lasts as long as the authority: whether the site may still join is asked at each request.
+
+    Args:
+        home: Server home with an authority.
+        site: The site's name, for people.
+        node_public_key: Its node's public key in OpenSSH form, as in ``node.pub``.
+
+    Returns:
+        The certificate as PEM text.
+
+    Raises:
+        ConfigError: That is no EC key.
+        ServiceError: The authority is absent or its key is open to others.
+    """
+    try:
+        key = serialization.load_ssh_public_key(node_public_key.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(
+            f"Expected an EC public key in OpenSSH form of site {site!r}, got something else; "
+            "use the node.pub that 'fedlatent client init' made."
+        )
+    return _issue(home, site, key, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+def probe_context(home: ServerHome) -> ssl.SSLContext:
+    """TLS with which this server looks whether its own gateway answers.
+
+    Where nodes need a certificate the probes need one too; it is made when first asked for.
+
+    Raises:
+        ConfigError: There is no server in ``home``.
+        ServiceError: The authority is absent or its key is open to others.
+    """
+    context = ssl.create_default_context(cafile=str(home.ca_certificate))
+    if load_settings(home).client_certificates:
+        if not (home.probe_certificate.exists() and home.probe_key.exists()):
+            key = ec.generate_private_key(ec.SECP384R1())
+            name, usage = "fedlatent probe", ExtendedKeyUsageOID.CLIENT_AUTH
+            certificate = _issue(home, name, key.public_key(), usage)
+            write_atomic(home.probe_key, _private_pem(key), 0o600)
+            write_atomic(home.probe_certificate, certificate)
+        context.load_cert_chain(home.probe_certificate, home.probe_key)
+    return context
 
 
 def ensure_certificate(home: ServerHome, hosts: Sequence[str]) -> bool:
@@ -108,6 +157,34 @@ def fingerprint(home: ServerHome) -> str:
     """SHA-256 of the authority's certificate, to compare by telephone: 64 hexadecimal digits."""
     certificate = x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
     return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _issue(
+    home: ServerHome,
+    name: str,
+    key: ec.EllipticCurvePublicKey,
+    usage: x509.ObjectIdentifier,
+    *,
+    days: int | None = None,
+    names: Sequence[x509.GeneralName] = (),
+) -> bytes:
+    """A certificate of the authority as PEM text; by default it ends with the authority."""
+    authority_key, authority = _load_authority(home)
+    left = (authority.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).days
+    builder = (
+        _builder(_name(name), authority.subject, key, left if days is None else days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(sign_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
+            critical=False,
+        )
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    certificate = builder.sign(authority_key, hashes.SHA384())
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _load_authority(

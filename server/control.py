@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import re
 import secrets
 import subprocess
 import tempfile
@@ -21,6 +22,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from server.authority import issue_client_certificate
 from server.fab import app_dir
 from server.home import ServerHome
 from server.registry import Registry
@@ -31,6 +33,9 @@ from shared.files import read_json, write_atomic, write_json
 from shared.supervisor import child_environment, program, running_pid
 from shared.toml import dumps
 from shared.wire import check_run_id
+
+SITE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""What a site may be called, here as in its ``node.toml``."""
 
 _CONNECTION = "fedlatent"
 _COMMAND_S = 120.0
@@ -97,13 +102,20 @@ class Control:
             public_key: The node's ``node.pub``, an EC key in OpenSSH form.
 
         Raises:
-            ConfigError: Not such a key, or the name or key is admitted already with another.
+            ConfigError: Not such a key, no name of a site, or the name or key is admitted already
+                with another.
             ServiceError: The server does not run or refuses.
         """
         text, fingerprint = _read_public_key(public_key)
+        if not re.fullmatch(SITE_PATTERN, name):
+            raise ConfigError(
+                "Expected a site's name of at most 64 letters, digits, dots, dashes and "
+                f"underscores, got {name[:90]!r}; use the name in its node.toml."
+            )
         sites = self.sites()
         for site in sites:
             if site.name == name and site.fingerprint == fingerprint:
+                self._certify(site)
                 return site
             if site.name == name or site.fingerprint == fingerprint:
                 raise ConfigError(
@@ -122,7 +134,13 @@ class Control:
             admitted=_now(),
         )
         self._write_sites([*sites, site])
+        self._certify(site)
         return site
+
+    def certificate(self, site: str) -> Path | None:
+        """The site's TLS certificate, for the site to install; None where nodes need none."""
+        path = self.home.certificates / f"{site}.crt"
+        return path if load_settings(self.home).client_certificates and path.exists() else None
 
     def remove(self, name: str) -> None:
         """Take a site's admission back; its node is cut off at its next request.
@@ -138,6 +156,7 @@ class Control:
             raise ConfigError(f"Expected an admitted site, got {name!r}; admitted are: {known}.")
         self._flwr("supernode", "unregister", gone[0].node_id, _CONNECTION)
         self._write_sites([site for site in sites if site.name != name])
+        (self.home.certificates / f"{name}.crt").unlink(missing_ok=True)
 
     def sites(self) -> list[Site]:
         """All admitted sites, in the order of admission."""
@@ -283,6 +302,12 @@ class Control:
         """What the ServerApp of one Flower run printed so far."""
         done = self._run("log", flower_run, _CONNECTION, "--show")
         return done.stdout + done.stderr
+
+    def _certify(self, site: Site) -> None:
+        """Make the certificate that the site's node needs, where nodes need one."""
+        path = self.home.certificates / f"{site.name}.crt"
+        if load_settings(self.home).client_certificates and not path.exists():
+            write_atomic(path, issue_client_certificate(self.home, site.name, site.public_key))
 
     def _launch(self, submission: Submission, *, resume: bool) -> Submission:
         launched = time.time()

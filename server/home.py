@@ -65,6 +65,16 @@ class ServerHome:
         return self.tls / "server.key"
 
     @property
+    def probe_certificate(self) -> Path:
+        """PEM certificate that our own probes show to the gateway."""
+        return self.tls / "probe.pem"
+
+    @property
+    def probe_key(self) -> Path:
+        """Private key of the probes' certificate (mode 0600)."""
+        return self.tls / "probe.key"
+
+    @property
     def superexec_secret(self) -> Path:
         """Shared secret of SuperLink and SuperExec (mode 0600)."""
         return self.tls / "superexec.secret"
@@ -93,6 +103,11 @@ class ServerHome:
     def sites(self) -> Path:
         """``sites.json``: admitted sites, name to public key and Flower node id."""
         return self.root / "sites.json"
+
+    @property
+    def certificates(self) -> Path:
+        """Folder of the sites' TLS certificates, where nodes must have one; for the sites."""
+        return self.root / "certificates"
 
     @property
     def bundles(self) -> Path:

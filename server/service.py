@@ -8,14 +8,19 @@ resumed from their checkpoint.
 import argparse
 import http.client
 import socket
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
-from server.authority import create_authority, ensure_certificate, fingerprint, issue_certificate
+from server.authority import (
+    create_authority,
+    ensure_certificate,
+    fingerprint,
+    issue_certificate,
+    probe_context,
+)
 from server.control import Control, RunState, Submission
 from server.home import HOME_VARIABLE, ServerHome
 from server.registry import Registry
@@ -55,6 +60,7 @@ def init_server(
     port: int = 8443,
     names: Sequence[str] = (),
     link_port: int = 0,
+    client_certificates: bool = False,
 ) -> ServerSettings:
     """Make a server home: settings, authority, certificate, signing key.
 
@@ -64,6 +70,8 @@ def init_server(
         port: Its port; 0 takes a free one, now and for good.
         names: DNS names and addresses that nodes use to reach it, for the certificate.
         link_port: Flower's own port on loopback; 0 takes a free one, now and for good.
+        client_certificates: Whether nodes need a certificate of the authority to connect at all;
+            ``server admit`` then makes one for each site.
 
     Raises:
         ServiceError: The home is in use, or a name is malformed.
@@ -76,6 +84,7 @@ def init_server(
         port=port or free_port(host),
         names=tuple(names),
         link_port=link_port or free_port(),
+        client_certificates=client_certificates,
     )
     create_authority(home)
     issue_certificate(home, settings.names)
@@ -261,7 +270,7 @@ def _answers(
     target = "127.0.0.1" if host in ("0.0.0.0", "::") else host
 
     def probe(_log: str) -> bool:
-        context = ssl.create_default_context(cafile=str(home.ca_certificate))
+        context = probe_context(home)
         connection = http.client.HTTPSConnection(target, port, timeout=_PROBE_S, context=context)
         try:
             connection.request(method, path)

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,10 @@ class FleetNode:
         self.node_id = 0
         self.tls = ssl.create_default_context(cafile=str(ca))
         if certificate is not None:
-            self.tls.load_cert_chain(certificate, key)
+            with tempfile.NamedTemporaryFile() as file:  # TLS takes no key in OpenSSH form
+                file.write(_pem(private))
+                file.flush()
+                self.tls.load_cert_chain(certificate, file.name)
         self._signer = NodeAuthHttpInterceptor(private, private.public_key())
         self.client = FleetHttpClient(
             f"https://{address}", interceptors=[self._signer], verify=self.tls, timeout=30.0
@@ -219,6 +223,14 @@ def read_all(line: socket.socket) -> bytes:
     except OSError:
         pass
     return answer
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
 
 
 def _ids(tree: message_pb2.ObjectTree) -> list[str]:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import datetime
+import http.client
 import resource
 import socket
 import ssl
@@ -21,7 +22,8 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from server.authority import create_authority
+from server.authority import create_authority, issue_client_certificate, probe_context
+from server.control import Control
 from server.gateway.connections import network_of
 from server.gateway.rules import ENDPOINTS
 from server.home import ServerHome
@@ -423,6 +425,32 @@ def test_strangers_with_tls_do_not_touch_a_site(tmp_path: Path) -> None:
         assert gate.log().count("127.0.0.1: a connection is cut") >= 4
         for line in lines:
             line.close()
+
+
+def test_strangers_fail_in_the_handshake_where_nodes_have_certificates(tmp_path: Path) -> None:
+    """With client certificates on, only a certificate of the authority for its holder connects."""
+    gate = Gate(tmp_path, GatewayLimits(), client_certificates=True)
+    with running(gate), gate.admit("ward-1", 5) as bare:
+        with pytest.raises((httpx.ReadError, httpx.ConnectError, httpx.RemoteProtocolError)):
+            bare.activate()
+        assert gate.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") == (0, b"")
+        (site,) = Control(gate.home).sites()
+        file = gate.home.root / "ward-1.crt"
+        file.write_bytes(issue_client_certificate(gate.home, "ward-1", site.public_key))
+        key = gate.home.root / "nodes" / "ward-1"
+        with FleetNode(gate.address, gate.home.ca_certificate, key, file) as node:
+            assert node.activate() == 5
+        server_own = bare.tls
+        server_own.load_cert_chain(gate.home.certificate, gate.home.certificate_key)
+        with contextlib.suppress(OSError), bare.connect() as line:
+            line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_all(line) == b""
+        probe = http.client.HTTPSConnection(gate.address, context=probe_context(gate.home))
+        probe.request("GET", "/")
+        assert probe.getresponse().status == 403
+        probe.close()
+    assert gate.home.probe_key.stat().st_mode & 0o777 == 0o600
+    gate.wait_for_log("a TLS handshake failed (PEER_DID_NOT_RETURN_A_CERTIFICATE)")
 
 
 def test_a_server_that_is_down_is_said(gate: Gate, ward: FleetNode) -> None:
