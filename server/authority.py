@@ -66,16 +66,11 @@ def issue_certificate(home: ServerHome, hosts: Sequence[str]) -> None:
         ServiceError: The authority is absent or its key is open to others, or a host is malformed.
     """
     key = ec.generate_private_key(ec.SECP384R1())
-    certificate = _issue(
-        home,
-        "fedlatent server",
-        key.public_key(),
-        ExtendedKeyUsageOID.SERVER_AUTH,
-        days=_SERVER_DAYS,
-        names=_names(hosts),
-    )
+    names = x509.SubjectAlternativeName(_names(hosts))
+    purpose = ExtendedKeyUsageOID.SERVER_AUTH
+    certificate = _certified(home, "fedlatent server", key.public_key(), purpose, names)
     write_atomic(home.certificate_key, _private_pem(key), 0o600)
-    write_atomic(home.certificate, certificate)
+    write_atomic(home.certificate, certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def issue_client_certificate(home: ServerHome, site: str, node_public_key: str) -> bytes:
@@ -104,7 +99,7 @@ def issue_client_certificate(home: ServerHome, site: str, node_public_key: str) 
             f"Expected an EC public key in OpenSSH form of site {site!r}, got something else; "
             "use the node.pub that 'fedlatent client init' made."
         )
-    return _issue(home, site, key, ExtendedKeyUsageOID.CLIENT_AUTH)
+    return _client_pem(home, site, key)
 
 
 def probe_context(home: ServerHome) -> ssl.SSLContext:
@@ -120,9 +115,8 @@ def probe_context(home: ServerHome) -> ssl.SSLContext:
     if load_settings(home).client_certificates:
         if not (home.probe_certificate.exists() and home.probe_key.exists()):
             key = ec.generate_private_key(ec.SECP384R1())
-            name, usage = "fedlatent probe", ExtendedKeyUsageOID.CLIENT_AUTH
-            certificate = _issue(home, name, key.public_key(), usage)
             write_atomic(home.probe_key, _private_pem(key), 0o600)
+            certificate = _client_pem(home, "fedlatent probe", key.public_key())
             write_atomic(home.probe_certificate, certificate)
         context.load_cert_chain(home.probe_certificate, home.probe_key)
     return context
@@ -159,32 +153,36 @@ def fingerprint(home: ServerHome) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def _issue(
+def _client_pem(home: ServerHome, common: str, key: ec.EllipticCurvePublicKey) -> bytes:
+    """A certificate for TLS clients that ends with the authority."""
+    _, authority = _load_authority(home)
+    left = authority.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    purpose = ExtendedKeyUsageOID.CLIENT_AUTH
+    certificate = _certified(home, common, key, purpose, days=left.days)
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _certified(
     home: ServerHome,
-    name: str,
+    common: str,
     key: ec.EllipticCurvePublicKey,
-    usage: x509.ObjectIdentifier,
-    *,
-    days: int | None = None,
-    names: Sequence[x509.GeneralName] = (),
-) -> bytes:
-    """A certificate of the authority as PEM text; by default it ends with the authority."""
+    purpose: x509.ObjectIdentifier,
+    names: x509.SubjectAlternativeName | None = None,
+    days: int = _SERVER_DAYS,
+) -> x509.Certificate:
+    """A certificate of the authority in ``home`` for one key and one purpose."""
     authority_key, authority = _load_authority(home)
-    left = (authority.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).days
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     builder = (
-        _builder(_name(name), authority.subject, key, left if days is None else days)
+        _builder(_name(common), authority.subject, key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
-            critical=False,
-        )
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(identifier, critical=False)
     )
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    certificate = builder.sign(authority_key, hashes.SHA384())
-    return certificate.public_bytes(serialization.Encoding.PEM)
+    if names is not None:
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(authority_key, hashes.SHA384())
 
 
 def _load_authority(
