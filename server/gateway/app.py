@@ -41,6 +41,9 @@ _HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
+_AGAIN = frozenset(
+    {"send-node-heartbeat", "pull-messages", "pull-object", "push-object"}
+)  # after a failure of the SuperLink's own a SuperNode asks for these again if told 503, not 500
 _REUSE_S = 2.0  # an idle connection to the SuperLink; it closes its end after 5
 
 
@@ -123,36 +126,40 @@ class Gateway:
     async def _forward(
         self, request: Request, member: Member, name: str, body: bytes, note: Note | None
     ) -> Response:
-        head = self._client.build_request(
-            "POST", f"/v1/fleet/{name}", content=body, headers=_end_to_end(request.headers)
-        )
-        noted = False
+        done = False
         try:
-            answer = await self._client.send(head, stream=True)
-            if note is None or answer.status_code != 200:
-                self._tell(member, name, answer.status_code)
-                return StreamingResponse(
-                    _stream_and_close(answer), answer.status_code, _end_to_end(answer.headers)
-                )
+            passed = self._client.build_request(
+                "POST", f"/v1/fleet/{name}", content=body, headers=_end_to_end(request.headers)
+            )
+            answer = await self._client.send(passed, stream=True)
+            headers = _end_to_end(answer.headers)
+            if answer.status_code >= 400:
+                content = await answer.aread()
+                return Response(content, self._turned_away(member, name, answer), headers)
+            if note is None:
+                done = True
+                return StreamingResponse(_stream_and_close(answer), answer.status_code, headers)
             content = await answer.aread()
-            note(content)
-            noted = True
-            return Response(content, 200, _end_to_end(answer.headers))
+            note.answered(content)
+            done = True
+            return Response(content, answer.status_code, headers)
         finally:
-            if note is not None and not noted:
-                self._rules.forget_answer(name, body)
+            if note is not None and not done:
+                note.failed()
 
-    def _tell(self, member: Member, name: str, status: int) -> None:
-        """Say whom the server behind us turned away."""
-        if name == "activate-node" and status >= 400:
+    def _turned_away(self, member: Member, name: str, answer: httpx.Response) -> int:
+        """Say whom the server behind us turned away, and with what status to pass that on."""
+        status = answer.status_code
+        if name == "activate-node":
             LOG.warning(
                 "%s may not join (status %d): its last connection still counts as alive, for up "
                 "to a minute",
                 member,
                 status,
             )
-        elif status >= 400:
+        else:
             LOG.warning("%s: %s got status %d", member, name, status)
+        return 503 if status == 500 and name in _AGAIN else status
 
     async def _say(
         self, answer: Response, visitor: Visitor, scope: Scope, receive: Receive, send: Send

@@ -41,8 +41,22 @@ _KIB = 1024
 _FRAME = 1 * _KIB  # bytes of a push-object request beside the object
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}\Z")
 
-Note = Callable[[bytes], None]
-"""Reads the SuperLink's answer of status 200 and writes down what it gives to the site."""
+
+def _nothing() -> None:
+    """Nothing is to be undone."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the SuperLink's answer to a request changes here.
+
+    Attributes:
+        answered: Takes the body of an answer of status 200.
+        failed: Called when there was no such answer.
+    """
+
+    answered: Callable[[bytes], None]
+    failed: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,7 @@ class Rules:
         self._check_node(member, request)
         match request:
             case PullMessagesRequest():
-                return lambda answer: self._issue(member, answer)
+                return Note(lambda answer: self._issue(member, answer))
             case PushMessagesRequest():
                 return self._check_reply(member, request)
             case PushObjectRequest():
@@ -141,12 +155,6 @@ class Rules:
                 if not self._book.knows_run(member.node, request.run_id):
                     raise Refused(403, "it asks for run %s, which it was not given", request.run_id)
         return None
-
-    def forget_answer(self, name: str, body: bytes) -> None:
-        """Let a reply whose announcement did not come through be announced again."""
-        if name == "push-messages":
-            request = PushMessagesRequest.FromString(body)
-            self._answering.discard(request.messages_list[0].metadata.reply_to_message_id)
 
     def _check_node(self, member: Member, request: Message) -> None:
         if isinstance(request, DeactivateNodeRequest):
@@ -210,7 +218,10 @@ class Rules:
             kind = "%d objects, where a reply has %d at most"
             raise Refused(403, kind, len(objects), quota.objects)
         self._answering.add(issued.message)
-        return lambda answer: self._await(issued, metadata.message_id, frozenset(objects), answer)
+        return Note(
+            lambda answer: self._await(issued, metadata.message_id, frozenset(objects), answer),
+            lambda: self._answering.discard(issued.message),
+        )
 
     def _await(self, issued: Issued, reply: str, objects: frozenset[str], answer: bytes) -> None:
         self._answering.discard(issued.message)
@@ -252,7 +263,7 @@ class Rules:
             issued.objects = frozenset()
             self._book.save(issued)
 
-        return received
+        return Note(received)
 
     def _quota(self, issued: Issued) -> ReplyQuota:
         quota = self._quotas.of(issued.run)

@@ -4,7 +4,6 @@ import base64
 import binascii
 import datetime
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from starlette.datastructures import Headers
 
 from server.control import Control, Site, fingerprint_of
 from server.gateway.refusal import NotAdmitted, Refused
@@ -69,19 +69,19 @@ class Members:
         self._read: tuple[int, int] | None = None
         self._members: dict[str, Member] = {}
 
-    def sender(self, headers: Mapping[str, str], endpoint: str) -> Member:
+    def sender(self, headers: Headers, endpoint: str) -> Member:
         """The site that signed the head of a request, judged as Flower's SuperLink does.
 
         Raises:
             Refused: No admitted key, a time outside the window, or a signature that does not hold.
         """
-        header = headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER, "")
+        header = _only(headers, FLEET_HTTP_PUBLIC_KEY_HEADER)
         member = self._current().get(header)
         if member is None:
             fingerprint = key_fingerprint(header)
             raise NotAdmitted(fingerprint, activating=endpoint == "activate-node")
-        timestamp = headers.get(TIMESTAMP_HEADER, "")
-        signature = headers.get(FLEET_HTTP_SIGNATURE_HEADER, "")
+        timestamp = _only(headers, TIMESTAMP_HEADER)
+        signature = _only(headers, FLEET_HTTP_SIGNATURE_HEADER)
         if not _in_window(timestamp) or not _signed(member.key, timestamp, signature):
             raise Refused(
                 401,
@@ -118,6 +118,12 @@ def key_fingerprint(header: str) -> str:
     except (ValueError, UnsupportedAlgorithm):
         return "unknown"
     return fingerprint_of(key) if isinstance(key, ec.EllipticCurvePublicKey) else "unknown"
+
+
+def _only(headers: Headers, name: str) -> str:
+    """The one field of that name; empty where there are several, of which any could count."""
+    values = headers.getlist(name)
+    return values[0] if len(values) == 1 else ""
 
 
 def _in_window(timestamp: str) -> bool:

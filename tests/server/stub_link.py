@@ -26,6 +26,7 @@ class StubLink:
         seen: Requests that came: endpoint, body, headers.
         waiting: Message ids that a node is given when it asks next.
         object_size: Bytes of each object that it gives.
+        failing: Status of its answers, while not 200.
     """
 
     socket: Path
@@ -33,6 +34,7 @@ class StubLink:
     seen: list[tuple[str, bytes, dict[str, str]]] = field(default_factory=list)
     waiting: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
     object_size: int = 0
+    failing: int = 200
     received: Counter[str] = field(default_factory=Counter)
 
     def start(self) -> "StubLink":
@@ -71,6 +73,9 @@ class StubLink:
         body = await request.body()
         name = scope["raw_path"].decode().removeprefix("/v1/fleet/")
         self.seen.append((name, body, dict(request.headers)))
+        if self.failing != 200:
+            await Response(b"no", self.failing)(scope, receive, send)
+            return
         response = getattr(self, "_" + name.replace("-", "_"))(body)
         await Response(response.SerializeToString(), 200, {"x-own": "1"})(scope, receive, send)
 

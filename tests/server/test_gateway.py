@@ -245,6 +245,16 @@ def test_bad_signatures_are_refused(gate: Gate, ward: FleetNode, fields: dict[st
     assert len(gate.link.seen) == before
 
 
+@pytest.mark.parametrize("name", ["flwr-public-key", "flwr-timestamp", "flwr-signature"])
+def test_fields_of_a_signature_stand_there_once(ward: FleetNode, name: str) -> None:
+    """Two keys in one head could count as one here and as the other at the SuperLink."""
+    body = poll(ward)
+    with ward.connect() as line:
+        head = ward.head("pull-messages", len(body))
+        line.sendall(head.replace(b"\r\n\r\n", f"\r\n{name}: x\r\n\r\n".encode()) + body)
+        assert status_of(read_all(line)) == 401
+
+
 def test_strangers_are_refused_before_their_body(gate: Gate) -> None:
     """Who shows no admitted key is answered by the head alone."""
     raw = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 500000000\r\n\r\n"
@@ -378,7 +388,7 @@ def test_idle_strangers_do_not_touch_a_site(tmp_path: Path) -> None:
                 node.poll()
                 assert time.monotonic() - began < 2
             assert gate.memory() - before < 30_000_000
-            assert len(old.client._client._transport._pool.connections) == 1  # type: ignore[attr-defined]
+            assert used_connections(old) == 1
         finally:
             for line in lines:
                 line.close()
@@ -423,8 +433,23 @@ def test_strangers_with_tls_do_not_touch_a_site(tmp_path: Path) -> None:
         assert status_of(read_all(lines[-1])) == 403
         node.poll()
         assert gate.log().count("127.0.0.1: a connection is cut") >= 4
-        for line in lines:
+        far = [from_address(gate, f"127.0.0.{2 + number // 4}") for number in range(20)]
+        gate.wait_for_log("a connection is cut: all connections are taken")
+        node.poll()
+        assert used_connections(node) == 1
+        for line in lines + far:
             line.close()
+
+
+def used_connections(node: FleetNode) -> int:
+    """How many connections Flower's client has needed so far and still has."""
+    return len(node.client._client._transport._pool.connections)  # type: ignore[attr-defined]
+
+
+def from_address(gate: Gate, address: str) -> socket.socket:
+    """An idle connection from another address of this machine."""
+    there = ("127.0.0.1", gate.settings.port)
+    return socket.create_connection(there, timeout=10, source_address=(address, 0))
 
 
 def test_strangers_fail_in_the_handshake_where_nodes_have_certificates(tmp_path: Path) -> None:
@@ -451,6 +476,25 @@ def test_strangers_fail_in_the_handshake_where_nodes_have_certificates(tmp_path:
         probe.close()
     assert gate.home.probe_key.stat().st_mode & 0o777 == 0o600
     gate.wait_for_log("a TLS handshake failed (PEER_DID_NOT_RETURN_A_CERTIFICATE)")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "failing", "status"),
+    [("pull-messages", 500, 503), ("pull-messages", 403, 403), ("deactivate-node", 500, 500)],
+)
+def test_failures_of_the_server_are_passed_on(
+    gate: Gate, ward: FleetNode, endpoint: str, failing: int, status: int
+) -> None:
+    """A SuperNode that asks for messages asks again where the SuperLink itself has failed."""
+    gate.link.failing = failing
+    try:
+        body = poll(ward)
+        if endpoint == "deactivate-node":
+            body = fleet_pb2.DeactivateNodeRequest(node_id=ward.node_id).SerializeToString()
+        assert post(ward, endpoint, body) == status
+    finally:
+        gate.link.failing = 200
+    gate.wait_for_log(f"): {endpoint} got status {failing}")
 
 
 def test_a_server_that_is_down_is_said(gate: Gate, ward: FleetNode) -> None:
