@@ -108,9 +108,13 @@ class FleetNode:
         return message
 
     def pull_object(self, run: int, object_id: str) -> bytes:
-        """One object of a message."""
+        """One object of a message; waits while the server itself still lacks it."""
         request = message_pb2.PullObjectRequest(node=self.node, run_id=run, object_id=object_id)
-        return self.client.PullObject(request).object_content
+        while (answer := self.client.PullObject(request)).object_found:
+            if answer.object_available:
+                return answer.object_content
+            time.sleep(0.1)
+        raise LookupError(f"the server knows no object {object_id}")
 
     def confirm(self, run: int, message: str) -> None:
         """Say that a message came whole."""
