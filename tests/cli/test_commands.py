@@ -16,10 +16,12 @@ from cli import main as cli_main
 from client.approvals import Approvals
 from client.edge.main import build_parser
 from client.home import ClientHome
+from server.authority import issue_client_certificate
 from server.export import export_global
 from server.home import ServerHome
+from server.settings import load_settings
 from shared.errors import PolicyRefusal, ServiceError
-from shared.keys import SigningKey
+from shared.keys import SigningKey, generate_node_key
 from shared.privacy.plan import PrivacyPlan
 from shared.toml import dumps
 from simulations.federation import Simulation, datasets, simulate
@@ -168,6 +170,23 @@ def test_a_bad_node_is_refused_before_anything_is_written(run: Run, tmp_path: Pa
     assert json.loads(out)["records"] > 50
     status, out, _ = run("client", "ledger", "--home", tmp_path / "node", "--json")
     assert json.loads(out)["epsilon"] == 0.0
+
+
+def test_nodes_need_a_certificate_where_the_operator_says_so(run: Run, tmp_path: Path) -> None:
+    """``server init --client-certificates`` is kept, ``client certificate`` takes the node's own."""
+    server, node = ServerHome(tmp_path / "server"), ClientHome(tmp_path / "node")
+    arguments = ("--home", server.root, "--port", 0, "--client-certificates")
+    assert run("server", "init", *arguments)[0] == 0
+    assert load_settings(server).client_certificates
+    node.create()
+    node.ca_certificate.write_bytes(server.ca_certificate.read_bytes())
+    public = generate_node_key(node.node_key)
+    pem = issue_client_certificate(server, "ward-1", public.read_text())
+    (tmp_path / "ward-1.crt").write_bytes(pem)
+    wrong = run("client", "certificate", server.ca_certificate, "--home", node.root)
+    assert (wrong[0], "another key" in wrong[2].replace("\n", " ")) == (2, True)
+    assert run("client", "certificate", tmp_path / "ward-1.crt", "--home", node.root)[0] == 0
+    assert node.client_certificate.read_bytes() == pem
 
 
 def test_ledger_and_releases_show_what_a_run_cost(
