@@ -173,7 +173,7 @@ def test_a_bad_node_is_refused_before_anything_is_written(run: Run, tmp_path: Pa
 
 
 def test_nodes_need_a_certificate_where_the_operator_says_so(run: Run, tmp_path: Path) -> None:
-    """``server init --client-certificates`` is kept, ``client certificate`` takes the node's own."""
+    """``init --client-certificates`` is kept, ``client certificate`` takes the node's own alone."""
     server, node = ServerHome(tmp_path / "server"), ClientHome(tmp_path / "node")
     arguments = ("--home", server.root, "--port", 0, "--client-certificates")
     assert run("server", "init", *arguments)[0] == 0
