@@ -48,7 +48,7 @@ class Connections:
 
     def enter(self, visitor: "Visitor") -> bool:
         """Take a new connection in, as a stranger; others may have to leave for it."""
-        neighbours = self._strangers[visitor.address]
+        neighbours = self._strangers.get(visitor.address, {})
         if len(neighbours) >= self.limits.strangers_per_address:
             next(iter(neighbours)).cut(
                 "more than %d connections that have not shown an admitted key",
