@@ -28,6 +28,7 @@ from server.home import HOME_VARIABLE, ServerHome
 from server.registry import Registry
 from server.settings import ServerSettings, load_settings, save_settings
 from shared import flower
+from shared.contact import Contact
 from shared.errors import FedlatentError, ServiceError
 from shared.keys import SigningKey
 from shared.supervisor import (
@@ -41,7 +42,10 @@ from shared.supervisor import (
 MAX_RESUMES = 5
 """How often one run is resumed by itself; then it needs the operator."""
 
+UNANSWERED = "it does not answer any more"
+
 _PROBE_S = 2.0
+_QUIET_S = 60.0  # SuperExec asks for tasks several times a second
 _WATCH_S = 1.0
 _LOST_S = 4.0  # a run without a process for so long is looked at
 _ASK_S = 5.0  # least time between two questions to the SuperLink
@@ -177,6 +181,7 @@ class ServerService:
             ready=lambda _log: _healthy(home.link_socket),
             env=variables,
             diagnose=_diagnose,
+            ails=lambda: "" if _healthy(home.link_socket) else UNANSWERED,
         )
         superexec = Service(
             name="superexec",
@@ -186,12 +191,16 @@ class ServerService:
             ),
             env=variables,
             ready=lambda log: "Starting Flower SuperExec" in log,
+            ails=lambda: Contact(home.services / "superexec").ailment(_QUIET_S),
+            patience_s=0.0,
         )
+        answers = _answers(home, self.settings.port, "GET", "/", 403, self.settings.host)
         gateway = Service(
             name="gateway",
             argv=(sys.executable, "-m", "server.gateway", "--home", str(home.root)),
-            ready=_answers(home, self.settings.port, "GET", "/", 403, self.settings.host),
+            ready=answers,
             diagnose=_diagnose,
+            ails=lambda: "" if answers("") else UNANSWERED,
         )
         return [superlink, superexec, gateway]
 

@@ -66,6 +66,11 @@ class Contact:
         tried = self.last_tried
         return 0.0 if tried is None else max(0.0, time.time() - tried)
 
+    def ailment(self, most_s: float) -> str:
+        """What ails a process that asks its peer at least each ``most_s``; empty for nothing."""
+        silence = self.silence_s()
+        return f"it has asked its peer for nothing for {silence:.0f} s" if silence > most_s else ""
+
     def forget_tries(self) -> None:
         """Begin anew, as for a process that starts."""
         (self.folder / "contact.tried").unlink(missing_ok=True)

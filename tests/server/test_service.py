@@ -164,3 +164,18 @@ def test_a_run_survives_the_death_of_any_process(
     done = control.wait(submission.run_id, 300)
     assert done.state == "completed"
     assert complete_rounds(home, done.run_id) == 5
+
+
+def test_a_supernode_that_stops_polling_is_started_again(
+    federation: Federation, node: ClientService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that lives and asks for nothing is ended, and the status says why."""
+    node.wait_online(90)
+    before = next(one for one in node.status() if one.name == "supernode")
+    assert before.contact is not None
+    assert time.time() - before.contact < 60.0
+    assert before.pid is not None
+    monkeypatch.setattr("client.service._QUIET_S", 10.0)  # an idle one polls each 3 s
+    os.kill(before.pid, signal.SIGSTOP)
+    until(lambda: node.status()[1].restarts > before.restarts, 60)
+    assert "it has asked its peer for nothing for" in node.status()[1].reason
