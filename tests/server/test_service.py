@@ -7,6 +7,7 @@ import http.client
 import os
 import signal
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
