@@ -17,6 +17,7 @@ from client.service import ClientService
 from server.home import ServerHome
 from server.registry import Registry
 from server.service import ServerService, init_server, is_lost
+from server.settings import load_settings
 from shared.config import RunConfig
 from shared.errors import ConfigError, ServiceError
 from shared.supervisor import marked_processes
@@ -119,6 +120,14 @@ def test_commands_need_a_running_server(tmp_path: Path) -> None:
     init_server(home, port=0)
     with pytest.raises(ServiceError, match="run 'fedlatent server start' first"):
         ServerService(home).control.submit(RunConfig.parse(RUN, "test"))
+
+
+def test_a_home_with_a_port_of_flowers_is_read(tmp_path: Path) -> None:
+    """A server.toml that still names the port that Flower had means the same without it."""
+    home = ServerHome(tmp_path / "server")
+    settings = init_server(home, port=0)
+    home.config.write_text("link_port = 8000\n" + home.config.read_text())
+    assert load_settings(home) == settings
 
 
 @pytest.mark.parametrize(
