@@ -180,7 +180,7 @@ def digits(site: Hostile, message: Message) -> None:
 def drip_and_swell(site: Hostile, message: Message) -> None:
     """Send a reply byte by byte, and 500 MB beside it."""
     node, run = site.node, message.metadata.run_id
-    header, arrays = from_records(RequestHeader, message.content)
+    _, arrays = from_records(RequestHeader, message.content)
     large = {key: np.zeros_like(value) for key, value in arrays.items()}
     reply = node.announce(node.reply(message, to_records(refusal(message), large)))
     first = reply.awaited[0]
