@@ -19,17 +19,20 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 import uvicorn
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import HTTPException
 from flwr.proto.control_pb2 import ListRunsRequest, RegisterNodeRequest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
     PullMessagesRequest,
+    PushMessagesRequest,
     RegisterNodeFleetResponse,
 )
 from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
@@ -40,6 +43,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 from flwr.supercore.run import Run
 from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor
 from flwr.superlink.grid import HttpGrid
+from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from google.protobuf.message import Message as Protobuf
 from starlette.requests import Request
 from starlette.responses import Response
@@ -49,7 +53,6 @@ from server.authority import create_authority, issue_certificate
 from server.home import ServerHome
 from server.service import free_port
 from shared.supervisor import child_environment, program
-from tests.server.test_gateway import wait_for
 
 MEDIA = {"content-type": "application/protobuf", "accept": "application/protobuf"}
 
@@ -99,6 +102,18 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainLink]:
         process.wait(20)
 
 
+def wait_for(port: int) -> None:
+    """Wait until something listens."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def signed_headers(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
     """What a SuperNode shows with each request."""
     timestamp = datetime.datetime.now(datetime.UTC).isoformat()
@@ -132,6 +147,29 @@ def test_a_nodes_signature_covers_a_time_and_nothing_else(plain: PlainLink) -> N
     assert plain.post("/v1/fleet/activate-node", activate, headers) == 200
     assert plain.post("/v1/fleet/activate-node", activate) == 401
     assert plain.post("/v1/fleet/activate-node", activate, headers) in (200, 412)
+
+
+def test_a_node_may_name_anyone_as_the_sender() -> None:
+    """Flower's check of a node's key looks at one field of a push: hence ours looks at all."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    state = SimpleNamespace(get_node_id_by_public_key=lambda _key: 5)
+    app = SimpleNamespace(
+        state=SimpleNamespace(linkstate_factory=SimpleNamespace(state=lambda: state))
+    )
+
+    def check(node: int, sender: int) -> None:
+        message = Message(metadata=Metadata(src_node_id=sender, dst_node_id=6))
+        push = PushMessagesRequest(node=Node(node_id=node), messages_list=[message])
+        authenticate_node(
+            SimpleNamespace(  # type: ignore[arg-type]
+                headers=signed_headers(key), state=SimpleNamespace(protobuf_request=push), app=app
+            )
+        )
+
+    with pytest.raises(HTTPException):
+        check(6, 6)
+    check(5, 6)
+    check(5, 1)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

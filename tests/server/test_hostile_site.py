@@ -37,7 +37,7 @@ from tests.server.services import RUN, Federation
 
 NAME = "ward-3"
 HONEST = ("ward-1", "ward-2")
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
 SERVER_NODE = 1
 NOWHERE = "a" * 64
 MEGABYTE = 1_000_000
