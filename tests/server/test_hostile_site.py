@@ -8,6 +8,7 @@ end in time.
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Hostile:
     acts: list[Act] = field(default_factory=list)
     kept: list[RecordDict] = field(default_factory=list)
     statuses: dict[str, list[int]] = field(default_factory=dict)
-    failures: list[BaseException] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     growth: dict[str, float] = field(default_factory=dict)
     services: Path = Path()
 
@@ -71,8 +72,8 @@ class Hostile:
                 continue
             try:
                 (self.acts.pop(0) if self.acts else excuse)(self, message)
-            except BaseException as error:
-                self.failures.append(error)
+            except BaseException:
+                self.failures.append(traceback.format_exc())
 
     def live(self, over: threading.Event) -> None:
         """Give signs of life."""
