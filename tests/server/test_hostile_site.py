@@ -144,7 +144,7 @@ def signed_refusal(site: Hostile, message: Message) -> None:
     """A proper refusal, kept to be sent again later."""
     header, arrays = from_records(RequestHeader, message.content)
     name = request_name(header, digest_of(arrays))
-    signed = ReplySigner.load(site.key).sign(refusal(message), digest_of({}), name)
+    signed = ReplySigner.load(site.key).sign(refusal(message), {}, name)
     site.kept.append(to_records(signed, {}))
     site.node.send(site.node.reply(message, to_records(signed, {})))
 
