@@ -39,7 +39,7 @@ NOT_ADMITTED = (
 
 NO_CERTIFICATE = (
     "Expected the server to take this node's certificate, got a refusal; ask the operator for a "
-    "client.crt of this site's key and put it into the node's home."
+    "certificate of this site's key and run 'fedlatent client certificate FILE'."
 )
 
 _CONNECT_S = 10.0
@@ -321,6 +321,8 @@ def diagnose_supernode(log: str, public_key: Path) -> str:
     """Say in one sentence why a SuperNode ended, from what it printed."""
     if "code: 2004" in log:
         return NOT_ADMITTED.format(key=public_key)
+    if "CERTIFICATE_REQUIRED" in log.upper().replace(" ", "_"):
+        return NO_CERTIFICATE
     if "CERTIFICATE_VERIFY_FAILED" in log:
         return "the server's certificate is not from the authority in ca.crt; get the right ca.crt"
     if "401" in log or "Invalid SuperNode authentication" in log:

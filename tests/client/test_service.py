@@ -256,6 +256,10 @@ def test_malformed_addresses_are_refused(address: str) -> None:
     [
         ("ERROR : Exit Code: 305\n[code: 2004] Failed to activate SuperNode.\n", "admitted"),
         ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "authority in ca.crt"),
+        (
+            "ssl.SSLError: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert",
+            "client certificate",
+        ),
         ("INFO\nERROR : Port in use\nINFO: bye", "Port in use"),
         ("", "nothing"),
     ],
