@@ -1,7 +1,6 @@
 """Setting a node up, and the way to its server, without Flower."""
 
 import contextlib
-import datetime
 import http.server
 import ssl
 import threading
@@ -10,10 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from client.home import ClientHome
 from client.service import (
@@ -24,7 +19,7 @@ from client.service import (
     split_address,
 )
 from client.tls import identity_of
-from server.authority import create_authority, issue_certificate
+from server.authority import create_authority, issue_certificate, issue_client_certificate
 from server.home import ServerHome
 from shared.errors import ConfigError, ServiceError
 
@@ -97,34 +92,16 @@ def set_up(authority: ServerHome, folder: Path) -> ClientHome:
     return home
 
 
-def issue(authority: ServerHome, public_key: Path) -> bytes:
-    """A client certificate of the authority's for a node's key."""
-    key = serialization.load_ssh_public_key(public_key.read_bytes())
-    issuer = x509.load_pem_x509_certificate(authority.ca_certificate.read_bytes())
-    signer = serialization.load_pem_private_key(authority.ca_key.read_bytes(), password=None)
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
-    now = datetime.datetime.now(datetime.UTC)
-    made = x509.CertificateBuilder(
-        issuer_name=issuer.subject,
-        subject_name=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ward-1")]),
-        public_key=key,
-        serial_number=1,
-        not_valid_before=now - datetime.timedelta(hours=1),
-        not_valid_after=now + datetime.timedelta(hours=1),
-    ).sign(signer, hashes.SHA384())
-    return made.public_bytes(serialization.Encoding.PEM)
-
-
 def test_a_node_shows_its_certificate(authority: ServerHome, tmp_path: Path) -> None:
     """Where the server asks for a certificate, the one in the node's home opens the way."""
     home = set_up(authority, tmp_path)
     assert identity_of(home) is None
     with serving(authority, "127.0.0.1", strangers=False) as server:
         address = f"127.0.0.1:{server.server_port}"
-        with pytest.raises(ServiceError, match=r"client\.crt of this site's key"):
+        with pytest.raises(ServiceError, match="fedlatent client certificate"):
             preflight(address, home.ca_certificate, identity_of(home))
-        home.client_certificate.write_bytes(issue(authority, home.node_public_key))
+        key = home.node_public_key.read_text()
+        home.client_certificate.write_bytes(issue_client_certificate(authority, "ward-1", key))
         preflight(address, home.ca_certificate, identity_of(home))
     assert home.node_key_pem.stat().st_mode & 0o777 == 0o600
     assert home.node_key_pem.read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----")
@@ -133,7 +110,8 @@ def test_a_node_shows_its_certificate(authority: ServerHome, tmp_path: Path) -> 
 def test_the_certificate_of_another_key_is_named(authority: ServerHome, tmp_path: Path) -> None:
     """A client.crt that belongs to another site's key is refused in words."""
     home, other = set_up(authority, tmp_path / "a"), set_up(authority, tmp_path / "b")
-    home.client_certificate.write_bytes(issue(authority, other.node_public_key))
+    key = other.node_public_key.read_text()
+    home.client_certificate.write_bytes(issue_client_certificate(authority, "ward-1", key))
     with pytest.raises(ServiceError, match="certificate of this node's key"):
         preflight("127.0.0.1:1", home.ca_certificate, identity_of(home))
 
