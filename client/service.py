@@ -43,6 +43,7 @@ NO_CERTIFICATE = (
 )
 
 _CONNECT_S = 10.0
+_ALERT_S = 2.0
 _POLL_S = 0.2
 _QUIET_S = 90.0  # SuperNode gives a sign of life each half a minute, SuperExec each second
 _AWAY_S = 30.0  # how long a node waits at its start for a server that does not answer
@@ -135,22 +136,35 @@ def preflight(address: str, ca_certificate: Path, identity: Identity | None = No
         date = connection.getresponse().headers.get("date")
     except ssl.SSLCertVerificationError as error:
         raise ServiceError(_certificate_problem(error, address, ca_certificate)) from None
-    except ssl.SSLError as error:
-        if "CERTIFICATE" not in (error.reason or ""):  # as in an alert of the server's
-            raise ServerAway(_no_answer(error, address)) from None
-        raise ServiceError(NO_CERTIFICATE) from None
     except (OSError, http.client.HTTPException) as error:
-        raise ServerAway(_no_answer(error, address)) from None
+        if _lacks_certificate(host, port, context):
+            raise ServiceError(NO_CERTIFICATE) from None
+        raise ServerAway(
+            f"Expected the server at {address} to answer, got {type(error).__name__}; "
+            "check the address and the network, and whether the server runs."
+        ) from None
     finally:
         connection.close()
     _check_clock(date)
 
 
-def _no_answer(error: Exception, address: str) -> str:
-    return (
-        f"Expected the server at {address} to answer, got {type(error).__name__}; "
-        "check the address and the network, and whether the server runs."
-    )
+def _lacks_certificate(host: str, port: int, context: ssl.SSLContext) -> bool:
+    """Whether the server refuses this node's certificate, or the lack of one.
+
+    It says so after the handshake; who has sent something by then may only find the line cut. So
+    nothing is sent here.
+    """
+    try:
+        with (
+            socket.create_connection((host, port), timeout=_ALERT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host) as line,
+        ):
+            line.recv(1)
+    except ssl.SSLError as error:
+        return "CERTIFICATE" in (error.reason or "")
+    except OSError:
+        pass
+    return False
 
 
 def _certificate_problem(
