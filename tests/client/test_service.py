@@ -98,7 +98,7 @@ def test_a_node_shows_its_certificate(authority: ServerHome, tmp_path: Path) -> 
     assert identity_of(home) is None
     with serving(authority, "127.0.0.1", strangers=False) as server:
         address = f"127.0.0.1:{server.server_port}"
-        with pytest.raises(ServiceError, match="run .fedlatent client certificate FILE"):
+        with pytest.raises(ServiceError, match="run 'fedlatent client certificate FILE'"):
             preflight(address, home.ca_certificate, identity_of(home))
         key = home.node_public_key.read_text()
         home.client_certificate.write_bytes(issue_client_certificate(authority, "ward-1", key))
