@@ -2,11 +2,11 @@
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 
 from client.home import ClientHome
 from shared.errors import ConfigError
 from shared.files import write_atomic
+from shared.keys import node_public_key
 
 
 def install_certificate(home: ClientHome, pem: bytes) -> None:
@@ -21,7 +21,7 @@ def install_certificate(home: ClientHome, pem: bytes) -> None:
             one in ``ca.crt``; or there is no node in ``home``.
     """
     try:
-        key = serialization.load_ssh_public_key(home.node_public_key.read_bytes())
+        key = node_public_key(home.node_public_key.read_text(), str(home.node_public_key))
         authority = x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -3,13 +3,12 @@
 import ssl
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from client.home import ClientHome
 from shared.errors import ServiceError
 from shared.files import write_atomic
-from shared.keys import check_private
+from shared.keys import load_node_key
 
 Identity = tuple[Path, Path]
 """A certificate and its private key, both PEM files."""
@@ -21,19 +20,11 @@ def identity_of(home: ClientHome) -> Identity | None:
     The node's key is written once more in the form that TLS takes, mode 0600.
 
     Raises:
-        ConfigError: Others can read the key.
-        ServiceError: The key is not one.
+        ConfigError: Others can read the key, or it is none.
     """
     if not home.client_certificate.exists():
         return None
-    check_private(home.node_key)
-    try:
-        key = serialization.load_ssh_private_key(home.node_key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
-        raise ServiceError(
-            f"Expected this node's private key in {home.node_key}, got something else; restore it."
-        ) from None
-    pem = key.private_bytes(
+    pem = load_node_key(home.node_key).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),

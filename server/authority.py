@@ -14,7 +14,6 @@ import ssl
 from collections.abc import Iterable, Sequence
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -24,7 +23,7 @@ from server.home import ServerHome
 from server.settings import load_settings
 from shared.errors import ConfigError, ServiceError
 from shared.files import write_atomic
-from shared.keys import check_private
+from shared.keys import check_private, node_public_key
 from shared.signing import REQUESTS_PURPOSE, RequestSigner
 
 _AUTHORITY_DAYS = 3650
@@ -89,7 +88,7 @@ def issue_requests_certificate(home: ServerHome) -> None:
     write_atomic(home.requests_certificate, certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def issue_client_certificate(home: ServerHome, site: str, node_public_key: str) -> bytes:
+def issue_client_certificate(home: ServerHome, site: str, public_key: str) -> bytes:
     """Make the certificate with which a site's node passes the gateway's TLS handshake.
 
     It lasts as long as the authority: whether the site may still join is asked at each request.
@@ -97,7 +96,7 @@ def issue_client_certificate(home: ServerHome, site: str, node_public_key: str) 
     Args:
         home: Server home with an authority.
         site: The site's name, for people.
-        node_public_key: Its node's public key in OpenSSH form, as in ``node.pub``.
+        public_key: Its node's public key in OpenSSH form, as in ``node.pub``.
 
     Returns:
         The certificate as PEM text.
@@ -106,15 +105,7 @@ def issue_client_certificate(home: ServerHome, site: str, node_public_key: str) 
         ConfigError: That is no EC key.
         ServiceError: The authority is absent or its key is open to others.
     """
-    try:
-        key = serialization.load_ssh_public_key(node_public_key.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError(
-            f"Expected an EC public key in OpenSSH form of site {site!r}, got something else; "
-            "use the node.pub that 'fedlatent client init' made."
-        )
+    key = node_public_key(public_key, f"the admission of site {site!r}")
     return _client_pem(home, site, key)
 
 

@@ -16,7 +16,8 @@ from starlette.datastructures import Headers
 from server.control import Control, Site, fingerprint_of
 from server.gateway.refusal import NotAdmitted, Refused
 from server.home import ServerHome
-from shared.errors import DataError
+from shared.errors import FedlatentError
+from shared.keys import node_public_key
 
 LOG = logging.getLogger("fedlatent.gateway")
 
@@ -38,11 +39,10 @@ class Member:
         """Read the key of an entry of ``sites.json``.
 
         Raises:
-            ValueError: It holds no EC key or no node id.
+            ConfigError: It holds no EC key.
+            ValueError: It holds no node id.
         """
-        key = serialization.load_ssh_public_key(site.public_key.encode())
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError(f"Expected an EC key of site {site.name}, got another kind.")
+        key = node_public_key(site.public_key, f"the admission of site {site.name!r}")
         pem = key.public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -101,7 +101,7 @@ class Members:
         if now != self._read:
             try:
                 members = [Member.of(site) for site in self._control.sites()]
-            except (DataError, ValueError, UnsupportedAlgorithm) as error:
+            except (FedlatentError, ValueError) as error:
                 LOG.error("the sites admitted before stay: %s", error)
             else:
                 self._members = {base64.b64encode(one.pem).decode(): one for one in members}
