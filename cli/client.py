@@ -197,9 +197,12 @@ def start(home: HomeOption = None) -> None:
 def status(home: HomeOption = None, json: JsonOption = False) -> None:
     """Show this node's processes, and when their peer last answered."""
     from client.home import ClientHome
+    from client.policy import NodeConfig
     from shared.supervisor import read_status
 
-    found = read_status(ClientHome.find(home).services)
+    place = ClientHome.find(home)
+    NodeConfig.load(place.config)
+    found = read_status(place.services)
     print_json(process_facts(found)) if json else print_processes(found)
 
 

@@ -232,6 +232,7 @@ def status(
     from shared.supervisor import read_status
 
     place = ServerHome.find(home)
+    place.require()
     with Registry(place.registry) as registry:
         if run_id is not None:
             row = registry.run(run_id)
@@ -278,6 +279,7 @@ def readmit(
     from shared.errors import ConfigError
 
     place = ServerHome.find(home)
+    place.require()
     with Registry(place.registry) as registry:
         if registry.run(run_id) is None:
             raise ConfigError(f"Expected a known run, got {run_id!r}; see 'server status'.")

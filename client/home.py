@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.sockets import socket_in
+from shared.sockets import check_folder, socket_in
 
 HOME_VARIABLE = "FEDLATENT_CLIENT_HOME"
 """Environment variable that names the client home."""
@@ -37,10 +37,17 @@ class ClientHome:
         return cls(Path(chosen).expanduser().resolve())
 
     def create(self) -> None:
-        """Make the home and its fixed folders, readable by the owner alone."""
-        for folder in (self.root, self.keys, self.store, self.outbox, self.bundles, self.services):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.root.chmod(0o700)
+        """Make the home and its fixed folders, readable by the owner alone.
+
+        Raises:
+            ServiceError: The home is there and belongs to someone else.
+        """
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.root.stat().st_uid == os.getuid():
+            self.root.chmod(0o700)
+        check_folder(self.root)
+        for folder in (self.keys, self.store, self.outbox, self.bundles, self.services):
+            folder.mkdir(mode=0o700, exist_ok=True)
 
     @property
     def config(self) -> Path:

@@ -28,7 +28,7 @@ from shared.contact import Contact
 from shared.errors import ConfigError, ServiceError
 from shared.files import write_atomic
 from shared.keys import SigningKey, check_private, generate_node_key
-from shared.sockets import prepare_socket
+from shared.sockets import check_folder, prepare_socket
 from shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
 from shared.toml import dumps
 
@@ -151,20 +151,30 @@ def preflight(address: str, ca_certificate: Path, identity: Identity | None = No
 def _lacks_certificate(host: str, port: int, context: ssl.SSLContext) -> bool:
     """Whether the server refuses this node's certificate, or the lack of one.
 
-    It says so after the handshake; who has sent something by then may only find the line cut. So
-    nothing is sent here.
+    It says so after the handshake, or ends the line there without a word, as asyncio's TLS does; a
+    server that takes the node waits for its request, which is not sent here.
     """
     try:
         with (
             socket.create_connection((host, port), timeout=_ALERT_S) as plain,
             context.wrap_socket(plain, server_hostname=host) as line,
         ):
-            line.recv(1)
+            return _ended(line)
     except ssl.SSLError as error:
         return "CERTIFICATE" in (error.reason or "")
     except OSError:
         pass
     return False
+
+
+def _ended(line: ssl.SSLSocket) -> bool:
+    """Whether the other side ends the line before it was asked for anything."""
+    try:
+        return line.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
 
 
 def _certificate_problem(
@@ -238,9 +248,11 @@ class ClientService:
             check_server: Whether to refuse to start when the way to the server is not open.
 
         Raises:
-            ServiceError: The way to the server is not open, or a process did not come up. A server
-                that does not answer is given 30 s, since it may be starting itself.
+            ServiceError: Other accounts can write the home, the way to the server is not open, or
+                a process did not come up. A server that does not answer is given 30 s, since it
+                may be starting itself.
         """
+        check_folder(self.home.root)
         if check_server:
             self._await_server()
         prepare_socket(self.home.socket)

@@ -125,13 +125,9 @@ class Control:
                     f"Expected a new site, got name {name!r} and key {fingerprint}, but site "
                     f"{site.name!r} has key {site.fingerprint}; remove that site first."
                 )
-        with tempfile.TemporaryDirectory(prefix="fedlatent-key-") as folder:
-            path = Path(folder) / "node.pub"
-            path.write_text(text + "\n")
-            answer = self._flwr("supernode", "register", str(path), _CONNECTION)
         site = Site(
             name=name,
-            node_id=str(answer.get("node-id")),
+            node_id=self._register(text, fingerprint),
             fingerprint=fingerprint,
             public_key=text,
             admitted=_now(),
@@ -150,28 +146,24 @@ class Control:
 
         Raises:
             ConfigError: No such site.
-            ServiceError: The server does not run or refuses.
         """
         sites = self.sites()
         gone = [site for site in sites if site.name == name]
         if not gone:
             known = ", ".join(site.name for site in sites) or "none"
             raise ConfigError(f"Expected an admitted site, got {name!r}; admitted are: {known}.")
-        self._flwr("supernode", "unregister", gone[0].node_id, _CONNECTION)
+        former = [
+            site
+            for site in self._sites_in(self.home.former_sites)
+            if site.fingerprint != gone[0].fingerprint
+        ]
+        write_json(self.home.former_sites, [asdict(site) for site in [*former, *gone]])
         self._write_sites([site for site in sites if site.name != name])
         (self.home.certificates / f"{name}.crt").unlink(missing_ok=True)
 
     def sites(self) -> list[Site]:
         """All admitted sites, in the order of admission."""
-        if not self.home.sites.exists():
-            return []
-        value = read_json(self.home.sites)
-        try:
-            return [Site(**entry) for entry in value] if isinstance(value, list) else []
-        except TypeError:
-            raise DataError(
-                f"Expected a list of sites in {self.home.sites}, got something else."
-            ) from None
+        return self._sites_in(self.home.sites)
 
     def online(self) -> dict[str, str]:
         """Flower's word on each admitted site: name to ``online``, ``offline`` or ``created``."""
@@ -305,6 +297,30 @@ class Control:
         """What the ServerApp of one Flower run printed so far."""
         done = self._run("log", flower_run, _CONNECTION, "--show")
         return done.stdout + done.stderr
+
+    def _sites_in(self, path: Path) -> list[Site]:
+        if not path.exists():
+            return []
+        value = read_json(path)
+        try:
+            return [Site(**entry) for entry in value] if isinstance(value, list) else []
+        except TypeError:
+            raise DataError(f"Expected a list of sites in {path}, got something else.") from None
+
+    def _register(self, public_key: str, fingerprint: str) -> str:
+        """The id of the node with this key, which Flower knows for good from its first admission.
+
+        Flower never takes a key again that was unregistered. So a site that is removed stays known
+        to it; what admits a node is our own list, which the gateway goes by.
+        """
+        for site in self._sites_in(self.home.former_sites):
+            if site.fingerprint == fingerprint:
+                return site.node_id
+        with tempfile.TemporaryDirectory(prefix="fedlatent-key-") as folder:
+            path = Path(folder) / "node.pub"
+            path.write_text(public_key + "\n")
+            answer = self._flwr("supernode", "register", str(path), _CONNECTION)
+        return str(answer.get("node-id"))
 
     def _certify(self, site: Site) -> None:
         """Make the certificate that the site's node needs, where nodes need one."""

@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.sockets import socket_in
+from shared.errors import ConfigError
+from shared.sockets import check_folder, socket_in
 
 HOME_VARIABLE = "FEDLATENT_SERVER_HOME"
 """Environment variable that names the server home for the ServerApp process."""
@@ -29,10 +30,29 @@ class ServerHome:
         return cls(Path(chosen).expanduser().resolve())
 
     def create(self) -> None:
-        """Make the home and its fixed folders, readable by the owner alone."""
-        for folder in (self.root, self.tls, self.keys, self.runs, self.bundles, self.services):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.root.chmod(0o700)
+        """Make the home and its fixed folders, readable by the owner alone.
+
+        Raises:
+            ServiceError: The home is there and belongs to someone else.
+        """
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.root.stat().st_uid == os.getuid():
+            self.root.chmod(0o700)
+        check_folder(self.root)
+        for folder in (self.tls, self.keys, self.runs, self.bundles, self.services):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    def require(self) -> None:
+        """See that something is here, before a command would make an empty registry.
+
+        Raises:
+            ConfigError: Neither a server nor the results of a simulation.
+        """
+        if not self.config.exists() and not self.registry.exists():
+            raise ConfigError(
+                f"Expected a server in {self.root}, found none; give its home by --home, or run "
+                "'fedlatent server init' first."
+            )
 
     @property
     def config(self) -> Path:
@@ -113,6 +133,11 @@ class ServerHome:
     def sites(self) -> Path:
         """``sites.json``: admitted sites, name to public key and Flower node id."""
         return self.root / "sites.json"
+
+    @property
+    def former_sites(self) -> Path:
+        """``former.json``: sites that were removed, whose keys Flower still knows."""
+        return self.root / "former.json"
 
     @property
     def certificates(self) -> Path:

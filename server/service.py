@@ -31,6 +31,7 @@ from shared import flower
 from shared.contact import Contact
 from shared.errors import FedlatentError, ServiceError
 from shared.keys import SigningKey
+from shared.sockets import check_folder
 from shared.supervisor import (
     Service,
     ServiceStatus,
@@ -136,8 +137,10 @@ class ServerService:
         """Start all processes and wait until nodes can connect; resume unfinished runs.
 
         Raises:
-            ServiceError: A process did not come up, or another server runs in this home.
+            ServiceError: A process did not come up, another server runs in this home, or other
+                accounts can write it.
         """
+        check_folder(self.home.root)
         ensure_certificate(self.home, self.settings.names)
         self.supervisor.start()
         self._stopping.clear()

@@ -43,11 +43,21 @@ def prepare_socket(path: Path) -> Path:
             "set TMPDIR to a shorter path."
         )
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.parent.lstat()
+    check_folder(path.parent)
+    return path
+
+
+def check_folder(path: Path) -> None:
+    """See that nobody but this user can put files into a folder, or take them out.
+
+    Raises:
+        ServiceError: It is none, belongs to someone else or can be written by others.
+    """
+    status = path.lstat()
     private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not private or status.st_mode & 0o022:
         raise ServiceError(
-            f"Expected {path.parent} to be a folder of this user that no one else can write, "
-            "got one that is not; remove it or correct its mode and owner."
+            f"Expected {path} to be a folder of this user that no one else can write, got one "
+            "that is not; correct its owner and mode, or choose another (a home by --home, the "
+            "temporary folder by TMPDIR)."
         )
-    return path

@@ -42,6 +42,7 @@ FLOWER_ENVIRONMENT: Mapping[str, str] = {
 _POLL_S = 0.2
 _GRACE_S = 8.0  # between SIGTERM and SIGKILL
 _HEALTHY_S = 60.0  # a service up for so long starts again with the shortest pause
+_PRIVATE = 0o077  # umask of the services: what they write is for their owner alone
 _MAX_LOG_BYTES = 32 * 1024 * 1024  # then the log moves to log.1
 _LOG_TAIL_BYTES = 64 * 1024
 _LOOK_S = 5.0  # between two looks at whether the services still do their work
@@ -149,6 +150,7 @@ class _Worker:
             MARK: str(mark),
             FOLDER_VARIABLE: str(self.folder),
         }
+        self.log.touch(0o600)
         with self.log.open("ab") as log:
             self.offset = log.tell()
             self.process = subprocess.Popen(
@@ -159,6 +161,7 @@ class _Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=_PRIVATE,
             )
         self.state, self.started = "starting", time.monotonic()
         self.ails_since, self.ended_for = None, ""
@@ -476,14 +479,18 @@ def run_until_signal(start: Callable[[], None], stop: Callable[[], None]) -> Non
 
 
 def marked_processes(folder: Path) -> dict[int, str]:
-    """Living processes that a supervisor on ``folder`` started, at any depth: id to command."""
+    """Living processes that a supervisor on ``folder`` started, at any depth: id to command.
+
+    Those of this account alone, since anybody may put the mark into a process of their own.
+    """
     wanted = f"{MARK}={folder}".encode()
     found: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+            own = entry.stat().st_uid == os.getuid()
+            if own and wanted in (entry / "environ").read_bytes().split(b"\0"):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
                 found[int(entry.name)] = command.decode(errors="replace").strip()
     return found

@@ -206,6 +206,20 @@ def test_ledger_and_releases_show_what_a_run_cost(
     assert run("client", "releases", "--home", home.root)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("server", "status"), ("server", "readmit", "hearts-1", "ward-1"), ("client", "status")],
+)
+def test_a_home_where_nothing_is_is_said(
+    run: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """A mistyped home is an error and not an empty table, and nothing is made there."""
+    status, _, text = run(*command, "--home", tmp_path / "none")
+    assert status == 2
+    assert str(tmp_path / "none") in text.replace("\n", "")
+    assert not (tmp_path / "none").exists()
+
+
 def test_site_that_was_left_out_is_shown_and_let_back(run: Run, tmp_path: Path) -> None:
     """Status names who is left out of a run and why; readmit undoes it, once, for that site."""
     home = ServerHome.find(tmp_path / "server")

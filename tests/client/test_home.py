@@ -1,10 +1,12 @@
 """Where a node's files are."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from client.home import ClientHome
+from server.home import ServerHome
 from shared.errors import ServiceError
 from shared.sockets import MAX_SOCKET_PATH, prepare_socket
 
@@ -42,6 +44,18 @@ def test_a_hopeless_socket_path_is_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("t" * MAX_SOCKET_PATH)))
     with pytest.raises(ServiceError, match="set TMPDIR"):
         prepare_socket(ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH)).socket)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("kind", [ClientHome, ServerHome])
+def test_a_home_of_someone_else_is_refused(
+    tmp_path: Path, kind: type[ClientHome] | type[ServerHome]
+) -> None:
+    """Its owner could put other files in the place of ours, whatever their modes."""
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(ServiceError, match="a folder of this user"):
+        kind(tmp_path).create()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_home_is_private_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

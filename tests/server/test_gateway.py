@@ -22,12 +22,14 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
+from client.service import preflight
 from server.authority import create_authority, issue_client_certificate, probe_context
 from server.control import Control
 from server.gateway.connections import network_of
 from server.gateway.rules import ENDPOINTS
 from server.home import ServerHome
 from server.settings import GatewayLimits
+from shared.errors import ServiceError
 from tests.server.fleet import FleetNode, read_all
 from tests.server.gates import Gate, running
 from tests.server.stub_link import RUN
@@ -470,6 +472,8 @@ def test_strangers_fail_in_the_handshake_where_nodes_have_certificates(tmp_path:
         with contextlib.suppress(OSError), bare.connect() as line:
             line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert read_all(line) == b""
+        with pytest.raises(ServiceError, match=r"certificate of this site's key"):
+            preflight(gate.address, gate.home.ca_certificate)
         probe = http.client.HTTPSConnection(gate.address, context=probe_context(gate.home))
         probe.request("GET", "/")
         assert probe.getresponse().status == 403

@@ -93,6 +93,11 @@ def test_an_unknown_node_is_turned_away(federation: Federation, node: ClientServ
     with pytest.raises(ConfigError, match="Expected a new site"):
         federation.service.control.admit("ward-1", stranger.home.node_public_key)
     federation.service.control.remove("stranger")
+    again = federation.service.control.admit("guest", stranger.home.node_public_key)
+    assert (again.node_id, again.fingerprint) == (site.node_id, site.fingerprint)
+    federation.service.control.remove("guest")
+    with pytest.raises(ConfigError, match="Expected an admitted site"):
+        federation.service.control.remove("guest")
     assert [one.name for one in federation.service.control.sites()] == ["ward-1"]
 
 

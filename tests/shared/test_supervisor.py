@@ -1,6 +1,7 @@
 """The supervisor with real processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from shared.contact import Contact
 from shared.errors import ServiceError
 from shared.supervisor import (
     FLOWER_ENVIRONMENT,
+    MARK,
     Service,
     Supervisor,
     marked_processes,
@@ -47,6 +49,37 @@ def test_each_service_has_its_own_surroundings(tmp_path: Path) -> None:
     assert f"FLWR_HOME={tmp_path}/one/flower" in lines
     assert "EXTRA=1" in lines
     assert {f"{key}={value}" for key, value in FLOWER_ENVIRONMENT.items()} <= set(lines)
+
+
+def test_what_a_service_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """A loose umask of whoever starts the supervisor reaches neither log nor files."""
+    service = Service(
+        name="one",
+        argv=("/bin/sh", "-c", "touch file; echo done; exec sleep 300"),
+        ready=lambda log: "done" in log,
+    )
+    before = os.umask(0)
+    try:
+        with Supervisor(tmp_path, [service]):
+            written = [tmp_path / "one" / "log", tmp_path / "one" / "work" / "file"]
+            assert [path.stat().st_mode & 0o777 for path in written] == [0o600, 0o600]
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("setpriv") is None,
+    reason="only root can act as another account, by setpriv",
+)
+def test_another_account_marks_no_process_as_ours(tmp_path: Path) -> None:
+    """Who puts our mark into a process of their own is not taken for a service of ours."""
+    command = ("setpriv", "--reuid=65534", "--clear-groups", "sleep", "300")
+    with subprocess.Popen(command, env=os.environ | {MARK: str(tmp_path)}) as process:
+        try:
+            until(lambda: os.stat(f"/proc/{process.pid}").st_uid == 65534)
+            assert marked_processes(tmp_path) == {}
+        finally:
+            process.kill()
 
 
 def test_a_dead_service_is_started_again(tmp_path: Path) -> None:
