@@ -332,7 +332,7 @@ def test_what_is_signed_survives_being_written_and_read(
     header = RequestHeader(
         protocol=PROTOCOL,
         run_id="wire-1",
-        round=2**70,
+        round=2**53,
         kind="train",
         config=run,
         deadline_s=deadline,
