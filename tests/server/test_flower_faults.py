@@ -27,7 +27,12 @@ import uvicorn
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import HTTPException
-from flwr.proto.control_pb2 import ListRunsRequest, RegisterNodeRequest
+from flwr.proto.control_pb2 import (
+    ListRunsRequest,
+    RegisterNodeRequest,
+    RegisterNodeResponse,
+    UnregisterNodeRequest,
+)
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
@@ -135,6 +140,19 @@ def public_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
 def test_the_control_interface_asks_for_no_login(plain: PlainLink) -> None:
     """Whoever reaches the port may list, start and stop runs: hence the Unix socket."""
     assert plain.post("/v1/control/list-runs", ListRunsRequest()) == 200
+
+
+def test_a_key_that_was_unregistered_is_never_taken_again(plain: PlainLink) -> None:
+    """Who is removed is shut out for ever: hence ``server remove`` leaves Flower's entry alone."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    register = RegisterNodeRequest(public_key=public_bytes(key))
+    path, body = "/v1/control/register-node", register.SerializeToString()
+    answer = RegisterNodeResponse.FromString(
+        plain.client.post(path, content=body, headers=MEDIA).content
+    )
+    unregister = UnregisterNodeRequest(node_id=answer.node_id)
+    assert plain.post("/v1/control/unregister-node", unregister) == 200
+    assert plain.post(path, register) != 200
 
 
 def test_a_nodes_signature_covers_a_time_and_nothing_else(plain: PlainLink) -> None:
