@@ -74,6 +74,7 @@ def main() -> NoReturn:
             home = ClientHome.find()
             flower.connect(lambda: context_for(home.ca_certificate, identity_of(home)))
             flower.listen(program)
+            flower.keep_objects_flat()
         else:
             flower.connect()
         if role == "superexec":

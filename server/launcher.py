@@ -108,6 +108,7 @@ def main() -> NoReturn:
         flower.connect()
         if role == "superlink":
             flower.listen(program)
+            flower.keep_objects_flat()
         elif role == "superexec":
             flower.launch_tasks("flwr-serverapp", MODULE, "serverapp")
         elif role == "serverapp":

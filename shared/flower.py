@@ -202,6 +202,42 @@ def launch_tasks(task: str, module: str, role: str) -> None:
     replace(SubprocessExecutor, {"launch": launch}, "SubprocessExecutor")
 
 
+def keep_objects_flat() -> None:
+    """Make Flower's stores take each message with all its objects right below it.
+
+    Flower believes whoever names an object first about what it consists of, and turns away whoever
+    says otherwise later. Names are hashes of what others send too, so one site could stop them all
+    by a false word. Here no object but a message consists of others, and there is nothing to say.
+
+    Raises:
+        ServiceError: this Flower has other stores.
+    """
+    from flwr.proto.message_pb2 import ObjectTree
+    from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+    from flwr.supercore.object_store.sql_object_store import SqlObjectStore
+
+    def flat(original: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        @functools.wraps(original)
+        def preregister(store: object, run_id: int, object_tree: ObjectTree) -> list[str]:
+            names, waiting = dict[str, None](), list(reversed(object_tree.children))
+            while waiting:
+                one = waiting.pop()
+                names[one.object_id] = None
+                waiting.extend(reversed(one.children))
+            below = [ObjectTree(object_id=name) for name in names]
+            return original(
+                store, run_id, ObjectTree(object_id=object_tree.object_id, children=below)
+            )
+
+        return preregister
+
+    for store in (InMemoryObjectStore, SqlObjectStore):
+        original = getattr(store, "preregister", None)
+        taken = inspect.signature(original).parameters if callable(original) else ()
+        _require(list(taken) == ["self", "run_id", "object_tree"], f"{store.__name__}.preregister")
+        replace(store, {"preregister": flat(store.preregister)}, store.__name__)
+
+
 def read_token() -> str:
     """The token that SuperExec has put into the pipe on standard input.
 

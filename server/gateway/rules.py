@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -24,7 +24,10 @@ from flwr.proto.message_pb2 import (
     PullObjectRequest,
     PushObjectRequest,
 )
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
+from flwr.supercore.inflatable.inflatable_object import get_object_id
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from server.gateway.issued import Book, Issued
@@ -39,6 +42,7 @@ MARGIN = 2
 _TOO_MUCH = f"more than {MARGIN} x the planned bytes of a reply; it ends here"
 _KIB = 1024
 _FRAME = 1 * _KIB  # bytes of a push-object request beside the object
+_MESSAGE = 16 * _KIB  # bytes of an announced message, which brings its content later
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -206,6 +210,8 @@ class Rules:
         numbers = (metadata.created_at, metadata.ttl, *request.clientapp_runtime_list)
         if not all(map(math.isfinite, numbers)) or len(numbers) > 3:
             raise Refused(403, "its times are no times")
+        if message.ByteSize() > _MESSAGE:
+            raise Refused(403, "a message of more than %d bytes beside its objects", _MESSAGE)
         if message.content.ByteSize():
             raise Refused(403, "its content stands in the message, not in objects")
         objects = [one.object_id for one in _objects(tree)]
@@ -217,6 +223,8 @@ class Rules:
         if len(objects) > quota.objects:
             kind = "%d objects, where a reply has %d at most"
             raise Refused(403, kind, len(objects), quota.objects)
+        if metadata.message_id not in _names(message, objects):
+            raise Refused(403, "its id is not that of a message with these objects")
         self._answering.add(issued.message)
         return Note(
             lambda answer: self._await(issued, metadata.message_id, frozenset(objects), answer),
@@ -304,3 +312,18 @@ def _objects(tree: ObjectTree) -> Iterator[ObjectTree]:
         one = waiting.pop()
         yield one
         waiting.extend(one.children)
+
+
+def _names(message: ProtoMessage, objects: Iterable[str]) -> Iterator[str]:
+    """The ids that a message can have, as Flower makes them; one of the objects is its content.
+
+    With any other id a reply could take over what belongs to another message of that id.
+    """
+    stated = ProtoMessage()
+    stated.CopyFrom(message)
+    stated.metadata.message_id = ""
+    stated.ClearField("content")
+    body = stated.SerializeToString(deterministic=True)
+    for content in ("", *objects):
+        head = HEAD_VALUE_DIVIDER.join(("Message", content, str(len(body)))).encode()
+        yield get_object_id(head + HEAD_BODY_DIVIDER + body)

@@ -45,6 +45,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.run import Run
 from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor
 from flwr.superlink.grid import HttpGrid
@@ -326,3 +327,14 @@ def test_both_framings_in_one_request_reach_the_application() -> None:
 def test_the_python_that_runs_this_is_the_one_with_flower() -> None:
     """The programs above come from the environment of these tests."""
     assert Path(program("flower-superlink")).parent == Path(sys.executable).parent
+
+
+def test_a_false_word_about_an_object_turns_others_away() -> None:
+    """The first to name an object says what it consists of: hence stores without such words."""
+    store = SqlObjectStore(":memory:")
+    store.initialize()
+    shared = ObjectTree(object_id="a" * 64)
+    false = ObjectTree(object_id="a" * 64, children=[ObjectTree(object_id="b" * 64)])
+    store.preregister(1, ObjectTree(object_id="1" * 64, children=[false]))
+    with pytest.raises(ValueError, match="different children"):
+        store.preregister(1, ObjectTree(object_id="2" * 64, children=[shared]))

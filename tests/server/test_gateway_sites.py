@@ -146,6 +146,8 @@ def spoil(reply: Reply, how: str) -> None:
             tree.children.extend(ObjectTree(object_id=f"{n:064x}") for n in range(12))
         case "content":
             head.content.items.add().key = "x" * 10
+        case "size":
+            head.metadata.group_id = "x" * 20_000
         case "times":
             request.clientapp_runtime_list.extend([1.0, 2.0])
 
@@ -160,6 +162,7 @@ def spoil(reply: Reply, how: str) -> None:
         ("no ids", "its objects have ids that are none"),
         ("many objects", "objects, where a reply has 12 at most"),
         ("content", "its content stands in the message"),
+        ("size", "a message of more than 16384 bytes"),
         ("times", "its times are no times"),
     ],
 )
@@ -168,6 +171,24 @@ def test_announcements_have_one_form(gate: Gate, ward: FleetNode, how: str, reas
     reply = ward.reply(asked(gate, ward), content())
     spoil(reply, how)
     refused(gate, 403, reason, lambda: ward.announce(reply))
+
+
+def test_a_reply_has_no_other_messages_id(gate: Gate, ward: FleetNode) -> None:
+    """A reply's id follows from what it says, so that it cannot take over another's upload."""
+    message = asked(gate, ward)
+    reply = ward.reply(message, content())
+    head, tree = reply.request.messages_list[0], reply.request.message_object_trees[0]
+    others = (message.metadata.message_id, "cd" * 32, next(iter(reply.objects)))
+    for other in (one for one in others if one != head.metadata.message_id):
+        request = reply.request.__deepcopy__()
+        request.messages_list[0].metadata.message_id = other
+        request.message_object_trees[0].object_id = other
+        reason = "its id is not that of a message with these objects"
+        refused(gate, 403, reason, lambda one=request: ward.client.PushMessages(one))
+    flat = [ObjectTree(object_id=one) for one in reply.objects if one != tree.object_id]
+    del tree.children[:]
+    tree.children.extend(reversed(flat))  # as a node's store has them, in whatever order
+    ward.send(reply)
 
 
 def test_deep_trees_end_at_the_gateway(gate: Gate, ward: FleetNode) -> None:

@@ -17,7 +17,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from client.home import ClientHome
 from client.local import open_ledger, read_dataset
@@ -59,6 +61,7 @@ class Hostile:
     failures: list[str] = field(default_factory=list)
     growth: dict[str, float] = field(default_factory=dict)
     services: Path = Path()
+    weights: list[int] = field(default_factory=list)
 
     def serve(self, over: threading.Event) -> None:
         """Take requests until it is over; an excuse where no act is left."""
@@ -349,4 +352,41 @@ def test_an_old_reply_answers_nothing(border: Border) -> None:
     done, told = border.run(1, [send_the_old_one])
     assert done.state == "completed"
     assert [told[number][NAME] for number in sorted(told)] == ["signature", "busy", "busy"]
+    assert border.charges(done.run_id) == [["released"] * 3] * 2
+
+
+def claim(site: Hostile, message: Message, named: list[str]) -> None:
+    """Say of objects that they consist of one that there is not, and send nothing."""
+    for _ in range(20):
+        reply = site.node.reply(message, to_records(refusal(message), {}))
+        tree = reply.request.message_object_trees[0]
+        below = [ObjectTree(object_id=NOWHERE)]
+        tree.children.extend(ObjectTree(object_id=one, children=below) for one in named)
+        if site.tried("claim", lambda one=reply: site.node.announce(one)) == 200:
+            return
+        time.sleep(0.3)  # the server still has them from this phase
+
+
+def claim_what_the_server_sends(site: Hostile, message: Message) -> None:
+    """Claim an array of this phase, which comes again in the next."""
+    objects = get_all_nested_objects(message)
+    claim(site, message, [one for one, item in objects.items() if isinstance(item, Array)][:1])
+
+
+def claim_what_sites_send(site: Hostile, message: Message) -> None:
+    """Claim the record that states how many records an honest site has."""
+    records = [MetricRecord({"num-examples": weight}) for weight in site.weights]
+    claim(site, message, [record.object_id for record in records])
+
+
+def test_false_words_about_objects_stop_nobody(border: Border) -> None:
+    """Anybody can compute the name of an object; a false word about it hurts its sender alone."""
+    folder = border.federation.folder
+    for name in HONEST:
+        with np.load(folder / name / "beats.npz") as data:
+            border.hostile.weights.append(len(data["X"]))
+    done, told = border.run(1, [claim_what_sites_send, claim_what_the_server_sends])
+    assert done.state == "completed"
+    assert all(phase[name] == "ok" for phase in told.values() for name in HONEST)
+    assert 200 in border.hostile.statuses["claim"]
     assert border.charges(done.run_id) == [["released"] * 3] * 2

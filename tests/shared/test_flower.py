@@ -14,8 +14,12 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.superexec.executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultStatus
@@ -56,6 +60,8 @@ def flower_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
         (ProtobufClient, "from_server_address"),
         (uvicorn.Config, "__init__"),
         (SubprocessExecutor, "launch"),
+        (InMemoryObjectStore, "preregister"),
+        (SqlObjectStore, "preregister"),
     ]
     for owner, name in places:
         monkeypatch.setattr(owner, name, owner.__dict__[name])
@@ -199,3 +205,29 @@ def test_another_flower_is_refused() -> None:
     with pytest.raises(ServiceError, match="module with gone, got another; install the pinned"):
         flower.replace(module, {"there": id, "gone": id}, "module")  # type: ignore[arg-type]
     assert module.there is print
+
+
+@pytest.mark.parametrize("kind", ["memory", "sql"])
+def test_a_false_word_about_an_object_changes_no_message(kind: str) -> None:
+    """What one message says that an object consists of is nothing to the others that have it."""
+    flower.keep_objects_flat()
+    store: ObjectStore = InMemoryObjectStore()
+    if kind == "sql":
+        store = SqlObjectStore(":memory:")
+        store.initialize()
+    shared, piece, nowhere = (character * 64 for character in "abc")
+    store.preregister(1, tree("1" * 64, tree(shared, tree(nowhere))))
+    honest = tree("2" * 64, tree("d" * 64, tree(shared, tree(piece)), tree(piece)))
+    assert set(store.preregister(1, honest)) == {"2" * 64, "d" * 64, shared, piece}
+    below = {one.object_id for one in store.get_object_tree("2" * 64).children}
+    assert below == {"d" * 64, shared, piece}
+    store.delete("1" * 64)
+    assert shared in store
+    assert nowhere not in store
+    store.delete("2" * 64)
+    assert not any(one in store for one in (shared, piece, "d" * 64))
+
+
+def tree(name: str, *below: ObjectTree) -> ObjectTree:
+    """An object and what it is said to consist of."""
+    return ObjectTree(object_id=name, children=below)
