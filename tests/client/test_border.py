@@ -37,7 +37,6 @@ from tests.client.support import request, tiny_config, tiny_node, tiny_run, weig
 from tests.client.test_node import threshold_arrays
 
 NOW = time.time()
-WATCHDOG = Watchdog()
 RUN = tiny_run()
 WEIGHTS = weights_of(RUN)
 
@@ -73,7 +72,7 @@ class Bench:
     ) -> tuple[ReplyHeader, Arrays]:
         """One request through the border; the answer must be signed for exactly that request."""
         border = replace(self.border, clock=lambda: now)
-        data = answer(self.node, WATCHDOG, pack(header, arrays), border)
+        data = answer(self.node, Watchdog(), pack(header, arrays), border)
         reply, released = unpack(ReplyHeader, data)
         name = request_name(header, digest_of(arrays))
         assert check_reply(reply, released, self.border.signer.key.public_key(), name) is None
@@ -160,7 +159,7 @@ def test_refusals_of_the_node_are_signed_and_those_to_garbage_are_not(bench: Ben
     greedy = bench.signed(request(tiny_run(privacy={"epsilon": 9.0}), 1, run_id="greedy-1"))
     assert bench.ask(greedy)[0].code == "policy"
     for data in (b"garbage", pack(request(RUN, 1), {}).replace(b'"protocol":4', b'"protocol":3')):
-        reply, _ = unpack(ReplyHeader, answer(bench.node, WATCHDOG, data, bench.border))
+        reply, _ = unpack(ReplyHeader, answer(bench.node, Watchdog(), data, bench.border))
         assert (reply.code, reply.request, reply.signature) == ("protocol", "", "")
     assert f"version {PROTOCOL}, got 3; update the older side" in reply.text
 

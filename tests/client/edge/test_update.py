@@ -602,6 +602,7 @@ def test_unhealthy_bundle(publisher: Publisher, device: Path) -> None:
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Graphs whose loading in the background, as in an update, does not end."""
     end, real = threading.Event(), onnxruntime.InferenceSession
+    before = set(threading.enumerate())
 
     def session(*arguments: object, **options: object) -> object:
         if threading.current_thread().daemon:
@@ -612,9 +613,9 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     yield
     end.set()
-    for thread in threading.enumerate():
-        if thread.daemon:
-            thread.join()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10.0)
+        assert not thread.is_alive()
 
 
 def test_slow_bundle_may_come_again(publisher: Publisher, device: Path) -> None:
