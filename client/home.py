@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.sockets import check_folder, socket_in
+from shared.sockets import make_home, socket_in
 
 HOME_VARIABLE = "FEDLATENT_CLIENT_HOME"
 """Environment variable that names the client home."""
@@ -42,12 +42,7 @@ class ClientHome:
         Raises:
             ServiceError: The home is there and belongs to someone else.
         """
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.root.stat().st_uid == os.getuid():
-            self.root.chmod(0o700)
-        check_folder(self.root)
-        for folder in (self.keys, self.store, self.outbox, self.bundles, self.services):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        make_home(self.root, (self.keys, self.store, self.outbox, self.bundles, self.services))
 
     @property
     def config(self) -> Path:

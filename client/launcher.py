@@ -10,7 +10,6 @@ agents that a server may ask for, are not started.
 """
 
 import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,7 @@ from flwr.clientapp import ClientApp
 from client.home import ClientHome
 from client.tls import context_for, identity_of
 from shared import flower
-from shared.errors import FedlatentError, ServiceError
+from shared.errors import ServiceError
 
 MODULE = "client.launcher"
 """Of this file, for ``python -m``."""
@@ -65,28 +64,26 @@ def _load_installed(*_: object, **__: object) -> Callable[..., ClientApp]:
     return lambda *_args, **_kwargs: app
 
 
+def _prepare(role: str, program: str) -> list[str]:
+    """Change Flower for one role; gives further arguments of its program."""
+    if role == "supernode":
+        home = ClientHome.find()
+        flower.connect(lambda: context_for(home.ca_certificate, identity_of(home)))
+        flower.listen(program)
+        flower.keep_objects_flat()
+        return []
+    flower.connect()
+    if role == "superexec":
+        flower.launch_tasks("flwr-clientapp", MODULE, "clientapp")
+    elif role == "clientapp":
+        use_own_code(importlib.import_module(RUNTIME))
+        return [f"--token={flower.read_token()}"]
+    return []
+
+
 def main() -> NoReturn:
     """Command line: ``python -m client.launcher ROLE``, with the arguments of Flower's program."""
-    role, *arguments = sys.argv[1:]
-    try:
-        program = _PROGRAMS[role]
-        if role == "supernode":
-            home = ClientHome.find()
-            flower.connect(lambda: context_for(home.ca_certificate, identity_of(home)))
-            flower.listen(program)
-            flower.keep_objects_flat()
-        else:
-            flower.connect()
-        if role == "superexec":
-            flower.launch_tasks("flwr-clientapp", MODULE, "clientapp")
-        elif role == "clientapp":
-            use_own_code(importlib.import_module(RUNTIME))
-            arguments.append(f"--token={flower.read_token()}")
-    except FedlatentError as error:
-        sys.exit(str(error))
-    except KeyError:
-        sys.exit(f"Expected one of {', '.join(_PROGRAMS)}, got {role!r}; correct it.")
-    flower.run(program, arguments)
+    flower.start(_PROGRAMS, _prepare)
 
 
 if __name__ == "__main__":

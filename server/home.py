@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigError
-from shared.sockets import check_folder, socket_in
+from shared.sockets import make_home, socket_in
 
 HOME_VARIABLE = "FEDLATENT_SERVER_HOME"
 """Environment variable that names the server home for the ServerApp process."""
@@ -35,12 +35,7 @@ class ServerHome:
         Raises:
             ServiceError: The home is there and belongs to someone else.
         """
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.root.stat().st_uid == os.getuid():
-            self.root.chmod(0o700)
-        check_folder(self.root)
-        for folder in (self.tls, self.keys, self.runs, self.bundles, self.services):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        make_home(self.root, (self.tls, self.keys, self.runs, self.bundles, self.services))
 
     def require(self) -> None:
         """See that something is here, before a command would make an empty registry.

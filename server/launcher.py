@@ -7,7 +7,6 @@ none. So only someone who can write the operator's files can make a run.
 """
 
 import importlib
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -100,25 +99,23 @@ def _run_installed(**arguments: object) -> object:
     return context
 
 
+def _prepare(role: str, program: str) -> list[str]:
+    """Change Flower for one role; gives further arguments of its program."""
+    flower.connect()
+    if role == "superlink":
+        flower.listen(program)
+        flower.keep_objects_flat()
+    elif role == "superexec":
+        flower.launch_tasks("flwr-serverapp", MODULE, "serverapp")
+    elif role == "serverapp":
+        use_own_code(importlib.import_module(RUNTIME))
+        return [f"--token={flower.read_token()}"]
+    return []
+
+
 def main() -> NoReturn:
     """Command line: ``python -m server.launcher ROLE``, with the arguments of Flower's program."""
-    role, *arguments = sys.argv[1:]
-    try:
-        program = _PROGRAMS[role]
-        flower.connect()
-        if role == "superlink":
-            flower.listen(program)
-            flower.keep_objects_flat()
-        elif role == "superexec":
-            flower.launch_tasks("flwr-serverapp", MODULE, "serverapp")
-        elif role == "serverapp":
-            use_own_code(importlib.import_module(RUNTIME))
-            arguments.append(f"--token={flower.read_token()}")
-    except ServiceError as error:
-        sys.exit(str(error))
-    except KeyError:
-        sys.exit(f"Expected one of {', '.join(_PROGRAMS)}, got {role!r}; correct it.")
-    flower.run(program, arguments)
+    flower.start(_PROGRAMS, _prepare)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import httpx
 
 from shared.contact import FOLDER_VARIABLE, Contact
-from shared.errors import ServiceError
+from shared.errors import FedlatentError, ServiceError
 from shared.sockets import prepare_socket
 
 _SCHEME = "unix:"
@@ -248,6 +248,23 @@ def read_token() -> str:
     if not token:
         raise ServiceError("Expected a task's token on standard input, got none; refused.")
     return token
+
+
+def start(programs: Mapping[str, str], prepare: Callable[[str, str], Sequence[str]]) -> NoReturn:
+    """The command line of a launcher: a role, then the arguments of Flower's program.
+
+    Args:
+        programs: Flower's console program of each role.
+        prepare: changes Flower for a role and its program; gives further arguments.
+    """
+    role, *arguments = sys.argv[1:]
+    if role not in programs:
+        sys.exit(f"Expected one of {', '.join(programs)}, got {role!r}; correct it.")
+    try:
+        further = prepare(role, programs[role])
+    except FedlatentError as error:
+        sys.exit(str(error))
+    run(programs[role], [*arguments, *further])
 
 
 def run(program: str, arguments: Sequence[str]) -> NoReturn:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from shared.errors import ServiceError
@@ -45,6 +46,20 @@ def prepare_socket(path: Path) -> Path:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_folder(path.parent)
     return path
+
+
+def make_home(root: Path, folders: Iterable[Path]) -> None:
+    """Make a home and the folders right below it, readable by the owner alone.
+
+    Raises:
+        ServiceError: The home is there and belongs to someone else.
+    """
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if root.stat().st_uid == os.getuid():
+        root.chmod(0o700)
+    check_folder(root)
+    for folder in folders:
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def check_folder(path: Path) -> None:
