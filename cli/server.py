@@ -23,7 +23,7 @@ from cli.console import (
 
 if TYPE_CHECKING:
     from server.home import ServerHome
-    from server.registry import Round, Run
+    from server.registry import Registry, Round, Run
     from shared.privacy.plan import PrivacyPlan
 
 app = typer.Typer(no_args_is_help=True, help="Set up, run and watch the aggregation server.")
@@ -228,16 +228,13 @@ def status(
     from server.home import ServerHome
     from server.registry import Registry
     from server.strikes import Strikes
-    from shared.errors import ConfigError
     from shared.supervisor import read_status
 
     place = ServerHome.find(home)
     place.require()
     with Registry(place.registry) as registry:
         if run_id is not None:
-            row = registry.run(run_id)
-            if row is None:
-                raise ConfigError(f"Expected a known run, got {run_id!r}; see 'server status'.")
+            row = _known(registry, run_id)
             facts = _run_facts(row) | {
                 "phases": [
                     _round_facts(one)
@@ -276,18 +273,30 @@ def readmit(
     from server.home import ServerHome
     from server.registry import Registry
     from server.strikes import Strikes
-    from shared.errors import ConfigError
 
     place = ServerHome.find(home)
     place.require()
     with Registry(place.registry) as registry:
-        if registry.run(run_id) is None:
-            raise ConfigError(f"Expected a known run, got {run_id!r}; see 'server status'.")
+        _known(registry, run_id)
     Strikes(place.run(run_id)).readmit(site)
     if json:
         print_json({"run_id": run_id, "readmitted": site})
     else:
         out.print(f"{escaped(site)} is asked again from the next phase of {run_id} on")
+
+
+def _known(registry: "Registry", run_id: str) -> "Run":
+    """The row of a run.
+
+    Raises:
+        ConfigError: No such run.
+    """
+    from shared.errors import ConfigError
+
+    row = registry.run(run_id)
+    if row is None:
+        raise ConfigError(f"Expected a known run, got {run_id!r}; see 'server status'.")
+    return row
 
 
 def _say_submitted(run_id: str, *, as_json: bool) -> None:
