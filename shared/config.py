@@ -22,6 +22,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 #: "summary": no weights at all, summaries of an encoder they are given. "full": the decoder, too.
 Sharing = Literal["encoder", "summary", "encoder+summary", "full"]
 
+#: How the updates of a round are brought together beside the weighted mean (docs/threat-model.md).
+Robust = Literal["none", "trimmed-mean", "median", "centred-clipping", "krum", "multi-krum"]
+
 
 class _Section(BaseModel):
     """A table of the run file: frozen, unknown keys refused."""
@@ -118,6 +121,7 @@ class SummariesSection(_Section):
     # deviation of each feature, or a Gaussian of their lowest frequencies
     features: Annotated[int, Field(ge=1, le=512)] = 32  # of that Gaussian
     data_radius: Annotated[float, Field(ge=0)] = 0.0  # their clipping; 0 = a quarter of the bounds
+    robust: bool = True  # pool so that one site of five cannot move the result far
 
 
 class StrategySection(_Section):
@@ -128,6 +132,8 @@ class StrategySection(_Section):
     weighting: Literal["records", "noise-aware", "uniform"] = "records"
     server_optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = "none"
     server_learning_rate: Positive = 1.0
+    robust: Robust = "none"  # rule that brings the weights together; "none": the weighted mean
+    hostile: Annotated[int, Field(ge=0)] = 0  # sites it is to withstand; 0 = a fifth of those asked
 
 
 class FederationSection(_Section):
@@ -139,6 +145,7 @@ class FederationSection(_Section):
     round_deadline_s: Positive = 120.0
     max_records: Count = 10_000_000  # cap on the weight one node may claim
     max_update_norm: Positive = 1_000.0  # L2 of (reply - sent encoder)
+    norm_factor: Positive = 3.0  # updates are scaled down to so many times the phase's median norm
 
 
 class ScoringSection(_Section):

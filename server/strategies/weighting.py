@@ -1,11 +1,16 @@
 """How much each client's weights count in the average; all of it from public numbers."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from shared.wire import ReplyHeader
 
 #: From this ratio of signal to noise on, the weight is that without noise to the last bit.
 _DROWNS_NOISE = 1e9
+#: Of the median weight: no site counts for more where its say is to be bounded.
+LARGEST_SHARE = 2.0
 
 
 def weight_of(rule: str, header: ReplyHeader) -> float:
@@ -29,3 +34,10 @@ def weight_of(rule: str, header: ReplyHeader) -> float:
         return records
     square = ratio**2
     return records * square / (1.0 + square)
+
+
+def bounded(weights: Sequence[float]) -> np.ndarray:
+    """The weights [n], none above twice their median."""
+    found = np.asarray(weights, dtype=np.float64)
+    capped: np.ndarray = np.minimum(found, LARGEST_SHARE * np.median(found))
+    return capped
