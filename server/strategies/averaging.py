@@ -144,9 +144,7 @@ class EncoderAveraging(Strategy):
         _log.info(
             "run %s: %s of the %s, quorum %d, noise multiplier %g",
             self.run_id,
-            "weighted mean"
-            if self.config.strategy.robust == "none"
-            else self.config.strategy.robust,
+            "weighted mean" if rule == "none" else rule,
             "whole model" if self.config.shares_decoder else "encoder",
             self.config.federation.quorum,
             self.plan.noise_multiplier,
