@@ -24,7 +24,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from server.checkpoint import Checkpoint, CheckpointStore
-from server.collect import Collector
+from server.collect import Collector, Counts
 from server.home import ServerHome
 from server.inbox import UNREADABLE, Inbox, open_inbox
 from server.quota import ReplyQuota
@@ -139,6 +139,7 @@ def drive(
     resume: bool = False,
     start: Arrays | None = None,
     sites: Callable[[], SiteTable] = dict,
+    counts: Callable[[], Mapping[str, int]] = dict,
     pace: Pace | None = None,
     seal: Seal | None = None,
     announce: Callable[[ReplyQuota], None] | None = None,
@@ -156,6 +157,9 @@ def drive(
             of the same server, or the seed's.
         sites: reads the table of admitted sites; called before each phase. When the table has
             entries, nodes that are not in it are not asked.
+        counts: number of records by site name, of the sites whose number is known beforehand;
+            called before each phase. Such a site weighs by it, others by what they state first, and
+            those never more than twice the median.
         pace: clock and waits.
         seal: signs what admitted sites are asked and checks that they answered; with one, no node
             but those of the table is asked.
@@ -179,6 +183,7 @@ def drive(
                 registry=registry,
                 store=CheckpointStore(folder / "checkpoints"),
                 sites=sites,
+                counts=counts,
                 pace=pace or Pace(),
                 seal=seal,
                 start=start or _started_from(config, home),
@@ -260,6 +265,7 @@ class Driver:
     registry: Registry
     store: CheckpointStore
     sites: Callable[[], SiteTable]
+    counts: Callable[[], Mapping[str, int]]
     pace: Pace
     strikes: Strikes
     start: Arrays | None = None
@@ -275,6 +281,7 @@ class Driver:
         if self.config.summaries.prior != "none":
             use_prior(self._model, StandardNormal())  # refused where a model trains its own
         self._strangers: set[int] = set()
+        self._scaled: set[str] = set()
 
     def run(self) -> Checkpoint:
         """Do the phases that the last checkpoint lacks."""
@@ -340,16 +347,17 @@ class Driver:
         spec = ReplySpec.of(
             self.run_id, self.config, self.strategy.plan, phase, request.summary or state.encoder
         )
-        mean = self.strategy.accumulator()
+        stated = {name: int(str(facts["records"])) for name, facts in state.sites.items()}
         lasts_s = self.config.federation.round_deadline_s + TTL_MARGIN_S
         collector = Collector(
             phase,
             spec,
-            mean,
+            self.strategy.accumulator(state.encoder, len(names)),
             names,
             admitted=admitted,
             weight=self.strategy.weight,
             envelope=self.seal.envelope(names, lasts_s) if self.seal else None,
+            counts=Counts(admitted=self.counts(), stated=stated),
         )
         collector.sent = sum(value.nbytes for value in request.arrays.values())
         for node, one in left_out.items():
@@ -381,7 +389,7 @@ class Driver:
         Returns:
             Their names; whether these come from a table of admitted sites; who is left out.
         """
-        rules, pace = self.config.federation, self.pace
+        rules, strategy, pace = self.config.federation, self.config.strategy, self.pace
         until = pace.clock() + rules.join_timeout_s
         while True:
             table = self.sites()
@@ -394,14 +402,18 @@ class Driver:
             banned = self.strikes.left_out()
             left_out = {node: banned[name] for node, name in names.items() if name in banned}
             names = {node: name for node, name in names.items() if node not in left_out}
+            least = rules.quorum
+            if phase.kind == "train" and strategy.hostile:  # who is left out is one of them
+                hostile = max(0, strategy.hostile - len(left_out))
+                least = max(least, strategy.sites_needed(hostile))
             # Who is left out is not waited for in addition to the others.
-            state = JoinState(wanted=wanted - len(left_out), quorum=rules.quorum, until=until)
+            state = JoinState(wanted=wanted - len(left_out), quorum=least, until=until)
             verdict = state.decide(len(names), pace.clock())
             if verdict is Verdict.GO:
                 return names, known, left_out
             if verdict is Verdict.FAIL:
                 raise QuorumLost(
-                    f"Expected {rules.quorum} nodes for phase {phase.number} ({phase.kind}), got "
+                    f"Expected {least} nodes for phase {phase.number} ({phase.kind}), got "
                     f"{len(names)} within {rules.join_timeout_s:g} s; start the nodes and resume "
                     f"the run.{_way_back(left_out.values())}"
                 )
@@ -588,7 +600,9 @@ class Driver:
             history=[*state.history, _entry(phase, collector)],
         )
         if phase.kind == "train":
-            return self._trained(state, phase, collector.average())
+            mean = collector.average()
+            self._tell_scaled(phase, collector)
+            return self._trained(state, phase, mean)
         try:
             return {
                 "data": self._data,
@@ -599,6 +613,14 @@ class Driver:
             }[phase.kind](state, collector)
         except ValueError as error:
             raise DataError(f"The summaries ({phase.kind}) cannot be pooled: {error}") from None
+
+    def _tell_scaled(self, phase: Phase, collector: Collector) -> None:
+        """Log the first update of each site that was scaled down; all are in the registry."""
+        for outcome in collector.outcomes.values():
+            if outcome.status == "ok" and outcome.code and outcome.site not in self._scaled:
+                self._scaled.add(outcome.site)
+                facts = (self.run_id, phase.kind, phase.number, outcome.site, outcome.sentence)
+                _log.info("run %s: %s %d: node %s: %s", *facts)
 
     def _trained(self, state: Checkpoint, phase: Phase, mean: Arrays) -> Checkpoint:
         """After a training round: the server optimiser's step, and the average over rounds."""
