@@ -29,7 +29,7 @@ from server.home import ServerHome
 from server.inbox import UNREADABLE, Inbox, open_inbox
 from server.quota import ReplyQuota
 from server.registry import Registry, SiteOutcome
-from server.results import RunResult, form_of, write_result
+from server.results import RunResult, form_of, silent_ones, write_result
 from server.rounds import JoinState, RoundState, Verdict
 from server.screening import ReplySpec, ScreeningFailure
 from server.seal import Seal
@@ -60,7 +60,7 @@ from shared.privacy.summaries import (
     choose_form,
     threshold_spec,
 )
-from shared.privacy.threshold import silent, threshold_from_histogram, threshold_of_sites
+from shared.privacy.threshold import threshold_from_histogram, threshold_of_sites
 from shared.schedule import WHOLE_KINDS, Phase, phases, training_rounds
 from shared.wire import (
     DATA_PREFIX,
@@ -694,7 +694,7 @@ class Driver:
                 )
                 for name, one in zip(THRESHOLDS, np.stack(counts, axis=1), strict=False)
             }
-        for name in (name for name, value in thresholds.items() if silent(value)):
+        for name in silent_ones(thresholds):
             _log.warning(
                 "run %s: the %s threshold lies in the last bin and flags nothing; the scores of "
                 "most sites are out of range",

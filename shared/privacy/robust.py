@@ -183,7 +183,8 @@ def _middle_noise(noises: np.ndarray) -> float:
 
 def _shares(deviations: np.ndarray) -> np.ndarray:
     """What is left of each deviation [n] when none is longer than ``REACH`` times the median."""
-    return np.minimum(1.0, _reach(deviations) / np.maximum(deviations, _TINY))
+    left: np.ndarray = np.minimum(1.0, _reach(deviations) / np.maximum(deviations, _TINY))
+    return left
 
 
 def _reach(deviations: np.ndarray) -> float:

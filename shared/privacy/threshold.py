@@ -6,7 +6,7 @@ fitted to all bins at once instead, and read off where the bins themselves say n
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -167,7 +167,7 @@ def _grid(law: "_Law") -> tuple[list[np.ndarray], np.ndarray]:
     return points, np.stack([_bins(law, point) for point in points])
 
 
-class _Law(Protocol):
+class _Law(Hashable, Protocol):
     """A law of positive scores with two parameters on logarithmic scales."""
 
     widths: np.ndarray
