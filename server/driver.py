@@ -29,12 +29,13 @@ from server.home import ServerHome
 from server.inbox import UNREADABLE, Inbox, open_inbox
 from server.quota import ReplyQuota
 from server.registry import Registry, SiteOutcome
-from server.results import RunResult, form_of, write_result
+from server.results import RunResult, form_of, silent_ones, write_result
 from server.rounds import JoinState, RoundState, Verdict
 from server.screening import ReplySpec, ScreeningFailure
 from server.seal import Seal
 from server.strategies.averaging import TTL_MARGIN_S, EncoderAveraging
 from server.strategies.optimizer import server_step
+from server.strategies.weighting import bounded
 from server.strikes import LeftOut, Strikes
 from shared.config import RunConfig
 from shared.data.gaussian import DataGaussian
@@ -50,16 +51,16 @@ from shared.models.warm_start import warm_start
 from shared.privacy.accounting import epsilon_of
 from shared.privacy.em import first_mixture, next_mixture
 from shared.privacy.mixture import LatentMixture
+from shared.privacy.robust import LEAST_SITES, pooled_density, temper_stacks
 from shared.privacy.specs import latent_radius, spec_of
 from shared.privacy.summaries import (
     Form,
     LatentDensity,
     SummarySpec,
     choose_form,
-    latent_density,
     threshold_spec,
 )
-from shared.privacy.threshold import threshold_from_histogram
+from shared.privacy.threshold import threshold_from_histogram, threshold_of_sites
 from shared.schedule import WHOLE_KINDS, Phase, phases, training_rounds
 from shared.wire import (
     DATA_PREFIX,
@@ -454,9 +455,10 @@ class Driver:
         wanted, plan = self.config.summaries.moments, self.strategy.plan
         if wanted != "auto":
             return wanted
-        records = sum(int(str(site["records"])) for site in state.sites.values())
-        if not plan.private or not records:
+        stated = [int(str(site["records"])) for site in state.sites.values()]
+        if not plan.private or not stated:
             return "full"
+        records = int(sum(bounded(stated) if self.config.summaries.robust else stated))
         epsilon = epsilon_of([plan.required("moments")], plan.delta)
         return choose_form(records, clients, epsilon, self._model.latent_dim)
 
@@ -643,9 +645,10 @@ class Driver:
         """Pool the scaling or the Gaussian of the data; the latter may warm the first weights."""
         run, sigma = self.config, self.strategy.plan.multiplier("data")
         if run.summaries.data == "scaling":
-            scaling = pool_scaling(collector.summaries(), run.data, sigma)
+            scaling = pool_scaling(collector.summaries(), run.data, sigma, self._weights(collector))
             return replace(state, data=scaling.arrays())
-        gaussian = DataGaussian.pooled(run, collector.summaries(), sigma)
+        weights = self._weights(collector)
+        gaussian = DataGaussian.pooled(run, collector.summaries(), sigma, weights)
         state = replace(state, data=gaussian.density.arrays())
         if not run.training.warm_start_steps:
             return state
@@ -655,7 +658,8 @@ class Driver:
     def _moments(self, state: Checkpoint, collector: Collector) -> Checkpoint:
         """Pool the latent moments; a first mixture is spread over them."""
         run, sigma = self.config, self.strategy.plan.multiplier("moments")
-        density = latent_density(collector.summaries(), self._radius, sigma)
+        weights = self._weights(collector)
+        density = pooled_density(collector.summaries(), self._radius, sigma, weights)
         mixture: Arrays = {}
         if run.summaries.components:
             mixture = first_mixture(density, run.summaries.components, run.seed).arrays()
@@ -665,12 +669,16 @@ class Driver:
     def _mixture(self, state: Checkpoint, collector: Collector) -> Checkpoint:
         """One maximisation step."""
         plan, stacks = self.strategy.plan, collector.summaries()
+        sigma, weights = plan.multiplier("mixture"), self._weights(collector)
+        if weights is not None and len(stacks) >= LEAST_SITES:
+            tempered = temper_stacks(stacks, _records(collector), weights)
+            stacks, sigma = tempered.sums, sigma * math.sqrt(np.square(tempered.factors).mean())
         mixture = next_mixture(
             LatentMixture.from_arrays(state.mixture),
             np.sum(stacks, axis=0),
             radius=self._radius,
             clients=len(stacks),
-            noise_multiplier=plan.multiplier("mixture"),
+            noise_multiplier=sigma,
             epsilon=epsilon_of([plan.required("mixture")], plan.delta) if plan.private else 1.0,
             density=LatentDensity.from_arrays(state.density),
         )
@@ -684,24 +692,45 @@ class Driver:
             score_names(run),
             score_centres(run, k),
             self.strategy.plan.multiplier("scores"),
+            self._weights(collector),
         )
         return replace(state, scores=pooled.density.arrays())
 
     def _threshold(self, state: Checkpoint, collector: Collector) -> Checkpoint:
         """Thresholds of the federation, and of each client where the run wants them."""
+        counts, records = collector.summaries(), _records(collector)
         noise = self.strategy.plan.multiplier("threshold")
-        counts = collector.summaries()
         deviation = threshold_spec(len(counts[0])).sensitivity * noise
-        records = {o.node_id: o.records for o in collector.outcomes.values() if o.status == "ok"}
-        thresholds = self._thresholds(
-            np.sum(counts, axis=0), sum(records.values()), deviation * math.sqrt(len(counts))
-        )
+        weights = self._weights(collector)
+        if weights is None:
+            noise_of_all = deviation * math.sqrt(len(counts))
+            thresholds = self._thresholds(np.sum(counts, axis=0), sum(records), noise_of_all)
+        else:
+            thresholds = {
+                name: threshold_of_sites(
+                    one,
+                    self.config.scoring.quantile,
+                    records=records,
+                    weights=weights,
+                    noise_deviation=deviation,
+                )
+                for name, one in zip(THRESHOLDS, np.stack(counts, axis=1), strict=False)
+            }
+        for name in silent_ones(thresholds):
+            _log.warning(
+                "run %s: the %s threshold lies in the last bin and flags nothing; the scores of "
+                "most sites are out of range",
+                self.run_id,
+                name,
+            )
         sites = state.sites
         if self.config.scoring.per_client:
             sites = {name: dict(facts) for name, facts in sites.items()}
-            for node, own in sorted(collector.released.items()):
+            for (node, own), number in zip(
+                sorted(collector.released.items()), records, strict=True
+            ):
                 name = collector.names[node]
-                sites[name]["thresholds"] = self._thresholds(own, records[node], deviation)
+                sites[name]["thresholds"] = self._thresholds(own, number, deviation)
         return replace(state, thresholds=thresholds, sites=sites)
 
     def _thresholds(self, counts: np.ndarray, total: int, deviation: float) -> dict[str, float]:
@@ -710,6 +739,10 @@ class Driver:
             name: threshold_from_histogram(one, quantile, total=total, noise_deviation=deviation)
             for name, one in zip(THRESHOLDS, counts, strict=False)
         }
+
+    def _weights(self, collector: Collector) -> np.ndarray | None:
+        """What each summary counts at most, in their order; None where the run does not bound."""
+        return bounded(_records(collector)) if self.config.summaries.robust else None
 
     @property
     def _radius(self) -> float:
@@ -769,6 +802,11 @@ def _shared_arrays(model: VAE, *, whole: bool) -> Arrays:
         for key, value in model.state_dict().items()
         if whole or key.startswith(ENCODER_PREFIX)
     }
+
+
+def _records(collector: Collector) -> list[int]:
+    """The records behind each summary, in the order of the summaries."""
+    return [collector.outcomes[node].records for node in sorted(collector.released)]
 
 
 def _excuses(collector: Collector) -> str:

@@ -46,7 +46,8 @@ SCORE_EDGES = np.geomspace(1e-2, 1e4, 127)
 FULL_FROM = 30.0
 
 _ROUNDING = 1e-6
-_EIGENVALUE_FLOOR = 1e-3
+#: Of covariances of latents, where noise sets no higher one.
+EIGENVALUE_FLOOR = 1e-3
 #: Share of the noise level below which an eigenvalue counts as noise.
 _NOISE_SHARE = 0.25
 
@@ -268,7 +269,7 @@ class LatentDensity:
     """A Gaussian picture of the latents of all clients.
 
     Attributes:
-        count: number of records; public, so exact.
+        count: number of records that it counts; public, so exact.
         mean: [k].
         covariance: [k, k] of all records about the common mean.
         within: [k, k] of records about their own client's mean; used after re-centring.
@@ -339,8 +340,19 @@ def _no_density(k: int) -> ProtocolError:
     )
 
 
+def linear_deviation(*, diagonal: bool) -> float:
+    """Deviation of the noise on the linear part of moments, at a noise multiplier of 1.
+
+    It stands off the diagonal of a symmetric matrix.
+    """
+    return DIAGONAL_SENSITIVITY if diagonal else MOMENTS_SENSITIVITY / math.sqrt(2.0)
+
+
 def latent_density(
-    released: Sequence[np.ndarray], radius: float, noise_multiplier: float
+    released: Sequence[np.ndarray],
+    radius: float,
+    noise_multiplier: float,
+    factors: np.ndarray | None = None,
 ) -> LatentDensity:
     """Pool the released moments of several clients; post-processing, so free of privacy cost.
 
@@ -349,6 +361,7 @@ def latent_density(
         radius: the public radius they were clipped with.
         noise_multiplier: of each release; used to take the noise's own variance out of the
             spread of client means.
+        factors: [n] what each release, with its noise, has been multiplied by since; None for 1.
 
     Raises:
         ValueError: no matrix, or no record.
@@ -363,11 +376,10 @@ def latent_density(
     mean = total[-1, :-1] / count
     covariance = total[:-1, :-1] / count - np.outer(mean, mean)
     k = len(mean)
-    # The deviation of the noise on the linear part: off the diagonal of a symmetric matrix.
-    spread = MOMENTS_SENSITIVITY / math.sqrt(2.0) if not diagonal else DIAGONAL_SENSITIVITY
-    spread *= noise_multiplier
+    gains = np.ones(len(released)) if factors is None else factors
+    spreads = linear_deviation(diagonal=diagonal) * noise_multiplier * gains
     between = np.zeros((k, k))
-    for one in released:
+    for one, spread in zip(released, spreads, strict=True):
         matrix = as_matrix(one)
         own_count = max(float(matrix[-1, -1]), 1.0)
         offset = matrix[-1, :-1] / own_count - mean
@@ -378,9 +390,9 @@ def latent_density(
     # The spectral norm of the pooled symmetric noise concentrates at 2 * tau * sqrt(k), where tau
     # is the deviation off the diagonal (Wigner): smaller eigenvalues than that are mostly noise.
     # Without products there is nothing to amplify: the noise of one entry counts.
-    tau = spread * math.sqrt(len(released)) / count
+    tau = float(np.linalg.norm(spreads)) / count
     level = _NOISE_SHARE * 2.0 * tau * (1.0 if diagonal else math.sqrt(k)) * scale
-    floor = max(_EIGENVALUE_FLOOR, level)
+    floor = max(EIGENVALUE_FLOOR, level)
     if diagonal:
         covariance, within = np.diag(np.diag(covariance)), np.diag(np.diag(within))
     return LatentDensity(
