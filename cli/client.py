@@ -421,7 +421,10 @@ def runs(home: HomeOption = None, json: JsonOption = False) -> None:
 
     place = ClientHome.find(home)
     wanted = NodeConfig.load(place.config).policy.approval
-    found = Approvals(place.approvals).runs()
+    book = Approvals(place.approvals)
+    found, damaged = book.runs(), book.damaged()
+    if damaged:
+        _warn(_torn(len(damaged), f"runs in {place.approvals}, such as {damaged[0].name}"))
     if json:
         print_json([one.model_dump() for one in found])
         return
