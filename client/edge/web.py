@@ -207,7 +207,9 @@ class WebServer:
         self._woken.close()
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(_POLL_S):
+        # The listener comes last, so that what has arrived is read before anything makes room.
+        ready = [key for key, _ in self._selector.select(_POLL_S)]
+        for key in sorted(ready, key=lambda key: key.fileobj is self._listener):
             if key.fileobj is self._listener:
                 self._accept()
             elif key.fileobj is self._woken:
@@ -219,41 +221,56 @@ class WebServer:
             self._late(one)
 
     def _accept(self) -> None:
-        while True:
+        """Take new connections while there is room, or one for which another has to go."""
+        full = False
+        while not full:
             try:
                 channel, _ = self._listener.accept()
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionError):
                 return
-            except ConnectionError:
-                continue
             except OSError:  # no descriptor is left
                 if not self._make_room():
                     time.sleep(_POLL_S)
                 return
             channel.setblocking(False)
-            if len(self._all) >= self._most and not self._make_room():
-                self._application.refused()
-                _say_busy(channel)
-                channel.close()
-                continue
             channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms an answer
+            full = sum(one.state is not _State.LEAVING for one in self._all) >= self._most
             one = _Connection(channel)
+            if full and not self._make_room():
+                self._say_busy(one)
             self._all.add(one)
             self._watch(one)
 
     def _make_room(self, *, bodies: bool = False) -> bool:
         """End the connection that has waited longest for its client, if one waits at all."""
-        waiting = [one for one in self._all if one.state is not _State.WORKING]
-        if bodies:
-            waiting = [one for one in waiting if one.body]
+        states = (_State.READING, _State.WRITING)
+        waiting = [one for one in self._all if one.state in states and (one.body or not bodies)]
         if not waiting:
             return False
         oldest = min(waiting, key=lambda one: one.since)
         if oldest.state is _State.READING and oldest.begun:
-            self._application.refused()
-            _say_busy(oldest.channel)
-        self._drop(oldest)
+            self._say_busy(oldest)
+        else:
+            self._drop(oldest)
         return True
+
+    def _say_busy(self, one: _Connection) -> None:
+        self._application.refused()
+        with contextlib.suppress(OSError):
+            one.channel.send(_BUSY)
+        self._leave(one)
+
+    def _leave(self, one: _Connection) -> None:
+        """Read what the client still sends for a while; else it may see a reset, not the answer."""
+        with contextlib.suppress(OSError):
+            one.channel.shutdown(socket.SHUT_WR)
+        self._forget_body(one)
+        leaving = [other for other in self._all if other.state is _State.LEAVING]
+        if len(leaving) >= self._most:
+            self._drop(min(leaving, key=lambda other: other.deadline))
+        one.state, one.deadline = _State.LEAVING, time.monotonic() + _DISCARD_S
+        if one in self._all:
+            self._watch(one)
 
     def _late(self, one: _Connection) -> None:
         """End a connection whose client took too long."""
@@ -364,8 +381,8 @@ class WebServer:
             raise self._too_long()
         while self._held > HELD_BODIES * self._max_bytes:
             self._make_room(bodies=True)
-            if one not in self._all:
-                raise ConnectionAbortedError
+            if one.state is not _State.READING:
+                return
 
     def _too_long(self) -> Refusal:
         return Refusal(
@@ -459,9 +476,7 @@ class WebServer:
             parser.start_next_cycle()
             one.begin()
             return True
-        # Read what the client still sends; else it may see a reset before the answer.
-        one.channel.shutdown(socket.SHUT_WR)
-        one.state, one.deadline = _State.LEAVING, time.monotonic() + _DISCARD_S
+        self._leave(one)
         return False
 
     def _forget_body(self, one: _Connection) -> None:
@@ -501,11 +516,6 @@ def _outcome(compute: Callable[[], Answer]) -> Answer | Refusal:
         traceback.print_exc(file=sys.stderr)
         name = type(error).__name__
         return Refusal(500, f"Expected to answer, got {name}; the log of this server says more.")
-
-
-def _say_busy(channel: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        channel.send(_BUSY)
 
 
 def _is_address(name: str) -> bool:
