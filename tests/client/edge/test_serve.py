@@ -419,18 +419,22 @@ def test_busy_server_says_so_and_stays_healthy(capsys: pytest.CaptureFixture[str
         answers[body] = ask("POST", "/slow", body)
 
     clients = [threading.Thread(target=post, args=(body,)) for body in (b"1", b"2", b"x")]
-    for client in clients[:2]:
-        client.start()
-    _until(lambda: len(server._all) == 2)
-    assert ask("GET", "/health") == (200, {"ok": True})
-    clients[2].start()
-    _until(lambda: ask("GET", "/health")[0] == 503)
-    assert slow.errors >= 1
-    stop.set()  # requests under way still get their answers
-    slow.go.set()
-    for client in [*clients, thread]:
-        client.join(20)
-    server.close()
+
+    def working() -> int:
+        return sum(one.state is web._State.WORKING for one in list(server._all))
+
+    try:
+        for number, client in enumerate(clients, 1):
+            client.start()
+            _until(lambda number=number: working() == number)
+            assert ask("GET", "/health")[0] == (200 if number < 3 else 503)
+        assert slow.errors == 1
+    finally:
+        stop.set()  # requests under way still get their answers
+        slow.go.set()
+        for client in [*clients, thread]:
+            client.join(20)
+        server.close()
     assert answers[b"1"] == (200, {"number": 1})
     assert answers[b"2"] == (200, {"number": 2})
     status, refusal = answers[b"x"]
