@@ -3,9 +3,10 @@
 A site's summary is taken per record and held against the middle of the sites, the median of each
 entry. Where it lies further off than ``REACH`` times the median site, its weight falls with the
 fourth power of that distance: of n sites of equal weight one moves the result by ``REACH`` median
-deviations over n at most, and the further off it is the less, in second moments, too. Sites that differ alike are pooled
-as they are. It does not cover sites that agree among themselves and are half of all, nor tell a
-hostile site from an honest one whose data are of a kind of their own: that one counts less, too.
+deviations over n at most, and the further off it is the less, in second moments, too. Sites that
+differ alike are pooled as they are. It does not cover sites that agree among themselves and are
+half of all, nor tell a hostile site from an honest one whose data are of a kind of their own: that
+one counts less, too.
 All of it is post-processing, free of privacy cost. numpy only.
 """
 
