@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from scipy import optimize, special, stats
 
-from shared.privacy.robust import LEAST_SITES, weighted_median
+from shared.privacy.robust import LEAST_SITES, falling, weighted_median
 from shared.privacy.summaries import SCORE_EDGES
 
 #: The empirical quantile is used where noise moves its tail count by less than this share.
@@ -62,7 +62,9 @@ def threshold_of_sites(
     weights: np.ndarray,
     noise_deviation: float,
 ) -> float:
-    """The weighted median of what the sites' own histograms say; one site cannot move it far.
+    """The weighted median of the sites' own thresholds; one site cannot move it far.
+
+    A site whose threshold is far off the others weighs less, as in all pooled summaries.
 
     Where noise leaves single sites no threshold of their own, groups of them take their place, at
     least as many as ``_LEAST_GROUPS``; each group that holds a hostile site is lost. Two sites
@@ -81,7 +83,7 @@ def threshold_of_sites(
         ValueError: a site without records.
     """
     groups = _groups(records, noise_deviation)
-    thresholds = [
+    scores = [
         threshold_from_histogram(
             np.sum([counts[i] for i in group], axis=0),
             quantile,
@@ -90,8 +92,9 @@ def threshold_of_sites(
         )
         for group in groups
     ]
-    weighing = [sum(weights[i] for i in group) for group in groups]
-    return weighted_median(np.asarray(thresholds), np.asarray(weighing))
+    logs = np.log(scores)
+    weighing = np.asarray([sum(weights[i] for i in group) for group in groups])
+    return weighted_median(np.asarray(scores), weighing * falling(np.abs(logs - np.median(logs))))
 
 
 def silent(threshold: float) -> bool:
