@@ -45,9 +45,7 @@ def threshold_from_histogram(
     Raises:
         ValueError: no records.
     """
-    site = _Site(counts, total, noise_deviation)
-    found = site.empirical(quantile)
-    return site.fitted(quantile, _best(site.shares)) if found is None else found
+    return _Site(counts, total, noise_deviation).threshold(quantile)
 
 
 def threshold_of_sites(
@@ -60,12 +58,11 @@ def threshold_of_sites(
 ) -> float:
     """The weighted median of the sites' own thresholds; one site cannot move it far.
 
-    Where counts are noisy, all take the law that fits the median of the sites better, since a
-    single site's noise would decide between tails of much different length. A site whose threshold
-    is far off the others weighs less, as in all pooled summaries. Where noise leaves single sites
-    no threshold of their own, groups of them take their place, at least as many as
-    ``_LEAST_GROUPS``; each group that holds a hostile site is lost. Two sites have no middle: they
-    are pooled.
+    Where counts are noisy, each site takes the law with the longer tail, since its noise would
+    decide between tails of much different length. A site whose threshold is far off the others
+    weighs less, as in all pooled summaries. Where noise leaves single sites no threshold of their
+    own, groups of them take their place, at least as many as ``_LEAST_GROUPS``; each group that
+    holds a hostile site is lost. Two sites have no middle: they are pooled.
 
     Where sites differ, half of them flag more of their normal records than the quantile says.
 
@@ -88,14 +85,9 @@ def threshold_of_sites(
         )
         for group in groups
     ]
-    found = [site.empirical(quantile) for site in sites]
-    if None in found:
-        law = _best(np.median([site.shares for site in sites], axis=0))
-        found = [
-            site.fitted(quantile, law) if own is None else own
-            for site, own in zip(sites, found, strict=True)
-        ]
-    scores = np.asarray(found, dtype=np.float64)
+    if len(sites) == 1:
+        return sites[0].threshold(quantile)
+    scores = np.asarray([site.cautious(quantile) for site in sites])
     logs, own_weights = np.log(scores), [sum(weights[i] for i in group) for group in groups]
     return weighted_median(scores, own_weights * falling(np.abs(logs - np.median(logs))))
 
@@ -127,9 +119,15 @@ class _Site:
         if self.total < 1:
             raise ValueError(f"Expected at least one record, got {self.total}.")
 
-    @property
-    def shares(self) -> np.ndarray:
-        return self.counts / self.total
+    def threshold(self, quantile: float) -> float:
+        """By the counts, or by the law that fits them better."""
+        found = self.empirical(quantile)
+        return min(self.fits(quantile))[1] if found is None else found
+
+    def cautious(self, quantile: float) -> float:
+        """By the counts, or by the law with the longer tail."""
+        found = self.empirical(quantile)
+        return max(score for _, score in self.fits(quantile)) if found is None else found
 
     def empirical(self, quantile: float) -> float | None:
         """The edge above which the counts leave less than the rest; None where noise hides it.
@@ -144,19 +142,17 @@ class _Site:
             return None
         return float(SCORE_EDGES[min(index, len(SCORE_EDGES) - 1)])
 
-    def fitted(self, quantile: float, law: "_Law") -> float:
-        """By a law with parameters of its own."""
-        _, parameters = _fit(law, self.shares)
-        score = law.quantile(parameters, self._conformal(quantile))
-        return float(np.clip(score, SCORE_EDGES[0], SCORE_EDGES[-1]))
+    def fits(self, quantile: float) -> list[tuple[float, float]]:
+        """Squared error and quantile of each law."""
+        share, found = self._conformal(quantile), []
+        for law in _LAWS:
+            error, parameters = _fit(law, self.counts / self.total)
+            score = law.quantile(parameters, share)
+            found.append((error, float(np.clip(score, SCORE_EDGES[0], SCORE_EDGES[-1]))))
+        return found
 
     def _conformal(self, quantile: float) -> float:
         return min(math.ceil((self.total + 1) * quantile) / self.total, 1.0 - 0.5 / self.total)
-
-
-def _best(shares: np.ndarray) -> "_Law":
-    """The law with the smaller squared error."""
-    return min(_LAWS, key=lambda law: _fit(law, shares)[0])
 
 
 def _fit(law: "_Law", shares: np.ndarray) -> tuple[float, np.ndarray]:
