@@ -3,9 +3,10 @@
 A site's summary is taken per record and held against the middle of the sites, the median of each
 entry. Where it lies further off than ``REACH`` times the median site, its weight falls with the
 fourth power of that distance: of n sites of equal weight one moves the result by ``REACH`` median
-deviations over n at most, and the further off it is the less, in second moments, too. Sites that differ alike are pooled
-as they are. It does not cover sites that agree among themselves and are half of all, nor tell a
-hostile site from an honest one whose data are of a kind of their own: that one counts less, too.
+deviations over n at most, and the further off it is the less, in second moments, too. Sites that
+differ alike are pooled as they are. It does not cover sites that agree among themselves and are
+half of all, nor tell a hostile site from an honest one whose data are of a kind of their own: that
+one counts less, too.
 All of it is post-processing, free of privacy cost. numpy only.
 """
 
@@ -59,6 +60,13 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float((sorted_values[lower] + sorted_values[upper]) / 2)
 
 
+def falling(deviations: np.ndarray) -> np.ndarray:
+    """What each site [n] counts for by its distance from the middle: 1 within reach."""
+    reach = REACH * float(np.median(deviations))
+    left: np.ndarray = np.minimum(1.0, (reach + _TINY) / (deviations + _TINY)) ** 4
+    return left
+
+
 def pooled_density(
     released: Sequence[np.ndarray],
     radius: float,
@@ -101,7 +109,7 @@ def temper_moments(
     rows = np.stack([one / count for one, count in zip(released, counts, strict=True)])
     noise = linear_deviation(diagonal=diagonal) * noise_multiplier / float(np.median(counts))
     offsets, excess = (_diagonal if diagonal else _full)(rows, noise, least)
-    return _tempered(released, counts, weights * np.minimum(_shares(offsets), _shares(excess)))
+    return _tempered(released, counts, weights * np.minimum(falling(offsets), falling(excess)))
 
 
 def temper_stacks(
@@ -119,20 +127,13 @@ def temper_stacks(
     counts = np.asarray(records, dtype=np.float64)
     rows = np.stack([one.ravel() / count for one, count in zip(released, counts, strict=True)])
     lengths = np.linalg.norm(rows - np.median(rows, axis=0), axis=1)
-    return _tempered(released, counts, weights * _shares(lengths))
+    return _tempered(released, counts, weights * falling(lengths))
 
 
 def _tempered(released: Sequence[np.ndarray], counts: np.ndarray, weights: np.ndarray) -> Tempered:
     factors = weights / counts
     sums = [factor * one for factor, one in zip(factors, released, strict=True)]
     return Tempered(sums=sums, factors=factors)
-
-
-def _shares(deviations: np.ndarray) -> np.ndarray:
-    """What each site [n] counts for by its distance from the middle: 1 within reach."""
-    reach = REACH * float(np.median(deviations))
-    left: np.ndarray = np.minimum(1.0, (reach + _TINY) / (deviations + _TINY)) ** 4
-    return left
 
 
 def _full(rows: np.ndarray, noise: float, least: float) -> tuple[np.ndarray, np.ndarray]:

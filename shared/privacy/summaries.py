@@ -381,7 +381,9 @@ def latent_density(
     between = np.zeros((k, k))
     for one, spread in zip(released, spreads, strict=True):
         matrix = as_matrix(one)
-        own_count = max(float(matrix[-1, -1]), 1.0)
+        own_count = float(matrix[-1, -1])
+        if own_count <= 0.0:
+            continue
         offset = matrix[-1, :-1] / own_count - mean
         noise_variance = (spread / own_count) ** 2
         between += own_count * (np.outer(offset, offset) - noise_variance * np.eye(k))
