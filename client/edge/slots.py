@@ -254,10 +254,11 @@ def status(state: Path) -> StateStatus:
         ConfigError: the folder is not provisioned.
         BundleError: current.json is damaged.
     """
+    device = read_device(state)
     seen = last_verified(state)
     return StateStatus(
         **vars(read_record(state)),
-        device=read_device(state),
+        device=device,
         metadata=metadata(state),
         checked_seconds_ago=None if seen is None else time.time() - seen,
     )
