@@ -4,7 +4,6 @@
 """
 
 import argparse
-import contextlib
 import importlib
 import os
 import sys
@@ -39,12 +38,9 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print it and exit."""
-        from importlib import metadata
+        from client.edge.versions import program
 
-        found = "not installed; run from a checkout"
-        for distribution in ("fedlatent", PROG):
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                found = f"{distribution} {metadata.version(distribution)}"
+        found = program() or "not installed; run from a checkout"
         parser.exit(message=f"{found}\n")
 
 

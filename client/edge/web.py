@@ -172,6 +172,7 @@ class WebServer:
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._all: set[_Connection] = set()
+        self._again: set[_Connection] = set()  # of them, with bytes of a request already
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._woken, self._waker = socket.socketpair()
@@ -208,14 +209,17 @@ class WebServer:
 
     def _turn(self) -> None:
         # The listener comes last, so that what has arrived is read before anything makes room.
-        ready = [key for key, _ in self._selector.select(_POLL_S)]
+        again, self._again = self._again, set()
+        ready = [key for key, _ in self._selector.select(0 if again else _POLL_S)]
         for key in sorted(ready, key=lambda key: key.fileobj is self._listener):
             if key.fileobj is self._listener:
                 self._accept()
             elif key.fileobj is self._woken:
                 self._collect()
-            elif key.data in self._all:  # else it made room in this very turn
+            elif key.data in self._all - again:  # else it made room, or is not read further yet
                 self._pump(key.data, ready=True)
+        for one in again & self._all:
+            self._pump(one)
         now = time.monotonic()
         for one in [one for one in self._all if one.deadline <= now]:
             self._late(one)
@@ -293,10 +297,10 @@ class WebServer:
                 elif not data:
                     self._drop(one)
                     return
-            while (one.state is _State.READING and self._step(one)) or (
-                one.state is _State.WRITING and self._write(one)
-            ):
+            while one.state is _State.READING and self._step(one):
                 pass
+            if one.state is _State.WRITING:
+                self._write(one)
         except BlockingIOError:
             pass
         except OSError:  # the client is gone
@@ -467,17 +471,18 @@ class WebServer:
         one.state, one.since = _State.WRITING, time.monotonic()
         one.deadline = one.since + _BODY_S
 
-    def _write(self, one: _Connection) -> bool:
-        """Send what is left of an answer; whether a further request may be there already."""
+    def _write(self, one: _Connection) -> None:
+        """Send what is left of an answer. A further request that is there waits for its turn."""
         while one.out:
             one.out = one.out[one.channel.send(one.out) :]
         parser = one.parser
         if parser.our_state is h11.DONE and parser.their_state is h11.DONE:
             parser.start_next_cycle()
             one.begin()
-            return True
-        self._leave(one)
-        return False
+            if one.heard:
+                self._again.add(one)
+        else:
+            self._leave(one)
 
     def _forget_body(self, one: _Connection) -> None:
         self._held -= len(one.body)
