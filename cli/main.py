@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands that need them, so that the edge
 devices without PyTorch.
 """
 
+import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
@@ -26,7 +27,9 @@ from cli import (
     simulate,
 )
 from cli.console import print_error
+from client.edge.commands.common import take_any_text
 from shared.errors import FedlatentError
+from shared.quiet import cache_folder
 
 app = typer.Typer(
     name="fedlatent",
@@ -72,7 +75,9 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; errors of our own become one sentence and an exit code."""
+    """Run the command line; errors that a person can cause become a sentence and an exit code."""
+    take_any_text()
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     try:
         app()
     except FedlatentError as error:

@@ -7,8 +7,11 @@ sets them, and every other package of ours imports `shared` first. A program tha
 dependency before anything of ours sets them itself.
 """
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 QUIET: Mapping[str, str] = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",  # Flower asks its maker for newer versions
@@ -23,3 +26,14 @@ QUIET: Mapping[str, str] = {
 def keep_quiet() -> None:
     """Set the variables for this process and its children."""
     os.environ.update(QUIET)
+
+
+def cache_folder() -> Path:
+    """Where our own commands keep what they can make again.
+
+    ``fedlatent`` in the user's cache folder, or in a folder of its own below the system's temporary
+    one for an account without a home.
+    """
+    with contextlib.suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedlatent"
+    return Path(tempfile.gettempdir()) / f"fedlatent-{os.getuid()}" / "cache"
