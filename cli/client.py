@@ -346,13 +346,14 @@ def releases(
 ) -> None:
     """Show everything that left this node: what, why, bytes, hash, epsilon after."""
     from client.home import ClientHome
-    from client.reconcile import read_journal
+    from client.journal import read_journal
 
     journal = ClientHome.find(home).release_journal
-    lines = [dict(line) for line in read_journal(journal) if line]
-    lines = lines[-last:] if last else lines
+    found = read_journal(journal)
+    lines = found.values[-last:] if last else found.values
+    _warn(_torn(found.torn, f"lines in {journal}"))
     if json:
-        print_json(lines)
+        print_json([one.model_dump() for one in lines])
         return
     rows = table(
         f"what left ({journal})",
@@ -366,10 +367,14 @@ def releases(
         "#epsilon after",
     )
     for one in lines:
-        cells = (one["time"], one["run"], str(one["round"]), one["kind"], one["what"])
-        rows.add_row(*cells, size(one["bytes"]), one["sha256"][:12], figure(one["epsilon"], 4))
+        cells = (one.time, one.run, str(one.round), one.kind, one.what)
+        rows.add_row(*cells, size(one.bytes), one.sha256[:12], figure(one.epsilon, 4))
     out.print(rows)
-    out.print(f"{len(lines)} messages, {size(sum(one['bytes'] for one in lines))} in all")
+    out.print(f"{len(lines)} messages, {size(sum(one.bytes for one in lines))} in all")
+
+
+def _torn(count: int, what: str) -> str | None:
+    return f"Expected whole {what}, got {count} cut short or damaged, left out." if count else None
 
 
 @app.command(epilog="Example: fedlatent client runs --json")
