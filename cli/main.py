@@ -28,7 +28,7 @@ from cli import (
 )
 from cli.console import print_error
 from client.edge.commands.common import take_any_text
-from shared.errors import FedlatentError
+from shared.errors import FedlatentError, StorageError
 from shared.quiet import cache_folder
 
 app = typer.Typer(
@@ -81,8 +81,9 @@ def main() -> None:
     try:
         app()
     except FedlatentError as error:
-        print_error(error, as_json="--json" in sys.argv)
-        sys.exit(error.exit_code)
+        sys.exit(_told(error))
+    except OSError as error:
+        sys.exit(_told(StorageError.of(error)))
     except ModuleNotFoundError as error:
         extras = {"client": "client", "simulate": "simulation", "audit": "simulation"}
         extra = next((extras[word] for word in sys.argv if word in extras), "server")
@@ -94,6 +95,12 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _told(error: FedlatentError) -> int:
+    """Say what went wrong; returns the exit code."""
+    print_error(error, as_json="--json" in sys.argv)
+    return error.exit_code
 
 
 if __name__ == "__main__":
