@@ -7,6 +7,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS = 1
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
+export ORT_DISABLE_TELEMETRY = 1
 
 .PHONY: demo test test-slow mutants check format install clean
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import JsonOption, err, out, print_json, progress, table
+from cli.console import JsonOption, err, out, print_json, progress, styled, table
 
 if TYPE_CHECKING:
     from simulations.audit.run import Audit
@@ -77,6 +77,6 @@ def _print(found: "Audit", page: Path) -> None:
         out.print(rows)
     held = len(found.checks) - len(broken)
     out.print(f"{held} of {len(found.checks)} checks of real nodes hold; the report has them all")
-    out.print(f"report {page}", soft_wrap=True)
+    out.print(f"report {page}")
     if not found.good:
-        err.print("[bold red]the audit failed[/]: see the verdicts above")
+        err.print(styled("bold red", "the audit failed", ": see the verdicts above"))

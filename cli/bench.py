@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, figure, out, print_json, progress, table
+from cli.console import JsonOption, figure, out, print_json, progress, styled, table
 
 EXAMPLES = (
     "Examples: fedlatent simulate bench --quick | fedlatent simulate bench --conv --out bench.json "
@@ -99,8 +99,8 @@ def show(report: Mapping[str, Any]) -> None:
     if "growth" in report:
         _print_growth(report["growth"])
     for name, why in report.get("missing", {}).items():
-        out.print(f"[yellow]{name}[/]: {why}", soft_wrap=True)
-    out.print(report["note"], soft_wrap=True)
+        out.print(styled("yellow", name, f": {why}"))
+    out.print(report["note"])
 
 
 def _print_systems(title: str, report: Mapping[str, Any]) -> None:

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 
 from cli.console import (
     JsonOption,
     err,
-    escaped,
     figure,
     out,
     print_json,
     print_processes,
     process_facts,
     size,
+    styled,
     table,
 )
 
@@ -140,12 +139,12 @@ def init(
     )
     out.print(f"  your rules, to read and change: {place.config}")
     out.print(f"  one run of epsilon {max_epsilon:g} uses the whole budget of these records")
-    out.print(f"next: [bold]fedlatent client start --home {place.root}[/]")
+    out.print(styled("bold", f"fedlatent client start --home {place.root}", before="next: "))
 
 
 def _warn(warning: str | None) -> None:
     if warning is not None:
-        err.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        err.print(styled("yellow", "warning:", f" {warning}"))
 
 
 @app.command(epilog="Example: fedlatent client certificate hospital-a.crt")
@@ -184,13 +183,13 @@ def start(home: HomeOption = None) -> None:
     def begin() -> None:
         with err.status("loading the records, starting the SuperNode"):
             service.start()
-        err.print(escaped(reach_of(place.runtime_socket)), soft_wrap=True)
+        err.print(reach_of(place.runtime_socket))
         err.print(f"node {service.site} runs; waiting to be let in by {service.address}")
         try:
             service.wait_online(30.0)
-            err.print("[green]in[/]: training starts when the operator starts a run")
+            err.print(styled("green", "in", ": training starts when the operator starts a run"))
         except ServiceError as error:
-            err.print(f"[yellow]not yet:[/] {error}", soft_wrap=True)
+            err.print(styled("yellow", "not yet:", f" {error}"))
             err.print("trying on; Ctrl-C ends")
 
     run_until_signal(begin, service.stop)
@@ -342,7 +341,7 @@ def _print_ledger(book: "Ledger", config: "NodeConfig", records: int) -> None:
     )
     person = _person_facts(book)
     if person is not None:
-        out.print(_person_line(person), soft_wrap=True)
+        out.print(_person_line(person))
 
 
 def _person_line(person: dict[str, Any]) -> str:
@@ -404,7 +403,7 @@ def releases(
         "#epsilon after",
     )
     for one in lines:
-        cells = (one.time, one.run, str(one.round), one.kind, escaped(one.what))
+        cells = (one.time, one.run, str(one.round), one.kind, one.what)
         rows.add_row(*cells, size(one.bytes), one.sha256[:12], figure(one.epsilon, 4))
     out.print(rows)
     out.print(f"{len(lines)} messages, {size(sum(one.bytes for one in lines))} in all")

@@ -1,31 +1,82 @@
 """Printing: tables for people, JSON for scripts, progress for long work, errors for both."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from shared.errors import FedlatentError
 
 if TYPE_CHECKING:
     from shared.supervisor import ServiceStatus
 
-out = Console()
-err = Console(stderr=True)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Terminal(Console):
+    """Prints text as it is, wherever it comes from.
+
+    Brackets and colons in it are no markup, control characters are shown by their number, and a
+    line is not broken to fit the screen, so that a path can be copied. Tables do fit.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        """Write to standard output, or to standard error."""
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 - as Console has it
+        """Print ``objects``; text keeps its lines."""
+        options.setdefault("soft_wrap", all(isinstance(one, str | Text) for one in objects))
+        super().print(*objects, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - as Console has it
+        """Text of a line, a cell or a title."""
+        return super().render_str(visible(text), **options)
+
+    @property
+    def spinner(self) -> str:
+        """A spinner that this terminal can show."""
+        return "line" if self.options.ascii_only else "dots"
+
+    @property
+    def tick(self) -> Text:
+        """What stands in the place of the spinner of finished work."""
+        return Text("+" if self.options.ascii_only else "✓", style="green")
+
+    def status(self, status: Any, **options: Any) -> Any:  # noqa: ANN401 - as Console has it
+        """A live line while work is done."""
+        options.setdefault("spinner", self.spinner)
+        return super().status(status, **options)
+
+
+out = Terminal()
+err = Terminal(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
 
 
+def visible(text: str) -> str:
+    """Text without control characters: each is shown by its number."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def styled(style: str, words: str, rest: object = "", *, before: str = "") -> Text:
+    """A line with some words in a style; the others are printed as they are."""
+    return Text.assemble(before, (visible(words), style), visible(str(rest)))
+
+
 def print_json(value: object) -> None:
-    """One JSON value on standard output."""
-    sys.stdout.write(json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+    """One JSON value on standard output, in ASCII, which every terminal and script takes."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
 
 
 def print_processes(found: "Sequence[ServiceStatus]") -> None:
@@ -35,7 +86,7 @@ def print_processes(found: "Sequence[ServiceStatus]") -> None:
     )
     for one in found:
         cells = (one.name, one.state, ago(one.contact), str(one.restarts))
-        rows.add_row(*cells, escaped(one.reason), one.log)
+        rows.add_row(*cells, one.reason, one.log)
     out.print(rows)
 
 
@@ -51,7 +102,7 @@ def print_error(error: FedlatentError, *, as_json: bool) -> None:
         facts = {"code": error.code, "message": str(error)} | error.details
         print_json({"error": facts})
     else:
-        err.print(f"[bold red]error[/] ({error.code}): {escaped(str(error))}", soft_wrap=True)
+        err.print(styled("bold red", "error", f" ({error.code}): {error}"))
 
 
 def table(title: str, *columns: str) -> Table:
@@ -89,8 +140,8 @@ def ago(moment: float | None) -> str:
 def progress(*, quiet: bool) -> Iterator["Stages"]:
     """A live line per stage of long work, on standard error; nothing when ``quiet``."""
     columns = (
-        SpinnerColumn(finished_text="[green]✓[/]"),
-        TextColumn("{task.description}"),
+        SpinnerColumn(err.spinner, finished_text=err.tick),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
     )
@@ -123,8 +174,3 @@ class Stages:
         if self._task is not None:
             self._bars.update(self._task, completed=1.0)  # type: ignore[arg-type]
             self._task = None
-
-
-def escaped(text: str) -> str:
-    """Text in which brackets are no markup."""
-    return text.replace("[", r"\[")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import JsonOption, figure, out, print_json, progress, size, table
+from cli.console import JsonOption, figure, out, print_json, progress, size, styled, table
 
 if TYPE_CHECKING:
     from shared.data.sources import Federation
@@ -61,7 +61,7 @@ def demo(
     present, away = federation.hold_out(absent, seed)
     run = demo_run(present, nodes=len(present.sites), epsilon=epsilon, rounds=rounds)
     if not json:
-        out.print(f"[bold]{federation.note}[/]")
+        out.print(styled("bold", federation.note))
     with progress(quiet=json) as stages:
         result = run_demo(present, away, run, place, stages)
     picture = demo_figure(result, present, away, place / "demo.png")
@@ -156,11 +156,10 @@ def _print(result: "DemoResult", picture: Path) -> None:
     out.print(
         f"\nglobal bundle {result.bundle} ({size(result.bundle_bytes)}), ONNX within "
         f"{result.parity:.1e} of PyTorch",
-        soft_wrap=True,
     )
     out.print(
         f"edge process without PyTorch: first score {result.cold_start_s:.2f} s after start, peak "
         f"memory {result.peak_rss_mb:.0f} MB"
     )
-    out.print(f"figure {picture}", soft_wrap=True)
-    out.print(f"{result.seconds:.0f} s; everything is in {result.folder}", soft_wrap=True)
+    out.print(f"figure {picture}")
+    out.print(f"{result.seconds:.0f} s; everything is in {result.folder}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import JsonOption, err, figure, out, print_json, size, table
+from cli.console import JsonOption, err, figure, out, print_json, size, styled, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -209,9 +209,12 @@ def _print(report: "BundleReport", *, as_json: bool) -> None:
         return
     out.print(f"site bundle, version {manifest.version}; what this site released cost {spent}")
     out.print(
-        "[yellow]No epsilon covers this bundle:[/] it holds exact statistics of this site's "
-        "records. It is for this site's own devices alone.",
-        soft_wrap=True,
+        styled(
+            "yellow",
+            "No epsilon covers this bundle:",
+            " it holds exact statistics of this site's records. It is for this site's own devices "
+            "alone.",
+        )
     )
 
 
@@ -249,5 +252,5 @@ def _print_choice(choice: "Choice") -> None:
     out.print(rows)
     for row in choice.table:
         if not row.eligible:
-            out.print(f"not {row.name}: {row.reason}", soft_wrap=True)
-    out.print(f"chosen: {choice.chosen.name}; {choice.hardware}", soft_wrap=True)
+            out.print(f"not {row.name}: {row.reason}")
+    out.print(f"chosen: {choice.chosen.name}; {choice.hardware}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, err, figure, out, print_json, table
+from cli.console import JsonOption, err, figure, out, print_json, styled, table
 
 if TYPE_CHECKING:
     from server.insight import Drift, RunSites
@@ -92,14 +92,16 @@ def _print(facts: dict[str, Any]) -> None:
         "distance: of the site's mean from that of all records, in deviations within sites, less "
         f"what noise adds; groups{' and alarms' if drift else ''} at level {facts['level']:g} for "
         "all sites together",
-        soft_wrap=True,
     )
     for one in rows:
         if (one.get("drift") or {}).get("alarm"):
             err.print(
-                f"[bold red]drift[/]: {one['site']} moved against the other sites by more than "
-                "noise explains; look at its data",
-                soft_wrap=True,
+                styled(
+                    "bold red",
+                    "drift",
+                    f": {one['site']} moved against the other sites by more than noise explains; "
+                    "look at its data",
+                )
             )
 
 

@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands that need them, so that the edge
 devices without PyTorch.
 """
 
+import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
@@ -26,7 +27,9 @@ from cli import (
     simulate,
 )
 from cli.console import print_error
-from shared.errors import FedlatentError
+from client.edge.commands.common import take_any_text
+from shared.errors import FedlatentError, StorageError
+from shared.quiet import cache_folder
 
 app = typer.Typer(
     name="fedlatent",
@@ -72,12 +75,15 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; errors of our own become one sentence and an exit code."""
+    """Run the command line; errors that a person can cause become a sentence and an exit code."""
+    take_any_text()
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     try:
         app()
     except FedlatentError as error:
-        print_error(error, as_json="--json" in sys.argv)
-        sys.exit(error.exit_code)
+        sys.exit(_told(error))
+    except OSError as error:
+        sys.exit(_told(StorageError.of(error)))
     except ModuleNotFoundError as error:
         extras = {"client": "client", "simulate": "simulation", "audit": "simulation"}
         extra = next((extras[word] for word in sys.argv if word in extras), "server")
@@ -89,6 +95,12 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _told(error: FedlatentError) -> int:
+    """Say what went wrong; returns the exit code."""
+    print_error(error, as_json="--json" in sys.argv)
+    return error.exit_code
 
 
 if __name__ == "__main__":

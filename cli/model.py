@@ -123,7 +123,6 @@ def _print(facts: dict[str, Any]) -> None:
     out.print(
         f"{facts['about']}\nk latents; noise: normal numbers a record takes in training; shared: "
         "parameters of the encoder, and their bytes; encode, decode: multiply-adds of a record",
-        soft_wrap=True,
     )
     if len(sizes) == 1:
         _print_leaving(sizes[0])

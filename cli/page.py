@@ -75,5 +75,4 @@ def page(
         out.print(
             f"page in {folder} ({size(report.size)}); look at it with: python -m http.server "
             f"--directory {folder} --bind 127.0.0.1",
-            soft_wrap=True,
         )

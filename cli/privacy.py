@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, err, figure, out, print_json, size, table
+from cli.console import JsonOption, err, figure, out, print_json, size, styled, table
 
 if TYPE_CHECKING:
     from shared.config import RunConfig
@@ -298,7 +298,7 @@ def _print(facts: dict[str, Any]) -> None:
     )
     for one in releases:
         steps = f" ({one['steps']} steps)" if one["kind"] == "train" else ""
-        cells = (one["kind"], f"{one['releases']}{steps}", one["leaves"].replace("[", r"\["))
+        cells = (one["kind"], f"{one['releases']}{steps}", one["leaves"])
         left.add_row(*cells, size(one["bytes"]))
     noise = table(
         "its noise", "kind", "#L2 sensitivity", "#share", "#sigma", "#deviation", "#epsilon alone"
@@ -311,9 +311,9 @@ def _print(facts: dict[str, Any]) -> None:
     if facts["private"]:
         out.print(noise)
     for line in _lines(facts):
-        out.print(line, soft_wrap=True)
+        out.print(line)
     for warning in facts["warnings"]:
-        err.print(f"[yellow]warning[/]: {warning}", soft_wrap=True)
+        err.print(styled("yellow", "warning", f": {warning}"))
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -321,7 +321,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     found = []
     if facts["private"]:
         found.append(
-            f"total: epsilon [bold]{facts['epsilon']:.4f}[/] at delta {facts['delta']:g} by "
+            f"total: epsilon {facts['epsilon']:.4f} at delta {facts['delta']:g} by "
             f"RDP, the guard; {facts['epsilon_pld']:.4f} by PLD ({facts['adjacency']} adjacency, "
             f"one {facts['unit']}); {facts['rng']} random numbers"
         )

@@ -20,7 +20,7 @@ _WIDTH = 32  # letters for the name of a cell
 def experiment_progress(*, quiet: bool) -> Iterator["Watch"]:
     """Two live lines; nothing when ``quiet``."""
     columns = (
-        SpinnerColumn(finished_text="[green]✓[/]"),
+        SpinnerColumn(err.spinner, finished_text=err.tick),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TimeElapsedColumn(),

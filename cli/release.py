@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, err, out, print_json, size, table
+from cli.console import JsonOption, err, out, print_json, size, styled, table
 
 if TYPE_CHECKING:
     from server.publish import Release
@@ -113,7 +113,6 @@ def init(
         f"each apart: any {root_threshold} of them can replace every key, fewer can do nothing.\n"
         f"Provision devices with {root}, sha256 {sha256_hex(root.read_bytes())}. Refresh at least "
         f"every {online_days} days: fedlatent release refresh {folder}",
-        soft_wrap=True,
     )
 
 
@@ -164,7 +163,6 @@ def add(
         out.print(
             f"version {custom['version']} of {custom['model']} ({size(made.bytes)}) for "
             f"{_who(custom)}{', sealed' if recipient else ''}",
-            soft_wrap=True,
         )
 
 
@@ -208,7 +206,6 @@ def withdraw(
         out.print(
             f"version {version} of {model} is withdrawn. To bring devices down from it: fedlatent "
             f"release rollout {folder} {model} OLDER --downgrade-from {version}",
-            soft_wrap=True,
         )
 
 
@@ -297,7 +294,7 @@ def rotate(
         print_json({"root_version": version, "role": role, "keys": ids})
     else:
         out.print(f"root version {version}; keys of {role}: {', '.join(ids)}")
-        err.print("[yellow]Old keys are no longer trusted; remove their private files.[/]")
+        err.print(styled("yellow", "Old keys are no longer trusted; remove their private files."))
 
 
 @app.command(epilog="Example: fedlatent release status hearts-release")

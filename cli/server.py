@@ -10,7 +10,6 @@ from cli import insight
 from cli.console import (
     JsonOption,
     err,
-    escaped,
     figure,
     out,
     print_json,
@@ -18,6 +17,7 @@ from cli.console import (
     process_facts,
     progress,
     size,
+    styled,
     table,
 )
 
@@ -86,7 +86,7 @@ def init(
         f"  for every site: {place.ca_certificate} and the address <this host>:{settings.port}"
     )
     out.print(f"  an example run: {example}")
-    out.print(f"next: [bold]fedlatent server start --home {place.root}[/]")
+    out.print(styled("bold", f"fedlatent server start --home {place.root}", before="next: "))
 
 
 @app.command(epilog="Example: fedlatent server start --home server")
@@ -103,9 +103,11 @@ def start(home: HomeOption = None) -> None:
     def begin() -> None:
         with err.status("starting SuperLink, SuperExec and gateway"):
             service.start()
-        err.print(f"[green]ready[/] on {service.address}; authority {service.fingerprint}")
-        err.print(escaped(reach_of(place.link_socket)), soft_wrap=True)
-        err.print(f"next: [bold]fedlatent server admit SITE node.pub --home {place.root}[/]")
+        ready = f" on {service.address}; authority {service.fingerprint}"
+        err.print(styled("green", "ready", ready))
+        err.print(reach_of(place.link_socket))
+        admit = f"fedlatent server admit SITE node.pub --home {place.root}"
+        err.print(styled("bold", admit, before="next: "))
 
     run_until_signal(begin, service.stop)
 
@@ -150,8 +152,9 @@ def admit(
     else:
         out.print(f"  weighs {admitted.records} records; its replies must state that number")
     if certificate is not None:
-        out.print(f"  send to the site: {certificate}", soft_wrap=True)
-        out.print("  the site installs it: [bold]fedlatent client certificate FILE[/]")
+        out.print(f"  send to the site: {certificate}")
+        install = "fedlatent client certificate FILE"
+        out.print(styled("bold", install, before="  the site installs it: "))
 
 
 @app.command(epilog="Example: fedlatent server remove hospital-a")
@@ -304,7 +307,7 @@ def readmit(
     if json:
         print_json({"run_id": run_id, "readmitted": site})
     else:
-        out.print(f"{escaped(site)} is asked again from the next phase of {run_id} on")
+        out.print(f"{site} is asked again from the next phase of {run_id} on")
 
 
 def _known(registry: "Registry", run_id: str) -> "Run":
@@ -336,13 +339,14 @@ def _watch(home: "ServerHome", run_id: str, *, as_json: bool, launched: float = 
     if as_json:
         print_json({"run_id": run_id, "status": "complete"})
     else:
-        out.print(f"[green]complete[/]: {home.run(run_id) / 'result'}")
-        out.print(f"next: [bold]fedlatent export global --home {home.root} --run {run_id}[/]")
+        out.print(styled("green", "complete", f": {home.run(run_id) / 'result'}"))
+        export = f"fedlatent export global --home {home.root} --run {run_id}"
+        out.print(styled("bold", export, before="next: "))
 
 
 def _print_plan(plan: "PrivacyPlan") -> None:
     if not plan.private:
-        err.print("[yellow]This run has no differential privacy.[/]")
+        err.print(styled("yellow", "This run has no differential privacy."))
         return
     summaries = ", ".join(
         f"{kind} {count} x sigma {sigma:g}" for kind, count, sigma in plan.summaries
@@ -370,23 +374,23 @@ def _round_facts(row: "Round") -> dict[str, object]:
 
 
 def _print_run(facts: Mapping[str, Any]) -> None:
-    out.print(f"run {facts['id']}: {facts['status']} {escaped(facts['sentence'])}")
+    out.print(f"run {facts['id']}: {facts['status']} {facts['sentence']}")
     rows = table("", "#phase", "kind", "status", "#good", "#asked", "#records", "not counted")
     for one in facts["phases"]:
         bad = [f"{s['site']} ({s['code']})" for s in one["sites"] if s["status"] != "ok"]
         cells = (one["number"], one["kind"], one["status"], one["good"], one["asked"])
-        rows.add_row(*map(str, cells), str(one["records"]), escaped(", ".join(bad)))
+        rows.add_row(*map(str, cells), str(one["records"]), ", ".join(bad))
     out.print(rows)
     for one in facts["phases"]:
         for site in one["sites"]:
             if site["status"] != "ok":
-                words = escaped(f"{site['site']}: {site['sentence']}")
-                out.print(f"phase {one['number']}, {words}", soft_wrap=True)
+                words = f"{site['site']}: {site['sentence']}"
+                out.print(f"phase {one['number']}, {words}")
     for one in facts["left_out"]:
-        words = escaped(f"{one['site']} {one['sentence']}")
-        out.print(f"[yellow]left out[/]: {words}", soft_wrap=True)
+        words = f"{one['site']} {one['sentence']}"
+        out.print(styled("yellow", "left out", f": {words}"))
     for one in facts["artefacts"]:
-        out.print(f"{one['name']}: {one['path']} ({size(one['bytes'])})", soft_wrap=True)
+        out.print(f"{one['name']}: {one['path']} ({size(one['bytes'])})")
 
 
 def _print_overview(facts: Mapping[str, Any]) -> None:
@@ -395,7 +399,7 @@ def _print_overview(facts: Mapping[str, Any]) -> None:
         sites.add_row(one["name"], one["last_status"], figure(one["epsilon"]), one["node_id"])
     runs = table("runs", "run", "status", "#phases", "why")
     for one in facts["runs"]:
-        runs.add_row(one["id"], one["status"], str(one["phases"]), escaped(one["sentence"]))
+        runs.add_row(one["id"], one["status"], str(one["phases"]), one["sentence"])
     for shown in (sites, runs):
         out.print(shown)
     named = [

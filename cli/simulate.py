@@ -78,7 +78,7 @@ def run(
         print_json({"folder": str(place), "report": str(page), **content})
         return
     _print_summary(results)
-    out.print(f"report {page}", soft_wrap=True)
+    out.print(f"report {page}")
 
 
 @app.command(
@@ -152,7 +152,7 @@ def report(
         print_json({"report": str(page), **results.to_json()})
         return
     _print_summary(results)
-    out.print(f"report {page}", soft_wrap=True)
+    out.print(f"report {page}")
 
 
 @app.command(
@@ -186,7 +186,7 @@ def compare(
         _print_comparison(one, called)
     out.print("mean ± sample standard deviation over seeds")
     if output is not None:
-        out.print(f"report {output}", soft_wrap=True)
+        out.print(f"report {output}")
 
 
 def _print_comparison(one: "Comparison", called: list[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shared.errors import ServiceError
 from shared.files import telling
-from shared.sockets import make_home, socket_in
+from shared.sockets import home_path, make_home, socket_in
 
 HOME_VARIABLE = "FEDLATENT_CLIENT_HOME"
 """Environment variable that names the client home."""
@@ -20,7 +20,7 @@ USER_VARIABLE = "FEDLATENT_HOME"
 
 def user_folder() -> Path:
     """Folder of what all nodes of one user share: the variable's value, else ``~/.fedlatent``."""
-    return Path(os.environ.get(USER_VARIABLE) or "~/.fedlatent").expanduser().resolve()
+    return home_path(os.environ.get(USER_VARIABLE) or "~/.fedlatent", USER_VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClientHome:
         chosen = (
             path if path is not None else os.environ.get(HOME_VARIABLE) or "~/.fedlatent/client"
         )
-        return cls(Path(chosen).expanduser().resolve())
+        return cls(home_path(chosen))
 
     def create(self) -> None:
         """Make the home and its fixed folders, readable by the owner alone.

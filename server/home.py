@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigError
-from shared.sockets import make_home, socket_in
+from shared.sockets import home_path, make_home, socket_in
 
 HOME_VARIABLE = "FEDLATENT_SERVER_HOME"
 """Environment variable that names the server home for the ServerApp process."""
@@ -27,7 +27,7 @@ class ServerHome:
         chosen = (
             path if path is not None else os.environ.get(HOME_VARIABLE) or "~/.fedlatent/server"
         )
-        return cls(Path(chosen).expanduser().resolve())
+        return cls(home_path(chosen))
 
     def create(self) -> None:
         """Make the home and its fixed folders, readable by the owner alone.

@@ -5,8 +5,9 @@ one row per run and number, written again when it is done again, so nothing is c
 Readers get detached rows; only the methods here write.
 """
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -154,16 +155,14 @@ class Registry:
             ServiceError: the database cannot be opened.
         """
         self._engine = _engine(location)
+        self._where = self._engine.url.render_as_string(hide_password=True)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 Base.metadata.create_all(self._engine)
                 return
             except SQLAlchemyError as error:  # maybe another process is making the same tables
                 if attempt == _ATTEMPTS:
-                    raise ServiceError(
-                        f"Expected a usable registry at {location}, got: {type(error).__name__}; "
-                        "check the path, its permissions or the database server."
-                    ) from None
+                    raise self._unusable(error) from None
                 time.sleep(_PAUSE_S)
 
     def close(self) -> None:
@@ -287,8 +286,20 @@ class Registry:
         with self._session() as session:
             return session.scalars(query).all()
 
-    def _session(self) -> Session:
-        return Session(self._engine, expire_on_commit=False)
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine, expire_on_commit=False) as session:
+                yield session
+        except SQLAlchemyError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: SQLAlchemyError) -> ServiceError:
+        reason = getattr(error, "orig", None) or type(error).__name__
+        return ServiceError(
+            f"Expected a usable registry at {self._where}, got: {reason}; check its path, its "
+            "permissions, the room on its disk or the database server."
+        )
 
 
 def _site_round(run_id: str, number: int, part: SiteOutcome) -> SiteRound:

@@ -155,8 +155,10 @@ class StorageError(FedlatentError):
         found, remedy = _REMEDIES.get(
             error.errno or 0, (error.strerror or type(error).__name__, "see to that, then repeat")
         )
-        name = what or str(error.filename or "a file")
-        return cls(f"Expected {name} to be usable, got {found}; {remedy}.")
+        name = what or error.filename
+        if name is None and error.errno not in _REMEDIES:  # such as a connection, or a short write
+            return cls(f"Expected the system to do its part, got {error}; mend it, then repeat.")
+        return cls(f"Expected {name or 'a file'} to be usable, got {found}; {remedy}.")
 
 
 _FULL = ("no room for it", "make room, or raise the limit of this account, then repeat")
@@ -168,6 +170,10 @@ _REMEDIES = {
     errno.EACCES: _CLOSED,
     errno.EPERM: _CLOSED,
     errno.EROFS: ("a read-only file system", "mount it for writing, then repeat"),
+    errno.ENOENT: ("no such file or folder", "check the path, then repeat"),
+    errno.ENOTDIR: ("a file where a folder must be", "check the path, then repeat"),
+    errno.EISDIR: ("a folder", "name a file, then repeat"),
+    errno.ENAMETOOLONG: ("a name that is too long", "choose a shorter one, then repeat"),
     errno.EIO: ("an error of the disk", "check the disk, then repeat"),
 }
 """What the operating system found, and what a person does about it, by the error's number."""

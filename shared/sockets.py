@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared.errors import ServiceError
+from shared.errors import ConfigError, ServiceError
 
 MAX_SOCKET_PATH = 100
 """Longest Unix socket path in bytes; the kernel's own limit is 108 with the final zero."""
@@ -46,6 +46,25 @@ def prepare_socket(path: Path) -> Path:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_folder(path.parent)
     return path
+
+
+def home_path(chosen: Path | str, by: str = "--home") -> Path:
+    """The absolute path of a home, in which ``~`` may stand for that of the account.
+
+    Args:
+        chosen: The path, absolute or not.
+        by: What else names it, for people.
+
+    Raises:
+        ConfigError: the account has no home, as one without a name often has none.
+    """
+    try:
+        return Path(chosen).expanduser().resolve()
+    except RuntimeError:
+        raise ConfigError(
+            f"Expected a home of user {os.getuid()} for {chosen}, got none; set HOME, or name a "
+            f"folder with {by}."
+        ) from None
 
 
 def make_home(root: Path, folders: Iterable[Path]) -> None:

@@ -27,17 +27,16 @@ from typing import IO, Literal, Self
 from shared.contact import FOLDER_VARIABLE, Contact
 from shared.errors import ServiceError
 from shared.files import read_json, write_json
+from shared.quiet import QUIET
 
 MARK = "FEDLATENT_SUPERVISOR"
 """Environment variable that names the supervisor's folder in each process it started."""
 
 FLOWER_ENVIRONMENT: Mapping[str, str] = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",  # seconds; Flower's default is 1
 }
-"""No telemetry, no update check, no package installs, and a quick pick-up of tasks."""
+"""No package installs, and a quick pick-up of tasks."""
 
 _POLL_S = 0.2
 _GRACE_S = 8.0  # between SIGTERM and SIGKILL
@@ -386,7 +385,7 @@ def child_environment() -> dict[str, str]:
     inherited = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = os.pathsep.join([packages, *([inherited] if inherited else [])])
     environment["PYTHONUNBUFFERED"] = "1"
-    return environment | dict(FLOWER_ENVIRONMENT)
+    return environment | dict(FLOWER_ENVIRONMENT) | dict(QUIET)
 
 
 def program(name: str) -> str:

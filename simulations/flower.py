@@ -190,7 +190,6 @@ def _ray_environment(environment: Mapping[str, str], folder: str) -> dict[str, s
     """
     quiet = {
         "RAY_DISABLE_IMPORT_WARNING": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
         "SPT_NOENV": "1",  # a process that renames itself keeps the supervisor's mark
     }
     if os.environ.get(_CLUSTER_VARIABLE):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+import shared  # noqa: F401 - dependencies that would phone home are kept quiet from here on
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from client.edge.commands.common import Commands, print_error
+from client.edge.commands.common import Commands, print_error, take_any_text
 from shared.errors import FedlatentError, StorageError
 
 PROG = "fedlatent-edge"
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     Returns:
         The exit code: 0, or that of the kind of error (docs/guide.md lists them).
     """
+    take_any_text()
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         args = build_parser(prog)[0].parse_args(given)

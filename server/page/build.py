@@ -9,7 +9,6 @@ import base64
 import csv
 import gzip
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from shared.bundle.archive import Bundle, read_bundle
 from shared.errors import BundleError, ConfigError, DataError, ServiceError
 from shared.files import sha256_hex, write_atomic, write_json
 from shared.keys import VerifyKey
+from shared.quiet import cache_folder
 
 PAGE_FORMAT = 1
 PACKAGE = "onnxruntime-web"
@@ -297,9 +297,8 @@ def _write_index(
 
 def cached_package() -> Path:
     """Where the pinned tarball is kept between builds."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     tag = hashlib.sha256(INTEGRITY.encode()).hexdigest()[:16]
-    return base / "fedlatent" / f"{PACKAGE}-{VERSION}-{tag}.tgz"
+    return cache_folder() / f"{PACKAGE}-{VERSION}-{tag}.tgz"
 
 
 def fetch_package() -> Path:

@@ -86,7 +86,6 @@ def superlink(folder: Path) -> Iterator[dict[str, str]]:
         **ONE_THREAD,
         MARK: str(folder),
         "FLWR_HOME": str(home),
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
     }
     argv = [program("flower-superlink"), "--insecure", "--simulation", "--port", str(port)]

@@ -4,9 +4,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cli import main as cli_main
+from server.export import export_global
+from server.home import ServerHome
+from shared.keys import SigningKey
+from simulations.federation import Simulation, datasets, simulate
+from tests.simulations.support import tiny_federation, tiny_run
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -27,3 +33,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Simulation, ServerHome, Path]:
+    """A finished tiny federation, its server home and its global bundle."""
+    folder = tmp_path_factory.mktemp("finished")
+    federation = tiny_federation()
+    simulation = simulate(tiny_run(federation), datasets(federation), folder)
+    home = ServerHome(folder / "server")
+    SigningKey.generate(home.signing_key)
+    bundle = export_global(home).path
+    np.savez(folder / "beats.npz", X=federation.sites[0].test)
+    np.savez(folder / "normals.npz", X=federation.sites[0].train[:10])
+    return simulation, home, bundle

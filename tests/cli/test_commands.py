@@ -17,35 +17,20 @@ from client.approvals import Approvals
 from client.edge.main import build_parser
 from client.home import ClientHome
 from server.authority import issue_client_certificate
-from server.export import export_global
 from server.home import ServerHome
 from server.registry import Registry, SiteOutcome
 from server.settings import load_settings
 from server.strikes import Strikes
 from shared.errors import PolicyRefusal, ServiceError
-from shared.keys import SigningKey, generate_node_key
+from shared.keys import generate_node_key
 from shared.privacy.plan import PrivacyPlan
 from shared.schedule import Phase
 from shared.toml import dumps
-from simulations.federation import Simulation, datasets, simulate
+from simulations.federation import Simulation
 from tests.cli.conftest import Run
 from tests.simulations.support import tiny_federation, tiny_run
 
 FROZEN = Path(__file__).parent / "frozen_options.txt"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Simulation, ServerHome, Path]:
-    """A finished tiny federation, its server home and its global bundle."""
-    folder = tmp_path_factory.mktemp("finished")
-    federation = tiny_federation()
-    simulation = simulate(tiny_run(federation), datasets(federation), folder)
-    home = ServerHome(folder / "server")
-    SigningKey.generate(home.signing_key)
-    bundle = export_global(home).path
-    np.savez(folder / "beats.npz", X=federation.sites[0].test)
-    np.savez(folder / "normals.npz", X=federation.sites[0].train[:10])
-    return simulation, home, bundle
 
 
 def commands(

@@ -1,6 +1,7 @@
 """What the device's commands share: options, the model they name, tables and JSON."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -127,9 +128,16 @@ def confirmation(state: Path | None, digest: str) -> Callable[[], None] | None:
     return confirm
 
 
+def take_any_text() -> None:
+    """Let characters that the encoding of the output lacks be shown by their number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_json(value: object) -> None:
-    """One JSON value on standard output."""
-    sys.stdout.write(json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+    """One JSON value on standard output, in ASCII, which every terminal and script takes."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -158,8 +158,8 @@ sys.exit(not good)
 END
 
 # The paths that were given hold from here, so the interpreters find the package by PYTHONPATH.
-OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-export OMP_NUM_THREADS OPENBLAS_NUM_THREADS
+OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1
+export OMP_NUM_THREADS OPENBLAS_NUM_THREADS ORT_DISABLE_TELEMETRY
 PYTHONPATH=$out/package "$python" -P "$out/program.py" "$@" >"$out/here.out"
 for cpu in $cpus; do
   PYTHONPATH=$out/package:$work/site "$work/qemu/root/usr/bin/qemu-aarch64" -cpu "$cpu" \

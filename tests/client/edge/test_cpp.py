@@ -114,6 +114,20 @@ def test_scores_equal_those_of_the_python_runtime(
         assert (np.abs(scores - expected[name]) / scale).max() <= RELATIVE
 
 
+def test_the_runtime_library_leaves_no_identity_behind(
+    program: Path, tmp_path: Path, signing_key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime writes neither a device id nor events, whatever the environment says."""
+    _extract(tmp_path, signing_key)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert _score(program, tmp_path / "parts", _csv(tiny.raw_records(2))).returncode == 0
+    assert list(home.iterdir()) == []
+
+
 def test_own_center_is_used(program: Path, tmp_path: Path, signing_key: SigningKey) -> None:
     """A center of the device's own in center.f32 gives the distance of a re-centred model."""
     model = _extract(tmp_path, signing_key).recentre(tiny.raw_records(12, seed=3))

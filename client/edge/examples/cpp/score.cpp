@@ -236,6 +236,8 @@ void run(int count, char** arguments) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  // ONNX Runtime 1.29 and later reports its use to its maker by default.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 1);
   try {
     run(count, arguments);
   } catch (const Failure& failure) {
