@@ -18,6 +18,7 @@ from cli.console import (
     process_facts,
     progress,
     size,
+    stop_service,
     table,
 )
 
@@ -91,7 +92,10 @@ def init(
 
 @app.command(epilog="Example: fedlatent server start --home server")
 def start(home: HomeOption = None) -> None:
-    """Serve until Ctrl-C: gateway, SuperLink and SuperExec; resumes unfinished runs."""
+    """Serve until Ctrl-C or the terminal closes; resumes unfinished runs.
+
+    Runs the gateway, the SuperLink and the SuperExec.
+    """
     from server.home import ServerHome
     from server.service import ServerService
     from shared.flower import reach_of
@@ -205,16 +209,13 @@ def stop(
     """Stop one run, or the whole server; both can go on later."""
     from server.control import Control
     from server.home import ServerHome
-    from shared.supervisor import stop_running
 
     place = ServerHome.find(home)
     if run_id is not None:
         Control(place).stop(run_id)
         out.print(f"stopped {run_id}; 'fedlatent server resume {run_id}' goes on with it")
-    elif stop_running(place.services):
-        out.print("server stopped")
     else:
-        out.print("no server runs here")
+        stop_service(place.services, "server")
 
 
 @app.command(epilog="Examples: fedlatent server status | fedlatent server status RUN --json")

@@ -8,8 +8,6 @@ process died are resumed from their checkpoint.
 import argparse
 import contextlib
 import http.client
-import os
-import signal
 import socket
 import sys
 import threading
@@ -33,14 +31,9 @@ from shared import flower
 from shared.contact import Contact
 from shared.errors import FedlatentError, ServiceError
 from shared.keys import SigningKey
+from shared.processes import marked_processes
 from shared.sockets import check_folder
-from shared.supervisor import (
-    Service,
-    ServiceStatus,
-    Supervisor,
-    marked_processes,
-    run_until_signal,
-)
+from shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
 
 MAX_RESUMES = 5
 """How often one run is resumed by itself; then it needs the operator."""
@@ -114,7 +107,6 @@ class ServerService:
         self.supervisor = Supervisor(home.services, self._services())
         self._stopping = threading.Event()
         self._resumer: threading.Thread | None = None
-        self._stopped: dict[int, float] = {}  # ServerApps that stand still, and since when
 
     def __enter__(self) -> Self:
         """Start."""
@@ -220,7 +212,6 @@ class ServerService:
                 open_runs = [one for one in self.control.submissions() if one.state == "open"]
                 open_runs = [one for one in open_runs if not self._closed(one)]
                 alive = len(self._server_apps())
-                self.end_stopped(now)
                 if len(open_runs) <= alive:
                     missing_since = None
                     continue
@@ -244,16 +235,6 @@ class ServerService:
     def _server_apps(self) -> list[int]:
         found = marked_processes(self.home.services).items()
         return [pid for pid, command in found if "server.launcher serverapp" in command]
-
-    def end_stopped(self, now: float) -> None:
-        """End ServerApps that a signal has stopped for a minute; their runs are then resumed."""
-        stopped = [pid for pid in self._server_apps() if is_stopped(pid)]
-        self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
-        for pid, since in self._stopped.items():
-            if now - since >= _QUIET_S:
-                print(f"ServerApp {pid} was stopped by a signal; ended", file=sys.stderr)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
     def _look_after(self, open_runs: list[Submission], alive: int) -> None:
         """Resume those of ``open_runs`` whose process died without a last word."""
@@ -281,15 +262,6 @@ def is_lost(flower_status: str, alive: int) -> bool:
     if flower_status.startswith("finished:") or flower_status == "unknown":
         return True
     return alive == 0 and flower_status in ("starting", "running")
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a signal such as SIGSTOP keeps a process from running."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # it has ended
-        return False
-    return status.rpartition(")")[2].split()[0] == "T"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
