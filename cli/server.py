@@ -196,7 +196,7 @@ def resume(
     if not wait:
         _say_submitted(run_id, as_json=json)
         return
-    _watch(place, run_id, as_json=json, launched=submission.launched)
+    _watch(place, run_id, as_json=json, starts=submission.starts)
 
 
 @app.command(
@@ -255,6 +255,7 @@ def status(
             "admitted": [site.name for site in Control(place).sites()],
             "sites": [_row(one) for one in registry.sites()],
             "runs": [_run_facts(one) for one in registry.runs()],
+            "damaged": Control(place).survey()[1],
         }
     if json:
         print_json(overview)
@@ -307,11 +308,11 @@ def _say_submitted(run_id: str, *, as_json: bool) -> None:
         out.print(f"run {run_id} started; watch it with 'fedlatent server status {run_id}'")
 
 
-def _watch(home: "ServerHome", run_id: str, *, as_json: bool, launched: float = 0.0) -> None:
+def _watch(home: "ServerHome", run_id: str, *, as_json: bool, starts: int = 0) -> None:
     from server.watch import watch_run
 
     with progress(quiet=as_json) as stages:
-        watch_run(home, run_id, stages, launched=launched)
+        watch_run(home, run_id, stages, starts=starts)
     if as_json:
         print_json({"run_id": run_id, "status": "complete"})
     else:
@@ -377,5 +378,7 @@ def _print_overview(facts: Mapping[str, Any]) -> None:
         runs.add_row(one["id"], one["status"], str(one["phases"]), escaped(one["sentence"]))
     for shown in (sites, runs):
         out.print(shown)
+    for sentence in facts["damaged"].values():
+        out.print(f"[yellow]damaged[/]: {escaped(sentence)}", soft_wrap=True)
     admitted = ", ".join(facts["admitted"]) or "none; use 'fedlatent server admit'"
     out.print(f"admitted sites: {admitted}")
