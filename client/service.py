@@ -24,7 +24,7 @@ from client.home import HOME_VARIABLE, ClientHome
 from client.policy import NodeConfig
 from client.tls import Identity, context_for, identity_of
 from shared import flower
-from shared.contact import Contact
+from shared.contact import Contact, Silence
 from shared.errors import ConfigError, ServiceError
 from shared.files import write_atomic
 from shared.keys import SigningKey, check_private, generate_node_key
@@ -46,6 +46,7 @@ _CONNECT_S = 10.0
 _ALERT_S = 2.0
 _POLL_S = 0.2
 _QUIET_S = 90.0  # SuperNode gives a sign of life each half a minute, SuperExec each second
+_SIGN_S = 10.0  # for the next sign, as after all of us were stopped for a while
 _AWAY_S = 30.0  # how long a node waits at its start for a server that does not answer
 _AHEAD_S = 4.0  # the server accepts signatures from up to 5 s in its future
 _BEHIND_S = 280.0  # and from up to 305 s in its past
@@ -304,6 +305,9 @@ class ClientService:
         launcher = (sys.executable, "-P", "-m", "client.launcher")
         variables = {HOME_VARIABLE: str(home.root)}
         secret = ("--superexec-auth-secret-file", str(home.superexec_secret))
+        silence = {
+            name: Silence(Contact(home.services / name)) for name in ("supernode", "superexec")
+        }
         resident = Service(
             name="resident",
             argv=(sys.executable, "-m", "client.resident", "--home", str(home.root)),
@@ -325,8 +329,8 @@ class ClientService:
             required=False,
             diagnose=lambda log: diagnose_supernode(log, home.node_public_key),
             pause_s=(1.0, 10.0),
-            ails=lambda: Contact(home.services / "supernode").ailment(_QUIET_S),
-            patience_s=0.0,
+            ails=lambda: silence["supernode"].ailment(_QUIET_S),
+            patience_s=_SIGN_S,
         )
         superexec = Service(
             name="superexec",
@@ -337,8 +341,8 @@ class ClientService:
             env=variables,
             ready=lambda log: "Starting Flower SuperExec" in log,
             required=False,
-            ails=lambda: Contact(home.services / "superexec").ailment(_QUIET_S),
-            patience_s=0.0,
+            ails=lambda: silence["superexec"].ailment(_QUIET_S),
+            patience_s=_SIGN_S,
         )
         return [resident, supernode, superexec]
 
