@@ -215,12 +215,13 @@ class ServerService:
         asked, renewed, unfit = 0.0, time.monotonic(), set[str]()
         while not self._stopping.wait(_WATCH_S):
             now = time.monotonic()
-            submissions, damaged = self.control.survey()
-            wrong = {self._mended(run_id) for run_id in damaged}
+            wrong: set[str] = set()
             if now - renewed >= _RENEW_S:
                 renewed, unfit = now, self._renewal()
             wrong |= unfit
             try:
+                submissions, damaged = self.control.survey()
+                wrong |= {self._mended(run_id) for run_id in damaged}
                 open_runs = [one for one in submissions if one.state == "open"]
                 open_runs = [one for one in open_runs if not self._closed(one, wrong)]
                 alive = len(self._server_apps())

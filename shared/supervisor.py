@@ -175,16 +175,18 @@ class _Worker:
         self.ails_since, self.ailment, self.ended_for = None, "", ""
 
     def log_text(self) -> str:
-        """The end of the log since the last start."""
-        with self.log.open("rb") as log:
+        """The end of the log since the last start; empty where it was taken away."""
+        with contextlib.suppress(OSError), self.log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self.offset if self.offset <= size else 0, size - _LOG_TAIL_BYTES))
             return _COLOURS.sub("", log.read().decode(errors="replace"))
+        return ""
 
     def trim_log(self) -> None:
         """Move an overlong log to ``log.1``; the process goes on writing at the new start."""
         if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
-            shutil.copyfile(self.log, self.log.with_suffix(".1"))
+            with contextlib.suppress(OSError):  # a full disk, which the log must not stay on
+                shutil.copyfile(self.log, self.log.with_suffix(".1"))
             os.truncate(self.log, 0)
             self.offset = 0
 
@@ -194,18 +196,26 @@ class _Worker:
         if self.process is None:
             if now >= self.next_start:
                 self.restarts += 1
-                self.spawn(marks)
+                try:
+                    self.spawn(marks)
+                except OSError as error:  # a full disk, a folder that is gone, no more processes
+                    self._failed(now, f"could not be started: {error}")
         elif (status := self.process.poll()) is not None:
             self.process = None
-            self.failures = 1 if now - self.started > _HEALTHY_S else self.failures + 1
-            shortest, longest = self.service.pause_s
-            self.next_start = now + min(longest, shortest * 2.0 ** (self.failures - 1))
-            self.state = "waiting"
-            self.reason = self.ended_for or (
-                f"was killed by signal {-status}" if status < 0 else self._why(status)
+            self._failed(
+                now,
+                self.ended_for
+                or (f"was killed by signal {-status}" if status < 0 else self._why(status)),
             )
         elif self.state == "starting" and self.service.ready(self.log_text()):
             self.state = "ready"
+
+    def _failed(self, now: float, reason: str) -> None:
+        """Note why it does not run, and when it is tried again."""
+        self.failures = 1 if now - self.started > _HEALTHY_S else self.failures + 1
+        shortest, longest = self.service.pause_s
+        self.next_start = now + min(longest, shortest * 2.0 ** min(self.failures - 1, 60))
+        self.state, self.reason = "waiting", reason
 
     def _why(self, status: int) -> str:
         return f"ended with status {status}: {self.service.diagnose(self.log_text())}"
@@ -403,8 +413,9 @@ class Supervisor:
         # Contact changes all the time and lies in files of its own.
         statuses = [replace(status, contact=None) for status in self.status()]
         if statuses != self._written:
-            write_json(self.folder / "status.json", [asdict(status) for status in statuses])
-            self._written = statuses
+            with contextlib.suppress(OSError):  # a full disk: again at the next look
+                write_json(self.folder / "status.json", [asdict(status) for status in statuses])
+                self._written = statuses
 
 
 def child_environment() -> dict[str, str]:
