@@ -5,10 +5,12 @@ devices without PyTorch.
 """
 
 import os
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -29,6 +31,7 @@ from cli import (
 from cli.console import print_error
 from client.edge.commands.common import take_any_text
 from shared.errors import FedlatentError, StorageError
+from shared.processes import hang_up_is_terminate
 from shared.quiet import cache_folder
 
 app = typer.Typer(
@@ -74,8 +77,15 @@ def root(
     """Federated and on-device learning of variational autoencoders under differential privacy."""
 
 
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    """End, and with that what this command began: processes, temporary folders."""
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Run the command line; errors that a person can cause become a sentence and an exit code."""
+    signal.signal(signal.SIGTERM, _leave)
+    hang_up_is_terminate()
     take_any_text()
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     try:

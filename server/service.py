@@ -8,39 +8,36 @@ process died are resumed from their checkpoint.
 import argparse
 import contextlib
 import http.client
-import os
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from server.authority import (
+    certificate_names,
     create_authority,
     ensure_certificate,
+    ensure_secret,
     fingerprint,
     issue_certificate,
     probe_context,
 )
-from server.control import Control, RunState, Submission
+from server.control import OVER, Control, Submission
 from server.home import HOME_VARIABLE, ServerHome
 from server.registry import Registry
 from server.settings import ServerSettings, load_settings, save_settings
 from shared import flower
-from shared.contact import Contact
-from shared.errors import FedlatentError, ServiceError
+from shared.contact import Contact, Silence
+from shared.errors import ConfigError, FedlatentError, ServiceError
 from shared.keys import SigningKey
+from shared.processes import marked_processes
 from shared.sockets import check_folder
-from shared.supervisor import (
-    Service,
-    ServiceStatus,
-    Supervisor,
-    marked_processes,
-    run_until_signal,
-)
+from shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
 
 MAX_RESUMES = 5
 """How often one run is resumed by itself; then it needs the operator."""
@@ -49,17 +46,11 @@ UNANSWERED = "it does not answer any more"
 
 _PROBE_S = 2.0
 _QUIET_S = 60.0  # SuperExec asks for tasks several times a second
+_SIGN_S = 10.0  # for its next sign of life, as after all of us were stopped for a while
 _WATCH_S = 1.0
+_RENEW_S = 60.0  # between two looks at the certificates
 _LOST_S = 4.0  # a run without a process for so long is looked at
 _ASK_S = 5.0  # least time between two questions to the SuperLink
-
-OVER: Mapping[str, RunState] = {
-    "complete": "completed",
-    "paused": "failed",
-    "failed": "failed",
-    "stopped": "stopped",
-}
-"""Status in the registry to the state of a run that does not go on by itself."""
 
 
 def init_server(
@@ -81,19 +72,24 @@ def init_server(
             ``server admit`` then makes one for each site.
 
     Raises:
-        ServiceError: The home is in use, or a name is malformed.
+        ConfigError: That is no port.
+        ServiceError: The home is in use, a name is malformed, or this machine cannot listen there.
     """
     if home.config.exists():
         raise ServiceError(f"Expected no server in {home.root}, found one; choose another folder.")
-    home.create()
+    free = free_port(host)
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"Expected a port of 0 to 65535, got {port}; correct it.")
     settings = ServerSettings(
         host=host,
-        port=port or free_port(host),
+        port=port or free,
         names=tuple(names),
         client_certificates=client_certificates,
     )
+    certificate_names(settings.certified)
+    home.create()
     create_authority(home)
-    issue_certificate(home, settings.names)
+    issue_certificate(home, settings.certified)
     SigningKey.generate(home.signing_key)
     save_settings(home, settings)
     return settings
@@ -111,10 +107,10 @@ class ServerService:
         self.home = home
         self.settings = load_settings(home)
         self.control = Control(home)
-        self.supervisor = Supervisor(home.services, self._services())
+        self.supervisor = Supervisor(home.services, self.services())
         self._stopping = threading.Event()
         self._resumer: threading.Thread | None = None
-        self._stopped: dict[int, float] = {}  # ServerApps that stand still, and since when
+        self._said: set[str] = set()  # what goes wrong now, so that it is said once
 
     def __enter__(self) -> Self:
         """Start."""
@@ -128,8 +124,8 @@ class ServerService:
     @property
     def address(self) -> str:
         """``host:port`` of the gateway, as a node on this machine reaches it."""
-        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host
-        return f"{host}:{self.settings.port}"
+        host = self.settings.near
+        return f"[{host}]:{self.settings.port}" if ":" in host else f"{host}:{self.settings.port}"
 
     @property
     def fingerprint(self) -> str:
@@ -144,10 +140,11 @@ class ServerService:
                 accounts can write it.
         """
         check_folder(self.home.root)
-        ensure_certificate(self.home, self.settings.names)
+        ensure_secret(self.home)
+        self._renew()
         self.supervisor.start()
         self._stopping.clear()
-        self._resumer = threading.Thread(target=self._watch_runs, name="resumer", daemon=True)
+        self._resumer = threading.Thread(target=self.watch_runs, name="resumer", daemon=True)
         self._resumer.start()
 
     def stop(self) -> None:
@@ -166,7 +163,8 @@ class ServerService:
         """The state of each process."""
         return self.supervisor.status()
 
-    def _services(self) -> list[Service]:
+    def services(self) -> list[Service]:
+        """The processes of this server, in the order in which they start."""
         home, link = self.home, flower.address_of(self.home.link_socket)
         launcher = (sys.executable, "-P", "-m", "server.launcher")
         variables = {HOME_VARIABLE: str(home.root)}
@@ -189,6 +187,7 @@ class ServerService:
             diagnose=_diagnose,
             ails=lambda: "" if _healthy(home.link_socket) else UNANSWERED,
         )
+        silence = Silence(Contact(home.services / "superexec"))
         superexec = Service(
             name="superexec",
             argv=(
@@ -197,10 +196,10 @@ class ServerService:
             ),
             env=variables,
             ready=lambda log: "Starting Flower SuperExec" in log,
-            ails=lambda: Contact(home.services / "superexec").ailment(_QUIET_S),
-            patience_s=0.0,
+            ails=lambda: silence.ailment(_QUIET_S),
+            patience_s=_SIGN_S,
         )
-        answers = _answers(home, self.settings.port, "GET", "/", 403, self.settings.host)
+        answers = _answers(home, self.settings.near, self.settings.port)
         gateway = Service(
             name="gateway",
             argv=(sys.executable, "-m", "server.gateway", "--home", str(home.root)),
@@ -210,64 +209,103 @@ class ServerService:
         )
         return [superlink, superexec, gateway]
 
-    def _watch_runs(self) -> None:
-        """Close runs that ended, resume those whose process died."""
+    def watch_runs(self) -> None:
+        """Close runs that ended, resume those whose process died, until the server stops."""
         missing_since: float | None = None
-        asked = 0.0
+        asked, renewed, unfit = 0.0, time.monotonic(), set[str]()
         while not self._stopping.wait(_WATCH_S):
             now = time.monotonic()
+            wrong: set[str] = set()
+            if now - renewed >= _RENEW_S:
+                renewed, unfit = now, self._renewal()
+            wrong |= unfit
             try:
-                open_runs = [one for one in self.control.submissions() if one.state == "open"]
-                open_runs = [one for one in open_runs if not self._closed(one)]
+                submissions, damaged = self.control.survey()
+                wrong |= {self._mended(run_id) for run_id in damaged}
+                open_runs = [one for one in submissions if one.state == "open"]
+                open_runs = [one for one in open_runs if not self._closed(one, wrong)]
                 alive = len(self._server_apps())
-                self.end_stopped(now)
                 if len(open_runs) <= alive:
                     missing_since = None
                     continue
                 missing_since = missing_since or now
                 if now - missing_since >= _LOST_S and now - asked >= _ASK_S:
                     asked = now
-                    self._look_after(open_runs, alive)
-            except FedlatentError as error:
-                print(f"looking after the runs: {error}", file=sys.stderr, flush=True)
+                    self._look_after(open_runs, alive, wrong)
+            except (FedlatentError, OSError) as error:
+                wrong.add(str(error))
+            finally:
+                self._say(wrong)
 
-    def _closed(self, submission: Submission) -> bool:
+    def _mended(self, run_id: str) -> str:
+        """Mend a damaged submission; what to say about it."""
+        try:
+            self.control.mend(run_id)
+        except (FedlatentError, OSError, SQLAlchemyError) as error:
+            return f"run {run_id}: {_brief(error)}"
+        return f"run {run_id}: its submission was damaged, and is made anew"
+
+    def _say(self, wrong: set[str]) -> None:
+        """Say what is wrong with the runs, each thing once for as long as it lasts."""
+        for sentence in sorted(wrong - self._said):
+            _tell(f"looking after runs and certificates: {sentence}")
+        self._said = wrong
+
+    def _renewal(self) -> set[str]:
+        """Renew certificates; what is wrong if that fails."""
+        try:
+            self._renew()
+        except (FedlatentError, OSError) as error:
+            return {str(error)}
+        return set()
+
+    def _renew(self) -> None:
+        """Renew certificates whose time has come; the gateway takes them up by itself."""
+        reason = ensure_certificate(self.home, self.settings.certified)
+        if reason:
+            _tell(f"the server has a new certificate: the old one will not do, since {reason}")
+
+    def _closed(self, submission: Submission, wrong: set[str]) -> bool:
         """Close a run whose own last word, since its newest launch, is that it is over."""
-        with Registry(self.home.registry) as registry:
-            run = registry.run(submission.run_id)
-        state = None if run is None else OVER.get(run.status)
-        if run is None or state is None or run.updated < submission.launched:
+        try:
+            with Registry(self.home.registry) as registry:
+                run = registry.run(submission.run_id)
+            state = None if run is None else OVER.get(run.status)
+            if run is None or state is None or run.starts <= submission.starts:
+                return False
+            self.control.close(submission, state, run.sentence)
+        except (FedlatentError, OSError, SQLAlchemyError) as error:
+            wrong.add(f"run {submission.run_id}: {_brief(error)}")
             return False
-        self.control.close(submission, state, run.sentence)
         return True
 
     def _server_apps(self) -> list[int]:
         found = marked_processes(self.home.services).items()
         return [pid for pid, command in found if "server.launcher serverapp" in command]
 
-    def end_stopped(self, now: float) -> None:
-        """End ServerApps that a signal has stopped for a minute; their runs are then resumed."""
-        stopped = [pid for pid in self._server_apps() if is_stopped(pid)]
-        self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
-        for pid, since in self._stopped.items():
-            if now - since >= _QUIET_S:
-                print(f"ServerApp {pid} was stopped by a signal; ended", file=sys.stderr)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-    def _look_after(self, open_runs: list[Submission], alive: int) -> None:
+    def _look_after(self, open_runs: list[Submission], alive: int, wrong: set[str]) -> None:
         """Resume those of ``open_runs`` whose process died without a last word."""
         statuses = {run.run_id: run.status for run in self.control.flower_runs()}
         for submission in open_runs:
-            last = submission.flower_runs[-1]
-            if self._closed(submission) or not is_lost(statuses.get(last, "unknown"), alive):
-                continue
-            if len(submission.flower_runs) > MAX_RESUMES:
-                reason = f"its process died {MAX_RESUMES + 1} times; see the log of the run"
-                self.control.close(submission, "failed", reason)
-            else:
-                self.control.stop_flower_run(last)
+            last = submission.flower_runs[-1:]
+            status = statuses.get(last[0], "unknown") if last else "unknown"
+            try:
+                if self._closed(submission, wrong) or not is_lost(status, alive):
+                    continue
+                if len(submission.flower_runs) > MAX_RESUMES:
+                    reason = f"its process died {MAX_RESUMES + 1} times; see the log of the run"
+                    self.control.close(submission, "failed", reason)
+                    continue
+                if last:
+                    self.control.stop_flower_run(last[0])
                 self.control.resume(submission.run_id)
+            except (FedlatentError, OSError, SQLAlchemyError) as error:
+                wrong.add(f"run {submission.run_id}: {_brief(error)}")
+
+
+def _brief(error: Exception) -> str:
+    """Our own sentences as they are; of others the kind, which a database may make pages of."""
+    return str(error) if isinstance(error, FedlatentError | OSError) else type(error).__name__
 
 
 def is_lost(flower_status: str, alive: int) -> bool:
@@ -283,34 +321,43 @@ def is_lost(flower_status: str, alive: int) -> bool:
     return alive == 0 and flower_status in ("starting", "running")
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether a signal such as SIGSTOP keeps a process from running."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # it has ended
-        return False
-    return status.rpartition(")")[2].split()[0] == "T"
-
-
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now.
+
+    Raises:
+        ServiceError: This machine cannot listen on that address.
+    """
+    try:
+        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+            return int(probe.getsockname()[1])
+    except (OSError, UnicodeError) as error:
+        raise ServiceError(
+            f"Expected an address of this machine to listen on, got {host!r} "
+            f"({error.strerror if isinstance(error, OSError) else 'no name'}); use one of its own, "
+            "or 0.0.0.0 for all of IPv4 and :: for all."
+        ) from None
 
 
-def _answers(
-    home: ServerHome, port: int, method: str, path: str, status: int, host: str = "127.0.0.1"
-) -> Callable[[str], bool]:
-    """A probe: does an HTTPS server with our certificate answer with this status?"""
-    target = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+def _tell(sentence: str) -> None:
+    """Say something to the operator, whose terminal may be gone."""
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def _answers(home: ServerHome, host: str, port: int) -> Callable[[str], bool]:
+    """A probe: does a gateway with our certificate answer there?"""
 
     def probe(_log: str) -> bool:
-        context = probe_context(home)
-        connection = http.client.HTTPSConnection(target, port, timeout=_PROBE_S, context=context)
         try:
-            connection.request(method, path)
-            return connection.getresponse().status == status
+            context = probe_context(home)
+        except (OSError, FedlatentError):  # a file that is being replaced, or is damaged
+            return False
+        connection = http.client.HTTPSConnection(host, port, timeout=_PROBE_S, context=context)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status == 403
         except (OSError, http.client.HTTPException):
             return False
         finally:
