@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import random
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self
 
@@ -35,16 +36,16 @@ class Line:
         self._draw = random.Random(seed)
         self._state: State = "open"
         self._open: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="line", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over = asyncio.Event()
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="line", daemon=True)
         self.port = 0
 
     def __enter__(self) -> Self:
         """Listen."""
         self._thread.start()
-        starting = asyncio.start_server(self._serve, "127.0.0.1", 0)
-        server = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
-        self.port = int(server.sockets[0].getsockname()[1])
+        self._up.wait()
         return self
 
     def __exit__(
@@ -54,15 +55,31 @@ class Line:
         trace: TracebackType | None,
     ) -> None:
         """Cut the line and end."""
-        self.become("cut")
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._do(self._over.set)
         self._thread.join()
 
     def become(self, state: State) -> None:
         """Change what the line does; a cut one ends its connections and takes no new ones."""
         self._state = state
         if state == "cut":
-            self._loop.call_soon_threadsafe(self._abort)
+            self._do(self._abort)
+
+    def _do(self, what: Callable[[], None]) -> None:
+        """Let the line's own thread do something."""
+        assert self._loop is not None, "the line is not entered"
+        self._loop.call_soon_threadsafe(what)
+
+    def _run(self) -> None:
+        asyncio.run(self._listen())
+
+    async def _listen(self) -> None:
+        """Serve until it is over; what is under way then is cancelled."""
+        self._loop = asyncio.get_running_loop()
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = int(server.sockets[0].getsockname()[1])
+        self._up.set()
+        await self._over.wait()
+        server.close()
 
     def _abort(self) -> None:
         for writer in list(self._open):

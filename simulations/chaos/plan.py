@@ -16,16 +16,16 @@ from simulations.chaos.stage import HONEST, HOSTILE, NODES, ROLES, SERVER, SIDES
 Kind = Literal["signal", "side", "file", "disk", "read-only", "clock", "line", "lie"]
 
 SHARES: Mapping[Kind, int] = {
-    "signal": 50,
-    "side": 8,
-    "file": 16,
-    "disk": 4,
-    "read-only": 5,
-    "clock": 4,
-    "line": 7,
-    "lie": 6,
+    "signal": 26,
+    "side": 4,
+    "file": 5,
+    "disk": 2,
+    "read-only": 3,
+    "clock": 2,
+    "line": 4,
+    "lie": 4,
 }
-"""How many of a hundred faults are of each kind."""
+"""How many of fifty faults are of each kind."""
 
 SIGNALS = ("KILL", "TERM", "HUP", "STOP")
 CLOCKS = ("+3600", "-3600", "-300")  # seconds

@@ -19,7 +19,7 @@ from typing import Self
 
 import numpy as np
 
-from client.home import ClientHome
+from client.home import USER_VARIABLE, ClientHome
 from client.service import init_client
 from server.control import Control
 from server.home import ServerHome
@@ -65,7 +65,7 @@ _START_S = 120.0
 _GRACE_S = 20.0
 
 
-def run_config(seed: int) -> RunConfig:
+def run_config(seed: int, deadline_s: float) -> RunConfig:
     """A short private run of many phases that goes on with two of the three sites."""
     return RunConfig.parse(
         {
@@ -78,8 +78,8 @@ def run_config(seed: int) -> RunConfig:
             "federation": {
                 "nodes": len(NODES),
                 "quorum": 2,
-                "round_deadline_s": 12.0,
-                "join_timeout_s": 60.0,
+                "round_deadline_s": deadline_s,
+                "join_timeout_s": 4 * deadline_s,
             },
         },
         "chaos",
@@ -307,7 +307,7 @@ class Stage:
             name=name,
             home=self.folder / name,
             program=program,
-            environment=self.means.clock(clock),
+            environment={USER_VARIABLE: str(self.folder / "user"), **self.means.clock(clock)},
             clock=clock,
             log=self.folder / f"{name}.log",
         )

@@ -37,6 +37,7 @@ class Storm:
         stage: entered.
         seed: of the faults.
         count: how many to strike.
+        deadline_s: of each phase; a site that is killed may cost as much.
         patience_s: how long getting well may take.
         limit_s: how long all of it may take; then fewer faults are struck.
         struck: each fault with what came of it.
@@ -48,6 +49,7 @@ class Storm:
     stage: Stage
     seed: int
     count: int
+    deadline_s: float
     patience_s: float
     limit_s: float
     struck: list[Told] = field(default_factory=list)
@@ -176,7 +178,7 @@ class Storm:
         """Whether a run has begun a phase and has a few more to do."""
         rows = [row for row in self._rounds() if row[0] == self._run]
         done = sum(row[2] == "complete" for row in rows)
-        wanted = len(phases(run_config(self.seed)))
+        wanted = len(phases(run_config(self.seed, self.deadline_s)))
         return bool(self._run) and len(rows) > done and done <= wanted - _LEAST_PHASES
 
     def _operate(self) -> None:
@@ -189,7 +191,9 @@ class Storm:
             if state in ("", "completed"):
                 self._close_run()
                 number = len(self.runs) + 1
-                self.stage.control.submit(run_config(self.seed + number), f"chaos-{number}")
+                self.stage.control.submit(
+                    run_config(self.seed + number, self.deadline_s), f"chaos-{number}"
+                )
                 self._run = f"chaos-{number}"
                 self.runs.append({"run": self._run, "pauses": [], "state": "open"})
             elif state in ("failed", "stopped"):
