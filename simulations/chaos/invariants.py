@@ -41,14 +41,14 @@ class Excuses:
     Attributes:
         lines: sites whose release log was damaged.
         basis: sites whose records or state were damaged, which makes a repetition another charge.
-        lineage: whether checkpoints were damaged, after which phases are done over.
-        liars: sites that sent something else than what their log says.
+        lineage: runs whose checkpoints were damaged, after which phases are done over.
+        lies: sites, each with a run in which it sent something else than what its log says.
     """
 
     lines: frozenset[str] = frozenset()
     basis: frozenset[str] = frozenset()
-    lineage: bool = False
-    liars: frozenset[str] = frozenset()
+    lineage: frozenset[str] = frozenset()
+    lies: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(kw_only=True)
@@ -70,21 +70,27 @@ class Witness:
     violations: dict[str, None] = field(default_factory=dict)
 
     def look(self) -> list[str]:
-        """Look at everything now; what is found to be violated for the first time."""
+        """Look at everything now; what is found to be violated for the first time.
+
+        What follows from something is read before it, so that one may look while work goes on: a
+        checkpoint before the registry, that before the release logs, those before the ledgers.
+        """
         found: list[str] = []
-        ledgers = {}
-        for site, home in self.nodes.items():
-            with _told(found, f"{site}: ledger"):
-                ledgers[site] = self._ledger(site, home, found)
+        folders = sorted(self.server.glob("runs/*"))
+        checkpoints = {folder: _checkpoints(folder / "checkpoints") for folder in folders}
         registry = self._registry(found)
-        for site, entries in ledgers.items():
-            with _told(found, f"{site}: what left"):
-                found += self._left(site, self.nodes[site], entries, registry)
-        for folder in sorted(self.server.glob("runs/*")):
+        for folder in folders:
             with _told(found, f"run {folder.name}"):
-                found += self._run(folder, registry)
+                found += self._run(folder, checkpoints[folder], registry)
+        for site, home in self.nodes.items():
+            with _told(found, f"{site}: what left"):
+                lines, outbox = _lines(home / "releases.jsonl"), _outbox(home / "outbox")
+                entries = self._ledger(site, home, found)
+                found += self._left(site, lines, outbox, entries, registry)
+                found += self._once(site, entries)
         for home in (self.server, *self.nodes.values()):
-            found += self._torn(home)
+            with _told(found, home.name):
+                found += self._torn(home)
         new = [one for one in dict.fromkeys(found) if one not in self.violations]
         self.violations |= dict.fromkeys(new)
         return new
@@ -133,10 +139,15 @@ class Witness:
         return nothing
 
     def _left(
-        self, site: str, home: Path, entries: Mapping[int, Row], registry: Mapping[str, list[Row]]
+        self,
+        site: str,
+        lines: list[Row],
+        outbox: Mapping[Path, str],
+        entries: Mapping[int, Row],
+        registry: Mapping[str, list[Row]],
     ) -> Iterator[str]:
-        """Whether what left is what was paid for, and once."""
-        lines = [line for line in _lines(home / "releases.jsonl") if line.get("entry") is not None]
+        """Whether what left is what was paid for."""
+        lines = [line for line in lines if line.get("entry") is not None]
         for line in lines:
             entry = entries.get(line["entry"])
             if entry is None or entry["state"] != "released":
@@ -148,9 +159,9 @@ class Witness:
         for entry in entries.values():
             if entry["state"] == "released":
                 paid.setdefault(_request(entry), []).append(entry)
-        yield from self._once(site, entries)
         for row in registry["site_rounds"]:
-            if row["site"] != site or row["status"] != "ok" or site in self.excuses.liars:
+            lied = (site, row["run_id"]) in self.excuses.lies
+            if row["site"] != site or row["status"] != "ok" or lied:
                 continue
             kind = _kind(registry, row["run_id"], row["number"])
             payers = paid.get((row["run_id"], row["number"], kind), [])
@@ -158,13 +169,13 @@ class Witness:
                 yield f"{site}: the server counted {_name(row, kind)} for {row['epsilon']}, unpaid"
             elif site not in self.excuses.lines and not any(one["id"] in logged for one in payers):
                 yield f"{site}: the server counted {_name(row, kind)}, which no log tells of"
-        for path in home.glob("outbox/*/*.bin"):
+        for path, digest in outbox.items():
             entry = entries.get(int(path.stem.rsplit("-", 1)[-1]))
             if entry is None:
                 yield f"{site}: {path.name} lies in the outbox, and no charge is known"
             elif entry["state"] != "released" or site in self.excuses.basis:
                 continue
-            elif hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+            elif digest != entry["sha256"]:
                 yield f"{site}: {path.name} is not what was paid for"
 
     def _once(self, site: str, entries: Mapping[int, Row]) -> Iterator[str]:
@@ -173,7 +184,8 @@ class Witness:
         for entry in entries.values():
             charged.setdefault(_request(entry), []).append(entry)
         for (run, number, kind), found in charged.items():
-            if len(found) > 1 and site not in self.excuses.basis and not self.excuses.lineage:
+            excused = site in self.excuses.basis or run in self.excuses.lineage
+            if len(found) > 1 and not excused:
                 digests = {one["request_digest"][:8] for one in found}
                 states = [one["state"] for one in found]
                 yield (
@@ -181,10 +193,14 @@ class Witness:
                     f"requests {sorted(digests)})"
                 )
 
-    def _run(self, folder: Path, registry: Mapping[str, list[Row]]) -> Iterator[str]:
+    def _run(
+        self,
+        folder: Path,
+        checkpoints: "Mapping[int, Checkpoint]",
+        registry: Mapping[str, list[Row]],
+    ) -> Iterator[str]:
         """Whether a run's phases are there once and in order, and its model is made of them."""
         run = folder.name
-        checkpoints = _checkpoints(folder / "checkpoints")
         if not checkpoints and list(folder.glob("checkpoints/*.json")):
             yield f"{run}: no checkpoint is whole"
         for done, (facts, _) in checkpoints.items():
@@ -200,7 +216,7 @@ class Witness:
         newest = max(checkpoints, default=0)
         if len(complete) < newest:
             yield f"{run}: {newest} phases are in the checkpoint, {len(complete)} in the registry"
-        if not self.excuses.lineage and not self.excuses.liars:
+        if run not in self.excuses.lineage and run not in {one for _, one in self.excuses.lies}:
             yield from self._lineage(run, checkpoints)
         status = next((row["status"] for row in registry["runs"] if row["id"] == run), None)
         if status == "complete":
@@ -236,7 +252,7 @@ class Witness:
             if home.name not in self.excuses.lines and any(not line for line in _lines(path)):
                 yield f"{home.name}: {path.relative_to(home)} has a torn line"
         for path in sorted(home.rglob("*.safetensors")):
-            excused = self.excuses.lineage or home.name in self.excuses.basis
+            excused = path.parts[-3] in self.excuses.lineage or home.name in self.excuses.basis
             if not excused and not _is_whole(path):
                 yield f"{home.name}: {path.relative_to(home)} is torn"
 
@@ -300,6 +316,15 @@ def _checkpoints(folder: Path) -> dict[int, Checkpoint]:
             continue
         if hashlib.sha256(data).hexdigest() == facts.get("arrays_sha256"):
             found[int(path.stem.removeprefix("phase-"))] = (facts, _tensors(data))
+    return found
+
+
+def _outbox(folder: Path) -> dict[Path, str]:
+    """The digest of each stored payload."""
+    found = {}
+    for path in sorted(folder.glob("*/*.bin")):
+        with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
+            found[path] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 

@@ -16,16 +16,16 @@ from simulations.chaos.stage import HONEST, HOSTILE, NODES, ROLES, SERVER, SIDES
 Kind = Literal["signal", "side", "file", "disk", "read-only", "clock", "line", "lie"]
 
 SHARES: Mapping[Kind, int] = {
-    "signal": 26,
-    "side": 4,
-    "file": 5,
-    "disk": 2,
-    "read-only": 3,
-    "clock": 2,
-    "line": 4,
-    "lie": 4,
+    "signal": 13,
+    "side": 2,
+    "file": 2,
+    "disk": 1,
+    "read-only": 2,
+    "clock": 1,
+    "line": 2,
+    "lie": 2,
 }
-"""How many of fifty faults are of each kind."""
+"""How many of 25 faults are of each kind."""
 
 SIGNALS = ("KILL", "TERM", "HUP", "STOP")
 CLOCKS = ("+3600", "-3600", "-300")  # seconds
@@ -111,24 +111,30 @@ def deal(seed: int, without: Collection[str] = ()) -> Iterator[list[Fault]]:
     Damage to a file comes alone, since what is said about it must be about it.
     """
     draw = random.Random(seed)
-    kinds = [kind for kind in SHARES if kind not in without]
+    volley: list[Fault] = []
+    wanted = draw.randint(1, _MOST)
+    for fault in _faults(draw, [kind for kind in SHARES if kind not in without]):
+        alone = fault.kind == "file"
+        fits = len(volley) < wanted and not alone and all(_apart(fault, one) for one in volley)
+        if volley and not fits:
+            yield volley
+            volley, wanted = [], draw.randint(1, _MOST)
+        if alone:
+            yield [fault]
+        else:
+            volley.append(fault)
+
+
+def _faults(draw: random.Random, kinds: list[Kind]) -> Iterator[Fault]:
+    """Single faults, for ever."""
     decks = {kind: _shuffled(draw, _cards(kind)) for kind in kinds}
-    order = _shuffled(draw, [kind for kind in kinds for _ in range(SHARES[kind])])
-    while True:
-        volley: list[Fault] = []
-        wanted = draw.randint(1, _MOST)
-        while len(volley) < wanted:
-            fault = replace(
-                next(decks[next(order)]),
-                delay_s=draw.uniform(*_DELAY_S),
-                hold_s=draw.uniform(*_HOLD_S),
-                seed=draw.randrange(2**31),
-            )
-            if fault.kind == "file":
-                yield [fault]
-            elif all(_apart(fault, other) for other in volley):
-                volley.append(fault)
-        yield volley
+    for kind in _shuffled(draw, [one for one in kinds for _ in range(SHARES[one])]):
+        yield replace(
+            next(decks[kind]),
+            delay_s=draw.uniform(*_DELAY_S),
+            hold_s=draw.uniform(*_HOLD_S),
+            seed=draw.randrange(2**31),
+        )
 
 
 def _apart(one: Fault, other: Fault) -> bool:

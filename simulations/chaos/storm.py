@@ -132,13 +132,13 @@ class Storm:
         """Note what can no longer be asked for."""
         now = self._witness.excuses
         if fault.kind == "lie":
-            now = replace(now, liars=now.liars | {HOSTILE})
+            now = replace(now, lies=now.lies | {(HOSTILE, self._run)})
         if fault.kind == "file" and fault.what.startswith("releases"):
             now = replace(now, lines=now.lines | {fault.side})
         if fault.kind == "file" and fault.what.startswith(_BASIS):
             now = replace(now, basis=now.basis | {fault.side})
         if fault.kind == "file" and "checkpoints" in fault.what:
-            now = replace(now, lineage=True)
+            now = replace(now, lineage=now.lineage | {self._run})
         self._witness.excuses = now
 
     def _recover(self, before: set[object]) -> bool:
