@@ -217,19 +217,24 @@ class Witness:
         if len(complete) < newest:
             yield f"{run}: {newest} phases are in the checkpoint, {len(complete)} in the registry"
         if run not in self.excuses.lineage and run not in {one for _, one in self.excuses.lies}:
-            yield from self._lineage(run, checkpoints)
+            yield from self._lineage(run, checkpoints, registry)
         status = next((row["status"] for row in registry["runs"] if row["id"] == run), None)
         if status == "complete":
             yield from _result(folder, checkpoints)
 
-    def _lineage(self, run: str, checkpoints: "Mapping[int, Checkpoint]") -> Iterator[str]:
+    def _lineage(
+        self,
+        run: str,
+        checkpoints: "Mapping[int, Checkpoint]",
+        registry: Mapping[str, list[Row]],
+    ) -> Iterator[str]:
         """Whether the model after a training round lies between its parts, number by number."""
         for done, (facts, arrays) in checkpoints.items():
             entry = facts["history"][-1] if facts["history"] else {}
             if entry.get("kind") != "train" or done - 1 not in checkpoints:
                 continue
             parts = [checkpoints[done - 1][1]]
-            for site in self.nodes.keys() - set(entry["absent"]):
+            for site in _counted(registry, run, done):
                 replies = list(self.nodes[site].glob(f"outbox/{run}/train-{done:06d}-*.bin"))
                 if len(replies) != 1:
                     yield f"{run}: {site} keeps {len(replies)} replies of round {done}, not one"
@@ -393,6 +398,12 @@ def _name(row: Row, kind: str) -> str:
 def _kind(registry: Mapping[str, list[Row]], run: str, number: int) -> str:
     found = (r["kind"] for r in registry["rounds"] if (r["run_id"], r["number"]) == (run, number))
     return str(next(found, "?"))
+
+
+def _counted(registry: Mapping[str, list[Row]], run: str, number: int) -> list[str]:
+    """The sites whose answers made a phase."""
+    rows = (row for row in registry["site_rounds"] if row["status"] == "ok")
+    return [row["site"] for row in rows if (row["run_id"], row["number"]) == (run, number)]
 
 
 def _follows(before: Row, now: Row) -> bool:
