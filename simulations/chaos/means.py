@@ -45,7 +45,7 @@ class Means:
 
     def lacking(self) -> dict[str, str]:
         """Kinds of faults that are left out here, and why."""
-        reasons = {}
+        reasons: dict[str, str] = {}
         if not self.mounts:
             reasons |= dict.fromkeys(("disk", "read-only"), "this account cannot mount")
         if self.clocks is None:
