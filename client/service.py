@@ -34,7 +34,7 @@ from shared.toml import dumps
 
 NOT_ADMITTED = (
     "the server does not know this node's key, or still counts its last connection as alive, "
-    "which ends within a minute; if it goes on, send {key} to the operator to be admitted"
+    "which ends within half a minute; if it goes on, send {key} to the operator to be admitted"
 )
 
 NO_CERTIFICATE = (
@@ -45,7 +45,7 @@ NO_CERTIFICATE = (
 _CONNECT_S = 10.0
 _ALERT_S = 2.0
 _POLL_S = 0.2
-_QUIET_S = 90.0  # SuperNode gives a sign of life each half a minute, SuperExec each second
+_QUIET_S = 90.0  # both give a sign of life every few seconds
 _AWAY_S = 30.0  # how long a node waits at its start for a server that does not answer
 _AHEAD_S = 4.0  # the server accepts signatures from up to 5 s in its future
 _BEHIND_S = 280.0  # and from up to 305 s in its past

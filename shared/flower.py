@@ -31,6 +31,7 @@ from shared.sockets import prepare_socket
 _SCHEME = "unix:"
 _BASE_URL = "http://flower"  # the name in it means nothing on a Unix socket
 _TIMEOUT_S = 30.0  # Flower's own
+_BEAT_S = 10  # the least interval of signs of life that Flower's server takes
 _PRIVATE = 0o177  # what a socket's mode lacks: 0600 is left
 
 
@@ -236,6 +237,26 @@ def keep_objects_flat() -> None:
         taken = inspect.signature(original).parameters if callable(original) else ()
         _require(list(taken) == ["self", "run_id", "object_tree"], f"{store.__name__}.preregister")
         replace(store, {"preregister": flat(store.preregister)}, store.__name__)
+
+
+def beat_often() -> None:
+    """Make SuperNode give a sign of life every few seconds, in place of each half a minute.
+
+    The server takes a node for alive until two of its signs are missing, and lets nobody else in
+    with its key meanwhile: a node that was killed is so let in again after 20 s, not after 60.
+
+    Raises:
+        ServiceError: this Flower counts by another constant, or refuses so short an interval.
+    """
+    from flwr.common import constant
+    from flwr.supercore import heartbeat
+    from flwr.supernode import fleet_http_connection
+
+    name, least = "HEARTBEAT_DEFAULT_INTERVAL", "HEARTBEAT_MIN_INTERVAL"
+    _require(getattr(constant, least, _BEAT_S + 1) <= _BEAT_S, f"{least} of {_BEAT_S} s")
+    for module in (heartbeat, fleet_http_connection):
+        _require(isinstance(getattr(module, name, None), int), f"{module.__name__}.{name}")
+        setattr(module, name, _BEAT_S)
 
 
 def read_token() -> str:
