@@ -322,13 +322,34 @@ def _http_client(path: Path | None, verify: ssl.SSLContext | bool) -> httpx.Clie
         hooks["request"] = [lambda _request: contact.tried()]
         hooks["response"] = [lambda _response: contact.answered()]
     transport = None if path is None else httpx.HTTPTransport(uds=str(path), verify=False)
-    return httpx.Client(
+    return _Client(
         transport=transport,
         verify=verify,
         timeout=_TIMEOUT_S,
         follow_redirects=False,
         event_hooks=hooks,
     )
+
+
+class _Client(httpx.Client):
+    """One whose broken lines are called so.
+
+    Flower's retries give up on an error that names TLS, which is right for a certificate and wrong
+    for a line that ended within a handshake, as while a server or a proxy starts again.
+    """
+
+    def send(self, request: httpx.Request, **options: Any) -> httpx.Response:  # noqa: ANN401
+        """Send as the original does.
+
+        Raises:
+            httpx.TransportError: of the same kind, in other words where the line broke.
+        """
+        try:
+            return super().send(request, **options)
+        except httpx.TransportError as error:
+            if "EOF occurred" not in str(error):
+                raise
+            raise type(error)("the line broke", request=request) from None
 
 
 def _entry(program: str) -> Callable[[], object]:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import uvicorn
 from flwr.common import constant
@@ -247,3 +249,15 @@ def test_a_node_that_was_killed_is_let_in_again_soon(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(constant, "HEARTBEAT_MIN_INTERVAL", 30)
     with pytest.raises(ServiceError, match="HEARTBEAT_MIN_INTERVAL"):
         flower.beat_often()
+
+
+def test_a_line_that_breaks_in_a_handshake_is_tried_again() -> None:
+    """Flower gives up on errors that name TLS; what a server causes that starts again does not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closing = threading.Thread(target=lambda: listener.accept()[0].close())
+        closing.start()
+        client = flower._http_client(None, ssl.create_default_context())
+        with client, pytest.raises(httpx.ConnectError) as caught:
+            client.get(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        closing.join()
+    assert not any(word in str(caught.value).lower() for word in ("ssl", "tls", "certificate"))
