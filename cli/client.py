@@ -17,6 +17,7 @@ from cli.console import (
     print_processes,
     process_facts,
     size,
+    stop_service,
     table,
 )
 
@@ -163,7 +164,7 @@ def certificate(
 
 @app.command(epilog="Example: fedlatent client start --home node")
 def start(home: HomeOption = None) -> None:
-    """Serve until Ctrl-C: the resident node, SuperNode and SuperExec."""
+    """Serve until Ctrl-C or the terminal closes: the resident node, SuperNode and SuperExec."""
     from client.home import ClientHome
     from client.known import note_records
     from client.local import read_dataset
@@ -191,6 +192,17 @@ def start(home: HomeOption = None) -> None:
             err.print("trying on; Ctrl-C ends")
 
     run_until_signal(begin, service.stop)
+
+
+@app.command(epilog="Example: fedlatent client stop --home node")
+def stop(home: HomeOption = None) -> None:
+    """Stop the node, and what a killed one has left behind."""
+    from client.home import ClientHome
+    from client.policy import NodeConfig
+
+    place = ClientHome.find(home)
+    NodeConfig.load(place.config)
+    stop_service(place.services, "node")
 
 
 @app.command(epilog="Example: fedlatent client status --json")

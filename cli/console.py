@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -30,9 +31,7 @@ def print_json(value: object) -> None:
 
 def print_processes(found: "Sequence[ServiceStatus]") -> None:
     """A table of supervised processes."""
-    rows = table(
-        "processes", "name", "state", "last contact", "#restarts", "last ended because", "log"
-    )
+    rows = table("processes", "name", "state", "last contact", "#restarts", "why", "log")
     for one in found:
         cells = (one.name, one.state, ago(one.contact), str(one.restarts))
         rows.add_row(*cells, escaped(one.reason), one.log)
@@ -43,6 +42,18 @@ def process_facts(found: "Sequence[ServiceStatus]") -> list[dict[str, object]]:
     """The same for scripts."""
     names = ("name", "state", "restarts", "reason", "contact")
     return [{name: getattr(one, name) for name in names} for one in found]
+
+
+def stop_service(folder: Path, what: str) -> None:
+    """End all that runs on a home's folder of services, and say what that was."""
+    from shared.supervisor import stop_running
+
+    words = {
+        "supervisor": f"{what} stopped",
+        "orphans": f"ended what a killed {what} had left behind",
+        "": f"no {what} runs here",
+    }
+    out.print(words[stop_running(folder)])
 
 
 def print_error(error: FedlatentError, *, as_json: bool) -> None:

@@ -4,10 +4,12 @@ Heavy packages are imported inside the commands that need them, so that the edge
 devices without PyTorch.
 """
 
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,6 +29,7 @@ from cli import (
 )
 from cli.console import print_error
 from shared.errors import FedlatentError
+from shared.processes import hang_up_is_terminate
 
 app = typer.Typer(
     name="fedlatent",
@@ -71,8 +74,15 @@ def root(
     """Federated and on-device learning of variational autoencoders under differential privacy."""
 
 
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    """End, and with that what this command began: processes, temporary folders."""
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Run the command line; errors of our own become one sentence and an exit code."""
+    signal.signal(signal.SIGTERM, _leave)
+    hang_up_is_terminate()
     try:
         app()
     except FedlatentError as error:

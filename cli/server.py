@@ -18,6 +18,7 @@ from cli.console import (
     process_facts,
     progress,
     size,
+    stop_service,
     table,
 )
 
@@ -91,7 +92,10 @@ def init(
 
 @app.command(epilog="Example: fedlatent server start --home server")
 def start(home: HomeOption = None) -> None:
-    """Serve until Ctrl-C: gateway, SuperLink and SuperExec; resumes unfinished runs."""
+    """Serve until Ctrl-C or the terminal closes; resumes unfinished runs.
+
+    Runs the gateway, the SuperLink and the SuperExec.
+    """
     from server.home import ServerHome
     from server.service import ServerService
     from shared.flower import reach_of
@@ -192,7 +196,7 @@ def resume(
     if not wait:
         _say_submitted(run_id, as_json=json)
         return
-    _watch(place, run_id, as_json=json, launched=submission.launched)
+    _watch(place, run_id, as_json=json, starts=submission.starts)
 
 
 @app.command(
@@ -205,16 +209,13 @@ def stop(
     """Stop one run, or the whole server; both can go on later."""
     from server.control import Control
     from server.home import ServerHome
-    from shared.supervisor import stop_running
 
     place = ServerHome.find(home)
     if run_id is not None:
         Control(place).stop(run_id)
         out.print(f"stopped {run_id}; 'fedlatent server resume {run_id}' goes on with it")
-    elif stop_running(place.services):
-        out.print("server stopped")
     else:
-        out.print("no server runs here")
+        stop_service(place.services, "server")
 
 
 @app.command(epilog="Examples: fedlatent server status | fedlatent server status RUN --json")
@@ -254,6 +255,7 @@ def status(
             "admitted": [site.name for site in Control(place).sites()],
             "sites": [_row(one) for one in registry.sites()],
             "runs": [_run_facts(one) for one in registry.runs()],
+            "damaged": Control(place).survey()[1],
         }
     if json:
         print_json(overview)
@@ -306,11 +308,11 @@ def _say_submitted(run_id: str, *, as_json: bool) -> None:
         out.print(f"run {run_id} started; watch it with 'fedlatent server status {run_id}'")
 
 
-def _watch(home: "ServerHome", run_id: str, *, as_json: bool, launched: float = 0.0) -> None:
+def _watch(home: "ServerHome", run_id: str, *, as_json: bool, starts: int = 0) -> None:
     from server.watch import watch_run
 
     with progress(quiet=as_json) as stages:
-        watch_run(home, run_id, stages, launched=launched)
+        watch_run(home, run_id, stages, starts=starts)
     if as_json:
         print_json({"run_id": run_id, "status": "complete"})
     else:
@@ -376,5 +378,7 @@ def _print_overview(facts: Mapping[str, Any]) -> None:
         runs.add_row(one["id"], one["status"], str(one["phases"]), escaped(one["sentence"]))
     for shown in (sites, runs):
         out.print(shown)
+    for sentence in facts["damaged"].values():
+        out.print(f"[yellow]damaged[/]: {escaped(sentence)}", soft_wrap=True)
     admitted = ", ".join(facts["admitted"]) or "none; use 'fedlatent server admit'"
     out.print(f"admitted sites: {admitted}")

@@ -29,6 +29,7 @@ from client.local import open_node
 from client.node import Node
 from client.release import Outgoing
 from shared.errors import FedlatentError, ProtocolError, ServiceError, SignatureError
+from shared.processes import hang_up_is_terminate
 from shared.signing import digest_of
 from shared.sockets import prepare_socket
 from shared.wire import Arrays, RequestHeader, unpack
@@ -164,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     signal.signal(signal.SIGTERM, _stop)
+    hang_up_is_terminate()
     try:
         run(ClientHome.find(options.home))
     except FedlatentError as error:

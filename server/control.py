@@ -8,6 +8,7 @@ service runs in another one.
 
 import contextlib
 import datetime
+import fcntl
 import hashlib
 import json
 import re
@@ -16,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import TypeAdapter, ValidationError
 
 from server.authority import issue_client_certificate
 from server.fab import stub_dir
@@ -43,8 +46,17 @@ SITE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _CONNECTION = "fedlatent"
 _COMMAND_S = 120.0
 _POLL_S = 0.5
+_ENDING_S = 5.0  # for the process of a run that was stopped a moment ago
 
 RunState = Literal["open", "completed", "failed", "stopped"]
+
+OVER: Mapping[str, RunState] = {
+    "complete": "completed",
+    "paused": "failed",
+    "failed": "failed",
+    "stopped": "stopped",
+}
+"""Status in the registry to the state of a run that does not go on by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +81,8 @@ class Submission:
         reason: Why a run is not ``completed``; empty else.
         flower_runs: Flower's run ids.
         submitted: When, in UTC.
-        launched: When the newest Flower run began, in seconds since 1970.
+        starts: How often the registry had seen the run start when its newest Flower run began;
+            what it says of the run while it still has this number, it says of an earlier one.
     """
 
     run_id: str
@@ -78,7 +91,7 @@ class Submission:
     reason: str
     flower_runs: tuple[str, ...]
     submitted: str
-    launched: float
+    starts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,18 +212,24 @@ class Control:
             reason="",
             flower_runs=(),
             submitted=_now(),
-            launched=0.0,
         )
         return self._launch(submission)
 
     def resume(self, run_id: str) -> Submission:
         """Go on with a run from its last checkpoint, in a new Flower run.
 
+        A submission that is damaged is made anew from the run's own files.
+
         Raises:
             ConfigError: No such run, or it is completed.
-            ServiceError: The server does not run or refuses.
+            DataError: The submission is damaged, and so are the run's own files.
+            ServiceError: The server does not run or refuses, or the run goes on already.
         """
-        submission = self.submission(run_id)
+        try:
+            submission = self.submission(run_id)
+        except DataError:
+            submission = self.mend(run_id)
+        self._require_idle(run_id)
         if submission.state == "completed":
             raise ConfigError(f"Expected an unfinished run, got {run_id!r}, which is completed.")
         return self._launch(replace(submission, state="open", reason=""))
@@ -233,9 +252,13 @@ class Control:
         return closed
 
     def close(self, submission: Submission, state: RunState, reason: str) -> Submission:
-        """Write down that a run is over."""
-        closed = replace(submission, state=state, reason=reason)
-        self._write_submission(closed)
+        """Write down that a run is over, unless it was launched again since ``submission``."""
+        with self._submissions_lock():
+            now = self.submission(submission.run_id)
+            if now.flower_runs != submission.flower_runs:
+                return now
+            closed = replace(now, state=state, reason=reason)
+            self._write_submission(closed)
         return closed
 
     def submission(self, run_id: str) -> Submission:
@@ -243,6 +266,7 @@ class Control:
 
         Raises:
             ConfigError: No such run.
+            DataError: Its file is damaged.
         """
         path = self._submission_path(run_id)
         if not path.exists():
@@ -252,9 +276,54 @@ class Control:
         return _read_submission(path)
 
     def submissions(self) -> list[Submission]:
-        """All our runs, oldest first."""
-        paths = self.home.runs.glob("*/submission.json")
-        return sorted((_read_submission(path) for path in paths), key=lambda one: one.submitted)
+        """All our runs whose files can be read, oldest first."""
+        return self.survey()[0]
+
+    def survey(self) -> tuple[list[Submission], dict[str, str]]:
+        """All our runs, oldest first, and of those whose files are damaged what is wrong."""
+        good: list[Submission] = []
+        damaged: dict[str, str] = {}
+        for path in sorted(self.home.runs.glob("*/submission.json")):
+            try:
+                good.append(_read_submission(path))
+            except DataError as error:
+                damaged[path.parent.name] = str(error)
+        return sorted(good, key=lambda one: one.submitted), damaged
+
+    def mend(self, run_id: str) -> Submission:
+        """Make a run's damaged submission anew from what the run and the registry say of it.
+
+        Raises:
+            DataError: They say nothing, or what cannot be read.
+        """
+        path = self._submission_path(run_id)
+        with Registry(self.home.registry) as registry:
+            row = registry.run(run_id)
+        try:
+            text = path.with_name("config.json").read_text(encoding="utf-8")
+            config = RunConfig.from_json(text)
+        except (OSError, UnicodeDecodeError, ConfigError):
+            row = None
+        if row is None:
+            raise DataError(
+                f"Expected a submission in {path}, got something else, and the run has written "
+                "nothing to make it anew of; start a new run."
+            )
+        state = OVER.get(row.status, "open")
+        mended = Submission(
+            run_id=run_id,
+            config=config.to_json(),
+            state=state,
+            reason=row.sentence,
+            flower_runs=("lost",),
+            submitted=_now(),
+            starts=row.starts - (state == "open"),
+        )
+        if path.is_dir():
+            path.rename(path.with_suffix(f".{secrets.token_hex(4)}.damaged"))
+        with self._submissions_lock():
+            self._write_submission(mended)
+        return mended
 
     def wait(self, run_id: str, timeout_s: float) -> Submission:
         """Wait until a run is no longer open.
@@ -298,6 +367,28 @@ class Control:
         done = self._run("log", flower_run, _CONNECTION, "--show")
         return done.stdout + done.stderr
 
+    def _require_idle(self, run_id: str) -> None:
+        """See that no process drives the run, as its lock tells."""
+        deadline = time.monotonic() + _ENDING_S
+        path = self.home.run(run_id) / "lock"
+        while path.exists():
+            with path.open() as lock, contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"Expected run {run_id!r} to stand still, got one that goes on; watch it with "
+                    f"'fedlatent server status {run_id}', or stop it first."
+                )
+            time.sleep(_POLL_S)
+
+    @contextlib.contextmanager
+    def _submissions_lock(self) -> Iterator[None]:
+        """One writer of submissions at a time: the operator's command or the service."""
+        with (self.home.runs / "submissions.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _sites_in(self, path: Path) -> list[Site]:
         if not path.exists():
             return []
@@ -329,12 +420,15 @@ class Control:
             write_atomic(path, issue_client_certificate(self.home, site.name, site.public_key))
 
     def _launch(self, submission: Submission) -> Submission:
-        launched = time.time()
+        with Registry(self.home.registry) as registry:
+            row = registry.run(submission.run_id)
         with stub_dir() as folder:
             answer = self._flwr("run", str(folder), _CONNECTION)
         runs = (*submission.flower_runs, str(answer.get("run-id")))
-        under_way = replace(submission, flower_runs=runs, launched=launched)
-        self._write_submission(under_way)
+        starts = 0 if row is None else row.starts
+        under_way = replace(submission, flower_runs=runs, starts=starts)
+        with self._submissions_lock():
+            self._write_submission(under_way)
         return under_way
 
     def _submission_path(self, run_id: str) -> Path:
@@ -416,13 +510,20 @@ def fingerprint_of(key: ec.EllipticCurvePublicKey) -> str:
 
 
 def _read_submission(path: Path) -> Submission:
-    value = read_json(path)
     try:
-        if not isinstance(value, dict):
-            raise TypeError
-        return Submission(**{**value, "flower_runs": tuple(value["flower_runs"])})
-    except (TypeError, KeyError):
-        raise DataError(f"Expected a submission in {path}, got something else.") from None
+        value = read_json(path)
+        submission = _SUBMISSION.validate_python(value)
+        if submission.run_id == path.parent.name:
+            return submission
+    except (DataError, ValidationError, OSError):
+        pass
+    raise DataError(
+        f"Expected a submission in {path}, got something else; 'fedlatent server resume "
+        f"{path.parent.name}' makes it anew from what the run has written."
+    )
+
+
+_SUBMISSION = TypeAdapter(Submission)
 
 
 def _new_run_id(name: str) -> str:

@@ -8,15 +8,15 @@ process died are resumed from their checkpoint.
 import argparse
 import contextlib
 import http.client
-import os
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from server.authority import (
     create_authority,
@@ -25,7 +25,7 @@ from server.authority import (
     issue_certificate,
     probe_context,
 )
-from server.control import Control, RunState, Submission
+from server.control import OVER, Control, Submission
 from server.home import HOME_VARIABLE, ServerHome
 from server.registry import Registry
 from server.settings import ServerSettings, load_settings, save_settings
@@ -33,14 +33,9 @@ from shared import flower
 from shared.contact import Contact
 from shared.errors import FedlatentError, ServiceError
 from shared.keys import SigningKey
+from shared.processes import marked_processes
 from shared.sockets import check_folder
-from shared.supervisor import (
-    Service,
-    ServiceStatus,
-    Supervisor,
-    marked_processes,
-    run_until_signal,
-)
+from shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
 
 MAX_RESUMES = 5
 """How often one run is resumed by itself; then it needs the operator."""
@@ -52,14 +47,6 @@ _QUIET_S = 60.0  # SuperExec asks for tasks several times a second
 _WATCH_S = 1.0
 _LOST_S = 4.0  # a run without a process for so long is looked at
 _ASK_S = 5.0  # least time between two questions to the SuperLink
-
-OVER: Mapping[str, RunState] = {
-    "complete": "completed",
-    "paused": "failed",
-    "failed": "failed",
-    "stopped": "stopped",
-}
-"""Status in the registry to the state of a run that does not go on by itself."""
 
 
 def init_server(
@@ -114,7 +101,7 @@ class ServerService:
         self.supervisor = Supervisor(home.services, self._services())
         self._stopping = threading.Event()
         self._resumer: threading.Thread | None = None
-        self._stopped: dict[int, float] = {}  # ServerApps that stand still, and since when
+        self._said: set[str] = set()  # what goes wrong now, so that it is said once
 
     def __enter__(self) -> Self:
         """Start."""
@@ -147,7 +134,7 @@ class ServerService:
         ensure_certificate(self.home, self.settings.names)
         self.supervisor.start()
         self._stopping.clear()
-        self._resumer = threading.Thread(target=self._watch_runs, name="resumer", daemon=True)
+        self._resumer = threading.Thread(target=self.watch_runs, name="resumer", daemon=True)
         self._resumer.start()
 
     def stop(self) -> None:
@@ -210,64 +197,86 @@ class ServerService:
         )
         return [superlink, superexec, gateway]
 
-    def _watch_runs(self) -> None:
-        """Close runs that ended, resume those whose process died."""
+    def watch_runs(self) -> None:
+        """Close runs that ended, resume those whose process died, until the server stops."""
         missing_since: float | None = None
         asked = 0.0
         while not self._stopping.wait(_WATCH_S):
             now = time.monotonic()
+            submissions, damaged = self.control.survey()
+            wrong = {self._mended(run_id) for run_id in damaged}
             try:
-                open_runs = [one for one in self.control.submissions() if one.state == "open"]
-                open_runs = [one for one in open_runs if not self._closed(one)]
+                open_runs = [one for one in submissions if one.state == "open"]
+                open_runs = [one for one in open_runs if not self._closed(one, wrong)]
                 alive = len(self._server_apps())
-                self.end_stopped(now)
                 if len(open_runs) <= alive:
                     missing_since = None
                     continue
                 missing_since = missing_since or now
                 if now - missing_since >= _LOST_S and now - asked >= _ASK_S:
                     asked = now
-                    self._look_after(open_runs, alive)
-            except FedlatentError as error:
-                print(f"looking after the runs: {error}", file=sys.stderr, flush=True)
+                    self._look_after(open_runs, alive, wrong)
+            except (FedlatentError, OSError) as error:
+                wrong.add(str(error))
+            finally:
+                self._say(wrong)
 
-    def _closed(self, submission: Submission) -> bool:
+    def _mended(self, run_id: str) -> str:
+        """Mend a damaged submission; what to say about it."""
+        try:
+            self.control.mend(run_id)
+        except (FedlatentError, OSError, SQLAlchemyError) as error:
+            return f"run {run_id}: {_brief(error)}"
+        return f"run {run_id}: its submission was damaged, and is made anew"
+
+    def _say(self, wrong: set[str]) -> None:
+        """Say what is wrong with the runs, each thing once for as long as it lasts."""
+        for sentence in sorted(wrong - self._said):
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                print(f"looking after the runs: {sentence}", file=sys.stderr, flush=True)
+        self._said = wrong
+
+    def _closed(self, submission: Submission, wrong: set[str]) -> bool:
         """Close a run whose own last word, since its newest launch, is that it is over."""
-        with Registry(self.home.registry) as registry:
-            run = registry.run(submission.run_id)
-        state = None if run is None else OVER.get(run.status)
-        if run is None or state is None or run.updated < submission.launched:
+        try:
+            with Registry(self.home.registry) as registry:
+                run = registry.run(submission.run_id)
+            state = None if run is None else OVER.get(run.status)
+            if run is None or state is None or run.starts <= submission.starts:
+                return False
+            self.control.close(submission, state, run.sentence)
+        except (FedlatentError, OSError, SQLAlchemyError) as error:
+            wrong.add(f"run {submission.run_id}: {_brief(error)}")
             return False
-        self.control.close(submission, state, run.sentence)
         return True
 
     def _server_apps(self) -> list[int]:
         found = marked_processes(self.home.services).items()
         return [pid for pid, command in found if "server.launcher serverapp" in command]
 
-    def end_stopped(self, now: float) -> None:
-        """End ServerApps that a signal has stopped for a minute; their runs are then resumed."""
-        stopped = [pid for pid in self._server_apps() if is_stopped(pid)]
-        self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
-        for pid, since in self._stopped.items():
-            if now - since >= _QUIET_S:
-                print(f"ServerApp {pid} was stopped by a signal; ended", file=sys.stderr)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-    def _look_after(self, open_runs: list[Submission], alive: int) -> None:
+    def _look_after(self, open_runs: list[Submission], alive: int, wrong: set[str]) -> None:
         """Resume those of ``open_runs`` whose process died without a last word."""
         statuses = {run.run_id: run.status for run in self.control.flower_runs()}
         for submission in open_runs:
-            last = submission.flower_runs[-1]
-            if self._closed(submission) or not is_lost(statuses.get(last, "unknown"), alive):
-                continue
-            if len(submission.flower_runs) > MAX_RESUMES:
-                reason = f"its process died {MAX_RESUMES + 1} times; see the log of the run"
-                self.control.close(submission, "failed", reason)
-            else:
-                self.control.stop_flower_run(last)
+            last = submission.flower_runs[-1:]
+            status = statuses.get(last[0], "unknown") if last else "unknown"
+            try:
+                if self._closed(submission, wrong) or not is_lost(status, alive):
+                    continue
+                if len(submission.flower_runs) > MAX_RESUMES:
+                    reason = f"its process died {MAX_RESUMES + 1} times; see the log of the run"
+                    self.control.close(submission, "failed", reason)
+                    continue
+                if last:
+                    self.control.stop_flower_run(last[0])
                 self.control.resume(submission.run_id)
+            except (FedlatentError, OSError, SQLAlchemyError) as error:
+                wrong.add(f"run {submission.run_id}: {_brief(error)}")
+
+
+def _brief(error: Exception) -> str:
+    """Our own sentences as they are; of others the kind, which a database may make pages of."""
+    return str(error) if isinstance(error, FedlatentError | OSError) else type(error).__name__
 
 
 def is_lost(flower_status: str, alive: int) -> bool:
@@ -281,15 +290,6 @@ def is_lost(flower_status: str, alive: int) -> bool:
     if flower_status.startswith("finished:") or flower_status == "unknown":
         return True
     return alive == 0 and flower_status in ("starting", "running")
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a signal such as SIGSTOP keeps a process from running."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # it has ended
-        return False
-    return status.rpartition(")")[2].split()[0] == "T"
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable
 
+from server.control import Control
 from server.home import ServerHome
 from server.registry import Registry
-from shared.errors import QuorumLost, ServiceError
+from shared.errors import DataError, QuorumLost, ServiceError
 
 #: Told a sentence and the share of the run that is done.
 Report = Callable[[str, float], None]
@@ -19,7 +20,7 @@ def watch_run(
     report: Report,
     timeout_s: float = float("inf"),
     *,
-    launched: float = 0.0,
+    starts: int = 0,
 ) -> None:
     """Report the phases of a run until it is complete.
 
@@ -28,14 +29,14 @@ def watch_run(
         run_id: the run.
         report: told how far it is.
         timeout_s: longest wait.
-        launched: when the run was last started or resumed; what the registry said before, such as
-            that it is paused, no longer holds.
+        starts: how often the registry had seen the run start when it was resumed; what it says of
+            the run until it starts once more, such as that it is paused, no longer holds.
 
     Raises:
         QuorumLost: it is paused, since too few nodes answered.
         ServiceError: it ended otherwise, or not within ``timeout_s``.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline, closed = time.monotonic() + timeout_s, ""
     while time.monotonic() < deadline:
         with Registry(home.registry) as registry:
             run = registry.run(run_id)
@@ -47,13 +48,28 @@ def watch_run(
             report(f"training: {done} of {run.phases} phases", done / run.phases)
             if run.status == "complete":
                 return
-            current = run.updated >= launched
+            current = run.starts > starts
             if current and run.status == "paused":
                 raise QuorumLost(f"Run {run_id} is paused: {run.sentence}")
             if current and run.status in ("failed", "stopped"):
                 raise ServiceError(f"Run {run_id} is {run.status}: {run.sentence}")
+        before, closed = closed, _closed(home, run_id)
+        if before and closed:  # the registry had nothing to add
+            raise ServiceError(closed)
         time.sleep(_POLL_S)
     raise ServiceError(
         f"Expected run {run_id} to end within {timeout_s:g} s, but it goes on; watch it with "
         f"'fedlatent server status {run_id}'."
     )
+
+
+def _closed(home: ServerHome, run_id: str) -> str:
+    """Why a run that was submitted does not go on, whatever the registry says; empty if it does."""
+    if not (home.run(run_id) / "submission.json").exists():
+        return ""  # of a simulation
+    try:
+        submission = Control(home).submission(run_id)
+    except DataError:  # the run itself does not need it
+        return ""
+    ended = submission.state in ("failed", "stopped")
+    return f"Run {run_id} is {submission.state}: {submission.reason}" if ended else ""

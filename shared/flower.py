@@ -26,6 +26,7 @@ import httpx
 
 from shared.contact import FOLDER_VARIABLE, Contact
 from shared.errors import FedlatentError, ServiceError
+from shared.processes import hang_up_is_terminate
 from shared.sockets import prepare_socket
 
 _SCHEME = "unix:"
@@ -281,6 +282,7 @@ def start(programs: Mapping[str, str], prepare: Callable[[str, str], Sequence[st
     role, *arguments = sys.argv[1:]
     if role not in programs:
         sys.exit(f"Expected one of {', '.join(programs)}, got {role!r}; correct it.")
+    hang_up_is_terminate()
     try:
         further = prepare(role, programs[role])
     except FedlatentError as error:

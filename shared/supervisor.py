@@ -4,8 +4,8 @@ Each service runs in its own session (so its own process group), its own empty w
 and its own ``FLWR_HOME``, with its output in a log file. A service that exits is started again
 after a pause that grows; one that lives and does not do its work any more is ended first. Every
 process, and whatever it starts in turn, carries the name of the supervisor's folder in its
-environment: that is how the leftovers of a supervisor that was killed are found and ended by the
-next one. Linux only: processes are found through ``/proc``.
+environment: that is how ``status`` and ``stop`` find the leftovers of a supervisor that is gone. A
+warden beside the supervisor ends them as soon as it is. Linux only: see ``shared.processes``.
 """
 
 import contextlib
@@ -25,11 +25,16 @@ from types import FrameType
 from typing import IO, Literal, Self
 
 from shared.contact import FOLDER_VARIABLE, Contact
-from shared.errors import ServiceError
+from shared.errors import DataError, ServiceError
 from shared.files import read_json, write_json
-
-MARK = "FEDLATENT_SUPERVISOR"
-"""Environment variable that names the supervisor's folder in each process it started."""
+from shared.processes import (
+    GRACE_S,
+    Warden,
+    end_processes,
+    is_stopped,
+    marked_processes,
+    supervisor_of,
+)
 
 FLOWER_ENVIRONMENT: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -40,15 +45,16 @@ FLOWER_ENVIRONMENT: Mapping[str, str] = {
 """No telemetry, no update check, no package installs, and a quick pick-up of tasks."""
 
 _POLL_S = 0.2
-_GRACE_S = 8.0  # between SIGTERM and SIGKILL
 _HEALTHY_S = 60.0  # a service up for so long starts again with the shortest pause
 _PRIVATE = 0o077  # umask of the services: what they write is for their owner alone
 _MAX_LOG_BYTES = 32 * 1024 * 1024  # then the log moves to log.1
 _LOG_TAIL_BYTES = 64 * 1024
 _LOOK_S = 5.0  # between two looks at whether the services still do their work
+_STOPPED_S = 60.0  # a process that a signal has stopped for so long is ended
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
-State = Literal["starting", "ready", "waiting", "stopped"]
+State = Literal["starting", "ready", "waiting", "stopped", "orphaned"]
+"""``orphaned``: it runs though its supervisor is gone."""
 
 
 def _always(log: str) -> bool:
@@ -134,9 +140,10 @@ class _Worker:
         self.next_start = 0.0
         self.offset = 0  # where this start's part of the log begins
         self.ails_since: float | None = None
+        self.ailment = ""
         self.ended_for = ""  # why it was ended by its supervisor
 
-    def spawn(self, mark: Path) -> None:
+    def spawn(self, marks: Mapping[str, str]) -> None:
         """Start the process."""
         work, flower_home = self.folder / "work", self.folder / "flower"
         for path in (self.folder, work, flower_home):
@@ -147,7 +154,7 @@ class _Worker:
         environment |= {
             **self.service.env,
             "FLWR_HOME": str(flower_home),
-            MARK: str(mark),
+            **marks,
             FOLDER_VARIABLE: str(self.folder),
         }
         self.log.touch(0o600)
@@ -164,7 +171,7 @@ class _Worker:
                 umask=_PRIVATE,
             )
         self.state, self.started = "starting", time.monotonic()
-        self.ails_since, self.ended_for = None, ""
+        self.ails_since, self.ailment, self.ended_for = None, "", ""
 
     def log_text(self) -> str:
         """The end of the log since the last start."""
@@ -180,13 +187,13 @@ class _Worker:
             os.truncate(self.log, 0)
             self.offset = 0
 
-    def step(self, mark: Path) -> None:
+    def step(self, marks: Mapping[str, str]) -> None:
         """Look once: note an exit, a service that became ready, or a restart that is due."""
         now = time.monotonic()
         if self.process is None:
             if now >= self.next_start:
                 self.restarts += 1
-                self.spawn(mark)
+                self.spawn(marks)
         elif (status := self.process.poll()) is not None:
             self.process = None
             self.failures = 1 if now - self.started > _HEALTHY_S else self.failures + 1
@@ -206,7 +213,7 @@ class _Worker:
         """Take what a look at ``process`` found; end it when it ails for too long."""
         if process is not self.process or self.state != "ready":
             return
-        now = time.monotonic()
+        now, self.ailment = time.monotonic(), ailment
         if not ailment:
             self.ails_since = None
         elif self.ails_since is None:
@@ -228,7 +235,7 @@ class _Worker:
             state=self.state,
             pid=None if self.process is None else self.process.pid,
             restarts=self.restarts,
-            reason=self.reason,
+            reason=self.ailment if self.state == "ready" and self.ailment else self.reason,
             log=str(self.log),
             contact=Contact(self.folder).last_answered,
         )
@@ -250,6 +257,8 @@ class Supervisor:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._lock: IO[str] | None = None
+        self._warden = Warden(folder)
+        self._stopped: dict[int, float] = {}  # processes that stand still, and since when
         self._written: list[ServiceStatus] = []
 
     def __enter__(self) -> Self:
@@ -272,8 +281,9 @@ class Supervisor:
         self._lock = _take_lock(self.folder)
         try:
             end_processes(self.folder)
+            self._warden.watch(child_environment())
             for worker in self._workers:
-                worker.spawn(self.folder)
+                worker.spawn(self._warden.marks())
                 if worker.service.required:
                     self._await_first(worker)
         except BaseException:
@@ -291,15 +301,17 @@ class Supervisor:
             self._threads.pop().join()
         with self._guard:
             for worker in reversed(self._workers):
+                worker.signal(signal.SIGCONT)  # else one that SIGSTOP holds would not hear it
                 worker.signal(signal.SIGTERM)
                 if worker.process is not None:
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        worker.process.wait(_GRACE_S)
+                        worker.process.wait(GRACE_S)
                     worker.signal(signal.SIGKILL)
                     worker.process.wait()
                 worker.process, worker.state = None, "stopped"
             if self._lock is not None:
                 end_processes(self.folder)
+                self._warden.dismiss()
                 self._write_status()
                 self._lock.close()
                 self._lock = None
@@ -333,7 +345,7 @@ class Supervisor:
     def _await_first(self, worker: _Worker) -> None:
         deadline = time.monotonic() + worker.service.ready_timeout_s
         while time.monotonic() < deadline:
-            worker.step(self.folder)
+            worker.step(self._warden.marks())
             if worker.state == "ready":
                 return
             if worker.state == "waiting":
@@ -352,9 +364,10 @@ class Supervisor:
         while not self._stopping.wait(_POLL_S):
             with self._guard:
                 for worker in self._workers:
-                    worker.step(self.folder)
+                    worker.step(self._warden.marks())
                 if time.monotonic() - last_trim > _HEALTHY_S:
                     last_trim = time.monotonic()
+                    self._written = []  # so that a damaged file is made good
                     for worker in self._workers:
                         worker.trim_log()
                 self._write_status()
@@ -362,12 +375,28 @@ class Supervisor:
     def _look(self) -> None:
         """Look, beside the watching, whether ready services still do their work."""
         while not self._stopping.wait(_LOOK_S):
+            self._warden.watch(child_environment())
+            self.end_stopped(time.monotonic())
             for worker in self._workers:
                 process = worker.process
                 if worker.state == "ready" and not self._stopping.is_set():
                     ailment = worker.service.ails()
                     with self._guard:
                         worker.told(process, ailment)
+
+    def end_stopped(self, now: float) -> None:
+        """End processes at any depth that a signal has stopped for a minute."""
+        stopped = [pid for pid in marked_processes(self.folder) if is_stopped(pid)]
+        self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
+        with self._guard:
+            for pid, since in self._stopped.items():
+                if now - since < _STOPPED_S:
+                    continue
+                for worker in self._workers:
+                    if worker.process is not None and worker.process.pid == pid:
+                        worker.ended_for = "was ended: a signal had stopped it for a minute"
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _write_status(self) -> None:
         # Contact changes all the time and lies in files of its own.
@@ -404,70 +433,116 @@ def program(name: str) -> str:
 
 
 def running_pid(folder: Path) -> int | None:
-    """Process id of the supervisor that runs on ``folder``, if one does."""
-    try:
-        with (folder / "supervisor.lock").open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(lock.read() or 0) or None
-    except FileNotFoundError:
-        pass
-    return None
+    """Process id of the supervisor that runs on ``folder``, if one does.
+
+    Where its lock file is lost or damaged it is found by the processes that it has started.
+    """
+    with contextlib.suppress(FileNotFoundError), (folder / "supervisor.lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = lock.read(32)
+            if text.isdigit():
+                return int(text)
+    return supervisor_of(folder)
 
 
-def stop_running(folder: Path, timeout_s: float = 60.0) -> bool:
-    """Ask the supervisor on ``folder`` to stop and wait for it; ``False`` when none runs.
+def stop_running(folder: Path, timeout_s: float = 60.0) -> Literal["supervisor", "orphans", ""]:
+    """Ask the supervisor on ``folder`` to stop, wait for it, and end what it may leave behind.
+
+    Returns:
+        What was there to end; ``orphans`` are processes whose supervisor was gone already.
 
     Raises:
-        ServiceError: It did not stop in time.
+        ServiceError: It did not stop in time, or belongs to another account.
     """
     pid = running_pid(folder)
     if pid is None:
-        return False
+        return "orphans" if end_processes(folder) else ""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+        try:
+            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGTERM)
+        except PermissionError:
+            raise ServiceError(
+                f"Expected process {pid}, which runs on {folder}, to be of this account, got one "
+                "of another; stop it from there."
+            ) from None
     deadline = time.monotonic() + timeout_s
     while running_pid(folder) == pid:
         if time.monotonic() > deadline:
             raise ServiceError(
                 f"Expected process {pid} to stop within {timeout_s:g} s, but it still runs; "
-                "end it with kill -9 and start again."
+                "end it with kill -9, which ends all that it has started."
             )
         time.sleep(_POLL_S)
-    return True
+    end_processes(folder)
+    return "supervisor"
 
 
 def read_status(folder: Path) -> list[ServiceStatus]:
-    """What the supervisor on ``folder`` last said of its services; empty when none ever ran."""
-    path = folder / "status.json"
-    if not path.exists():
-        return []
-    value = read_json(path)
-    statuses = [ServiceStatus(**entry) for entry in value] if isinstance(value, list) else []
+    """What runs on ``folder`` now, with what its supervisor last said of it.
+
+    Processes that were left behind by a supervisor that is gone are ``orphaned``. Empty when none
+    ever ran.
+    """
+    said = [replace(one, contact=Contact(folder / one.name).last_answered) for one in _said(folder)]
+    supervisor = running_pid(folder)
+    if supervisor is not None:
+        frozen = "its supervisor was stopped by a signal" if is_stopped(supervisor) else ""
+        return [replace(one, reason=_frozen(one) or frozen or one.reason) for one in said]
+    left = marked_processes(folder)
     statuses = [
-        replace(status, contact=Contact(folder / status.name).last_answered) for status in statuses
+        replace(one, state="orphaned", reason="its supervisor is gone; 'stop' ends it")
+        if one.pid in left
+        else replace(one, state="stopped", pid=None)
+        for one in said
     ]
-    if running_pid(folder) is None:
-        statuses = [replace(status, state="stopped", pid=None) for status in statuses]
+    for pid in left.keys() - {one.pid for one in said}:
+        statuses.append(
+            ServiceStatus(
+                name=f"process {pid}",
+                state="orphaned",
+                pid=pid,
+                restarts=0,
+                reason=f"its supervisor is gone; 'stop' ends it: {left[pid][:200]}",
+                log="",
+            )
+        )
     return statuses
 
 
-def run_until_signal(start: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Start, wait for SIGTERM or SIGINT, stop; call from the main thread.
+def _said(folder: Path) -> list[ServiceStatus]:
+    """What the supervisor wrote; nothing where that is absent or damaged, until it writes again."""
+    try:
+        value = read_json(folder / "status.json")
+        return [ServiceStatus(**entry) for entry in value] if isinstance(value, list) else []
+    except (DataError, TypeError, OSError):
+        return []
 
-    A signal during ``start`` interrupts it; signals during ``stop`` are ignored.
+
+def _frozen(status: ServiceStatus) -> str:
+    return "a signal has stopped it" if status.pid is not None and is_stopped(status.pid) else ""
+
+
+def run_until_signal(start: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Start, wait for SIGTERM, SIGINT or the terminal's end, stop; call from the main thread.
+
+    A signal during ``start`` interrupts it; signals during ``stop`` are ignored. SIGHUP, which
+    comes when the terminal closes, counts unless it is ignored already, as under ``nohup``.
     """
 
     def _interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         start()
         while True:
-            time.sleep(_HEALTHY_S)
+            time.sleep(1.0)  # where another thread got the signal, this one hears of it then
     except KeyboardInterrupt:
         pass
     finally:
@@ -478,54 +553,24 @@ def run_until_signal(start: Callable[[], None], stop: Callable[[], None]) -> Non
             signal.signal(number, handler)
 
 
-def marked_processes(folder: Path) -> dict[int, str]:
-    """Living processes that a supervisor on ``folder`` started, at any depth: id to command.
-
-    Those of this account alone, since anybody may put the mark into a process of their own.
-    """
-    wanted = f"{MARK}={folder}".encode()
-    found: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            own = entry.stat().st_uid == os.getuid()
-            if own and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-                found[int(entry.name)] = command.decode(errors="replace").strip()
-    return found
-
-
-def end_processes(folder: Path) -> int:
-    """End every process that a supervisor on ``folder`` left behind; returns how many."""
-    left = marked_processes(folder)
-    for number, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
-        for pid in marked_processes(folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        deadline = time.monotonic() + patience_s
-        while marked_processes(folder) and time.monotonic() < deadline:
-            time.sleep(_POLL_S / 4)
-    return len(left)
-
-
 def _take_lock(folder: Path) -> IO[str]:
     lock = (folder / "supervisor.lock").open("a+")
     deadline = time.monotonic() + 1.0  # a status command may hold the lock for a moment
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            other = supervisor_of(folder)  # one whose lock file was removed
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                lock.seek(0)
-                pid = lock.read()
-                lock.close()
-                raise ServiceError(
-                    f"Expected no other supervisor on {folder}, but process {pid} runs there; "
-                    "stop it first."
-                ) from None
-            time.sleep(_POLL_S / 4)
+            other = running_pid(folder) or 0
+        if other is None:
+            break
+        if time.monotonic() > deadline:
+            lock.close()
+            raise ServiceError(
+                f"Expected no other supervisor on {folder}, but process {other} runs there; "
+                "stop it first."
+            )
+        time.sleep(_POLL_S / 4)
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()

@@ -16,12 +16,13 @@ import numpy as np
 from client.home import ClientHome
 from client.policy import Caps
 from client.service import ClientService, init_client
+from server.control import OVER
 from server.driver import ATTEMPTS
 from server.home import ServerHome
 from server.registry import Registry, Round, SiteRound
 from server.results import RunResult
 from server.rounds import ANSWERED
-from server.service import OVER, ServerService, init_server
+from server.service import ServerService, init_server
 from server.watch import Report, watch_run
 from shared.config import RunConfig
 from shared.data.sources import Federation, SiteData

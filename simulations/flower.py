@@ -28,7 +28,8 @@ from shared.config import RunConfig
 from shared.data.sources import Federation, SiteData
 from shared.errors import ConfigError, FedlatentError, ServiceError
 from shared.files import sha256_hex, write_atomic, write_json
-from shared.supervisor import MARK, Service, Supervisor, child_environment, program
+from shared.processes import MARK
+from shared.supervisor import Service, Supervisor, child_environment, program
 from shared.toml import dumps
 from shared.wire import check_run_id
 from simulations.deployed import follow, node_data, node_policy, outcome, write_records

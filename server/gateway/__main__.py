@@ -14,6 +14,7 @@ from server.gateway.issued import Book
 from server.gateway.quiet import Quiet
 from server.home import ServerHome
 from server.settings import GatewayLimits, ServerSettings, load_settings
+from shared.processes import hang_up_is_terminate
 
 LOG = logging.getLogger("fedlatent.gateway")
 
@@ -95,6 +96,7 @@ def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description="Serve the fleet API of one federation.")
     parser.add_argument("--home", required=True)
+    hang_up_is_terminate()
     serve(ServerHome.find(parser.parse_args().home))
 
 

@@ -19,7 +19,8 @@ from typing import TextIO
 
 from server.service import free_port
 from shared.errors import ServiceError
-from shared.supervisor import MARK, child_environment, end_processes, marked_processes, program
+from shared.processes import MARK, end_processes, marked_processes
+from shared.supervisor import child_environment, program
 from shared.toml import dumps
 from simulations.bench.plain import Task
 from simulations.bench.remote import ONE_THREAD, export

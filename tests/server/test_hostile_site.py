@@ -30,10 +30,10 @@ from server.registry import Registry, SiteRound
 from server.service import ServerService, init_server
 from shared.config import RunConfig
 from shared.keys import generate_node_key
+from shared.processes import marked_processes
 from shared.records import ARRAYS, HEADER, METRICS, from_records, to_records
 from shared.schedule import phases
 from shared.signing import ReplySigner, digest_of, request_name
-from shared.supervisor import marked_processes
 from shared.wire import PROTOCOL, ReplyHeader, RequestHeader
 from tests.server.fleet import FleetNode, read_all
 from tests.server.services import RUN, Federation

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -11,10 +12,11 @@ from flwr.app import Context, RecordDict
 
 from server import app as installed
 from server import launcher
-from server.control import Control, RunState, Submission
+from server.control import RunState, Submission
 from server.home import HOME_VARIABLE, ServerHome
 from shared.config import RunConfig
 from shared.errors import ServiceError
+from shared.files import write_json
 from tests.client.test_launcher import hostile_app
 
 OURS = 7
@@ -58,13 +60,13 @@ def submit(
     submission = Submission(
         run_id="ours",
         config=RunConfig.parse({"name": "x", "data": {"name": "d", "shape": [2]}}, "t").to_json(),
-        state="open",
+        state=state,
         reason="",
         flower_runs=flower_runs,
         submitted="2026-01-01",
-        launched=1.0,
     )
-    return Control(home).close(submission, state, "")
+    write_json(home.run("ours") / "submission.json", asdict(submission))
+    return submission
 
 
 def run_as_flower_does(runtime: ModuleType, sent: bytes, flower_run: int = OURS) -> Context:

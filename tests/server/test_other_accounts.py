@@ -21,7 +21,8 @@ from server.control import FlowerRun
 from server.home import ServerHome
 from server.service import ServerService, init_server
 from shared.config import RunConfig
-from shared.supervisor import child_environment, marked_processes
+from shared.processes import marked_processes
+from shared.supervisor import child_environment
 from tests.server.services import RUN, Federation, until
 
 NOBODY = 65534

@@ -7,7 +7,6 @@ import http.client
 import os
 import signal
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,11 @@ import pytest
 from client.service import ClientService
 from server.home import ServerHome
 from server.registry import Registry
-from server.service import ServerService, init_server, is_lost, is_stopped
+from server.service import ServerService, init_server, is_lost
 from server.settings import load_settings
 from shared.config import RunConfig
 from shared.errors import ConfigError, ServiceError
-from shared.supervisor import MARK, end_processes, marked_processes
+from shared.processes import marked_processes
 from tests.server.services import RUN, Federation, until
 
 
@@ -111,24 +110,6 @@ def test_the_control_api_is_out_of_reach(federation: Federation) -> None:
         connection.request("POST", path, body=b"")
         assert connection.getresponse().status == 403
         connection.close()
-
-
-def test_a_server_app_that_stands_still_is_ended(tmp_path: Path) -> None:
-    """A process that a signal has stopped for a minute ends, so that its run is resumed."""
-    home = ServerHome(tmp_path / "server")
-    init_server(home, port=0)
-    service = ServerService(home)
-    command = ("/bin/sh", "-c", "sleep 300; :", "server.launcher serverapp")
-    with subprocess.Popen(command, env=os.environ | {MARK: str(home.services)}) as process:
-        service.end_stopped(0.0)
-        os.kill(process.pid, signal.SIGSTOP)
-        until(lambda: is_stopped(process.pid), 10)
-        service.end_stopped(100.0)
-        service.end_stopped(159.0)
-        assert process.poll() is None
-        service.end_stopped(160.0)
-        assert process.wait(10) == -signal.SIGKILL
-        end_processes(home.services)
 
 
 def test_a_second_server_in_the_home_is_refused(federation: Federation) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,11 @@ import pytest
 
 from shared.contact import Contact
 from shared.errors import ServiceError
+from shared.processes import MARK, TURN, end_processes, is_stopped, marked_processes
 from shared.supervisor import (
     FLOWER_ENVIRONMENT,
-    MARK,
     Service,
     Supervisor,
-    marked_processes,
     read_status,
     running_pid,
     stop_running,
@@ -156,38 +156,231 @@ def test_two_supervisors_do_not_share_a_folder(tmp_path: Path) -> None:
         assert len(marked_processes(tmp_path)) == 1
 
 
-def outside(folder: Path) -> subprocess.Popen[bytes]:
-    """A supervisor in a process of its own, as the command line runs it."""
+def outside(folder: Path, script: str = SLEEPER[-1], before: str = "") -> subprocess.Popen[bytes]:
+    """A supervisor in a process of its own, as the command line runs it; its service is up."""
     program = textwrap.dedent(
         f"""
         from pathlib import Path
         from shared.supervisor import Service, Supervisor, run_until_signal
-        service = Service(name="one", argv={SLEEPER!r})
+        service = Service(
+            name="one", argv=("/bin/sh", "-c", {script!r}), ready=lambda log: "up" in log
+        )
         supervisor = Supervisor(Path({str(folder)!r}), [service])
         run_until_signal(supervisor.start, supervisor.stop)
         """
     )
-    return subprocess.Popen([sys.executable, "-c", program])
+    process = subprocess.Popen([sys.executable, "-c", before + program])
+    until(lambda: read_status(folder) != [] and read_status(folder)[0].state == "ready")
+    return process
 
 
-def test_orphans_of_a_killed_supervisor_are_ended(tmp_path: Path) -> None:
-    """After kill -9 of a supervisor its services live on, until the next one starts."""
+def warden_of(folder: Path) -> int:
+    """The process that waits for the end of the supervisor on ``folder``; 0 for none."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        words = entry.read_bytes().split(b"\0")
+        if b"shared.processes" in words and os.fsencode(folder) in words:
+            return int(entry.parent.name)
+    return 0
+
+
+def test_all_end_with_a_killed_supervisor(tmp_path: Path) -> None:
+    """After kill -9 of a supervisor nothing goes on: no child, no session of its own, no sleeper.
+
+    A process that SIGSTOP keeps from hearing SIGTERM is no exception.
+    """
+    script = "trap '' HUP; setsid sleep 301 & sleep 302 & echo up; wait"
+    first = outside(tmp_path, script)
+    until(lambda: len(marked_processes(tmp_path)) == 3)
+    for pid, command in marked_processes(tmp_path).items():
+        if command == "sleep 302":
+            os.kill(pid, signal.SIGSTOP)
+    first.kill()
+    first.wait()
+    until(lambda: marked_processes(tmp_path) == {}, 30.0)
+    assert [one.state for one in read_status(tmp_path)] == ["stopped"]
+
+
+def test_a_warden_leaves_the_next_supervisor_alone(tmp_path: Path) -> None:
+    """What a new supervisor starts while the old one's warden still works goes on."""
     first = outside(tmp_path)
-    until(lambda: len(marked_processes(tmp_path)) == 1)
+    os.kill(warden := warden_of(tmp_path), signal.SIGSTOP)
     first.kill()
     first.wait()
     (orphan,) = marked_processes(tmp_path)
-    with Supervisor(tmp_path, [Service(name="one", argv=SLEEPER)]):
+    service = Service(name="one", argv=SLEEPER, ready=lambda log: "up" in log)
+    with Supervisor(tmp_path, [service]) as supervisor:
         (now,) = marked_processes(tmp_path)
         assert now != orphan
+        os.kill(warden, signal.SIGCONT)
+        until(lambda: not Path(f"/proc/{warden}").exists() or "Z" in state_of(warden))
+        assert list(marked_processes(tmp_path)) == [now]
+        assert supervisor.status()[0].restarts == 0
+
+
+def state_of(pid: int) -> str:
+    """The letter that the kernel has for the state of a process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_a_killed_warden_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another takes its place, and the services do not notice."""
+    monkeypatch.setattr("shared.supervisor._LOOK_S", 0.05)
+    with Supervisor(tmp_path, [Service(name="one", argv=SLEEPER)]) as supervisor:
+        before = warden_of(tmp_path)
+        os.kill(before, signal.SIGKILL)
+        until(lambda: warden_of(tmp_path) not in (before, 0))
+        assert supervisor.status()[0].restarts == 0
+
+
+def test_orphans_are_shown_and_ended(tmp_path: Path) -> None:
+    """Where the warden was killed as well, status shows what runs, and stop ends it."""
+    first = outside(tmp_path, "setsid sleep 301 & echo up; wait")
+    os.kill(warden_of(tmp_path), signal.SIGKILL)
+    first.kill()
+    first.wait()
+    assert running_pid(tmp_path) is None
+    shown = read_status(tmp_path)
+    assert [one.state for one in shown] == ["orphaned", "orphaned"]
+    assert {one.pid for one in shown} == set(marked_processes(tmp_path))
+    assert "sleep 301" in shown[1].reason
+    assert stop_running(tmp_path) == "orphans"
+    assert marked_processes(tmp_path) == {}
+    assert stop_running(tmp_path) == ""
+    assert [one.state for one in read_status(tmp_path)] == ["stopped"]
+
+
+@pytest.mark.parametrize("lock", [None, b"", b"junk\xff"])
+def test_a_lost_lock_file_hides_no_supervisor(tmp_path: Path, lock: bytes | None) -> None:
+    """A supervisor without a sound lock file is still found, respected and stopped."""
+    first = outside(tmp_path)
+    path = tmp_path / "supervisor.lock"
+    path.unlink() if lock is None else path.write_bytes(lock)
+    assert running_pid(tmp_path) == first.pid
+    assert [one.state for one in read_status(tmp_path)] == ["ready"]
+    with pytest.raises(ServiceError, match=f"process {first.pid} runs there"):
+        Supervisor(tmp_path, [Service(name="one", argv=SLEEPER)]).start()
+    stopper = threading.Thread(target=stop_running, args=(tmp_path,))
+    stopper.start()
+    assert first.wait(20) == 0
+    stopper.join(20)
+    assert marked_processes(tmp_path) == {}
+
+
+def test_a_damaged_status_file_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be read is no error, and is written anew."""
+    monkeypatch.setattr("shared.supervisor._HEALTHY_S", 0.05)
+    with Supervisor(tmp_path, [Service(name="one", argv=SLEEPER)]):
+        until(lambda: len(read_status(tmp_path)) == 1)
+        for junk in (b"", b"[{", b"[1]", b'[{"name": "one"}]', b"\xff"):
+            (tmp_path / "status.json").write_bytes(junk)
+            until(lambda: len(read_status(tmp_path)) == 1)
+
+
+def test_the_terminals_end_is_the_end(tmp_path: Path) -> None:
+    """SIGHUP stops a supervisor and its services as SIGTERM does; under nohup it does not."""
+    first = outside(tmp_path)
+    first.send_signal(signal.SIGHUP)
+    assert first.wait(20) == 0
+    assert marked_processes(tmp_path) == {}
+    deaf = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    second = outside(tmp_path, before=deaf)
+    second.send_signal(signal.SIGHUP)
+    second.send_signal(signal.SIGCONT)
+    time.sleep(0.5)
+    assert second.poll() is None
+    second.terminate()
+    assert second.wait(20) == 0
+
+
+def test_hanging_up_is_terminating() -> None:
+    """A process that has a way to end by SIGTERM takes it at SIGHUP, and dies of it if it has none.
+
+    One that ignores SIGHUP goes on doing so.
+    """
+    program = (
+        "import signal, sys, time; from shared.processes import hang_up_is_terminate; {}; "
+        "hang_up_is_terminate(); print('up', flush=True); time.sleep(300)"
+    )
+    for setting, status in (
+        ("pass", -signal.SIGTERM),
+        ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))", 7),
+        ("signal.signal(signal.SIGHUP, signal.SIG_IGN)", -signal.SIGKILL),
+    ):
+        argv = [sys.executable, "-c", program.format(setting)]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(signal.SIGHUP)
+            if "SIG_IGN" in setting:
+                time.sleep(0.3)
+                process.kill()
+            assert process.wait(10) == status
+
+
+def test_a_process_that_stands_still_is_ended(tmp_path: Path) -> None:
+    """A signal that has stopped a process for a minute ends it, at any depth; status says so."""
+    script = "sleep 301 & echo up; wait"
+    service = Service(
+        name="one",
+        argv=("/bin/sh", "-c", script),
+        ready=lambda log: "up" in log,
+        pause_s=(0.1, 0.1),
+    )
+    with Supervisor(tmp_path, [service]) as supervisor:
+        until(lambda: read_status(tmp_path) != [] and len(marked_processes(tmp_path)) == 2)
+        for pid in marked_processes(tmp_path):
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: all(is_stopped(pid) for pid in marked_processes(tmp_path)))
+        assert read_status(tmp_path)[0].reason == "a signal has stopped it"
+        before = set(marked_processes(tmp_path))
+        supervisor.end_stopped(100.0)
+        supervisor.end_stopped(159.0)
+        assert set(marked_processes(tmp_path)) == before
+        supervisor.end_stopped(160.0)
+        until(lambda: supervisor.status()[0].restarts == 1)
+        assert "a signal had stopped it" in supervisor.status()[0].reason
+        until(lambda: not before & set(marked_processes(tmp_path)))
+
+
+def test_a_frozen_supervisor_is_shown_and_stopped(tmp_path: Path) -> None:
+    """A supervisor that SIGSTOP holds is named as such, and stop reaches it."""
+    first = outside(tmp_path)
+    first.send_signal(signal.SIGSTOP)
+    until(lambda: is_stopped(first.pid))
+    assert read_status(tmp_path)[0].reason == "its supervisor was stopped by a signal"
+    stopper = threading.Thread(target=stop_running, args=(tmp_path,))
+    stopper.start()
+    assert first.wait(20) == 0
+    stopper.join(20)
+
+
+def test_what_is_started_meanwhile_is_ended_too(tmp_path: Path) -> None:
+    """A process that leaves a child while it is being ended leaves nothing."""
+    script = "trap 'sleep 303 & exit' TERM; echo up; while :; do sleep 0.1; done"
+    marks = {MARK: str(tmp_path), TURN: "0-x"}
+    argv = ("/bin/sh", "-c", script)
+    with subprocess.Popen(argv, env=os.environ | marks, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        reaper = threading.Thread(target=process.wait)
+        reaper.start()
+        assert end_processes(tmp_path, "1-y") == 0
+        assert end_processes(tmp_path, "0-x") >= 2
+        reaper.join(10)
+    assert marked_processes(tmp_path) == {}
 
 
 def test_a_running_supervisor_can_be_stopped_from_outside(tmp_path: Path) -> None:
     """One call ends a supervisor of another process with all its services."""
     assert not stop_running(tmp_path)
     process = outside(tmp_path)
-    until(lambda: running_pid(tmp_path) == process.pid)
-    until(lambda: len(marked_processes(tmp_path)) == 1)
+    assert running_pid(tmp_path) == process.pid
     waiter = subprocess.Popen(
         [
             sys.executable,

@@ -4,6 +4,7 @@ Real processes: SuperLink, SuperExec and gateway; SuperNode, SuperExec and resid
 site, all started by the command line, over TLS on loopback.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -24,7 +25,8 @@ from server.service import ServerService, init_server
 from shared.config import RunConfig
 from shared.data.sources import Federation
 from shared.privacy.plan import PrivacyPlan
-from shared.supervisor import end_processes, marked_processes, running_pid
+from shared.processes import end_processes, marked_processes
+from shared.supervisor import running_pid
 from simulations.deployed import init_node
 from simulations.federation import datasets, simulate
 from tests.simulations.support import answers, simulated_ledger, tiny_federation, tiny_run
@@ -65,7 +67,8 @@ class Machine:
         supervisor = running_pid(services)
         assert supervisor is not None
         for pid in [supervisor, *marked_processes(services)]:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the warden was faster
+                os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End whatever still runs."""

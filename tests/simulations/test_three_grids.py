@@ -11,7 +11,7 @@ from server.home import ServerHome
 from shared.config import RunConfig
 from shared.data.sources import Federation
 from shared.privacy.plan import PrivacyPlan
-from shared.supervisor import marked_processes
+from shared.processes import marked_processes
 from simulations.deployed import run_deployed
 from simulations.federation import Engine, Progress, Simulation, datasets, simulate
 from simulations.flower import run_on_flower
