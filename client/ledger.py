@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from client import chain
-from client.ledger_file import fail, prepare
+from client.journal import Receipt
+from client.ledger_file import REMEDY, fail, lost, prepare, told
 from shared.errors import BudgetExceeded, LedgerError, PolicyRefusal, ReleaseRefused, ServiceError
+from shared.files import telling
 from shared.privacy.accounting import GaussianEvent, epsilon_of, filter_order, pld_epsilon_of
 from shared.privacy.noise import RngName, sealed_key
 from shared.schedule import Kind
@@ -155,6 +157,7 @@ class Ledger:
         *,
         allow_simulation_rng: bool = False,
         person: Person | None = None,
+        traces: str | None = None,
     ) -> None:
         """Open the file, making it when absent.
 
@@ -166,9 +169,12 @@ class Ledger:
             allow_simulation_rng: for simulations: count seeded noise as if it were secret. Whoever
                 knows the seed can take such noise off, so it costs an infinite epsilon elsewhere.
             person: whose records these are, and what they may cost one of them.
+            traces: where something tells of a release: then no new file is made.
 
         Raises:
-            ServiceError: the file is no ledger, or of another version.
+            LedgerError: the file is damaged, or gone in spite of traces.
+            ServiceError: the file is of another version, or another process holds it.
+            StorageError: no room, no permission, a read-only or failing disk.
         """
         self._path = path
         self.dataset = dataset
@@ -177,16 +183,15 @@ class Ledger:
         self.allow_simulation_rng = allow_simulation_rng
         self._seen = (0, chain.GENESIS)
         self.person = person
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with telling():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                if traces is not None:
+                    raise lost(path, traces)
+                path.touch(0o600)
             with self._transaction() as connection:
-                prepare(connection, path)
-        except sqlite3.DatabaseError as error:
-            raise ServiceError(
-                f"Expected a privacy ledger at {path}, got a file SQLite cannot use ({error}); "
-                "restore its newest copy, never delete it."
-            ) from None
-        path.chmod(0o600)
+                prepare(connection, path, traces)
+            path.chmod(0o600)
 
     def open_run(self, run_id: str, config_digest: str, events: Iterable[GaussianEvent]) -> None:
         """Tie a run to its configuration, and check once that all of it fits the budget.
@@ -342,8 +347,7 @@ class Ledger:
                 states = {row["id"]: Payment(*row) for row in rows}
         except LedgerError as error:
             raise LedgerError(
-                f"{error} The file {self._path} was changed by hand or is damaged: restore its "
-                "newest whole copy, and see with 'fedlatent client ledger --verify'.",
+                f"{error} The file {self._path} was changed by hand or is damaged. {REMEDY}",
                 event=error.event,
                 entry=error.entry,
             ) from None
@@ -358,9 +362,12 @@ class Ledger:
 
         Raises:
             ServiceError: another request held the lock for ``timeout_s`` seconds.
+            StorageError: the lock's file cannot be opened.
         """
         end = time.monotonic() + timeout_s
-        with self._path.with_name(self._path.name + ".lock").open("w") as stream:
+        with telling():
+            stream = self._path.with_name(self._path.name + ".lock").open("w")
+        with stream:
             while True:
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -373,6 +380,27 @@ class Ledger:
                         ) from None
                 time.sleep(_LOCK_PAUSE_S)
             yield
+
+    def receipt(self, entry: Entry) -> Receipt:
+        """What the ledger has about an entry that its release does not tell."""
+        with self._connection() as connection:
+            run = connection.execute(
+                "SELECT config_digest FROM runs WHERE dataset = ? AND run_id = ?",
+                (self.dataset, entry.run_id),
+            ).fetchone()
+            order = connection.execute(
+                "SELECT alpha FROM orders WHERE dataset = ?", (self.dataset,)
+            ).fetchone()
+        return Receipt(
+            data=self.dataset,
+            request=entry.request_digest,
+            basis=entry.basis,
+            rng=entry.rng,
+            cap=entry.cap,
+            charged=entry.reserved_at,
+            config=run[0] if run else None,
+            order=order[0] if order else None,
+        )
 
     def entry(self, entry_id: int) -> Entry | None:
         """The entry with that number, or None."""
@@ -512,15 +540,19 @@ class Ledger:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
-        try:
+        """Open the file for a while; one that is gone is not made again."""
+        uri = f"{self._path.absolute().as_uri()}?mode=rw"
+        with (
+            told(self._path),
+            contextlib.closing(
+                sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None)
+            ) as connection,
+        ):
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA secure_delete = ON")  # an erased key is overwritten
             yield connection
-        finally:
-            connection.close()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -532,7 +564,8 @@ class Ledger:
                 yield connection
                 seen = chain.head(connection)
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # SQLite ends it on a full disk
+                    connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
             self._seen = seen
@@ -556,7 +589,7 @@ class Ledger:
         if row is None or row[0] != last:
             raise LedgerError(
                 f"Expected the ledger {self._path} to go on from event {seq}, got another or an "
-                "older file in its place; put the newest copy back and start the node again.",
+                f"older file in its place. {REMEDY}",
                 event=seq,
             )
 

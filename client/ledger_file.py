@@ -1,13 +1,27 @@
-"""The tables of the ledger's file, and how a file of an older release becomes one of this."""
+"""The ledger's file: its tables, how an older release's becomes one of this, what can be wrong."""
 
+import contextlib
+import errno
+import os
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from client import chain
-from shared.errors import ServiceError
+from shared.errors import FedlatentError, LedgerError, ServiceError, StorageError
+from shared.files import check_room
 
 VERSION = 2
+
+#: What to do about a ledger that is not the one that paid for what left.
+REMEDY = (
+    "Put back the newest ledger.db, from a time after that release, or let 'fedlatent client "
+    "ledger --rebuild' count again all that left; until then these records must take no part in "
+    "any run, in this home or another."
+)
+
+_ROOM = 65_536  # bytes that a transaction needs for its log and index, at least
 
 #: Why entries of version 1 that were never released fail: their noise had no key that was kept.
 UNSEALED = "begun under an older release, which kept no key to draw the same noise again"
@@ -62,10 +76,76 @@ FROM entries_1 ORDER BY id
 """
 
 
-def prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the tables of a new file, or bring those of version 1 up to date; in a transaction.
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn what SQLite says inside about the ledger at ``path`` into a sentence with its remedy.
 
     Raises:
+        LedgerError: the file is gone or damaged.
+        ServiceError: another process holds it.
+        StorageError: no room, no permission, a read-only or failing disk.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        found = _problem(error, path)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _problem(error: sqlite3.Error, path: Path) -> FedlatentError | None:
+    """None for what no state of the file explains."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF
+    ledger = f"the privacy ledger {path}"
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return ServiceError(
+            f"Expected {ledger} to be free, got another process that holds it; end that process, "
+            "and leave the files as they are."
+        )
+    if code == sqlite3.SQLITE_CANTOPEN and not path.exists():
+        return lost(path, "whatever it held")
+    if code in _STORAGE:
+        return StorageError.of(_cause(code, path), ledger)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):
+        return LedgerError(f"Expected {ledger} to be whole, got a damaged file ({error}). {REMEDY}")
+    return None
+
+
+_STORAGE = (
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR),
+)
+
+
+def _cause(code: int, path: Path) -> OSError:
+    """What the operating system has against the file, asked again, since SQLite does not say."""
+    if code == sqlite3.SQLITE_FULL:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    try:
+        if path.exists():
+            os.close(os.open(path, os.O_RDWR))
+        check_room(path.parent, _ROOM)
+    except OSError as error:
+        return error
+    return OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def lost(path: Path, told_by: str) -> LedgerError:
+    """The error about a ledger that is not there, beside what tells that it was."""
+    return LedgerError(f"Expected the privacy ledger {path} beside {told_by}, got none. {REMEDY}")
+
+
+def prepare(connection: sqlite3.Connection, path: Path, traces: str | None = None) -> None:
+    """Make the tables of a new file, or bring those of version 1 up to date; in a transaction.
+
+    Args:
+        connection: to the file.
+        path: the file.
+        traces: where something tells of a release, so that the file cannot be a new one.
+
+    Raises:
+        LedgerError: the file holds nothing, and there are traces.
         ServiceError: the file is of another version.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -74,6 +154,8 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
             f"Expected a ledger of version {VERSION} at {path}, got {version}; use the fedlatent "
             "release that wrote it."
         )
+    if version == 0 and traces is not None:
+        raise lost(path, traces)
     connection.execute(_ORDERS)
     if version == VERSION:
         return

@@ -13,7 +13,7 @@ from client.home import ClientHome, user_folder
 from client.ledger import Ledger, Person, Verified
 from client.node import Node, NoiseFactory
 from client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy, schema_of
-from client.reconcile import claims, expect_ledger, reconcile
+from client.reconcile import claims, reconcile, traces
 from client.release import ReleaseDoor
 from client.store import Store
 from shared.config import DataSection
@@ -21,7 +21,7 @@ from shared.data.dataset import Dataset
 from shared.data.readers import read
 from shared.data.sources import HEARTS_SCHEMA, hearts
 from shared.errors import ConfigError, DataError
-from shared.files import write_atomic
+from shared.files import telling, write_atomic
 from shared.privacy.selftest import check_random_numbers
 
 SIMULATION_VARIABLE = "FEDLATENT_SIMULATION"
@@ -125,24 +125,32 @@ def open_ledger(home: ClientHome, config: NodeConfig, records: int) -> tuple[Led
         records: number of normal records.
 
     Raises:
-        LedgerError: the ledger is missing, older than what left, or changed by hand.
-        ServiceError: the file is no ledger.
+        LedgerError: the ledger is missing, damaged, older than what left, or changed by hand.
+        ServiceError: another process holds it, or it is of another version.
+        StorageError: the ledger, or what tells of releases, cannot be read or written.
     """
-    policy = config.policy
     # Before the ledger, which is written first.
-    found = claims(home.release_journal, home.outbox, home.store)
-    expect_ledger(home.ledger, found)
-    ledger = Ledger(
-        home.ledger,
+    with telling():
+        found = claims(home)
+        told_by = traces(home, found)
+    ledger = ledger_at(home.ledger, config, records, told_by)
+    verified = ledger.verify()
+    reconcile(home.ledger, verified, found)
+    return ledger, verified
+
+
+def ledger_at(path: Path, config: NodeConfig, records: int, traces: str | None = None) -> Ledger:
+    """The ledger in a file, under the policy of a node; arguments and errors as of ``Ledger``."""
+    policy = config.policy
+    return Ledger(
+        path,
         config.data.name,
         policy.max_epsilon,
         policy.effective_delta(records),
         allow_simulation_rng=policy.allow_simulation_rng,
         person=persons_of(config),
+        traces=traces,
     )
-    verified = ledger.verify()
-    reconcile(home.ledger, verified, found)
-    return ledger, verified
 
 
 def partition_node(run_id: str, partition: int, flower_node: int) -> Node:

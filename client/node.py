@@ -60,6 +60,9 @@ from shared.wire import (
     unpack,
 )
 
+#: Weights, and an optimiser's two moments of each, kept beside the ones that leave.
+_STATES = 4
+
 NoiseFactory = Callable[[RunConfig, str, int, Kind, bytes | None], NoiseSource]
 
 
@@ -142,10 +145,24 @@ class Node:
         return self._summary(header, arrays, plan)
 
     def _reserve(
-        self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan, before: int | None
+        self,
+        header: RequestHeader,
+        arrays: Arrays,
+        plan: PrivacyPlan,
+        before: int | None,
+        nbytes: int,
     ) -> Reservation:
-        """Charge a request; ``before`` is the entry whose release the answer builds on, if any."""
+        """Charge a request, once there is room for what it will write.
+
+        Args:
+            header: of the request.
+            arrays: of the request.
+            plan: of the run.
+            before: the entry whose release the answer builds on, if any.
+            nbytes: of all that will be written.
+        """
         run = header.config
+        self.door.check_room(nbytes)
         self.ledger.open_run(header.run_id, run.digest(), plan.events())
         return self.ledger.reserve(
             header.run_id,
@@ -178,7 +195,7 @@ class Node:
         load_weights(model, asked.weights, whole=whole)
         set_prior(model, asked.prior(run))
         before = previous.entry if previous else None
-        reservation = self._reserve(header, arrays, plan, before)
+        reservation = self._reserve(header, arrays, plan, before, _STATES * _size(model))
         if reservation.state == "released":
             return self.door.replay(reservation)
         received = {k: v.clone() for k, v in tensors_of(model, ENCODER_PREFIX).items()}
@@ -225,7 +242,8 @@ class Node:
             radius = latent_radius(run, model.latent_dim)
         if kind == "threshold":
             before, center = self._own_center(header.run_id, radius)
-        reservation = self._reserve(header, arrays, plan, before)
+        nbytes = 8 * math.prod(spec.shape) + _STATES * _size(model)
+        reservation = self._reserve(header, arrays, plan, before, nbytes)
         if kind == "threshold":
             self._keep_site(header, model, asked, reservation)
         if reservation.state == "released":
@@ -300,3 +318,8 @@ class Node:
                 person_epsilon=self.ledger.person_epsilon() if persons else None,
             )
         )
+
+
+def _size(model: VAE) -> int:
+    """Bytes of all numbers of a model."""
+    return sum(value.nbytes for value in model.state_dict().values())

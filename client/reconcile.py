@@ -7,19 +7,15 @@ since would be forgotten, a repeated request would get other bytes for nothing, 
 go on from a state that nothing pays for.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from client.home import ClientHome
+from client.journal import logged_releases, read_journal
 from client.ledger import Payment, Verified
+from client.ledger_file import REMEDY
 from shared.errors import LedgerError
-
-_REMEDY = (
-    "Put back the newest ledger.db, from a time after that release; without it these records must "
-    "take no part in any run."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +35,32 @@ class Claim:
     sha256: str | None
 
 
-def claims(journal: Path, outbox: Path, store: Path) -> list[Claim]:
-    """Every release that journal, outbox and local state tell of, oldest line first."""
-    return [*_journal_claims(journal), *_outbox_claims(outbox), *_store_claims(store)]
-
-
-def read_journal(journal: Path) -> list[Mapping[str, Any]]:
-    """The lines of the release journal; empty objects for those that a crash cut short."""
-    if not journal.exists():
-        return []
-    # Not splitlines, which also ends a line inside of a text.
-    return [_object(line) for line in journal.read_text("utf-8", "replace").split("\n")]
-
-
-def expect_ledger(ledger: Path, found: list[Claim]) -> None:
-    """Refuse a home that has released something and has no ledger.
+def claims(home: ClientHome) -> list[Claim]:
+    """Every release that journal, outbox and local state tell of, oldest line first.
 
     Raises:
-        LedgerError: naming the file, the first release and what to do.
+        OSError: a file cannot be read.
     """
-    if found and not ledger.exists():
-        raise LedgerError(
-            f"Expected the privacy ledger {ledger} beside {len(found)} releases that "
-            f"{found[0].source} and others tell of, got none. {_REMEDY}"
-        )
+    found = (_journal_claims(home.release_journal), _outbox_claims(home.outbox))
+    return [*found[0], *found[1], *_store_claims(home.store)]
+
+
+def traces(home: ClientHome, found: list[Claim]) -> str | None:
+    """Where a home tells of a release, so that no new ledger may begin there; None if nowhere.
+
+    Args:
+        home: the home.
+        found: what ``claims`` gave.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if found:
+        return f"{len(found)} releases that {found[0].source} and others tell of"
+    if logged := logged_releases(home.release_log):
+        return f"{len(logged)} releases that {home.release_log} tells of"
+    site = next(home.store.glob("*/site.safetensors"), None)
+    return None if site is None else f"a finished run that {site} tells of"
 
 
 def reconcile(ledger: Path, verified: Verified, found: list[Claim]) -> None:
@@ -83,7 +81,7 @@ def reconcile(ledger: Path, verified: Verified, found: list[Claim]) -> None:
             raise LedgerError(
                 f"Expected the ledger {ledger} to hold entry {claim.entry} of run "
                 f"{claim.run_id!r}, which {claim.source} tells of, got {problem}: an older copy "
-                f"of the ledger was put back. {_REMEDY}",
+                f"of the ledger was put back. {REMEDY}",
                 entry=claim.entry,
             )
 
@@ -101,37 +99,27 @@ def _problem(claim: Claim, payment: Payment | None) -> str | None:
 
 
 def _journal_claims(journal: Path) -> Iterator[Claim]:
-    for number, facts in enumerate(read_journal(journal), 1):
-        entry = facts.get("entry")
-        if isinstance(entry, int):
-            yield Claim(
-                source=f"line {number} of {journal}",
-                entry=entry,
-                run_id=str(facts.get("run")),
-                sha256=str(facts.get("sha256")),
-            )
+    for number, sent in read_journal(journal).rows:
+        if sent.entry is not None:
+            source = f"line {number} of {journal}"
+            yield Claim(source=source, entry=sent.entry, run_id=sent.run, sha256=sent.sha256)
 
 
 def _outbox_claims(outbox: Path) -> Iterator[Claim]:
-    for path in sorted(outbox.glob("*/*.bin")):
-        # A payload is stored before its entry is marked; a crash between the two is no loss.
-        number = path.stem.rsplit("-", 1)[-1]
-        if number.isdecimal():
-            yield Claim(source=str(path), entry=int(number), run_id=path.parent.name, sha256=None)
+    # A payload is stored before its entry is marked; a crash between the two is no loss.
+    for number, path in numbered(outbox.glob("*/*.bin")):
+        yield Claim(source=str(path), entry=number, run_id=path.parent.name, sha256=None)
 
 
 def _store_claims(store: Path) -> Iterator[Claim]:
     # What an attempt left is drawn, too, and later rounds go on from it once its entry is released.
-    for path in sorted(store.glob("*/round-*.safetensors")):
+    for number, path in numbered(store.glob("*/round-*.safetensors")):
+        yield Claim(source=str(path), entry=number, run_id=path.parent.name, sha256=None)
+
+
+def numbered(paths: Iterable[Path]) -> Iterator[tuple[int, Path]]:
+    """Files whose name ends in the number of an entry, with it, in the order of their names."""
+    for path in sorted(paths):
         number = path.stem.rsplit("-", 1)[-1]
-        if number.isdecimal():
-            yield Claim(source=str(path), entry=int(number), run_id=path.parent.name, sha256=None)
-
-
-def _object(line: str) -> Mapping[str, Any]:
-    """The object of one line; nothing of one that a crash cut short."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        if number.isdecimal() and len(number) < 19:  # SQLite's largest
+            yield int(number), path

@@ -6,7 +6,6 @@ total: numbers that are not finite are clamped, so that no answer is refused for
 """
 
 import datetime
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -16,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from client.journal import Sent
 from client.ledger import Ledger, Reservation
-from shared.errors import FedlatentError, ProtocolError, ReleaseRefused
-from shared.files import append_line, sha256_hex, write_atomic
+from shared.errors import FedlatentError, ProtocolError, ReleaseRefused, StorageError
+from shared.files import append_line, check_room, sha256_hex, write_atomic
 from shared.models.base import ENCODER_PREFIX
 from shared.privacy.summaries import (
     DIAGONAL_KEY,
@@ -43,9 +43,14 @@ SUMMARY_KEYS: dict[Kind, tuple[str, ...]] = {
     "threshold": (HISTOGRAMS_KEY,),
 }
 
+STORAGE_SENTENCE = (
+    "Expected this site to have room and permission to write, got neither or one; ask its operator "
+    "to see the node's log, then resume the run."
+)
 INTERNAL_SENTENCE = "The node could not do this; its operator finds the reason in the node's log."
 
 _MAX_TEXT = 500
+_ROOM = 1 << 20  # bytes for the ledger, the logs and whatever surrounds an answer
 _KEY = object()
 _LOG = logging.getLogger(__name__)
 
@@ -110,6 +115,17 @@ class ReleaseDoor:
         self._site = site
         self._records = records
         self._allow_full = allow_full
+
+    def check_room(self, nbytes: int) -> None:
+        """See that a release can be written before it is charged.
+
+        Args:
+            nbytes: of the answer, and of whatever else the node keeps of it.
+
+        Raises:
+            OSError: no room, no permission or a read-only disk.
+        """
+        check_room(self._outbox, nbytes + _ROOM)
 
     def encoder(
         self,
@@ -192,7 +208,7 @@ class ReleaseDoor:
         if sha256_hex(payload) != entry.sha256:
             raise ReleaseRefused(
                 f"Expected the stored answer {self._path(entry).name} as it left, got other "
-                "bytes; restore the outbox or end the run."
+                "bytes; put that file back, or start a new run."
             )
         return payload
 
@@ -204,7 +220,12 @@ class ReleaseDoor:
             error: why not. Only the text of errors that are made to travel leaves.
         """
         code, text = "internal", INTERNAL_SENTENCE
-        if isinstance(error, FedlatentError) and error.travels:
+        if isinstance(error, OSError):
+            error = StorageError.of(error)
+        if isinstance(error, StorageError):
+            code, text = error.code, STORAGE_SENTENCE
+            _LOG.error("%s", error)
+        elif isinstance(error, FedlatentError) and error.travels:
             code, text = error.code, _one_line(str(error))
         else:
             _LOG.error("request failed inside the node", exc_info=error)
@@ -219,7 +240,10 @@ class ReleaseDoor:
             text=text,
         )
         payload = pack(header, {})
-        self._write_lines(header, payload, None, f"refused: {text}")
+        try:
+            self._write_lines(header, payload, None, f"refused: {text}")
+        except OSError as problem:  # nothing of the records leaves with a refusal
+            _LOG.error("%s", StorageError.of(problem))
         return Outgoing(payload, header, key=_KEY)
 
     def _release(
@@ -303,28 +327,29 @@ class ReleaseDoor:
             f"{len(payload)} bytes, sha256 {digest[:16]}"
             + (f", {spent} ({header.rng} random numbers)" if entry else "")
         )
-        record = {
-            "time": now,
-            "site": header.site,
-            "run": header.run_id,
-            "round": header.round,
-            "kind": header.kind,
-            "status": header.status,
-            "what": what,
-            "code": header.code,
-            "records": header.records,
-            "bytes": len(payload),
-            "sha256": digest,
-            "entry": entry.id if entry else None,
-            "epsilon": header.epsilon,
-            "delta": header.delta,
-            "noise_multiplier": header.noise_multiplier,
-            "sample_rate": header.sample_rate,
-            "steps": header.steps,
-            "rng": header.rng,
-        }
+        record = Sent(
+            time=now,
+            site=header.site,
+            run=header.run_id,
+            round=header.round,
+            kind=header.kind,
+            status=header.status,
+            what=what,
+            code=header.code,
+            records=header.records,
+            bytes=len(payload),
+            sha256=digest,
+            entry=entry.id if entry else None,
+            epsilon=header.epsilon,
+            delta=header.delta,
+            noise_multiplier=header.noise_multiplier,
+            sample_rate=header.sample_rate,
+            steps=header.steps,
+            rng=header.rng,
+            receipt=self._ledger.receipt(entry) if entry else None,
+        )
         append_line(self._log, line)
-        append_line(self._journal, json.dumps(record, allow_nan=False, ensure_ascii=False))
+        append_line(self._journal, record.model_dump_json())
 
 
 def clamped(array: np.ndarray) -> np.ndarray:

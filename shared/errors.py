@@ -5,7 +5,8 @@ Each class carries a stable ``code`` (used on the wire, in logs and in JSON outp
 what to do. They must never hold values of private records, since some of them travel.
 """
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Self
 
 
 class FedlatentError(Exception):
@@ -129,6 +130,41 @@ class LedgerError(ServiceError):
     def details(self) -> dict[str, object]:
         """Event and entry."""
         return {"event": self.event, "entry": self.entry}
+
+
+class StorageError(FedlatentError):
+    """The operating system does not let a file be written or read."""
+
+    code = "storage"
+    exit_code = 13
+
+    @classmethod
+    def of(cls, error: OSError, what: str | None = None) -> Self:
+        """Say which file an error of the operating system is about, and what to do.
+
+        Args:
+            error: of a file, not of a connection.
+            what: what it is about; by default, the file that the error names.
+        """
+        found, remedy = _REMEDIES.get(
+            error.errno or 0, (error.strerror or type(error).__name__, "see to that, then repeat")
+        )
+        name = what or str(error.filename or "a file")
+        return cls(f"Expected {name} to be usable, got {found}; {remedy}.")
+
+
+_FULL = ("no room for it", "make room, or raise the limit of this account, then repeat")
+_CLOSED = ("no permission", "give this account the right to it, then repeat")
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.EROFS: ("a read-only file system", "mount it for writing, then repeat"),
+    errno.EIO: ("an error of the disk", "check the disk, then repeat"),
+}
+"""What the operating system found, and what a person does about it, by the error's number."""
 
 
 class QuorumLost(FedlatentError):

@@ -1,18 +1,37 @@
-"""Files that are whole or absent: atomic writes, canonical JSON, digests."""
+"""Files that are whole or absent: atomic writes, whole lines, canonical JSON, digests."""
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from cryptography.hazmat.primitives import hashes
 
-from shared.errors import DataError
+from shared.errors import DataError, StorageError
+
+Line = TypeVar("Line")
 
 #: What `utc_text` gives, as a pattern.
 UTC_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """Turn what the operating system refuses inside into a sentence.
+
+    Raises:
+        StorageError: in place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError.of(error) from error
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -22,42 +41,128 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
         path: target file; its folder is made when absent.
         data: the whole content.
         mode: permission bits of the new file.
+
+    Raises:
+        OSError: naming ``path``, which is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
-    sync_folder(path.parent)
+    with _about(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(temporary).chmod(mode)
+            Path(temporary).replace(path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                Path(temporary).unlink()
+            raise
+        sync_folder(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line durably; a line that an earlier crash cut short is ended first.
+    """Append one line durably and whole, or not at all.
+
+    A line that an earlier crash cut short is ended first; one that the disk does not take whole is
+    taken back.
 
     Raises:
-        OSError: the line could not be written whole, as on a full disk.
+        OSError: naming ``path``, which is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    data = line.replace("\n", " ").replace("\r", " ").encode() + b"\n"
+    with _about(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # what is taken back must be one's own
+            size = os.fstat(descriptor).st_size
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            try:
+                _write_all(descriptor, b"\n" * torn + data)
+                os.fsync(descriptor)
+            except BaseException:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """A disk that fills up takes a part first, and says so only when it is asked again."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Let an error of the operating system name the file that it is about."""
     try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        text = line.replace("\n", " ").replace("\r", " ")
-        data = b"\n" * torn + text.encode() + b"\n"
-        written = os.write(descriptor, data)
-        os.fsync(descriptor)
-        if written != len(data):
-            raise OSError(f"Expected to append {len(data)} bytes to {path}, got {written} written.")
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def check_room(folder: Path, nbytes: int) -> None:
+    """See that so many bytes can be written into ``folder`` now; nothing of them stays.
+
+    Raises:
+        OSError: naming ``folder``: it is full, read-only or not this account's.
+    """
+    with _about(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            os.posix_fallocate(stream.fileno(), 0, nbytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines(Generic[Line]):
+    """What a file of JSON lines holds.
+
+    Attributes:
+        rows: number in the file and content of each whole line.
+        torn: how many other lines there are: cut short by a crash, or damaged.
+    """
+
+    rows: tuple[tuple[int, Line], ...]
+    torn: int
+
+    @property
+    def values(self) -> list[Line]:
+        """The contents, in order."""
+        return [value for _, value in self.rows]
+
+
+def read_lines(path: Path, made: Callable[[dict[str, Any]], Line]) -> Lines[Line]:
+    """Read the lines that ``append_line`` wrote; none of an absent file.
+
+    Args:
+        path: the file.
+        made: makes the object of a line into its content; raises ValueError, TypeError or KeyError
+            where it is not whole.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with _about(path):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return Lines(rows=(), torn=0)
+    rows: list[tuple[int, Line]] = []
+    torn = 0
+    # Not splitlines, which also ends a line inside of a text.
+    for number, line in enumerate(data.split(b"\n"), 1):
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise TypeError(type(value))
+            rows.append((number, made(value)))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            torn += bool(line.strip())
+    return Lines(rows=tuple(rows), torn=torn)
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from client.edge.runtime import EdgeModel
 from client.export import export_site
 from client.home import ClientHome
+from client.journal import read_journal
 from server.export import export_global
 from server.home import ServerHome
 from server.watch import Report, watch_run
@@ -186,15 +187,15 @@ def run_demo(
 
 def site_report(name: str, home: ClientHome) -> SiteReport:
     """What a node's own release journal says left the building."""
-    lines = [json.loads(line) for line in home.release_journal.read_text().splitlines()]
-    sent = [line for line in lines if line["status"] == "ok"]
+    lines = read_journal(home.release_journal).values
+    sent = [line for line in lines if line.status == "ok"]
     if not sent:
         raise DataError(f"Expected releases in {home.release_journal}, got none.")
     return SiteReport(
         name=name,
-        records=int(sent[-1]["records"]),
-        epsilon=sent[-1]["epsilon"],
-        bytes_left=sum(int(line["bytes"]) for line in lines),
+        records=sent[-1].records or 0,
+        epsilon=sent[-1].epsilon,
+        bytes_left=sum(line.bytes for line in lines),
         releases=len(sent),
     )
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Message
@@ -26,8 +26,7 @@ from server.results import RunResult
 from shared.config import RunConfig
 from shared.data.dataset import Dataset
 from shared.data.sources import Federation
-from shared.errors import DataError
-from shared.files import append_line
+from shared.files import append_line, read_lines
 from shared.records import LocalRecords, from_records, to_records
 from shared.schedule import Kind, phase_of, phases, training_round
 from shared.wire import EXTRA_PREFIXES, Arrays, ReplyHeader, RequestHeader, unpack
@@ -286,23 +285,15 @@ def simulate(
 def read_history(path: Path) -> list[RoundFacts]:
     """The facts of all phases in order; of a phase that was done twice, the last.
 
-    Raises:
-        DataError: a line is not what was written.
+    A line that a kill cut short is left out; its phase was done again.
     """
-    found: dict[int, RoundFacts] = {}
-    lines = path.read_text().splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut short by a kill; the phase was done again
-        try:
-            spread = values["loss_spread"]
-            facts = RoundFacts(**{**values, "loss_spread": tuple(spread) if spread else None})
-        except (TypeError, KeyError) as error:
-            raise DataError(f"Expected facts of a round in {path}, got others: {error}.") from None
-        found[facts.number] = facts
+    found = {facts.number: facts for facts in read_lines(path, _facts).values}
     return [found[number] for number in sorted(found)]
+
+
+def _facts(values: dict[str, Any]) -> RoundFacts:
+    spread = values["loss_spread"]
+    return RoundFacts(**{**values, "loss_spread": tuple(spread) if spread else None})
 
 
 class _Observer:

@@ -27,6 +27,7 @@ SHARES: Mapping[Kind, int] = {
 }
 """How many of 25 faults are of each kind."""
 
+KEEPERS = ("supervisor", "warden")
 SIGNALS = ("KILL", "TERM", "HUP", "STOP")
 CLOCKS = ("+3600", "-3600", "-300")  # seconds
 DAMAGES = ("cut", "emptied", "junk", "gone")
@@ -160,7 +161,7 @@ def _cards(kind: Kind) -> list[Fault]:
 
 def _signals() -> Iterator[tuple[str, str, str]]:
     for host, roles in ROLES.items():
-        for role, signal in itertools.product((*roles, "supervisor"), SIGNALS):
+        for role, signal in itertools.product((*roles, *KEEPERS), SIGNALS):
             for side in (SERVER,) if host == "server" else HONEST:
                 yield side, role, signal
 

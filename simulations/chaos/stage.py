@@ -28,7 +28,8 @@ from shared.config import RunConfig
 from shared.data.sources import HEARTS_SCHEMA, hearts
 from shared.errors import FedlatentError, ServiceError
 from shared.files import read_json
-from shared.supervisor import MARK, child_environment, marked_processes
+from shared.processes import MARK, marked_processes
+from shared.supervisor import child_environment
 from simulations.chaos import hostile
 from simulations.chaos.line import Line
 from simulations.chaos.means import Means
@@ -45,7 +46,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "server": ("superlink", "superexec", "gateway", "serverapp"),
     "node": ("resident", "supernode", "superexec", "clientapp"),
 }
-"""Kinds of processes below each kind of supervisor."""
+"""Kinds of processes below each kind of supervisor; beside it each has a warden."""
 
 _COMMANDS = {
     "superlink": "launcher superlink",
@@ -139,16 +140,19 @@ class Side:
             )
 
     def pids(self, role: str) -> list[int]:
-        """Its processes of one kind, the supervisor included; oldest first."""
+        """Its processes of one kind, supervisor and warden included; oldest first."""
         if role == "supervisor":
             return [self.process.pid] if self.process is not None and self.alive() else []
+        if role == "warden":
+            return _wardens(self.services)
         wanted = _COMMANDS[role]
         found = marked_processes(self.services).items()
         return sorted(pid for pid, command in found if wanted in command)
 
     def everyone(self) -> list[int]:
         """All its processes, the supervisor first."""
-        return [*self.pids("supervisor"), *marked_processes(self.services)]
+        own = (*self.pids("supervisor"), *self.pids("warden"))
+        return [*own, *marked_processes(self.services)]
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all its processes."""
@@ -331,3 +335,14 @@ class Stage:
         for side in self.sides.values():
             for pid, command in marked_processes(side.services).items():
                 yield f"{side.name}: process {pid} ({command[:80]}) with {MARK} lives on"
+
+
+def _wardens(folder: Path) -> list[int]:
+    """Processes that wait for the end of a supervisor on a folder; they bear no mark."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            words = path.read_bytes().split(b"\0")
+            if b"shared.processes" in words and os.fsencode(folder) in words:
+                found.append(int(path.parent.name))
+    return sorted(found)

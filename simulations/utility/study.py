@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from shared.files import append_line
+from shared.files import append_line, read_lines
 from simulations.utility import methods
 from simulations.utility.methods import DATA_SETS, FEDERATED, LEVERS, PUBLIC
 
@@ -92,13 +92,7 @@ def run_study(
 
 def rows(out: Path) -> list[dict[str, Any]]:
     """The results so far; a line that a kill cut short is left out."""
-    path, found = out / RESULTS, []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    return read_lines(out / RESULTS, dict[str, Any]).values
 
 
 def _main_jobs(sets: Sequence[str], seed: int) -> Iterator[Job]:

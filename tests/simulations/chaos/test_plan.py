@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 
-from simulations.chaos.plan import SHARES, SIGNALS, Fault, deal
+from simulations.chaos.plan import KEEPERS, SHARES, SIGNALS, Fault, deal
 from simulations.chaos.stage import ROLES
 
 
@@ -33,7 +33,7 @@ def test_two_hundred_faults_send_every_signal_to_every_kind_of_process() -> None
     assert sent == {
         (role, host == "server", number)
         for host, roles in ROLES.items()
-        for role in (*roles, "supervisor")
+        for role in (*roles, *KEEPERS)
         for number in SIGNALS
     }
 
