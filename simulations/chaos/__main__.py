@@ -24,9 +24,7 @@ from simulations.chaos.storm import Storm
 _MINUTE = 60.0
 
 
-def weather(
-    folder: Path, *, seed: int, faults: int, limit_s: float, deadline_s: float, patience_s: float
-) -> Report:
+def weather(folder: Path, *, seed: int, faults: int, limit_s: float) -> Report:
     """One storm on a new stage in ``folder``, and its report.
 
     Args:
@@ -34,23 +32,15 @@ def weather(
         seed: of the faults, the records and the runs.
         faults: how many.
         limit_s: how long it may take; then fewer faults are struck.
-        deadline_s: of each phase of a run.
-        patience_s: how long getting well may take after each volley.
     """
     began = time.monotonic()
     with Stage(folder, seed, Means.here(folder)) as stage:
-        storm = Storm(
-            stage=stage,
-            seed=seed,
-            count=faults,
-            deadline_s=deadline_s,
-            patience_s=patience_s,
-            limit_s=limit_s,
-        )
+        storm = Storm(stage=stage, seed=seed, count=faults, limit_s=limit_s)
         storm.rage()
         return make(
             seed=seed,
             seconds=time.monotonic() - began,
+            deadline_s=stage.deadline_s,
             struck=storm.struck,
             runs=storm.runs,
             refusals=storm.refusals,
@@ -70,8 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=120.0, help="Most that it may take.")
-    parser.add_argument("--deadline", type=float, default=15.0, help="Seconds of a phase.")
-    parser.add_argument("--patience", type=float, default=180.0, help="Seconds to get well.")
     parser.add_argument("--out", type=Path, help="JSON file of the report.")
     parser.add_argument("--keep", type=Path, help="Folder of the homes; else a temporary one.")
     options = parser.parse_args(arguments)
@@ -82,8 +70,6 @@ def main(arguments: list[str] | None = None) -> int:
         seed=options.seed,
         faults=options.faults,
         limit_s=options.minutes * _MINUTE,
-        deadline_s=options.deadline,
-        patience_s=options.patience,
     )
     if options.out is not None:
         write_json(options.out, json.loads(json.dumps(report)))

@@ -64,7 +64,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
 }
 
 _T = TypeVar("_T")
-_MOST = 3  # faults at once
+_AT_ONCE = (2, 4)
 _HOLD_S = (2.0, 5.0)
 _DELAY_S = (0.0, 2.0)
 
@@ -107,19 +107,19 @@ class Fault:
 
 
 def deal(seed: int, without: Collection[str] = ()) -> Iterator[list[Fault]]:
-    """Volleys of one to three faults at once, for ever; kinds ``without`` are left out.
+    """Volleys of up to four faults at once, for ever; kinds ``without`` are left out.
 
     Damage to a file comes alone, since what is said about it must be about it.
     """
     draw = random.Random(seed)
     volley: list[Fault] = []
-    wanted = draw.randint(1, _MOST)
+    wanted = draw.randint(*_AT_ONCE)
     for fault in _faults(draw, [kind for kind in SHARES if kind not in without]):
         alone = fault.kind == "file"
         fits = len(volley) < wanted and not alone and all(_apart(fault, one) for one in volley)
         if volley and not fits:
             yield volley
-            volley, wanted = [], draw.randint(1, _MOST)
+            volley, wanted = [], draw.randint(*_AT_ONCE)
         if alone:
             yield [fault]
         else:

@@ -11,6 +11,7 @@ def make(
     *,
     seed: int,
     seconds: float,
+    deadline_s: float,
     struck: Sequence[Mapping[str, Any]],
     runs: Sequence[Mapping[str, Any]],
     refusals: Sequence[Mapping[str, Any]],
@@ -31,6 +32,7 @@ def make(
     return {
         "seed": seed,
         "seconds": seconds,
+        "deadline_s": deadline_s,
         "faults": len(struck),
         "violations": list(violations),
         "runs": list(runs),
@@ -54,6 +56,7 @@ def table(report: Report) -> str:
     lines += [
         "",
         f"Seed {report['seed']}: {report['faults']} faults in {report['seconds']:.0f} s, "
+        f"phases of at most {report['deadline_s']:.0f} s, "
         f"{len(report['runs'])} runs with {report['pauses']} pauses, "
         f"{len(report['refusals'])} damages refused in words, "
         f"{report['temporary_files']} temporary files left, "

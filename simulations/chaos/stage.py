@@ -60,6 +60,8 @@ _COMMANDS = {
 _COMMAND = ("-m", "cli.main")
 _ROUNDS = 8
 _BEATS = 300
+_DEADLINE_COMMANDS = 6.0
+_LEAST_DEADLINE_S = 8.0
 _POLL_S = 0.2
 _RESTART_S = 1.0  # an init's pause before it starts a service again
 _START_S = 120.0
@@ -210,12 +212,16 @@ class Stage:
             folder: empty or absent; short, since sockets lie below it.
             seed: of the lines and the records.
             means: what this machine lets us do.
+
+        Once entered, ``deadline_s`` is what a phase may take here: so many times what one command
+        of Flower's took, since a phase starts such processes, too, and a machine may be busy.
         """
         self.folder = folder
         self.means = means
         self.sides: dict[str, Side] = {}
         self.lines: dict[str, Line] = {}
         self.control = Control(ServerHome(folder / SERVER))
+        self.deadline_s = 0.0
         self._seed = seed
         self._stack = contextlib.ExitStack()
 
@@ -286,8 +292,11 @@ class Stage:
         self._await(self.server)
         for side in self.nodes():
             side.start()
+        began = time.monotonic()
         for side in self.nodes():
             self.control.admit(side.name, ClientHome(side.home).node_public_key)
+        command_s = (time.monotonic() - began) / len(NODES)
+        self.deadline_s = max(_LEAST_DEADLINE_S, _DEADLINE_COMMANDS * command_s)
         for side in self.nodes():
             self._await(side)
 

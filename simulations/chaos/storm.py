@@ -19,6 +19,7 @@ from simulations.chaos.invariants import Witness
 from simulations.chaos.plan import Fault, deal
 from simulations.chaos.stage import HOSTILE, NODES, Stage, run_config
 
+_PATIENCE_DEADLINES = 15.0
 _POLL_S = 0.25
 _OPERATE_S = 1.0
 _WORDS_S = 40.0  # for a damaged file to be got over, or to be complained about
@@ -37,8 +38,6 @@ class Storm:
         stage: entered.
         seed: of the faults.
         count: how many to strike.
-        deadline_s: of each phase; a site that is killed may cost as much.
-        patience_s: how long getting well may take.
         limit_s: how long all of it may take; then fewer faults are struck.
         struck: each fault with what came of it.
         runs: each run with the sentences with which it paused.
@@ -49,8 +48,6 @@ class Storm:
     stage: Stage
     seed: int
     count: int
-    deadline_s: float
-    patience_s: float
     limit_s: float
     struck: list[Told] = field(default_factory=list)
     runs: list[Told] = field(default_factory=list)
@@ -65,6 +62,11 @@ class Storm:
         )
         self._run = ""
         self._operated = 0.0
+
+    @property
+    def patience_s(self) -> float:
+        """How long getting well may take: a run resumed twice, with two attempts each time."""
+        return _PATIENCE_DEADLINES * self.stage.deadline_s
 
     def rage(self) -> None:
         """Strike all faults, then let the last run come to its end."""
@@ -178,7 +180,7 @@ class Storm:
         """Whether a run has begun a phase and has a few more to do."""
         rows = [row for row in self._rounds() if row[0] == self._run]
         done = sum(row[2] == "complete" for row in rows)
-        wanted = len(phases(run_config(self.seed, self.deadline_s)))
+        wanted = len(phases(run_config(self.seed, self.stage.deadline_s)))
         return bool(self._run) and len(rows) > done and done <= wanted - _LEAST_PHASES
 
     def _operate(self) -> None:
@@ -192,7 +194,7 @@ class Storm:
                 self._close_run()
                 number = len(self.runs) + 1
                 self.stage.control.submit(
-                    run_config(self.seed + number, self.deadline_s), f"chaos-{number}"
+                    run_config(self.seed + number, self.stage.deadline_s), f"chaos-{number}"
                 )
                 self._run = f"chaos-{number}"
                 self.runs.append({"run": self._run, "pauses": [], "state": "open"})

@@ -14,9 +14,7 @@ FAULTS = 40
 def test_forty_faults_violate_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Runs go on or pause with a sentence; ledgers, logs, registry and checkpoints agree."""
     folder: Path = tmp_path_factory.mktemp("storm")
-    report = weather(
-        folder, seed=15, faults=FAULTS, limit_s=600.0, deadline_s=15.0, patience_s=180.0
-    )
+    report = weather(folder, seed=15, faults=FAULTS, limit_s=600.0)
     print(table(report))
     assert report["violations"] == []
     assert report["faults"] == FAULTS
