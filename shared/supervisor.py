@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -192,8 +192,9 @@ class _Worker:
         now = time.monotonic()
         if self.process is None:
             if now >= self.next_start:
-                self.restarts += 1
+                self.next_start = now + self.service.pause_s[0]  # should it not come that far
                 self.spawn(marks)
+                self.restarts += 1
         elif (status := self.process.poll()) is not None:
             self.process = None
             self.failures = 1 if now - self.started > _HEALTHY_S else self.failures + 1
@@ -260,6 +261,7 @@ class Supervisor:
         self._warden = Warden(folder)
         self._stopped: dict[int, float] = {}  # processes that stand still, and since when
         self._written: list[ServiceStatus] = []
+        self._troubles: set[str] = set()
 
     def __enter__(self) -> Self:
         """Start everything."""
@@ -363,14 +365,29 @@ class Supervisor:
         last_trim = time.monotonic()
         while not self._stopping.wait(_POLL_S):
             with self._guard:
-                for worker in self._workers:
-                    worker.step(self._warden.marks())
-                if time.monotonic() - last_trim > _HEALTHY_S:
+                due = time.monotonic() - last_trim > _HEALTHY_S
+                if due:
                     last_trim = time.monotonic()
                     self._written = []  # so that a damaged file is made good
-                    for worker in self._workers:
-                        worker.trim_log()
-                self._write_status()
+                for worker in self._workers:
+                    with self._enduring(worker.service.name):
+                        worker.step(self._warden.marks())
+                        if due:
+                            worker.trim_log()
+                with self._enduring("status.json"):
+                    self._write_status()
+
+    @contextlib.contextmanager
+    def _enduring(self, what: str) -> Iterator[None]:
+        """Go on watching where a file cannot be written, as on a full disk; said once a kind."""
+        try:
+            yield
+        except OSError as error:
+            trouble = f"supervisor of {self.folder}: {what}: {error.strerror}"
+            if trouble not in self._troubles:
+                self._troubles.add(trouble)
+                with contextlib.suppress(OSError):
+                    print(trouble, file=sys.stderr, flush=True)
 
     def _look(self) -> None:
         """Look, beside the watching, whether ready services still do their work."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -113,7 +113,6 @@ class Side:
     process: "subprocess.Popen[bytes] | None" = None
     held: bool = False
     due: float = 0.0
-    ends: list[int] = field(default_factory=list)
 
     @property
     def is_server(self) -> bool:
@@ -263,7 +262,6 @@ class Stage:
             if side.held or side.alive():
                 continue
             if side.process is not None and side.due == 0.0:
-                side.ends.append(side.process.returncode)
                 side.due = now + _RESTART_S
             elif now >= side.due:
                 side.due = 0.0
