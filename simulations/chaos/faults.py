@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from simulations.chaos.hostile import LIE
+from simulations.chaos.hostile import lie_of
 from simulations.chaos.line import State
 from simulations.chaos.means import full, set_clock, unwritable
 from simulations.chaos.plan import Fault, Kind
@@ -107,7 +107,7 @@ def _line(stage: Stage, fault: Fault, wound: Wound) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lie(stage: Stage, fault: Fault, wound: Wound) -> Iterator[None]:
-    path = stage.sides[fault.side].home / LIE
+    path = lie_of(stage.sides[fault.side].home)
     path.write_text(fault.how)
     yield
     path.unlink()

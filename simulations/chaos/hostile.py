@@ -1,8 +1,8 @@
 """A node whose answers are false, signed all the same with the key that its site was admitted with.
 
 `python -m simulations.chaos.hostile --home DIR` is `client.service` but for its resident, which
-reads before each answer what it shall send from the file ``lie`` of its home, and sends the truth
-where there is none. What its own ledger and log hold stays true; the server gets something else.
+reads with each answer what it shall send from a file beside its home, and sends the truth where
+there is none. What its own ledger and log hold stays true; the server gets something else.
 """
 
 import argparse
@@ -29,9 +29,6 @@ from shared.wire import Arrays, ReplyHeader, RequestHeader, pack, unpack
 MODULE = "simulations.chaos.hostile"
 """Of this file, for ``python -m``."""
 
-LIE = "lie"
-"""File of the home that names what the next answers are."""
-
 _SILENT_S = 15.0  # longer than a phase
 
 _ARRAYS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -46,6 +43,11 @@ _BYTES: Mapping[str, Callable[[bytes], bytes]] = {
     "torn": lambda data: data[: len(data) // 2],
 }
 LIES = (*_ARRAYS, *_BYTES, "silent", "false-count", "another-site")
+
+
+def lie_of(home: Path) -> Path:
+    """The file, beside a node's home, that names what its next answers are."""
+    return home.with_name(f"{home.name}.lie")
 
 
 class HostileService(ClientService):
@@ -88,7 +90,7 @@ def _lying(home: Path) -> None:
     def answer(node: Node, watchdog: Watchdog, data: bytes, border: Border | None = None) -> bytes:
         payload = truth(node, watchdog, data, border)
         try:
-            lie = (home / LIE).read_text()
+            lie = lie_of(home).read_text()
         except FileNotFoundError:
             return payload
         try:

@@ -41,7 +41,8 @@ class Excuses:
     Attributes:
         lines: sites whose release log was damaged.
         basis: sites whose records or state were damaged, which makes a repetition another charge.
-        lineage: runs whose checkpoints were damaged, after which phases are done over.
+        lineage: runs whose checkpoints or registry were damaged, after which phases are done over
+            or not told of.
         lies: sites, each with a run in which it sent something else than what its log says.
     """
 
@@ -211,12 +212,12 @@ class Witness:
             (row for row in registry["rounds"] if row["run_id"] == run), key=lambda r: r["number"]
         )
         complete = [row["number"] for row in rows if row["status"] == "complete"]
-        if complete != list(range(1, len(complete) + 1)):
+        newest, excused = max(checkpoints, default=0), run in self.excuses.lineage
+        if complete != list(range(1, len(complete) + 1)) and not excused:
             yield f"{run}: the registry has phases {complete} as complete"
-        newest = max(checkpoints, default=0)
-        if len(complete) < newest:
+        if len(complete) < newest and not excused:
             yield f"{run}: {newest} phases are in the checkpoint, {len(complete)} in the registry"
-        if run not in self.excuses.lineage and run not in {one for _, one in self.excuses.lies}:
+        if not excused and run not in {one for _, one in self.excuses.lies}:
             yield from self._lineage(run, checkpoints, registry)
         status = next((row["status"] for row in registry["runs"] if row["id"] == run), None)
         if status == "complete":
@@ -234,7 +235,10 @@ class Witness:
             if entry.get("kind") != "train" or done - 1 not in checkpoints:
                 continue
             parts = [checkpoints[done - 1][1]]
-            for site in _counted(registry, run, done):
+            sites = _counted(registry, run, done)
+            if not self.excuses.basis.isdisjoint(sites):
+                continue
+            for site in sites:
                 replies = list(self.nodes[site].glob(f"outbox/{run}/train-{done:06d}-*.bin"))
                 if len(replies) != 1:
                     yield f"{run}: {site} keeps {len(replies)} replies of round {done}, not one"

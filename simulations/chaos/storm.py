@@ -139,7 +139,7 @@ class Storm:
             now = replace(now, lines=now.lines | {fault.side})
         if fault.kind == "file" and fault.what.startswith(_BASIS):
             now = replace(now, basis=now.basis | {fault.side})
-        if fault.kind == "file" and "checkpoints" in fault.what:
+        if fault.kind == "file" and ("checkpoints" in fault.what or fault.what == "registry.db"):
             now = replace(now, lineage=now.lineage | {self._run})
         self._witness.excuses = now
 
