@@ -6,12 +6,8 @@ between node and server is said in one sentence with the remedy.
 """
 
 import argparse
-import datetime
-import email.utils
-import http.client
 import secrets
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Mapping
@@ -22,12 +18,20 @@ from cryptography import x509
 
 from client.home import HOME_VARIABLE, ClientHome
 from client.policy import NodeConfig
-from client.tls import Identity, context_for, identity_of
+from client.preflight import (
+    NO_CERTIFICATE,
+    ServerAway,
+    certificate_problem,
+    preflight,
+    split_address,
+)
+from client.tls import identity_of
 from shared import flower
-from shared.contact import Contact
+from shared.contact import Contact, Silence
 from shared.errors import ConfigError, ServiceError
 from shared.files import write_atomic
 from shared.keys import SigningKey, check_private, generate_node_key
+from shared.proxies import proxy_environment
 from shared.sockets import check_folder, prepare_socket
 from shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
 from shared.toml import dumps
@@ -37,20 +41,14 @@ NOT_ADMITTED = (
     "which ends within half a minute; if it goes on, send {key} to the operator to be admitted"
 )
 
-NO_CERTIFICATE = (
-    "Expected the server to take this node's certificate, got a refusal; ask the operator for a "
-    "certificate of this site's key and run 'fedlatent client certificate FILE'."
-)
-
-_CONNECT_S = 10.0
-_ALERT_S = 2.0
 _POLL_S = 0.2
+<<<<<<< HEAD
 _QUIET_S = 90.0  # both give a sign of life every few seconds
+=======
+_QUIET_S = 90.0  # SuperNode gives a sign of life each half a minute, SuperExec each second
+_SIGN_S = 10.0  # for the next sign, as after all of us were stopped for a while
+>>>>>>> ops
 _AWAY_S = 30.0  # how long a node waits at its start for a server that does not answer
-_AHEAD_S = 4.0  # the server accepts signatures from up to 5 s in its future
-_BEHIND_S = 280.0  # and from up to 305 s in its past
-_EXPIRED = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED
-_WRONG_HOST = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
 
 
 def init_client(
@@ -101,115 +99,6 @@ def init_client(
     write_atomic(home.superexec_secret, secrets.token_hex(32).encode(), 0o600)
     write_atomic(home.config, text.encode(), 0o600)
     return config
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Take ``host:port`` apart.
-
-    Raises:
-        ConfigError: It is not of that form.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"Expected a server address as host:port, got {address!r}; correct it.")
-    return host.strip("[]"), int(port)
-
-
-class ServerAway(ServiceError):
-    """Nobody answers at the server's address, at least not now."""
-
-
-def preflight(address: str, ca_certificate: Path, identity: Identity | None = None) -> None:
-    """Try the way to the server: reachable, the right certificate, clocks that agree.
-
-    Args:
-        address: ``host:port`` of the gateway.
-        ca_certificate: PEM file of the federation's authority.
-        identity: This node's own certificate and key, where it has one.
-
-    Raises:
-        ServerAway: No answer.
-        ServiceError: Saying what else is wrong and what to do.
-    """
-    host, port = split_address(address)
-    context = context_for(ca_certificate, identity)
-    connection = http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=context)
-    try:
-        connection.request("GET", "/")
-        date = connection.getresponse().headers.get("date")
-    except ssl.SSLCertVerificationError as error:
-        raise ServiceError(_certificate_problem(error, address, ca_certificate)) from None
-    except (OSError, http.client.HTTPException) as error:
-        if _lacks_certificate(host, port, context):
-            raise ServiceError(NO_CERTIFICATE) from None
-        raise ServerAway(
-            f"Expected the server at {address} to answer, got {type(error).__name__}; "
-            "check the address and the network, and whether the server runs."
-        ) from None
-    finally:
-        connection.close()
-    _check_clock(date)
-
-
-def _lacks_certificate(host: str, port: int, context: ssl.SSLContext) -> bool:
-    """Whether the server refuses this node's certificate, or the lack of one.
-
-    It says so after the handshake, or ends the line there without a word, as asyncio's TLS does; a
-    server that takes the node waits for its request, which is not sent here.
-    """
-    try:
-        with (
-            socket.create_connection((host, port), timeout=_ALERT_S) as plain,
-            context.wrap_socket(plain, server_hostname=host) as line,
-        ):
-            return _ended(line)
-    except ssl.SSLError as error:
-        return "CERTIFICATE" in (error.reason or "")
-    except OSError:
-        pass
-    return False
-
-
-def _ended(line: ssl.SSLSocket) -> bool:
-    """Whether the other side ends the line before it was asked for anything."""
-    try:
-        return line.recv(1) == b""
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
-
-
-def _certificate_problem(
-    error: ssl.SSLCertVerificationError, address: str, ca_certificate: Path
-) -> str:
-    if error.verify_code in _EXPIRED:
-        return (
-            f"Expected a certificate of the server at {address} that is valid now, got one that "
-            "is not; set this machine's clock, or have the operator restart the server to renew it."
-        )
-    if error.verify_code in _WRONG_HOST:
-        return (
-            f"Expected a certificate that names {address}, got one for other names; use a name "
-            "that the server was set up with, or have the operator add this one."
-        )
-    return (
-        f"Expected the server at {address} to have a certificate from the authority in "
-        f"{ca_certificate}, got another; it is the wrong server or the wrong ca.crt, so ask the "
-        "operator and compare fingerprints."
-    )
-
-
-def _check_clock(date: str | None) -> None:
-    if date is None:
-        return
-    there = email.utils.parsedate_to_datetime(date)
-    ahead = (datetime.datetime.now(datetime.UTC) - there).total_seconds() - 1.0  # whole seconds
-    if not -_BEHIND_S < ahead < _AHEAD_S:
-        raise ServiceError(
-            f"Expected this machine's clock to agree with the server's, got {ahead:+.0f} s; "
-            "set it, since the server refuses requests from another time."
-        )
 
 
 class ClientService:
@@ -307,6 +196,9 @@ class ClientService:
         launcher = (sys.executable, "-P", "-m", "client.launcher")
         variables = {HOME_VARIABLE: str(home.root)}
         secret = ("--superexec-auth-secret-file", str(home.superexec_secret))
+        silence = {
+            name: Silence(Contact(home.services / name)) for name in ("supernode", "superexec")
+        }
         resident = Service(
             name="resident",
             argv=(sys.executable, "-m", "client.resident", "--home", str(home.root)),
@@ -323,13 +215,13 @@ class ClientService:
                 *("--isolation", "process", *secret),
                 *("--node-config", f'socket={_quoted(home.socket)} site="{self.site}"'),
             ),
-            env=variables,
+            env=variables | proxy_environment(),
             ready=lambda log: "SuperNode ID:" in log,
             required=False,
-            diagnose=lambda log: diagnose_supernode(log, home.node_public_key),
+            diagnose=lambda log: diagnose_supernode(log, home, self.address),
             pause_s=(1.0, 10.0),
-            ails=lambda: Contact(home.services / "supernode").ailment(_QUIET_S),
-            patience_s=0.0,
+            ails=lambda: silence["supernode"].ailment(_QUIET_S),
+            patience_s=_SIGN_S,
         )
         superexec = Service(
             name="superexec",
@@ -340,20 +232,20 @@ class ClientService:
             env=variables,
             ready=lambda log: "Starting Flower SuperExec" in log,
             required=False,
-            ails=lambda: Contact(home.services / "superexec").ailment(_QUIET_S),
-            patience_s=0.0,
+            ails=lambda: silence["superexec"].ailment(_QUIET_S),
+            patience_s=_SIGN_S,
         )
         return [resident, supernode, superexec]
 
 
-def diagnose_supernode(log: str, public_key: Path) -> str:
+def diagnose_supernode(log: str, home: ClientHome, address: str) -> str:
     """Say in one sentence why a SuperNode ended, from what it printed."""
     if "code: 2004" in log:
-        return NOT_ADMITTED.format(key=public_key)
+        return NOT_ADMITTED.format(key=home.node_public_key)
     if "CERTIFICATE_REQUIRED" in log.upper().replace(" ", "_"):
         return NO_CERTIFICATE
     if "CERTIFICATE_VERIFY_FAILED" in log:
-        return "the server's certificate is not from the authority in ca.crt; get the right ca.crt"
+        return certificate_problem(log, address, home.ca_certificate)
     if "401" in log or "Invalid SuperNode authentication" in log:
         return "the server refused this node's signature; check the clock and the admission"
     lines = [line.strip() for line in log.splitlines() if line.strip()]

@@ -30,7 +30,7 @@ from server.home import HOME_VARIABLE, ServerHome
 from server.registry import Registry
 from server.settings import ServerSettings, load_settings, save_settings
 from shared import flower
-from shared.contact import Contact
+from shared.contact import Contact, Silence
 from shared.errors import FedlatentError, ServiceError
 from shared.keys import SigningKey
 from shared.processes import marked_processes
@@ -44,6 +44,7 @@ UNANSWERED = "it does not answer any more"
 
 _PROBE_S = 2.0
 _QUIET_S = 60.0  # SuperExec asks for tasks several times a second
+_SIGN_S = 10.0  # for its next sign of life, as after all of us were stopped for a while
 _WATCH_S = 1.0
 _LOST_S = 4.0  # a run without a process for so long is looked at
 _ASK_S = 5.0  # least time between two questions to the SuperLink
@@ -176,6 +177,7 @@ class ServerService:
             diagnose=_diagnose,
             ails=lambda: "" if _healthy(home.link_socket) else UNANSWERED,
         )
+        silence = Silence(Contact(home.services / "superexec"))
         superexec = Service(
             name="superexec",
             argv=(
@@ -184,8 +186,8 @@ class ServerService:
             ),
             env=variables,
             ready=lambda log: "Starting Flower SuperExec" in log,
-            ails=lambda: Contact(home.services / "superexec").ailment(_QUIET_S),
-            patience_s=0.0,
+            ails=lambda: silence.ailment(_QUIET_S),
+            patience_s=_SIGN_S,
         )
         answers = _answers(home, self.settings.port, "GET", "/", 403, self.settings.host)
         gateway = Service(

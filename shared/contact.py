@@ -61,16 +61,29 @@ class Contact:
         except FileNotFoundError:
             return None
 
-    def silence_s(self) -> float:
-        """Seconds since the last try; 0 before the first."""
-        tried = self.last_tried
-        return 0.0 if tried is None else max(0.0, time.time() - tried)
-
-    def ailment(self, most_s: float) -> str:
-        """What ails a process that asks its peer at least each ``most_s``; empty for nothing."""
-        silence = self.silence_s()
-        return f"it has asked its peer for nothing for {silence:.0f} s" if silence > most_s else ""
-
     def forget_tries(self) -> None:
         """Begin anew, as for a process that starts."""
         (self.folder / "contact.tried").unlink(missing_ok=True)
+
+
+@dataclass
+class Silence:
+    """Whether a process asks its peer as often as it should, seen from its supervisor.
+
+    What counts is how long its note has not changed, by a clock that nobody sets.
+
+    Attributes:
+        contact: Of the process.
+    """
+
+    contact: Contact
+    _note: float | None = None
+    _since: float = field(default_factory=time.monotonic)
+
+    def ailment(self, most_s: float) -> str:
+        """What ails a process that asks at least each ``most_s`` seconds; empty for nothing."""
+        note, now = self.contact.last_tried, time.monotonic()
+        if note is None or note != self._note:
+            self._note, self._since = note, now
+        silence = now - self._since
+        return f"it has asked its peer for nothing for {silence:.0f} s" if silence > most_s else ""

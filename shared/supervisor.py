@@ -35,6 +35,7 @@ from shared.processes import (
     marked_processes,
     supervisor_of,
 )
+from shared.proxies import without_proxies
 
 FLOWER_ENVIRONMENT: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -424,8 +425,13 @@ class Supervisor:
 
 
 def child_environment() -> dict[str, str]:
-    """Our environment without Flower's variables, with our programs and packages findable."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
+    """Our environment without Flower's variables or a proxy, our programs and packages findable.
+
+    What we start meets on Unix sockets and loopback; a node's link to its server gets its proxy by
+    ``shared.proxies.proxy_environment``.
+    """
+    environment = without_proxies(os.environ)
+    environment = {key: value for key, value in environment.items() if not key.startswith("FLWR_")}
     programs = str(Path(sys.executable).parent)
     packages = str(Path(__file__).resolve().parent.parent)
     environment["PATH"] = os.pathsep.join([programs, environment.get("PATH", os.defpath)])

@@ -2,6 +2,8 @@
 
 import contextlib
 import http.server
+import select
+import socket
 import ssl
 import threading
 import time
@@ -11,19 +13,15 @@ from pathlib import Path
 import pytest
 
 from client.home import ClientHome
-from client.service import (
-    ClientService,
-    diagnose_supernode,
-    init_client,
-    preflight,
-    split_address,
-)
+from client.preflight import ServerAway, preflight, split_address
+from client.service import ClientService, diagnose_supernode, init_client
 from client.tls import identity_of
 from server.authority import create_authority, issue_certificate, issue_client_certificate
 from server.home import ServerHome
 from shared.errors import ConfigError, ServiceError
 
 DATA = {"path": "beats.npz", "schema": {"name": "beats", "shape": [8]}}
+FAILED = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
 POLICY = {"max_epsilon": 4.0}
 
 
@@ -150,6 +148,94 @@ def test_a_silent_address_is_said(authority: ServerHome) -> None:
         preflight("127.0.0.1:1", authority.ca_certificate)
 
 
+class _Proxy(http.server.BaseHTTPRequestHandler):
+    """Takes CONNECT and leads to where the server's ``place`` says, or refuses with its status."""
+
+    def do_CONNECT(self) -> None:
+        """Connect both sides."""
+        self.server.asked.append((self.path, self.headers.get("Proxy-Authorization")))  # type: ignore[attr-defined]
+        self.send_response_only(self.server.status)  # type: ignore[attr-defined]
+        self.end_headers()
+        if self.server.status != 200:  # type: ignore[attr-defined]
+            return
+        with socket.create_connection(("127.0.0.1", self.server.place)) as there:  # type: ignore[attr-defined]
+            ends = {self.connection: there, there: self.connection}
+            while True:
+                readable, _, _ = select.select(list(ends), [], [], 10)
+                for end in readable:
+                    data = end.recv(65536)
+                    if not data:
+                        return
+                    ends[end].sendall(data)
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.HTTPServer]:
+    """A forward proxy that the environment names."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+    made.daemon_threads = True
+    made.asked, made.status, made.place = [], 200, 0  # type: ignore[attr-defined]
+    thread = threading.Thread(target=made.serve_forever, args=(0.05,))
+    thread.start()
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@127.0.0.1:{made.server_port}")
+    yield made
+    made.shutdown()
+    made.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (200, None, ""),
+        (403, ServiceError, "lead to the server at far.example:8443, got 403"),
+        (502, ServerAway, "got 502 Bad Gateway; check whether the server runs"),
+    ],
+)
+def test_the_way_leads_through_the_proxy(
+    tmp_path: Path,
+    proxy: http.server.HTTPServer,
+    status: int,
+    error: type[ServiceError] | None,
+    words: str,
+) -> None:
+    """Where the environment names a forward proxy the node is checked through it, as it joins."""
+    far = ServerHome(tmp_path / "far")
+    far.create()
+    create_authority(far)
+    issue_certificate(far, ["far.example"])
+    with serving(far, "127.0.0.1") as server:
+        proxy.status, proxy.place = status, server.server_port  # type: ignore[attr-defined]
+        if error is None:
+            preflight("far.example:8443", far.ca_certificate)
+        else:
+            with pytest.raises(error, match=words):
+                preflight("far.example:8443", far.ca_certificate)
+    asked, password = proxy.asked[0]  # type: ignore[attr-defined]
+    assert asked == "far.example:8443"
+    assert password == "Basic bWU6c2VjcmV0"
+
+
+def test_a_proxy_that_is_away_is_named(
+    authority: ServerHome,
+    server: http.server.HTTPServer,
+    proxy: http.server.HTTPServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that NO_PROXY or loopback puts beside the proxy is reached without it."""
+    preflight(f"127.0.0.1:{server.server_port}", authority.ca_certificate)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    with pytest.raises(ServerAway, match=r"the proxy 127\.0\.0\.1:1 to lead to .* got Conn"):
+        preflight("127.0.0.2:1", authority.ca_certificate)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+    with pytest.raises(ServerAway, match=r"the server at 127\.0\.0\.2:1 to answer"):
+        preflight("127.0.0.2:1", authority.ca_certificate)
+    assert proxy.asked == []  # type: ignore[attr-defined]
+
+
 def test_a_node_is_set_up_once(authority: ServerHome, tmp_path: Path) -> None:
     """A new home has its configuration, private keys and the authority; it is never overwritten."""
     home = ClientHome(tmp_path / "node")
@@ -233,7 +319,11 @@ def test_malformed_addresses_are_refused(address: str) -> None:
     ("log", "sentence"),
     [
         ("ERROR : Exit Code: 305\n[code: 2004] Failed to activate SuperNode.\n", "admitted"),
-        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "authority in ca.crt"),
+        (f"{FAILED}: self-signed certificate in certificate chain", "wrong ca.crt"),
+        (f"{FAILED}: certificate has expired", "has ended by this machine's clock"),
+        (f"{FAILED}: certificate is not yet valid", "begins later by this machine's clock"),
+        (f"{FAILED}: Hostname mismatch, certificate is not valid for 'fed'.", "names fed:8443"),
+        (f"{FAILED}: IP address mismatch, certificate is not valid for", "names fed:8443"),
         (
             "ssl.SSLError: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert",
             "client certificate",
@@ -244,4 +334,4 @@ def test_malformed_addresses_are_refused(address: str) -> None:
 )
 def test_supernode_ends_are_explained(log: str, sentence: str) -> None:
     """What a SuperNode printed becomes one sentence with a remedy where one is known."""
-    assert sentence in diagnose_supernode(log, Path("node.pub"))
+    assert sentence in diagnose_supernode(log, ClientHome(Path("node")), "fed:8443")

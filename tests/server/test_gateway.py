@@ -22,7 +22,7 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from client.service import preflight
+from client.preflight import preflight
 from server.authority import create_authority, issue_client_certificate, probe_context
 from server.control import Control
 from server.gateway.connections import network_of

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.contact import Contact
+from shared.contact import Contact, Silence
 from shared.errors import ServiceError
 from shared.processes import MARK, TURN, end_processes, is_stopped, marked_processes
 from shared.supervisor import (
@@ -471,10 +471,19 @@ def test_the_last_contact_is_shown(tmp_path: Path) -> None:
         assert before <= contact <= time.time()
         until(lambda: read_status(tmp_path) != [])
         assert read_status(tmp_path)[0].contact == contact
-    past = time.time() - 90.0
-    os.utime(tmp_path / "one" / "contact.tried", (past, past))
-    assert Contact(tmp_path / "one").silence_s() == pytest.approx(90.0, abs=5.0)
-    with Supervisor(tmp_path, [service]):
-        assert Contact(tmp_path / "one").silence_s() < 30.0
     assert Contact(tmp_path / "two").last_answered is None
-    assert Contact(tmp_path / "two").silence_s() == 0.0
+
+
+def test_silence_is_measured_by_a_clock_that_nobody_sets(tmp_path: Path) -> None:
+    """A note of another time is a sign of life as any; one that stays the same is none."""
+    contact = Contact(tmp_path)
+    silence = Silence(contact)
+    assert silence.ailment(0.0) == ""
+    contact.tried()
+    for moment in (time.time() - 9e4, time.time() + 9e4):  # the clock is set back and forward
+        os.utime(tmp_path / "contact.tried", (moment, moment))
+        assert silence.ailment(60.0) == ""
+    time.sleep(0.05)
+    assert "for nothing for 0 s" in silence.ailment(0.02)
+    contact.forget_tries()
+    assert silence.ailment(0.02) == ""

@@ -1,0 +1,85 @@
+"""The forward proxy that the environment names, as Flower's HTTP client takes it.
+
+Our own processes meet on Unix sockets and on loopback, where no proxy has a place: only a node's
+link to its server may need one, and gets these variables.
+"""
+
+import base64
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
+
+from shared.errors import ConfigError
+
+_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proxy:
+    """A forward proxy.
+
+    Attributes:
+        scheme: ``http`` for one that is asked to CONNECT.
+        host: Its name or address.
+        port: Its port.
+        headers: What it is sent beside the address, such as a password.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    headers: Mapping[str, str]
+
+
+def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment whose process goes through no proxy."""
+    return {key: value for key, value in environment.items() if key.lower() not in _NAMES}
+
+
+def proxy_environment() -> dict[str, str]:
+    """Our own proxy variables for a child that may need them; loopback is never among them.
+
+    Ranges of IPv6 addresses, at which Flower's HTTP client fails, are left out; it knows no ranges.
+    """
+    found = {scheme: value for scheme, value in getproxies_environment().items() if value}
+    exempt = [name.strip() for name in found.pop("no", "").split(",")]
+    exempt = [name for name in exempt if name and not (":" in name and "/" in name)]
+    exempt = [name.strip("[]") for name in exempt]
+    wanted = ("http", "https", "all")
+    chosen = {f"{scheme}_proxy": found[scheme] for scheme in wanted if scheme in found}
+    if not chosen:
+        return {}
+    names = ",".join(dict.fromkeys([*exempt, *_LOOPBACK]))
+    variables = chosen | {"no_proxy": "*" if "*" in exempt else names}
+    return variables | {key.upper(): value for key, value in variables.items()}
+
+
+def proxy_for(host: str) -> Proxy | None:
+    """The proxy on the way to an HTTPS server; None where the way is direct.
+
+    Raises:
+        ConfigError: The environment names one that Flower's HTTP client does not take.
+    """
+    variables = proxy_environment()
+    text = variables.get("https_proxy") or variables.get("all_proxy")
+    if not text or proxy_bypass(host, {"no": variables["no_proxy"]}):
+        return None
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        port = parts.port or 80
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    socks = parts.scheme in ("socks5", "socks5h") and importlib.util.find_spec("socksio")
+    if not parts.hostname or (parts.scheme not in ("http", "https") and not socks):
+        raise ConfigError(
+            "Expected a proxy of the form http://host:port in HTTPS_PROXY, got "
+            f"{parts.scheme or 'something else'}; correct it, or name the server in NO_PROXY."
+        )
+    headers = {}
+    if parts.username is not None:
+        words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["Proxy-Authorization"] = "Basic " + base64.b64encode(words.encode()).decode()
+    return Proxy(scheme=parts.scheme, host=parts.hostname, port=port, headers=headers)
