@@ -42,12 +42,8 @@ NOT_ADMITTED = (
 )
 
 _POLL_S = 0.2
-<<<<<<< HEAD
 _QUIET_S = 90.0  # both give a sign of life every few seconds
-=======
-_QUIET_S = 90.0  # SuperNode gives a sign of life each half a minute, SuperExec each second
 _SIGN_S = 10.0  # for the next sign, as after all of us were stopped for a while
->>>>>>> ops
 _AWAY_S = 30.0  # how long a node waits at its start for a server that does not answer
 
 
