@@ -276,9 +276,9 @@ def _print_verified(book: "Ledger", verified: "Verified", *, as_json: bool) -> N
 
 def _print_rebuilt(made: "Rebuilt", config: "NodeConfig", *, as_json: bool) -> None:
     if as_json:
-        facts = {"released": made.released, "failed": made.failed, "dearest": made.dearest}
-        facts |= {"epsilon": _finite(made.epsilon), "said": _finite(made.said)}
-        print_json(facts | {"kept": str(made.kept) if made.kept else None})
+        counts = {"released": made.released, "failed": made.failed, "dearest": made.dearest}
+        spent = {"epsilon": _finite(made.epsilon), "said": _finite(made.said)}
+        print_json({**counts, **spent, "kept": str(made.kept) if made.kept else None})
         return
     out.print(
         f"made again: {made.released} releases and {made.failed} charges that count without one, "
@@ -289,7 +289,7 @@ def _print_rebuilt(made: "Rebuilt", config: "NodeConfig", *, as_json: bool) -> N
         f"{made.said:.4f}"
     )
     if made.kept:
-        out.print(escaped(f"the former ledger lies in {made.kept}"), soft_wrap=True)
+        out.print(f"the former ledger lies in {made.kept}", markup=False, soft_wrap=True)
 
 
 def _print_ledger_json(book: "Ledger", records: int) -> None:

@@ -13,19 +13,34 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives import hashes, hmac
 
+from shared.errors import DataError
 from shared.files import canonical_json, write_atomic
 
 SALT_BYTES = 32
 
 
 def load_salt(path: Path) -> bytes:
-    """The random key in a file of mode 0600, made when the file is absent."""
+    """The random key in a file of mode 0600, made when the file is absent.
+
+    Raises:
+        DataError: the file holds no such key.
+    """
     try:
-        return bytes.fromhex(path.read_text("ascii"))
+        text = path.read_bytes()
     except FileNotFoundError:
         salt = secrets.token_bytes(SALT_BYTES)
         write_atomic(path, salt.hex().encode(), 0o600)
         return salt
+    try:
+        salt = bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        salt = b""
+    if len(salt) != SALT_BYTES:
+        raise DataError(
+            f"Expected a key of {SALT_BYTES} bytes in {path}, got something else; put a copy of it "
+            "back, or remove it: then what was charged and has not left is charged once more."
+        )
+    return salt
 
 
 def basis_of(salt: bytes, records: np.ndarray, before: int | None) -> str:

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +25,32 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data sets at {folder}; set FEDLATENT_DATA to their folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """A test that leaves threads at work or a signal handler behind fails, and no later one.
+
+    Threads in the background may wait for ever, but not those of a pool: Python waits for them at
+    its end, and what they do, such as drawing random numbers, happens in other tests.
+    """
+    handlers, before = _handlers(), set(threading.enumerate())
+    yield
+    changed = [number for number, handler in _handlers().items() if handler != handlers[number]]
+    for number in changed:
+        signal.signal(number, handlers[number])
+    deadline = time.monotonic() + 10.0
+    while left := [one.name for one in threading.enumerate() if one not in before and _works(one)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    assert not changed, "a signal handler was left behind"
+    assert not left, "threads were left behind"
+
+
+def _handlers() -> dict[int, object]:
+    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _works(thread: threading.Thread) -> bool:
+    return not thread.daemon or thread.name.startswith("ThreadPoolExecutor")

@@ -19,7 +19,7 @@ from client.ledger import Entry, Ledger
 from client.node import Node
 from client.release import STORAGE_SENTENCE, Outgoing
 from client.service import init_client
-from shared.errors import LedgerError, ServiceError, StorageError
+from shared.errors import DataError, LedgerError, ServiceError, StorageError
 from shared.privacy.accounting import GaussianEvent
 from tests.client.support import request, tiny_node, tiny_run, weights_of
 from tests.shared.test_files import most_bytes
@@ -218,3 +218,17 @@ def test_a_home_in_use_sends_nobody_to_a_second_ledger(tmp_path: Path) -> None:
             policy={},
         )
     assert "other records" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [b"", b"\xff" * 64, b"ab", b"00" * 33])
+def test_a_damaged_key_of_digests_is_a_sentence_and_no_weaker_key(
+    tmp_path: Path, key: bytes
+) -> None:
+    """A node with a cut, emptied or replaced key does not start, and keeps its ledger."""
+    node = tiny_node(tmp_path, RUN)
+    answered(node)
+    ClientHome(tmp_path).salt.write_bytes(key)
+    with pytest.raises(DataError, match="32 bytes"):
+        tiny_node(tmp_path, RUN)
+    ClientHome(tmp_path).salt.unlink()
+    assert len(tiny_node(tmp_path, RUN).ledger.entries()) == 1

@@ -223,7 +223,7 @@ class _NeverThere:
     """A Runtime API in which one reply was announced and none of its objects ever comes."""
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
+        self.asked, self.gone = threading.Event(), threading.Event()
 
     def PullMessages(self, _request: Protobuf) -> PullAppMessagesResponse:
         metadata = Metadata(run_id=1, message_id="a", reply_to_message_id="b")
@@ -234,6 +234,8 @@ class _NeverThere:
 
     def PullObject(self, _request: Protobuf) -> Protobuf:
         self.asked.set()
+        if self.gone.is_set():
+            raise ConnectionError("the SuperLink has ended")
         raise ObjectUnavailableError("a")
 
 
@@ -243,11 +245,20 @@ def test_a_reply_that_never_comes_is_waited_for(monkeypatch: pytest.MonkeyPatch)
     grid = HttpGrid("127.0.0.1:1", insecure=True, token="t")
     grid.set_run(Run.create_empty(1))
     monkeypatch.setattr(grid, "_client", runtime)
-    waiting = threading.Thread(target=lambda: grid.pull_messages(["b"]), daemon=True)
+
+    def wait() -> None:
+        with contextlib.suppress(ConnectionError):
+            grid.pull_messages(["b"])
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
     assert runtime.asked.wait(5)
     waiting.join(3.0)
-    assert waiting.is_alive()
+    still_waits = waiting.is_alive()
+    runtime.gone.set()
+    waiting.join(60)
+    assert still_waits
+    assert not waiting.is_alive()
 
 
 def test_a_supernode_that_met_an_error_lives_on_and_is_deaf(tmp_path: Path) -> None:
