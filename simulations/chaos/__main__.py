@@ -47,6 +47,7 @@ def weather(folder: Path, *, seed: int, faults: int, limit_s: float) -> Report:
             violations=storm.violations,
             lacking=stage.means.lacking(),
             litter=storm.litter,
+            tracebacks=storm.tracebacks(),
         )
 
 

@@ -18,6 +18,7 @@ def make(
     violations: Sequence[str],
     lacking: Mapping[str, str],
     litter: int,
+    tracebacks: Sequence[str],
 ) -> Report:
     """All that is worth keeping of a storm."""
     times: dict[str, list[float]] = {}
@@ -40,6 +41,7 @@ def make(
         "refusals": list(refusals),
         "left_out": dict(lacking),
         "temporary_files": litter,
+        "tracebacks": list(tracebacks),
         "recovery": recovery,
         "struck": list(struck),
     }
@@ -63,5 +65,6 @@ def table(report: Report) -> str:
         f"{len(report['violations'])} invariants violated.",
     ]
     lines += [f"Left out: {kind}, since {why}." for kind, why in report["left_out"].items()]
-    lines += [f"- {one}" for one in report["violations"]]
+    lines += [f"- violated: {one}" for one in report["violations"]]
+    lines += [f"- no sentence: {one}" for one in report["tracebacks"]]
     return "\n".join(lines)

@@ -27,6 +27,8 @@ _SETTLE_S = 5.0  # what is said later than that is said in time, too
 _LEAST_PHASES = 2  # left of a run that is struck
 _BASIS = ("store/", "outbox/", "keys/records.salt", "beats.npz", "ledger.db-wal")
 
+_OURS = ("resident", "gateway")  # the others are Flower's, which ends so when its peer goes
+
 Told = dict[str, object]
 
 
@@ -165,6 +167,18 @@ class Storm:
     def litter(self) -> int:
         """Temporary files that are left."""
         return self._witness.litter()
+
+    def tracebacks(self) -> list[str]:
+        """Ends of our own processes that were no sentence: log and last line of each, once."""
+        found = dict[str, None]()
+        for path in self._logs():
+            if path.parent.name in _OURS or path.suffix == ".log":
+                text = path.read_text(errors="replace")
+                for part in text.split("Traceback (most recent call last):")[1:]:
+                    lines = [line for line in part.splitlines() if line and line[0] not in " \t"]
+                    last = lines[0][:200] if lines else "cut short"
+                    found[f"{path.relative_to(self.stage.folder)}: {last}"] = None
+        return list(found)
 
     def _wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
         """Tend and operate until a condition holds; whether it did in time."""
