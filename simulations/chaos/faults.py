@@ -124,7 +124,7 @@ def _file(stage: Stage, fault: Fault, wound: Wound) -> Iterator[None]:
         family = [base.with_name(base.name + suffix) for suffix in _FAMILY]
         before = {one: one.read_bytes() for one in family if one.exists()}
         modes = {one: one.stat().st_mode for one in before}
-        _damage(path, fault)
+        damage(path, fault.how, random.Random(fault.seed))
         side.release()
         yield
         if not wound.lives:
@@ -150,16 +150,20 @@ def newest(home: Path, pattern: str) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime_ns)
 
 
-def _damage(path: Path, fault: Fault) -> None:
-    draw, data = random.Random(fault.seed), path.read_bytes()
-    if fault.how == "gone":
+def damage(path: Path, how: str, draw: random.Random) -> None:
+    """Cut a file at a random place, empty it, replace it by junk, or remove it.
+
+    Args:
+        path: of the file.
+        how: one of ``plan.DAMAGES``.
+        draw: of the place or the junk.
+    """
+    if how == "gone":
         path.unlink()
         return
-    junk = draw.randbytes(len(data))
-    left = {"cut": data[: draw.randrange(1, len(data) + 1)], "emptied": b"", "junk": junk}
-    with path.open("r+b") as stream:
-        stream.truncate(0)
-        stream.write(left[fault.how])
+    data = path.read_bytes()
+    left = {"cut": data[: draw.randrange(len(data))], "emptied": b""}
+    path.write_bytes(left.get(how, draw.randbytes(len(data))))
 
 
 _Way = Callable[[Stage, Fault, Wound], contextlib.AbstractContextManager[None]]

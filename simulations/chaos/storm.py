@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from shared.errors import FedlatentError
 from shared.schedule import phases
@@ -22,14 +23,14 @@ from simulations.chaos.stage import HOSTILE, NODES, Stage, run_config
 _PATIENCE_DEADLINES = 15.0
 _POLL_S = 0.25
 _OPERATE_S = 1.0
-_WORDS_S = 40.0  # for a damaged file to be got over, or to be complained about
+_WORDS_DEADLINES = 5.0  # for a damaged file to be got over, or to be complained about
 _SETTLE_S = 5.0  # what is said later than that is said in time, too
 _LEAST_PHASES = 2  # left of a run that is struck
 _BASIS = ("store/", "outbox/", "keys/records.salt", "beats.npz", "ledger.db-wal")
 
 _OURS = ("resident", "gateway")  # the others are Flower's, which ends so when its peer goes
 
-Told = dict[str, object]
+Told = dict[str, Any]
 
 
 @dataclass
@@ -118,15 +119,17 @@ class Storm:
             self.stage.tend()
             time.sleep(_POLL_S)
         for fault, wound in files:
-            before, words, began = self._phases(), "", time.monotonic()
-            while not wound.lives and time.monotonic() - began < _WORDS_S:
+            before, pauses = self._phases(), self._pauses()
+            words, began, passed = "", time.monotonic(), 0.0
+            while not wound.lives and passed < _WORDS_DEADLINES * self.stage.deadline_s:
                 self._operate()
                 words = words or self._words(marks)
                 ill = self.stage.sides[fault.side].whole()
-                wound.lives = not ill and self._phases() != before
-                if words and ill and time.monotonic() - began > _SETTLE_S:
+                wound.lives = not ill and bool(self._phases() - before)
+                if words and (ill or self._pauses() > pauses) and passed > _SETTLE_S:
                     break
                 time.sleep(_POLL_S)
+                passed = time.monotonic() - began
             if not wound.lives:
                 self.refusals.append({"fault": str(fault), "words": words})
                 if not words:
@@ -214,13 +217,15 @@ class Storm:
                 self.runs.append({"run": self._run, "pauses": [], "state": "open"})
             elif state in ("failed", "stopped"):
                 reason = self.stage.control.submission(self._run).reason
-                pauses = self.runs[-1]["pauses"]
-                assert isinstance(pauses, list)
-                pauses.append(reason)
+                self.runs[-1]["pauses"].append(reason)
                 if not reason:
                     self._fails(f"run {self._run} stands still without a sentence")
                 self.stage.control.resume(self._run)
         self._operated = time.monotonic()
+
+    def _pauses(self) -> int:
+        """How often runs stood still so far."""
+        return sum(len(run["pauses"]) for run in self.runs)
 
     def _close_run(self) -> None:
         if self.runs:
