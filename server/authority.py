@@ -12,8 +12,10 @@ import ipaddress
 import secrets
 import ssl
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -30,7 +32,8 @@ _AUTHORITY_DAYS = 3650
 _SERVER_DAYS = 397  # the longest that today's TLS stacks accept without complaint
 _RENEW_DAYS = 30
 _CLOCK_SLACK = datetime.timedelta(hours=1)
-_LOOPBACK = ("localhost", "127.0.0.1")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_KEEP = "put it back from your copy of the home, since every node trusts it"
 
 
 def create_authority(home: ServerHome) -> None:
@@ -54,8 +57,21 @@ def create_authority(home: ServerHome) -> None:
     )
     write_atomic(home.ca_key, _private_pem(key), 0o600)
     write_atomic(home.ca_certificate, certificate.public_bytes(serialization.Encoding.PEM))
-    write_atomic(home.superexec_secret, secrets.token_hex(32).encode(), 0o600)
+    ensure_secret(home)
     issue_requests_certificate(home)
+
+
+def ensure_secret(home: ServerHome) -> None:
+    """Make the secret of SuperLink and SuperExec where it is absent or damaged; for a start alone.
+
+    Raises:
+        ConfigError: It is open to others.
+    """
+    if home.superexec_secret.exists():
+        check_private(home.superexec_secret)
+        if len(home.superexec_secret.read_bytes()) >= 64:
+            return
+    write_atomic(home.superexec_secret, secrets.token_hex(32).encode(), 0o600)
 
 
 def issue_certificate(home: ServerHome, hosts: Sequence[str]) -> None:
@@ -69,7 +85,7 @@ def issue_certificate(home: ServerHome, hosts: Sequence[str]) -> None:
         ServiceError: The authority is absent or its key is open to others, or a host is malformed.
     """
     key = ec.generate_private_key(ec.SECP384R1())
-    names = x509.SubjectAlternativeName(_names(hosts))
+    names = x509.SubjectAlternativeName(certificate_names(hosts))
     purpose = ExtendedKeyUsageOID.SERVER_AUTH
     certificate = _certified(home, "fedlatent server", key.public_key(), purpose, names)
     write_atomic(home.certificate_key, _private_pem(key), 0o600)
@@ -129,37 +145,51 @@ def probe_context(home: ServerHome) -> ssl.SSLContext:
     return context
 
 
-def ensure_certificate(home: ServerHome, hosts: Sequence[str]) -> bool:
-    """Renew the server certificate when it is absent, near its end or lacks a host.
+def ensure_certificate(home: ServerHome, hosts: Sequence[str]) -> str:
+    """Renew the server certificate when nodes would not take it, or soon not any more.
 
     That of the key for requests is renewed likewise.
 
     Returns:
-        Whether a new server certificate was made.
+        Why a new server certificate was made, in the words "it ..."; empty when the old one stays.
 
     Raises:
         ServiceError: As :func:`issue_certificate`, or a private file is open to others.
     """
-    for path in (home.ca_key, home.superexec_secret):
-        if not path.exists():
-            raise ServiceError(f"Expected {path}, found none; run 'fedlatent server init' first.")
-        check_private(path)
+    check_private(_authority_file(home.ca_key))
     _ensure_requests_certificate(home)
-    if home.certificate.exists() and home.certificate_key.exists():
-        check_private(home.certificate_key)
-        certificate = x509.load_pem_x509_certificate(home.certificate.read_bytes())
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        covered = set(extension.value) >= set(_names(hosts))
-        if covered and _lasts(certificate):
-            return False
-    issue_certificate(home, hosts)
-    return True
+    reason = _unfit(home, hosts)
+    if reason:
+        issue_certificate(home, hosts)
+    return reason
 
 
 def fingerprint(home: ServerHome) -> str:
-    """SHA-256 of the authority's certificate, to compare by telephone: 64 hexadecimal digits."""
-    certificate = x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
-    return certificate.fingerprint(hashes.SHA256()).hex()
+    """SHA-256 of the authority's certificate, to compare by telephone: 64 hexadecimal digits.
+
+    Raises:
+        ServiceError: The authority is absent or damaged.
+    """
+    return _authority_certificate(home).fingerprint(hashes.SHA256()).hex()
+
+
+def _unfit(home: ServerHome, hosts: Sequence[str]) -> str:
+    """Why the server certificate must be renewed; empty if it need not."""
+    if not (home.certificate.exists() and home.certificate_key.exists()):
+        return "it was absent"
+    check_private(home.certificate_key)
+    try:
+        certificate = x509.load_pem_x509_certificate(home.certificate.read_bytes())
+        key = serialization.load_pem_private_key(home.certificate_key.read_bytes(), password=None)
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        if key.public_key() != certificate.public_key():
+            return "it was of another key"
+        certificate.verify_directly_issued_by(_authority_certificate(home))
+    except (ValueError, TypeError, x509.ExtensionNotFound, UnsupportedAlgorithm, InvalidSignature):
+        return "it was damaged, or of another authority"
+    if not set(extension.value) >= set(certificate_names(hosts)):
+        return "it lacked a name"
+    return "" if _lasts(certificate) else "it did not hold now, or would end soon"
 
 
 def _ensure_requests_certificate(home: ServerHome) -> None:
@@ -174,8 +204,9 @@ def _ensure_requests_certificate(home: ServerHome) -> None:
 
 
 def _lasts(certificate: x509.Certificate) -> bool:
-    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
-    return left > datetime.timedelta(days=_RENEW_DAYS)
+    now = datetime.datetime.now(datetime.UTC)
+    left = certificate.not_valid_after_utc - now
+    return certificate.not_valid_before_utc <= now and left > datetime.timedelta(days=_RENEW_DAYS)
 
 
 def _client_pem(home: ServerHome, common: str, key: ec.EllipticCurvePublicKey) -> bytes:
@@ -213,22 +244,49 @@ def _certified(
 def _load_authority(
     home: ServerHome,
 ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    if not home.ca_key.exists() or not home.ca_certificate.exists():
-        raise ServiceError(
-            f"Expected an authority in {home.tls}, found none; run 'fedlatent server init' first."
-        )
-    check_private(home.ca_key)
-    key = serialization.load_pem_private_key(home.ca_key.read_bytes(), password=None)
+    check_private(_authority_file(home.ca_key))
+    try:
+        key = serialization.load_pem_private_key(home.ca_key.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ServiceError(f"Expected an EC private key in {home.ca_key}, got another kind.")
-    return key, x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
+        raise ServiceError(
+            f"Expected the authority's private key in {home.ca_key}, got something else; {_KEEP}."
+        )
+    return key, _authority_certificate(home)
 
 
-def _names(hosts: Iterable[str]) -> list[x509.GeneralName]:
+def _authority_certificate(home: ServerHome) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(_authority_file(home.ca_certificate).read_bytes())
+    except ValueError:
+        raise ServiceError(
+            f"Expected the authority's certificate in {home.ca_certificate}, got something else; "
+            f"{_KEEP}."
+        ) from None
+
+
+def _authority_file(path: Path) -> Path:
+    """See that a file of the authority is there."""
+    if not path.exists():
+        raise ServiceError(
+            f"Expected the authority's {path}, found none; run 'fedlatent server init' for a new "
+            f"server, else {_KEEP}."
+        )
+    return path
+
+
+def certificate_names(hosts: Iterable[str]) -> list[x509.GeneralName]:
+    """Names and addresses, and loopback, as a certificate holds them.
+
+    Raises:
+        ServiceError: One is malformed.
+    """
     names: list[x509.GeneralName] = []
     for host in dict.fromkeys([*hosts, *_LOOPBACK]):
         try:
-            names.append(x509.IPAddress(ipaddress.ip_address(host)))
+            # an address with a zone, of one machine's interface, is no name in a certificate
+            names.append(x509.IPAddress(ipaddress.ip_address(host.replace("%", "/"))))
         except ValueError:
             if not host or not all(c.isalnum() or c in "-." for c in host) or not host.isascii():
                 raise ServiceError(

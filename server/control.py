@@ -36,6 +36,7 @@ from shared.config import RunConfig
 from shared.errors import ConfigError, DataError, ServiceError
 from shared.files import read_json, write_atomic, write_json
 from shared.keys import node_public_key
+from shared.processes import MARK
 from shared.supervisor import child_environment, running_pid
 from shared.toml import dumps
 from shared.wire import check_run_id
@@ -475,7 +476,8 @@ class Control:
             return subprocess.run(
                 [sys.executable, "-P", "-m", "server.launcher", "flwr", *arguments],
                 cwd=work,
-                env=child_environment() | {"FLWR_HOME": str(flower_home)},
+                env=child_environment()
+                | {"FLWR_HOME": str(flower_home), MARK: str(self.home.services)},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

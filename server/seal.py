@@ -4,8 +4,9 @@ A ``Seal`` lasts as long as a run, an ``Envelope`` for one attempt at one phase.
 process have none.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import time
 from typing import Self
 
@@ -25,11 +26,14 @@ class Seal:
         signer: of requests.
         keys: reads the public key, in OpenSSH form, of each admitted site by name.
         clock: seconds since 1970.
+        renewed: reads the signer anew, since its certificate may be renewed in a long run; by
+            default it stays.
     """
 
     signer: RequestSigner
     keys: Callable[[], Mapping[str, str]]
     clock: Callable[[], float] = time
+    renewed: Callable[[], RequestSigner] | None = None
 
     @classmethod
     def of(cls, home: ServerHome) -> Self | None:
@@ -46,8 +50,13 @@ class Seal:
                 f"Expected a key for requests in {home.requests_key}, got none; start the server "
                 "again, which makes it."
             )
+
+        def load() -> RequestSigner:
+            return RequestSigner.load(home.requests_key, home.requests_certificate)
+
         return cls(
-            signer=RequestSigner.load(home.requests_key, home.requests_certificate),
+            signer=load(),
+            renewed=load,
             keys=lambda: {site.name: site.public_key for site in Control(home).sites()},
         )
 
@@ -58,7 +67,11 @@ class Seal:
             names: site name by node id, of the nodes that are asked.
             lasts_s: seconds for which sites take the requests.
         """
-        return Envelope(seal=self, names=names, expires=self.clock() + lasts_s)
+        seal = self
+        if self.renewed is not None:
+            with contextlib.suppress(ConfigError):  # half of a new pair: the old one still holds
+                seal = replace(self, signer=self.renewed())
+        return Envelope(seal=seal, names=names, expires=self.clock() + lasts_s)
 
 
 @dataclass(frozen=True, kw_only=True)

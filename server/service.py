@@ -19,8 +19,10 @@ from typing import Self
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.authority import (
+    certificate_names,
     create_authority,
     ensure_certificate,
+    ensure_secret,
     fingerprint,
     issue_certificate,
     probe_context,
@@ -31,7 +33,7 @@ from server.registry import Registry
 from server.settings import ServerSettings, load_settings, save_settings
 from shared import flower
 from shared.contact import Contact, Silence
-from shared.errors import FedlatentError, ServiceError
+from shared.errors import ConfigError, FedlatentError, ServiceError
 from shared.keys import SigningKey
 from shared.processes import marked_processes
 from shared.sockets import check_folder
@@ -46,6 +48,7 @@ _PROBE_S = 2.0
 _QUIET_S = 60.0  # SuperExec asks for tasks several times a second
 _SIGN_S = 10.0  # for its next sign of life, as after all of us were stopped for a while
 _WATCH_S = 1.0
+_RENEW_S = 60.0  # between two looks at the certificates
 _LOST_S = 4.0  # a run without a process for so long is looked at
 _ASK_S = 5.0  # least time between two questions to the SuperLink
 
@@ -69,19 +72,24 @@ def init_server(
             ``server admit`` then makes one for each site.
 
     Raises:
-        ServiceError: The home is in use, or a name is malformed.
+        ConfigError: That is no port.
+        ServiceError: The home is in use, a name is malformed, or this machine cannot listen there.
     """
     if home.config.exists():
         raise ServiceError(f"Expected no server in {home.root}, found one; choose another folder.")
-    home.create()
+    free = free_port(host)
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"Expected a port of 0 to 65535, got {port}; correct it.")
     settings = ServerSettings(
         host=host,
-        port=port or free_port(host),
+        port=port or free,
         names=tuple(names),
         client_certificates=client_certificates,
     )
+    certificate_names(settings.certified)
+    home.create()
     create_authority(home)
-    issue_certificate(home, settings.names)
+    issue_certificate(home, settings.certified)
     SigningKey.generate(home.signing_key)
     save_settings(home, settings)
     return settings
@@ -99,7 +107,7 @@ class ServerService:
         self.home = home
         self.settings = load_settings(home)
         self.control = Control(home)
-        self.supervisor = Supervisor(home.services, self._services())
+        self.supervisor = Supervisor(home.services, self.services())
         self._stopping = threading.Event()
         self._resumer: threading.Thread | None = None
         self._said: set[str] = set()  # what goes wrong now, so that it is said once
@@ -116,8 +124,8 @@ class ServerService:
     @property
     def address(self) -> str:
         """``host:port`` of the gateway, as a node on this machine reaches it."""
-        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host
-        return f"{host}:{self.settings.port}"
+        host = self.settings.near
+        return f"[{host}]:{self.settings.port}" if ":" in host else f"{host}:{self.settings.port}"
 
     @property
     def fingerprint(self) -> str:
@@ -132,7 +140,8 @@ class ServerService:
                 accounts can write it.
         """
         check_folder(self.home.root)
-        ensure_certificate(self.home, self.settings.names)
+        ensure_secret(self.home)
+        self._renew()
         self.supervisor.start()
         self._stopping.clear()
         self._resumer = threading.Thread(target=self.watch_runs, name="resumer", daemon=True)
@@ -154,7 +163,8 @@ class ServerService:
         """The state of each process."""
         return self.supervisor.status()
 
-    def _services(self) -> list[Service]:
+    def services(self) -> list[Service]:
+        """The processes of this server, in the order in which they start."""
         home, link = self.home, flower.address_of(self.home.link_socket)
         launcher = (sys.executable, "-P", "-m", "server.launcher")
         variables = {HOME_VARIABLE: str(home.root)}
@@ -189,7 +199,7 @@ class ServerService:
             ails=lambda: silence.ailment(_QUIET_S),
             patience_s=_SIGN_S,
         )
-        answers = _answers(home, self.settings.port, "GET", "/", 403, self.settings.host)
+        answers = _answers(home, self.settings.near, self.settings.port)
         gateway = Service(
             name="gateway",
             argv=(sys.executable, "-m", "server.gateway", "--home", str(home.root)),
@@ -202,12 +212,16 @@ class ServerService:
     def watch_runs(self) -> None:
         """Close runs that ended, resume those whose process died, until the server stops."""
         missing_since: float | None = None
-        asked = 0.0
+        asked, renewed, unfit = 0.0, time.monotonic(), set[str]()
         while not self._stopping.wait(_WATCH_S):
             now = time.monotonic()
-            submissions, damaged = self.control.survey()
-            wrong = {self._mended(run_id) for run_id in damaged}
+            wrong: set[str] = set()
+            if now - renewed >= _RENEW_S:
+                renewed, unfit = now, self._renewal()
+            wrong |= unfit
             try:
+                submissions, damaged = self.control.survey()
+                wrong |= {self._mended(run_id) for run_id in damaged}
                 open_runs = [one for one in submissions if one.state == "open"]
                 open_runs = [one for one in open_runs if not self._closed(one, wrong)]
                 alive = len(self._server_apps())
@@ -234,9 +248,22 @@ class ServerService:
     def _say(self, wrong: set[str]) -> None:
         """Say what is wrong with the runs, each thing once for as long as it lasts."""
         for sentence in sorted(wrong - self._said):
-            with contextlib.suppress(OSError):  # of a terminal that is gone
-                print(f"looking after the runs: {sentence}", file=sys.stderr, flush=True)
+            _tell(f"looking after runs and certificates: {sentence}")
         self._said = wrong
+
+    def _renewal(self) -> set[str]:
+        """Renew certificates; what is wrong if that fails."""
+        try:
+            self._renew()
+        except (FedlatentError, OSError) as error:
+            return {str(error)}
+        return set()
+
+    def _renew(self) -> None:
+        """Renew certificates whose time has come; the gateway takes them up by itself."""
+        reason = ensure_certificate(self.home, self.settings.certified)
+        if reason:
+            _tell(f"the server has a new certificate: the old one will not do, since {reason}")
 
     def _closed(self, submission: Submission, wrong: set[str]) -> bool:
         """Close a run whose own last word, since its newest launch, is that it is over."""
@@ -295,24 +322,42 @@ def is_lost(flower_status: str, alive: int) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now.
+
+    Raises:
+        ServiceError: This machine cannot listen on that address.
+    """
+    try:
+        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+            return int(probe.getsockname()[1])
+    except (OSError, UnicodeError) as error:
+        raise ServiceError(
+            f"Expected an address of this machine to listen on, got {host!r} "
+            f"({error.strerror if isinstance(error, OSError) else 'no name'}); use one of its own, "
+            "or 0.0.0.0 for all of IPv4 and :: for all."
+        ) from None
 
 
-def _answers(
-    home: ServerHome, port: int, method: str, path: str, status: int, host: str = "127.0.0.1"
-) -> Callable[[str], bool]:
-    """A probe: does an HTTPS server with our certificate answer with this status?"""
-    target = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+def _tell(sentence: str) -> None:
+    """Say something to the operator, whose terminal may be gone."""
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def _answers(home: ServerHome, host: str, port: int) -> Callable[[str], bool]:
+    """A probe: does a gateway with our certificate answer there?"""
 
     def probe(_log: str) -> bool:
-        context = probe_context(home)
-        connection = http.client.HTTPSConnection(target, port, timeout=_PROBE_S, context=context)
         try:
-            connection.request(method, path)
-            return connection.getresponse().status == status
+            context = probe_context(home)
+        except (OSError, FedlatentError):  # a file that is being replaced, or is damaged
+            return False
+        connection = http.client.HTTPSConnection(host, port, timeout=_PROBE_S, context=context)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status == 403
         except (OSError, http.client.HTTPException):
             return False
         finally:

@@ -1,5 +1,6 @@
 """``server.toml``: where the server listens and what one peer may use."""
 
+import ipaddress
 import tomllib
 from typing import Annotated
 
@@ -46,6 +47,22 @@ class ServerSettings(_Table):
     names: tuple[str, ...] = ()  # DNS names and addresses that nodes use, beside loopback
     client_certificates: bool = False  # only nodes with a certificate of the authority connect
     limits: GatewayLimits = GatewayLimits()
+
+    @property
+    def near(self) -> str:
+        """Host by which this machine reaches the gateway."""
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError:
+            return self.host
+        if not address.is_unspecified:
+            return self.host
+        return "127.0.0.1" if address.version == 4 else "::1"
+
+    @property
+    def certified(self) -> tuple[str, ...]:
+        """All names and addresses that the certificate is for."""
+        return tuple(dict.fromkeys((*self.names, self.near)))
 
 
 def load_settings(home: ServerHome) -> ServerSettings:

@@ -3,6 +3,7 @@
 The process notes them, its supervisor and ``status`` read them; no content, so nothing can be torn.
 """
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -53,12 +54,13 @@ class Contact:
         now = time.monotonic()
         if now - self._noted.get(name, -_LEAST_S) >= _LEAST_S:
             self._noted[name] = now
-            (self.folder / f"contact.{name}").touch(0o600)
+            with contextlib.suppress(OSError):  # a full disk is no reason to ask nothing
+                (self.folder / f"contact.{name}").touch(0o600)
 
     def _read(self, name: str) -> float | None:
         try:
             return (self.folder / f"contact.{name}").stat().st_mtime
-        except FileNotFoundError:
+        except OSError:  # there is none
             return None
 
     def forget_tries(self) -> None:

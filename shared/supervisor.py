@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -175,16 +175,18 @@ class _Worker:
         self.ails_since, self.ailment, self.ended_for = None, "", ""
 
     def log_text(self) -> str:
-        """The end of the log since the last start."""
-        with self.log.open("rb") as log:
+        """The end of the log since the last start; empty where it was taken away."""
+        with contextlib.suppress(OSError), self.log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self.offset if self.offset <= size else 0, size - _LOG_TAIL_BYTES))
             return _COLOURS.sub("", log.read().decode(errors="replace"))
+        return ""
 
     def trim_log(self) -> None:
         """Move an overlong log to ``log.1``; the process goes on writing at the new start."""
         if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
-            shutil.copyfile(self.log, self.log.with_suffix(".1"))
+            with contextlib.suppress(OSError):  # a full disk, which the log must not stay on
+                shutil.copyfile(self.log, self.log.with_suffix(".1"))
             os.truncate(self.log, 0)
             self.offset = 0
 
@@ -193,20 +195,27 @@ class _Worker:
         now = time.monotonic()
         if self.process is None:
             if now >= self.next_start:
-                self.next_start = now + self.service.pause_s[0]  # should it not come that far
-                self.spawn(marks)
                 self.restarts += 1
+                try:
+                    self.spawn(marks)
+                except OSError as error:  # a full disk, a folder that is gone, no more processes
+                    self._failed(now, f"could not be started: {error}")
         elif (status := self.process.poll()) is not None:
             self.process = None
-            self.failures = 1 if now - self.started > _HEALTHY_S else self.failures + 1
-            shortest, longest = self.service.pause_s
-            self.next_start = now + min(longest, shortest * 2.0 ** (self.failures - 1))
-            self.state = "waiting"
-            self.reason = self.ended_for or (
-                f"was killed by signal {-status}" if status < 0 else self._why(status)
+            self._failed(
+                now,
+                self.ended_for
+                or (f"was killed by signal {-status}" if status < 0 else self._why(status)),
             )
         elif self.state == "starting" and self.service.ready(self.log_text()):
             self.state = "ready"
+
+    def _failed(self, now: float, reason: str) -> None:
+        """Note why it does not run, and when it is tried again."""
+        self.failures = 1 if now - self.started > _HEALTHY_S else self.failures + 1
+        shortest, longest = self.service.pause_s
+        self.next_start = now + min(longest, shortest * 2.0 ** min(self.failures - 1, 60))
+        self.state, self.reason = "waiting", reason
 
     def _why(self, status: int) -> str:
         return f"ended with status {status}: {self.service.diagnose(self.log_text())}"
@@ -262,7 +271,6 @@ class Supervisor:
         self._warden = Warden(folder)
         self._stopped: dict[int, float] = {}  # processes that stand still, and since when
         self._written: list[ServiceStatus] = []
-        self._troubles: set[str] = set()
 
     def __enter__(self) -> Self:
         """Start everything."""
@@ -366,29 +374,14 @@ class Supervisor:
         last_trim = time.monotonic()
         while not self._stopping.wait(_POLL_S):
             with self._guard:
-                due = time.monotonic() - last_trim > _HEALTHY_S
-                if due:
+                for worker in self._workers:
+                    worker.step(self._warden.marks())
+                if time.monotonic() - last_trim > _HEALTHY_S:
                     last_trim = time.monotonic()
                     self._written = []  # so that a damaged file is made good
-                for worker in self._workers:
-                    with self._enduring(worker.service.name):
-                        worker.step(self._warden.marks())
-                        if due:
-                            worker.trim_log()
-                with self._enduring("status.json"):
-                    self._write_status()
-
-    @contextlib.contextmanager
-    def _enduring(self, what: str) -> Iterator[None]:
-        """Go on watching where a file cannot be written, as on a full disk; said once a kind."""
-        try:
-            yield
-        except OSError as error:
-            trouble = f"supervisor of {self.folder}: {what}: {error.strerror}"
-            if trouble not in self._troubles:
-                self._troubles.add(trouble)
-                with contextlib.suppress(OSError):
-                    print(trouble, file=sys.stderr, flush=True)
+                    for worker in self._workers:
+                        worker.trim_log()
+                self._write_status()
 
     def _look(self) -> None:
         """Look, beside the watching, whether ready services still do their work."""
@@ -420,8 +413,9 @@ class Supervisor:
         # Contact changes all the time and lies in files of its own.
         statuses = [replace(status, contact=None) for status in self.status()]
         if statuses != self._written:
-            write_json(self.folder / "status.json", [asdict(status) for status in statuses])
-            self._written = statuses
+            with contextlib.suppress(OSError):  # a full disk: again at the next look
+                write_json(self.folder / "status.json", [asdict(status) for status in statuses])
+                self._written = statuses
 
 
 def child_environment() -> dict[str, str]:

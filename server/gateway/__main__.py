@@ -4,7 +4,10 @@ import argparse
 import functools
 import logging
 import resource
+import socket
 import ssl
+import threading
+import time
 
 import uvicorn
 
@@ -19,6 +22,7 @@ from shared.processes import hang_up_is_terminate
 LOG = logging.getLogger("fedlatent.gateway")
 
 _OWN_FILES = 64  # beside connections: logs, the database, libraries
+_RELOAD_S = 2.0  # between two looks at the certificate's files
 
 
 def serve(home: ServerHome) -> None:
@@ -53,8 +57,11 @@ def serve(home: ServerHome) -> None:
         timeout_graceful_shutdown=3,
     )
     LOG.info("gateway on https://%s:%d", settings.host, settings.port)
+    threading.Thread(
+        target=keep_fresh, args=(connections, home, settings), name="certificate", daemon=True
+    ).start()
     try:
-        uvicorn.Server(config).run()
+        uvicorn.Server(config).run(_both_families(settings))
     finally:
         book.close()
 
@@ -69,6 +76,38 @@ def tls_context(home: ServerHome, settings: ServerSettings) -> ssl.SSLContext:
         context.load_verify_locations(home.ca_certificate)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def keep_fresh(connections: Connections, home: ServerHome, settings: ServerSettings) -> None:
+    """Meet strangers with a certificate that was renewed meanwhile, for ever."""
+    known = _stamps(home)
+    while True:
+        time.sleep(_RELOAD_S)
+        found = _stamps(home)
+        if found == known:
+            continue
+        try:
+            connections.tls = tls_context(home, settings)
+        except (OSError, ssl.SSLError) as error:  # half of a new pair, which is whole in a moment
+            LOG.warning("the server's certificate cannot be read: %s", type(error).__name__)
+        else:
+            known = found
+            LOG.info("the server's certificate was renewed")
+
+
+def _stamps(home: ServerHome) -> list[int]:
+    """When each file of TLS was last written; empty for one that is absent now."""
+    files = (home.certificate, home.certificate_key, home.ca_certificate)
+    return [path.stat().st_mtime_ns for path in files if path.exists()]
+
+
+def _both_families(settings: ServerSettings) -> list[socket.socket] | None:
+    """A socket for ``::`` that serves IPv4 too, as 0.0.0.0 does for its own; None for others."""
+    if settings.host == settings.near or ":" not in settings.near:
+        return None
+    both = socket.has_dualstack_ipv6()
+    place = (settings.host, settings.port)
+    return [socket.create_server(place, family=socket.AF_INET6, dualstack_ipv6=both)]
 
 
 def _visitor(connections: Connections, **arguments: object) -> Visitor:

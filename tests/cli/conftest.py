@@ -1,5 +1,6 @@
 """The command line in this process, for every test of a command."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedlatent", *map(str, arguments)])
         code = 0
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             cli_main.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

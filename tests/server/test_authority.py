@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from client.policy import NodeConfig
 from server.authority import (
     create_authority,
     ensure_certificate,
+    ensure_secret,
     fingerprint,
     issue_certificate,
     issue_client_certificate,
@@ -85,9 +87,83 @@ def test_an_authority_is_never_replaced(home: ServerHome) -> None:
 
 def test_certificate_is_renewed_only_when_needed(home: ServerHome) -> None:
     """A good certificate stays; one that lacks a name is replaced under the same authority."""
-    assert not ensure_certificate(home, ["fed.example.org"])
-    assert ensure_certificate(home, ["new.example.org"])
+    assert ensure_certificate(home, ["fed.example.org"]) == ""
+    assert ensure_certificate(home, ["new.example.org"]) == "it lacked a name"
     verify(home, x509.DNSName("new.example.org"))
+
+
+def other_pair(home: ServerHome) -> None:
+    """Put another server's certificate and key in the place of ours."""
+    other = ServerHome(home.root / "other")
+    other.create()
+    create_authority(other)
+    issue_certificate(other, ["fed.example.org"])
+    for mine, its in (
+        (home.certificate, other.certificate),
+        (home.certificate_key, other.certificate_key),
+    ):
+        mine.write_bytes(its.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda home: home.certificate.unlink(), "absent"),
+        (lambda home: home.certificate.write_bytes(b""), "damaged"),
+        (lambda home: home.certificate.write_bytes(b"\xff"), "damaged"),
+        (lambda home: home.certificate.write_bytes(home.ca_certificate.read_bytes()), "damaged"),
+        (lambda home: home.certificate_key.write_bytes(b"junk"), "damaged"),
+        (lambda home: home.certificate_key.write_bytes(home.ca_key.read_bytes()), "another key"),
+        (other_pair, "another authority"),
+    ],
+)
+def test_a_certificate_that_will_not_do_is_replaced(
+    home: ServerHome, damage: Callable[[ServerHome], object], reason: str
+) -> None:
+    """Damaged, foreign or half a pair: the authority is here, and makes a new one."""
+    damage(home)
+    assert reason in ensure_certificate(home, ["fed.example.org"])
+    verify(home, x509.DNSName("fed.example.org"))
+    assert ensure_certificate(home, ["fed.example.org"]) == ""
+
+
+def test_a_certificate_of_the_future_is_replaced(
+    home: ServerHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was made while the clock was ahead does not hold now."""
+    with monkeypatch.context() as ahead:
+        ahead.setattr("server.authority._CLOCK_SLACK", datetime.timedelta(days=-2))
+        issue_certificate(home, [])
+    with pytest.raises(VerificationError):
+        verify(home, x509.DNSName("localhost"))
+    assert "did not hold now" in ensure_certificate(home, [])
+    verify(home, x509.DNSName("localhost"))
+
+
+@pytest.mark.parametrize("name", ["ca_key", "ca_certificate"])
+@pytest.mark.parametrize("content", [None, b"", b"junk"])
+def test_a_damaged_authority_is_said(home: ServerHome, name: str, content: bytes | None) -> None:
+    """What every node trusts is never made anew, and its loss is no traceback."""
+    path = getattr(home, name)
+    path.unlink() if content is None else path.write_bytes(content)
+    home.certificate.unlink()
+    with pytest.raises(ServiceError, match="put it back from your copy of the home"):
+        ensure_certificate(home, [])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"short"])
+def test_a_lost_secret_is_made_anew(home: ServerHome, content: bytes | None) -> None:
+    """SuperLink and SuperExec get a new one at their next start; a sound one stays."""
+    before = home.superexec_secret.read_bytes()
+    ensure_secret(home)
+    assert home.superexec_secret.read_bytes() == before
+    if content is None:
+        home.superexec_secret.unlink()
+    else:
+        home.superexec_secret.write_bytes(content)
+    ensure_secret(home)
+    assert len(home.superexec_secret.read_bytes()) == 64
+    assert home.superexec_secret.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_key_for_requests_is_for_them_alone(home: ServerHome) -> None:
@@ -143,7 +219,7 @@ def test_open_keys_are_refused(home: ServerHome) -> None:
         ensure_certificate(home, [])
 
 
-@pytest.mark.parametrize("host", ["", "a b", "http://x", "ünicode.org"])
+@pytest.mark.parametrize("host", ["", "a b", "http://x", "ünicode.org", "fe80::1%eth0"])
 def test_malformed_hosts_are_refused(home: ServerHome, host: str) -> None:
     """A host that is neither a name nor an address is an error in words."""
     with pytest.raises(ServiceError, match="DNS name or an IP address"):
