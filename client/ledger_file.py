@@ -16,7 +16,7 @@ VERSION = 2
 
 #: What to do about a ledger that is not the one that paid for what left.
 REMEDY = (
-    "Put back the newest ledger.db, from a time after that release, or let 'fedlatent client "
+    "Put back the newest ledger.db, from a time after the last release, or let 'fedlatent client "
     "ledger --rebuild' count again all that left; until then these records must take no part in "
     "any run, in this home or another."
 )
@@ -120,15 +120,15 @@ _STORAGE = (
 
 def _cause(code: int, path: Path) -> OSError:
     """What the operating system has against the file, asked again, since SQLite does not say."""
-    if code == sqlite3.SQLITE_FULL:
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    guess = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
+    number = guess.get(code, errno.EACCES)
     try:
         if path.exists():
             os.close(os.open(path, os.O_RDWR))
         check_room(path.parent, _ROOM)
     except OSError as error:
         return error
-    return OSError(errno.EIO, os.strerror(errno.EIO))
+    return OSError(number, os.strerror(number))
 
 
 def lost(path: Path, told_by: str) -> LedgerError:

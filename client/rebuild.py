@@ -452,7 +452,22 @@ def _put(new: Path, ledger: Path) -> Path | None:
             rest.rename(kept.with_name(kept.name + rest.name.removeprefix(ledger.name)))
     new.replace(ledger)
     sync_folder(ledger.parent)
+    if kept is not None:
+        _forget_keys(kept)
     return kept
+
+
+def _forget_keys(kept: Path) -> None:
+    """Erase the keys of noise in a former ledger, some of which may have left since it was copied.
+
+    A file that SQLite cannot read stays as it is.
+    """
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(kept, isolation_level=None)) as connection,
+    ):
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("DELETE FROM seals")
 
 
 def _beside(path: Path) -> Iterator[Path]:

@@ -208,6 +208,10 @@ def test_a_ledger_made_again_is_never_lower(
     assert (made.kept is not None) == had
     assert [path.name for path in home.root.glob("ledger.db.new*")] == []
     tiny_node(home.root, RUN)
+    if harm in (_older, _cheaper, _foreign):
+        with sqlite3.connect(made.kept or "") as connection:
+            assert connection.execute("SELECT COUNT(*) FROM seals").fetchone() == (0,)
+        connection.close()
 
 
 def test_what_a_file_says_was_spent_is_spent(home: ClientHome) -> None:
