@@ -6,6 +6,7 @@ Examples:
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import signal
@@ -36,7 +37,8 @@ def weather(folder: Path, *, seed: int, faults: int, limit_s: float) -> Report:
     began = time.monotonic()
     with Stage(folder, seed, Means.here(folder)) as stage:
         storm = Storm(stage=stage, seed=seed, count=faults, limit_s=limit_s)
-        storm.rage()
+        with contextlib.suppress(KeyboardInterrupt):  # what was struck until then is told
+            storm.rage()
         return make(
             seed=seed,
             seconds=time.monotonic() - began,
