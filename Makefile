@@ -9,7 +9,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow mutants check format install clean
+.PHONY: demo test test-slow mutants chaos check format install clean
 
 install: $(READY)
 
@@ -32,6 +32,12 @@ test-slow: $(READY)
 # Breaks the code in every way of tests/mutants/catalogue.py and expects the named test to fail.
 mutants: $(READY)
 	$(BIN)/python -m pytest -m slow tests/mutants
+
+# Strikes a real deployment of three nodes with seeded faults; best as root, who may mount.
+SEED ?= 0
+FAULTS ?= 200
+chaos: $(READY)
+	$(BIN)/python -m simulations.chaos --seed $(SEED) --faults $(FAULTS) --out chaos.json
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -71,6 +71,7 @@ def _prepare(role: str, program: str) -> list[str]:
         flower.connect(lambda: context_for(home.ca_certificate, identity_of(home)))
         flower.listen(program)
         flower.keep_objects_flat()
+        flower.beat_often()
         return []
     flower.connect()
     if role == "superexec":

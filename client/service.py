@@ -38,11 +38,11 @@ from shared.toml import dumps
 
 NOT_ADMITTED = (
     "the server does not know this node's key, or still counts its last connection as alive, "
-    "which ends within a minute; if it goes on, send {key} to the operator to be admitted"
+    "which ends within half a minute; if it goes on, send {key} to the operator to be admitted"
 )
 
 _POLL_S = 0.2
-_QUIET_S = 90.0  # SuperNode gives a sign of life each half a minute, SuperExec each second
+_QUIET_S = 90.0  # both give a sign of life every few seconds
 _SIGN_S = 10.0  # for the next sign, as after all of us were stopped for a while
 _AWAY_S = 30.0  # how long a node waits at its start for a server that does not answer
 

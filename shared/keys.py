@@ -216,9 +216,14 @@ def check_private(path: Path) -> None:
     """Refuse a private file that anyone but its owner can touch.
 
     Raises:
-        ConfigError: group or others have a permission on it.
+        ConfigError: group or others have a permission on it, or it cannot be looked at.
     """
-    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise ConfigError(
+            f"Expected a private key at {path}, got none: {error.strerror}; put its copy back."
+        ) from None
     if mode & 0o077:
         raise ConfigError(
             f"Expected mode 0600 on private key {path}, got {mode:04o}; run chmod 600 on it, and "

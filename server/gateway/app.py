@@ -153,7 +153,7 @@ class Gateway:
         if name == "activate-node":
             LOG.warning(
                 "%s may not join (status %d): its last connection still counts as alive, for up "
-                "to a minute",
+                "to half a minute",
                 member,
                 status,
             )

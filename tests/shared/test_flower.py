@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -11,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import uvicorn
+from flwr.common import constant
 from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore import heartbeat
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.object_store import ObjectStore
@@ -23,6 +27,7 @@ from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.superexec.executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultStatus
+from flwr.supernode import fleet_http_connection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -231,3 +236,28 @@ def test_a_false_word_about_an_object_changes_no_message(kind: str) -> None:
 def tree(name: str, *below: ObjectTree) -> ObjectTree:
     """An object and what it is said to consist of."""
     return ObjectTree(object_id=name, children=below)
+
+
+def test_a_node_that_was_killed_is_let_in_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life come so often that two missing ones are noticed within 20 s."""
+    name = "HEARTBEAT_DEFAULT_INTERVAL"
+    for module in (heartbeat, fleet_http_connection):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    flower.beat_often()
+    assert heartbeat.HEARTBEAT_DEFAULT_INTERVAL * constant.HEARTBEAT_PATIENCE == 20
+    assert fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL == 10
+    monkeypatch.setattr(constant, "HEARTBEAT_MIN_INTERVAL", 30)
+    with pytest.raises(ServiceError, match="HEARTBEAT_MIN_INTERVAL"):
+        flower.beat_often()
+
+
+def test_a_line_that_breaks_in_a_handshake_is_tried_again() -> None:
+    """Flower gives up on errors that name TLS; what a server causes that starts again does not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closing = threading.Thread(target=lambda: listener.accept()[0].close())
+        closing.start()
+        client = flower._http_client(None, ssl.create_default_context())
+        with client, pytest.raises(httpx.ConnectError) as caught:
+            client.get(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        closing.join()
+    assert not any(word in str(caught.value).lower() for word in ("ssl", "tls", "certificate"))
