@@ -47,6 +47,7 @@ def main(grid: Grid, context: Context) -> None:
             run_id=run_id,
             resume=resume,
             sites=lambda: admitted_sites(home),
+            counts=lambda: admitted_records(home),
             seal=Seal.of(home),
             announce=_announcer(grid, home),
         )
@@ -87,6 +88,12 @@ def default_config() -> RunConfig:
 def admitted_sites(home: ServerHome) -> SiteTable:
     """Node id -> name of the sites admitted to this server; empty in simulations."""
     return {int(site.node_id): site.name for site in Control(home).sites()}
+
+
+def admitted_records(home: ServerHome) -> dict[str, int]:
+    """Number of records by name of the sites whose number the operator fixed."""
+    sites = Control(home).sites()
+    return {site.name: site.records for site in sites if site.records is not None}
 
 
 def _announcer(grid: Grid, home: ServerHome) -> Callable[[ReplyQuota], None] | None:

@@ -1,6 +1,7 @@
 """One attempt at one phase: every answer is screened and folded as it comes, then forgotten."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -9,9 +10,38 @@ from flwr.app import Message
 from server.registry import SiteOutcome
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
 from server.seal import Envelope
-from server.strategies.averaging import WeightedMean
+from server.strategies.robust import Pool
 from shared.schedule import Phase
 from shared.wire import Arrays, ReplyHeader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many records a site's replies must state, since they are what it weighs.
+
+    Attributes:
+        admitted: what the operator fixed at admission, by site.
+        stated: what a site said first in this run.
+    """
+
+    admitted: Mapping[str, int] = field(default_factory=dict)
+    stated: Mapping[str, int] = field(default_factory=dict)
+
+    def check(self, site: str, records: int) -> ScreeningFailure | None:
+        """Whether a reply states another number than it must."""
+        if site in self.admitted:
+            expected, origin = self.admitted[site], "the operator admitted the site with"
+        else:
+            expected, origin = self.stated.get(site, records), "the site stated first in this run"
+        if records == expected:
+            return None
+        return ScreeningFailure(
+            status="failed",
+            code="records",
+            sentence=f"Expected the {expected} records that {origin}, got {records}; the site "
+            "corrects its data, or the operator admits it again with the true number: "
+            f"'fedlatent server admit {site} KEY --records {records}'.",
+        )
 
 
 class Collector:
@@ -24,20 +54,22 @@ class Collector:
         sent: bytes of the arrays that each node was sent.
         released: the summary of each node, float64 by node id, in the phases that need them singly.
         envelope: signs what the nodes are sent, and checks their answers; None in simulations.
+        counts: whose numbers of records are known.
     """
 
     def __init__(
         self,
         phase: Phase,
         spec: ReplySpec,
-        mean: WeightedMean,
+        pool: Pool,
         names: Mapping[int, str],
         *,
         admitted: bool,
         weight: Callable[[ReplyHeader], float] = lambda header: float(header.records),
         envelope: Envelope | None = None,
+        counts: Counts | None = None,
     ) -> None:
-        """Collect for ``phase``; ``mean`` is empty, ``weight`` is that of a node's weights.
+        """Collect for ``phase``; ``pool`` is empty, ``weight`` is that of a node's weights.
 
         With an ``envelope`` a reply counts only with its site's signature for this very request.
         """
@@ -48,8 +80,9 @@ class Collector:
         self.sent = 0
         self.released: dict[int, np.ndarray] = {}
         self.envelope = envelope
+        self.counts = counts or Counts()
         self._spec = spec
-        self._mean = mean
+        self._pool = pool
         self._weight = weight
 
     def take(self, node: int, message: Message, seconds: float) -> SiteOutcome:
@@ -59,7 +92,8 @@ class Collector:
             return self.fail(node, opened, seconds)
         header, arrays = opened
         if self.phase.kind == "train":
-            self._mean.add(arrays, self._weight(header))
+            fixed = self.names[node] in self.counts.admitted
+            self._pool.add(node, arrays, self._weight(header), fixed=fixed)
         else:
             (summary,) = arrays.values()
             self.released[node] = summary.astype(np.float64)
@@ -98,8 +132,11 @@ class Collector:
         )
 
     def average(self) -> Arrays:
-        """The weighted mean of the shared arrays (training phases)."""
-        return self._mean.result()
+        """The shared arrays after the round (training phases); scaled updates are noted."""
+        arrays = self._pool.result()
+        for node, scaled in self._pool.scaled.items():
+            self._keep(replace(self.outcomes[node], code="scaled", sentence=scaled.sentence))
+        return arrays
 
     def summaries(self) -> list[np.ndarray]:
         """The released summaries in the order of the nodes' ids."""
@@ -120,7 +157,7 @@ class Collector:
                 sentence=f"Expected the reply of site {name!r}, got one that claims {claim!r}; "
                 "correct the site name in the node's configuration.",
             )
-        return opened
+        return self.counts.check(name, opened[0].records) or opened
 
     def _keep(self, outcome: SiteOutcome) -> SiteOutcome:
         self.outcomes[outcome.node_id] = outcome

@@ -49,13 +49,23 @@ RunState = Literal["open", "completed", "failed", "stopped"]
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """An admitted site."""
+    """An admitted site.
+
+    Attributes:
+        name: For people.
+        node_id: Flower's number of its node.
+        fingerprint: Short name of its key.
+        public_key: In OpenSSH form.
+        admitted: When, in UTC.
+        records: How many the operator says it holds, which is what it weighs; None: its own word.
+    """
 
     name: str
     node_id: str
     fingerprint: str
     public_key: str
     admitted: str
+    records: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +107,17 @@ class Control:
         """Use the server at ``home``; nothing is contacted yet."""
         self.home = home
 
-    def admit(self, name: str, public_key: Path) -> Site:
+    def admit(self, name: str, public_key: Path, records: int | None = None) -> Site:
         """Let the node with this public key join; the same key and name twice is no error.
+
+        A second time may change the number of records, also while a run goes on: it holds from the
+        next phase. A key that was removed may come back, under any name.
 
         Args:
             name: The site's name, for people.
             public_key: The node's ``node.pub``, an EC key in OpenSSH form.
+            records: How many it trains on, which its replies must then state; None leaves a number
+                that was given before, else takes the first that the site states in each run.
 
         Raises:
             ConfigError: Not such a key, no name of a site, or the name or key is admitted already
@@ -118,6 +133,9 @@ class Control:
         sites = self.sites()
         for site in sites:
             if site.name == name and site.fingerprint == fingerprint:
+                if records is not None:
+                    site = replace(site, records=records)
+                    self._write_sites([site if one.name == name else one for one in sites])
                 self._certify(site)
                 return site
             if site.name == name or site.fingerprint == fingerprint:
@@ -131,6 +149,7 @@ class Control:
             fingerprint=fingerprint,
             public_key=text,
             admitted=_now(),
+            records=records,
         )
         self._write_sites([*sites, site])
         self._certify(site)

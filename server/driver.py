@@ -24,17 +24,18 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from server.checkpoint import Checkpoint, CheckpointStore
-from server.collect import Collector
+from server.collect import Collector, Counts
 from server.home import ServerHome
 from server.inbox import UNREADABLE, Inbox, open_inbox
 from server.quota import ReplyQuota
 from server.registry import Registry, SiteOutcome
-from server.results import RunResult, form_of, write_result
+from server.results import RunResult, form_of, silent_ones, write_result
 from server.rounds import JoinState, RoundState, Verdict
 from server.screening import ReplySpec, ScreeningFailure
 from server.seal import Seal
 from server.strategies.averaging import TTL_MARGIN_S, EncoderAveraging
 from server.strategies.optimizer import server_step
+from server.strategies.weighting import bounded
 from server.strikes import LeftOut, Strikes
 from shared.config import RunConfig
 from shared.data.gaussian import DataGaussian
@@ -50,16 +51,16 @@ from shared.models.warm_start import warm_start
 from shared.privacy.accounting import epsilon_of
 from shared.privacy.em import first_mixture, next_mixture
 from shared.privacy.mixture import LatentMixture
+from shared.privacy.robust import LEAST_SITES, pooled_density, temper_stacks
 from shared.privacy.specs import latent_radius, spec_of
 from shared.privacy.summaries import (
     Form,
     LatentDensity,
     SummarySpec,
     choose_form,
-    latent_density,
     threshold_spec,
 )
-from shared.privacy.threshold import threshold_from_histogram
+from shared.privacy.threshold import threshold_from_histogram, threshold_of_sites
 from shared.schedule import WHOLE_KINDS, Phase, phases, training_rounds
 from shared.wire import (
     DATA_PREFIX,
@@ -139,6 +140,7 @@ def drive(
     resume: bool = False,
     start: Arrays | None = None,
     sites: Callable[[], SiteTable] = dict,
+    counts: Callable[[], Mapping[str, int]] = dict,
     pace: Pace | None = None,
     seal: Seal | None = None,
     announce: Callable[[ReplyQuota], None] | None = None,
@@ -156,6 +158,9 @@ def drive(
             of the same server, or the seed's.
         sites: reads the table of admitted sites; called before each phase. When the table has
             entries, nodes that are not in it are not asked.
+        counts: number of records by site name, of the sites whose number is known beforehand;
+            called before each phase. Such a site weighs by it, others by what they state first, and
+            those never more than twice the median.
         pace: clock and waits.
         seal: signs what admitted sites are asked and checks that they answered; with one, no node
             but those of the table is asked.
@@ -179,6 +184,7 @@ def drive(
                 registry=registry,
                 store=CheckpointStore(folder / "checkpoints"),
                 sites=sites,
+                counts=counts,
                 pace=pace or Pace(),
                 seal=seal,
                 start=start or _started_from(config, home),
@@ -260,6 +266,7 @@ class Driver:
     registry: Registry
     store: CheckpointStore
     sites: Callable[[], SiteTable]
+    counts: Callable[[], Mapping[str, int]]
     pace: Pace
     strikes: Strikes
     start: Arrays | None = None
@@ -275,6 +282,7 @@ class Driver:
         if self.config.summaries.prior != "none":
             use_prior(self._model, StandardNormal())  # refused where a model trains its own
         self._strangers: set[int] = set()
+        self._scaled: set[str] = set()
 
     def run(self) -> Checkpoint:
         """Do the phases that the last checkpoint lacks."""
@@ -340,16 +348,17 @@ class Driver:
         spec = ReplySpec.of(
             self.run_id, self.config, self.strategy.plan, phase, request.summary or state.encoder
         )
-        mean = self.strategy.accumulator()
+        stated = {name: int(str(facts["records"])) for name, facts in state.sites.items()}
         lasts_s = self.config.federation.round_deadline_s + TTL_MARGIN_S
         collector = Collector(
             phase,
             spec,
-            mean,
+            self.strategy.accumulator(state.encoder, len(names)),
             names,
             admitted=admitted,
             weight=self.strategy.weight,
             envelope=self.seal.envelope(names, lasts_s) if self.seal else None,
+            counts=Counts(admitted=self.counts(), stated=stated),
         )
         collector.sent = sum(value.nbytes for value in request.arrays.values())
         for node, one in left_out.items():
@@ -381,7 +390,7 @@ class Driver:
         Returns:
             Their names; whether these come from a table of admitted sites; who is left out.
         """
-        rules, pace = self.config.federation, self.pace
+        rules, strategy, pace = self.config.federation, self.config.strategy, self.pace
         until = pace.clock() + rules.join_timeout_s
         while True:
             table = self.sites()
@@ -394,14 +403,18 @@ class Driver:
             banned = self.strikes.left_out()
             left_out = {node: banned[name] for node, name in names.items() if name in banned}
             names = {node: name for node, name in names.items() if node not in left_out}
+            least = rules.quorum
+            if phase.kind == "train" and strategy.hostile:  # who is left out is one of them
+                hostile = max(0, strategy.hostile - len(left_out))
+                least = max(least, strategy.sites_needed(hostile))
             # Who is left out is not waited for in addition to the others.
-            state = JoinState(wanted=wanted - len(left_out), quorum=rules.quorum, until=until)
+            state = JoinState(wanted=wanted - len(left_out), quorum=least, until=until)
             verdict = state.decide(len(names), pace.clock())
             if verdict is Verdict.GO:
                 return names, known, left_out
             if verdict is Verdict.FAIL:
                 raise QuorumLost(
-                    f"Expected {rules.quorum} nodes for phase {phase.number} ({phase.kind}), got "
+                    f"Expected {least} nodes for phase {phase.number} ({phase.kind}), got "
                     f"{len(names)} within {rules.join_timeout_s:g} s; start the nodes and resume "
                     f"the run.{_way_back(left_out.values())}"
                 )
@@ -442,9 +455,10 @@ class Driver:
         wanted, plan = self.config.summaries.moments, self.strategy.plan
         if wanted != "auto":
             return wanted
-        records = sum(int(str(site["records"])) for site in state.sites.values())
-        if not plan.private or not records:
+        stated = [int(str(site["records"])) for site in state.sites.values()]
+        if not plan.private or not stated:
             return "full"
+        records = int(sum(bounded(stated) if self.config.summaries.robust else stated))
         epsilon = epsilon_of([plan.required("moments")], plan.delta)
         return choose_form(records, clients, epsilon, self._model.latent_dim)
 
@@ -588,7 +602,9 @@ class Driver:
             history=[*state.history, _entry(phase, collector)],
         )
         if phase.kind == "train":
-            return self._trained(state, phase, collector.average())
+            mean = collector.average()
+            self._tell_scaled(phase, collector)
+            return self._trained(state, phase, mean)
         try:
             return {
                 "data": self._data,
@@ -599,6 +615,14 @@ class Driver:
             }[phase.kind](state, collector)
         except ValueError as error:
             raise DataError(f"The summaries ({phase.kind}) cannot be pooled: {error}") from None
+
+    def _tell_scaled(self, phase: Phase, collector: Collector) -> None:
+        """Log the first update of each site that was scaled down; all are in the registry."""
+        for outcome in collector.outcomes.values():
+            if outcome.status == "ok" and outcome.code and outcome.site not in self._scaled:
+                self._scaled.add(outcome.site)
+                facts = (self.run_id, phase.kind, phase.number, outcome.site, outcome.sentence)
+                _log.info("run %s: %s %d: node %s: %s", *facts)
 
     def _trained(self, state: Checkpoint, phase: Phase, mean: Arrays) -> Checkpoint:
         """After a training round: the server optimiser's step, and the average over rounds."""
@@ -621,9 +645,10 @@ class Driver:
         """Pool the scaling or the Gaussian of the data; the latter may warm the first weights."""
         run, sigma = self.config, self.strategy.plan.multiplier("data")
         if run.summaries.data == "scaling":
-            scaling = pool_scaling(collector.summaries(), run.data, sigma)
+            scaling = pool_scaling(collector.summaries(), run.data, sigma, self._weights(collector))
             return replace(state, data=scaling.arrays())
-        gaussian = DataGaussian.pooled(run, collector.summaries(), sigma)
+        weights = self._weights(collector)
+        gaussian = DataGaussian.pooled(run, collector.summaries(), sigma, weights)
         state = replace(state, data=gaussian.density.arrays())
         if not run.training.warm_start_steps:
             return state
@@ -633,7 +658,8 @@ class Driver:
     def _moments(self, state: Checkpoint, collector: Collector) -> Checkpoint:
         """Pool the latent moments; a first mixture is spread over them."""
         run, sigma = self.config, self.strategy.plan.multiplier("moments")
-        density = latent_density(collector.summaries(), self._radius, sigma)
+        weights = self._weights(collector)
+        density = pooled_density(collector.summaries(), self._radius, sigma, weights)
         mixture: Arrays = {}
         if run.summaries.components:
             mixture = first_mixture(density, run.summaries.components, run.seed).arrays()
@@ -643,12 +669,16 @@ class Driver:
     def _mixture(self, state: Checkpoint, collector: Collector) -> Checkpoint:
         """One maximisation step."""
         plan, stacks = self.strategy.plan, collector.summaries()
+        sigma, weights = plan.multiplier("mixture"), self._weights(collector)
+        if weights is not None and len(stacks) >= LEAST_SITES:
+            tempered = temper_stacks(stacks, _records(collector), weights)
+            stacks, sigma = tempered.sums, sigma * math.sqrt(np.square(tempered.noise).mean())
         mixture = next_mixture(
             LatentMixture.from_arrays(state.mixture),
             np.sum(stacks, axis=0),
             radius=self._radius,
             clients=len(stacks),
-            noise_multiplier=plan.multiplier("mixture"),
+            noise_multiplier=sigma,
             epsilon=epsilon_of([plan.required("mixture")], plan.delta) if plan.private else 1.0,
             density=LatentDensity.from_arrays(state.density),
         )
@@ -662,24 +692,45 @@ class Driver:
             score_names(run),
             score_centres(run, k),
             self.strategy.plan.multiplier("scores"),
+            self._weights(collector),
         )
         return replace(state, scores=pooled.density.arrays())
 
     def _threshold(self, state: Checkpoint, collector: Collector) -> Checkpoint:
         """Thresholds of the federation, and of each client where the run wants them."""
+        counts, records = collector.summaries(), _records(collector)
         noise = self.strategy.plan.multiplier("threshold")
-        counts = collector.summaries()
         deviation = threshold_spec(len(counts[0])).sensitivity * noise
-        records = {o.node_id: o.records for o in collector.outcomes.values() if o.status == "ok"}
-        thresholds = self._thresholds(
-            np.sum(counts, axis=0), sum(records.values()), deviation * math.sqrt(len(counts))
-        )
+        weights = self._weights(collector)
+        if weights is None:
+            noise_of_all = deviation * math.sqrt(len(counts))
+            thresholds = self._thresholds(np.sum(counts, axis=0), sum(records), noise_of_all)
+        else:
+            thresholds = {
+                name: threshold_of_sites(
+                    one,
+                    self.config.scoring.quantile,
+                    records=records,
+                    weights=weights,
+                    noise_deviation=deviation,
+                )
+                for name, one in zip(THRESHOLDS, np.stack(counts, axis=1), strict=False)
+            }
+        for name in silent_ones(thresholds):
+            _log.warning(
+                "run %s: the %s threshold lies in the last bin and flags nothing; the scores of "
+                "most sites are out of range",
+                self.run_id,
+                name,
+            )
         sites = state.sites
         if self.config.scoring.per_client:
             sites = {name: dict(facts) for name, facts in sites.items()}
-            for node, own in sorted(collector.released.items()):
+            for (node, own), number in zip(
+                sorted(collector.released.items()), records, strict=True
+            ):
                 name = collector.names[node]
-                sites[name]["thresholds"] = self._thresholds(own, records[node], deviation)
+                sites[name]["thresholds"] = self._thresholds(own, number, deviation)
         return replace(state, thresholds=thresholds, sites=sites)
 
     def _thresholds(self, counts: np.ndarray, total: int, deviation: float) -> dict[str, float]:
@@ -688,6 +739,10 @@ class Driver:
             name: threshold_from_histogram(one, quantile, total=total, noise_deviation=deviation)
             for name, one in zip(THRESHOLDS, counts, strict=False)
         }
+
+    def _weights(self, collector: Collector) -> np.ndarray | None:
+        """What each summary counts at most, in their order; None where the run does not bound."""
+        return bounded(_records(collector)) if self.config.summaries.robust else None
 
     @property
     def _radius(self) -> float:
@@ -747,6 +802,11 @@ def _shared_arrays(model: VAE, *, whole: bool) -> Arrays:
         for key, value in model.state_dict().items()
         if whole or key.startswith(ENCODER_PREFIX)
     }
+
+
+def _records(collector: Collector) -> list[int]:
+    """The records behind each summary, in the order of the summaries."""
+    return [collector.outcomes[node].records for node in sorted(collector.released)]
 
 
 def _excuses(collector: Collector) -> str:

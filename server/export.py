@@ -8,7 +8,7 @@ import torch
 
 from server.home import ServerHome
 from server.registry import Registry
-from server.results import RunResult
+from server.results import RunResult, silent_ones
 from shared.bundle.manifest import Thresholds
 from shared.errors import ConfigError
 from shared.export.bundling import (
@@ -47,7 +47,8 @@ def export_global(
         form: of the scorer.
 
     Raises:
-        ConfigError: there is no such finished run, or it has no decoder to ship.
+        ConfigError: there is no such finished run, it has no decoder to ship, or a threshold of it
+            flags nothing.
         BundleError: the exported graphs differ from torch.
     """
     with Registry(home.registry) as registry:
@@ -79,7 +80,18 @@ def _latest(registry: Registry) -> str:
 
 
 def global_contents(result: RunResult, run_id: str, version: int) -> BundleContents:
-    """What the global bundle of a finished run is made of."""
+    """What the global bundle of a finished run is made of.
+
+    Raises:
+        ConfigError: a threshold that it would carry lies in the last bin of scores.
+    """
+    used = ("absolute" if result.scores is None else "combined", "recentred")
+    quiet = [name for name in silent_ones(result.thresholds) if name in used]
+    if quiet:
+        raise ConfigError(
+            f"Expected thresholds that flag something, got that of {' and '.join(quiet)} scores in "
+            "their last bin; find the sites whose scores are out of range, and train again."
+        )
     run = result.config
     model = build(run.model.family, run.model.options, run.data.shape, run.seed)
     weights = {key: torch.from_numpy(value) for key, value in result.arrays.items()}

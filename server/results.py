@@ -28,6 +28,7 @@ from shared.privacy.mixture import LatentMixture
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.specs import latent_radius
 from shared.privacy.summaries import Form, LatentDensity
+from shared.privacy.threshold import silent
 from shared.wire import DATA_PREFIX, MIXTURE_PREFIX, PROTOCOL, SCORES_PREFIX, Arrays, below, under
 
 FACTS = "result.json"
@@ -138,6 +139,11 @@ class RunResult:
         }
 
 
+def silent_ones(thresholds: Mapping[str, float]) -> tuple[str, ...]:
+    """Names of the thresholds in the last bin of scores."""
+    return tuple(name for name, value in thresholds.items() if silent(value))
+
+
 def model_file(config: RunConfig) -> str:
     """Name of the weights file of a run."""
     return "model.safetensors" if config.shares_decoder else "encoder.safetensors"
@@ -167,6 +173,7 @@ def write_result(
         "moments": form_of(state.moments),
         "radius": latent_radius(config, latent_dim),
         "thresholds": {"quantile": config.scoring.quantile, **state.thresholds},
+        "silent": silent_ones(state.thresholds),
     }
     for part, (name, data) in files.items():
         write_atomic(folder / name, data)

@@ -19,13 +19,16 @@ from server.rounds import SiteStatus
 from shared.config import RunConfig
 from shared.errors import ProtocolError
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import SummarySpec
+from shared.privacy.summaries import HISTOGRAMS_KEY, SummarySpec
 from shared.records import ARRAYS, HEADER, LocalRecords, from_records
 from shared.schedule import Phase
 from shared.wire import MAX_HEADER_BYTES, PROTOCOL, Arrays, ReplyHeader
 
 #: Gaussian noise stays within this many deviations but with probability 1e-23 for each entry.
 _NOISE_REACH = 10.0
+#: Of its records, that a site must be able to score.
+_LEAST_SCORED = 0.5
+_ROUNDING = 1e-6
 _SENTENCE_LIMIT = 500
 _VERSIONS = 10**6
 _BLOCK = 2**14
@@ -333,7 +336,8 @@ def _screen_values(
         return None
     sensitivity, symmetric = spec.summary.sensitivity, spec.summary.symmetric
     # Each entry of the exact summary is at most the number of records.
-    bound = header.records + _NOISE_REACH * sensitivity * header.noise_multiplier
+    reach = _NOISE_REACH * sensitivity * spec.noise_multiplier
+    bound = header.records + reach
     for key, value in arrays.items():
         count = spec.summary.count
         if count is not None and float(value[count]) != header.records:
@@ -351,6 +355,27 @@ def _screen_values(
             )
         if symmetric and not np.allclose(value, value.swapaxes(-1, -2), atol=1e-6 * bound):
             return _failed("range", f"Expected a symmetric matrix {key}, got one that is not.")
+        if key == HISTOGRAMS_KEY:
+            return _screen_histograms(value, header.records, reach)
+    return None
+
+
+def _screen_histograms(counts: np.ndarray, records: int, reach: float) -> ScreeningFailure | None:
+    """Each record but null ones falls into one bin of each histogram [scores, bins]."""
+    totals, reach_of_total = counts.sum(axis=1), reach * math.sqrt(counts.shape[1])
+    least, most = _LEAST_SCORED * records - reach_of_total, records + reach_of_total
+    wrong = totals[(totals < least) | (totals > most + _ROUNDING)]
+    if len(wrong):
+        return _failed(
+            "counts",
+            f"Expected histograms of {records} records with {max(least, 0.0):.0f} to {most:.0f} "
+            f"counts each, got {wrong[0]:.0f}.",
+        )
+    if float(counts.min()) < -reach:
+        return _failed(
+            "counts",
+            f"Expected no count below {-reach:.4g} in a histogram, got {counts.min():.4g}.",
+        )
     return None
 
 

@@ -133,7 +133,12 @@ class StrategySection(_Section):
     server_optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = "none"
     server_learning_rate: Positive = 1.0
     robust: Robust = "none"  # rule that brings the weights together; "none": the weighted mean
-    hostile: Annotated[int, Field(ge=0)] = 0  # sites it is to withstand; 0 = a fifth of those asked
+    # sites it is to withstand; 0 = a fifth of those asked, as far as the replies bear that
+    hostile: Annotated[int, Field(ge=0)] = 0
+
+    def sites_needed(self, hostile: int) -> int:
+        """Least number of sites among which the rule withstands so many hostile ones."""
+        return 2 * hostile + (3 if self.robust in ("krum", "multi-krum") else 1)
 
 
 class FederationSection(_Section):
@@ -185,6 +190,14 @@ class RunConfig(_Section):
             raise ValueError(
                 "expected summaries.data 'gaussian' for a warm start on released data, got "
                 f"{summaries.data!r}"
+            )
+        strategy, nodes = self.strategy, self.federation.nodes
+        if strategy.hostile and strategy.robust == "none":
+            raise ValueError("expected strategy.hostile of 0 without a robust rule, got another")
+        if strategy.hostile and nodes < (needed := strategy.sites_needed(strategy.hostile)):
+            raise ValueError(
+                f"expected federation.nodes of {needed} or more for strategy.robust "
+                f"{strategy.robust!r} against {strategy.hostile} hostile sites, got {nodes}"
             )
         if personal and self.sharing in ("summary", "full"):
             raise ValueError(

@@ -28,7 +28,15 @@ from shared.data.sources import Federation, SiteData
 from shared.errors import FedlatentError, ServiceError
 from shared.files import write_atomic
 from shared.schedule import Kind, phases, training_round
-from simulations.federation import Progress, RoundFacts, Simulation, home_material, open_policy
+from simulations.federation import (
+    Progress,
+    RoundFacts,
+    Simulation,
+    counts_of,
+    datasets,
+    home_material,
+    open_policy,
+)
 
 _ONLINE_TIMEOUT_S = 120.0
 _START_S = 300.0  # for the start of a run's processes
@@ -114,9 +122,10 @@ def running_federation(
         report("server: SuperLink, SuperExec, gateway", 0.0)
         stack.enter_context(service)
         clients = [ClientService(home) for home in homes.values()]
+        counts = counts_of(datasets(federation))()
         for index, (name, home) in enumerate(homes.items()):
             report("sites admitted by their public keys", index / len(homes))
-            service.control.admit(name, home.node_public_key)
+            service.control.admit(name, home.node_public_key, records=counts[name])
         report("nodes: one SuperNode and one resident process each", 0.0)
         pool = stack.enter_context(ThreadPoolExecutor(len(clients)))
         stack.callback(lambda: list(pool.map(ClientService.stop, clients)))

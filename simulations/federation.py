@@ -5,6 +5,7 @@ ledger, store and release log. ``stacked``: all clients as one tensor program, w
 hold both, and the deployed path, equal for the same seed.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,6 +130,11 @@ def datasets(federation: Federation) -> dict[str, Dataset]:
         site.name: Dataset(records=schema.preprocess(site.train), schema=schema)
         for site in federation.sites
     }
+
+
+def counts_of(sites: Mapping[str, Dataset]) -> Callable[[], dict[str, int]]:
+    """Tells how many records each site works with, as the operator of a server knows it."""
+    return functools.cache(lambda: {site: len(sites[site].normals()) for site in sites})
 
 
 #: Of simulated nodes, whose server is not hostile: what a study asks for is computed.
@@ -272,6 +278,7 @@ def simulate(
             run_id=run_id,
             resume=resume,
             sites=lambda: names,
+            counts=counts_of(sites),
             pace=_timeless(),
         )
     except ClientsFailed as failed:

@@ -1,4 +1,4 @@
-"""Weighted averaging of the shared arrays, streamed: memory is O(model), not O(clients)."""
+"""Bringing the shared arrays of all good replies together, by the rule that the run names."""
 
 from collections.abc import Iterable, Mapping
 from logging import getLogger
@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
 from server.seal import Envelope
+from server.strategies.robust import Pool
 from server.strategies.weighting import weight_of
 from shared.config import RunConfig
 from shared.privacy.plan import PrivacyPlan
@@ -26,84 +27,9 @@ MESSAGE_TYPE = "train"
 #: Seconds past the deadline until an undelivered message expires.
 TTL_MARGIN_S = 30.0
 
-_BLOCK = 2**14
-
-
-class WeightedMean:
-    """A running weighted mean of named arrays with an error-free sum.
-
-    The sum of each entry is kept as two float64 numbers (Knuth's TwoSum), and a whole weight
-    below 2^24 times a float32 is exact in float64; so the order of arrival does not change the
-    float32 result.
-
-    Attributes:
-        weight: sum of the weights so far.
-        count: number of contributions.
-    """
-
-    def __init__(self) -> None:
-        """Start with nothing."""
-        self.weight = 0.0
-        self.count = 0
-        self._sums: Arrays = {}
-        self._rests: Arrays = {}
-        self._dtypes: dict[str, np.dtype[np.generic]] = {}
-
-    def add(self, arrays: Mapping[str, np.ndarray], weight: float) -> None:
-        """Fold in one contribution; ``arrays`` may be dropped afterwards.
-
-        Raises:
-            ValueError: other keys or shapes than before, or a weight that is not positive.
-        """
-        if not weight > 0:
-            raise ValueError(f"Expected a positive weight, got {weight}.")
-        if not self.count:
-            for key, value in arrays.items():
-                self._sums[key] = np.zeros(value.shape)
-                self._rests[key] = np.zeros(value.shape)
-                self._dtypes[key] = value.dtype
-        if arrays.keys() != self._sums.keys():
-            raise ValueError(f"Expected arrays {sorted(self._sums)}, got {sorted(arrays)}.")
-        for key, value in arrays.items():
-            _add_exactly(self._sums[key], self._rests[key], value, weight)
-        self.weight += weight
-        self.count += 1
-
-    def result(self) -> Arrays:
-        """The mean, each array in the dtype of the first contribution.
-
-        Raises:
-            ValueError: nothing was added.
-        """
-        if not self.count:
-            raise ValueError("Expected at least one contribution, got none.")
-        return {
-            key: ((self._sums[key] + self._rests[key]) / self.weight).astype(self._dtypes[key])
-            for key in self._sums
-        }
-
-
-def _add_exactly(sums: np.ndarray, rests: np.ndarray, value: np.ndarray, weight: float) -> None:
-    """Add ``weight * value`` to ``sums`` in place, and what rounding lost to ``rests``.
-
-    Block by block, so that the intermediate values stay in the processor's cache.
-    """
-    flat, flat_sums, flat_rests = value.reshape(-1), sums.reshape(-1), rests.reshape(-1)
-    for start in range(0, len(flat), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        before, term = flat_sums[block], flat[block] * np.float64(weight)
-        total = before + term
-        part = total - before
-        term -= part
-        part -= total
-        part += before  # (before - (total - part)), the part of ``before`` that was lost
-        part += term
-        flat_rests[block] += part
-        before[:] = total
-
 
 class EncoderAveraging(Strategy):
-    """Averages the shared arrays of all good replies, weighted by the number of records.
+    """Brings the shared arrays of all good replies together (``server.strategies.robust``).
 
     The round driver uses :meth:`request` and :meth:`accumulator`; the methods of Flower's
     ``Strategy`` are built on the same two and on the same screening, so that
@@ -111,11 +37,12 @@ class EncoderAveraging(Strategy):
     """
 
     def __init__(self, config: RunConfig, run_id: str) -> None:
-        """Average the replies of run ``run_id``."""
+        """Pool the replies of run ``run_id``."""
         self.config = config
         self.run_id = run_id
         self.plan = PrivacyPlan.from_config(config)
         self._sent: Arrays = {}
+        self._asked = 0
 
     def request(
         self,
@@ -155,9 +82,9 @@ class EncoderAveraging(Strategy):
         """How much a node's weights count in the average."""
         return weight_of(self.config.strategy.weighting, header)
 
-    def accumulator(self) -> WeightedMean:
-        """The empty accumulator of one training round."""
-        return WeightedMean()
+    def accumulator(self, sent: Mapping[str, np.ndarray], asked: int) -> Pool:
+        """The empty accumulator of one training round, of what so many nodes are sent."""
+        return Pool(self.config, sent, asked)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -165,7 +92,9 @@ class EncoderAveraging(Strategy):
         """Ask every node that is online; Flower's loop calls this."""
         self._sent = {key: value.numpy() for key, value in arrays.items()}
         phase = Phase(number=server_round, kind="train", trained=server_round - 1)
-        return self.request(phase, self._sent, sorted(grid.get_node_ids()))
+        nodes = sorted(grid.get_node_ids())
+        self._asked = len(nodes)
+        return self.request(phase, self._sent, nodes)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -173,7 +102,7 @@ class EncoderAveraging(Strategy):
         """Screen and fold the replies; below the quorum the arrays stay as they are."""
         phase = Phase(number=server_round, kind="train", trained=server_round - 1)
         spec = ReplySpec.of(self.run_id, self.config, self.plan, phase, self._sent)
-        mean = self.accumulator()
+        pool = self.accumulator(self._sent, self._asked)
         for reply in replies:
             opened = (
                 screen_error(reply.error) if reply.has_error() else open_reply(reply.content, spec)
@@ -183,19 +112,19 @@ class EncoderAveraging(Strategy):
                 continue
             header, arrays = opened
             try:
-                mean.add(arrays, self.weight(header))
+                pool.add(reply.metadata.src_node_id, arrays, self.weight(header))
             except ValueError as error:  # a weight of nothing
                 _log.warning("round %d: dropped a reply: %s", server_round, error)
-        if mean.count < self.config.federation.quorum:
+        if pool.count < self.config.federation.quorum:
             _log.warning(
                 "round %d: expected %d good replies, got %d; the arrays stay as they are",
                 server_round,
                 self.config.federation.quorum,
-                mean.count,
+                pool.count,
             )
             return None, None
-        record = to_arrays(mean.result())
-        return record, MetricRecord({"num-examples": int(mean.weight), "replies": mean.count})
+        record = to_arrays(pool.result())
+        return record, MetricRecord({"num-examples": int(pool.weight), "replies": pool.count})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -211,9 +140,11 @@ class EncoderAveraging(Strategy):
 
     def summary(self) -> None:
         """Log what is averaged and at what privacy."""
+        rule = self.config.strategy.robust
         _log.info(
-            "run %s: weighted mean of the %s, quorum %d, noise multiplier %g",
+            "run %s: %s of the %s, quorum %d, noise multiplier %g",
             self.run_id,
+            "weighted mean" if rule == "none" else rule,
             "whole model" if self.config.shares_decoder else "encoder",
             self.config.federation.quorum,
             self.plan.noise_multiplier,

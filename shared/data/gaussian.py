@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from shared.config import RunConfig
 from shared.data.frequencies import cosine_basis
 from shared.data.scaling import data_radius
-from shared.privacy.summaries import LatentDensity, latent_density, squared_distance
+from shared.privacy.robust import pooled_density
+from shared.privacy.summaries import LatentDensity, squared_distance
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,14 +58,20 @@ class DataGaussian:
 
     @classmethod
     def pooled(
-        cls, run: RunConfig, released: Sequence[np.ndarray], noise_multiplier: float
+        cls,
+        run: RunConfig,
+        released: Sequence[np.ndarray],
+        noise_multiplier: float,
+        weights: np.ndarray | None = None,
     ) -> Self:
-        """Pool what clients released in the phase "data".
+        """Pool what clients released in the phase "data"; robust where they have ``weights``.
 
         Raises:
             ValueError: nobody released, or nobody has records.
         """
-        return cls._of(run, latent_density(released, feature_radius(run), noise_multiplier))
+        return cls._of(
+            run, pooled_density(released, feature_radius(run), noise_multiplier, weights)
+        )
 
     @classmethod
     def from_arrays(cls, run: RunConfig, arrays: Mapping[str, np.ndarray]) -> Self:

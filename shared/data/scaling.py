@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shared.config import DataSection
 from shared.errors import ProtocolError
+from shared.privacy.robust import LEAST_SITES, temper_moments
 from shared.privacy.summaries import DIAGONAL_SENSITIVITY
 
 #: Scaled values are clipped to this many deviations.
@@ -81,25 +82,41 @@ def bounded_values(records: NDArray[np.float32], data: DataSection) -> NDArray[n
 
 
 def pool_scaling(
-    released: Sequence[np.ndarray], data: DataSection, noise_multiplier: float
+    released: Sequence[np.ndarray],
+    data: DataSection,
+    noise_multiplier: float,
+    weights: np.ndarray | None = None,
 ) -> Scaling:
     """Mean and deviation from the released ``scaling_sums`` [2d+1] of several clients.
 
     A variance that noise may have made up is floored at the level of that noise.
+
+    Args:
+        released: of each client.
+        data: the schema.
+        noise_multiplier: of each release.
+        weights: [n] records that each counts for at most, which makes the pooling robust; None
+            counts all.
 
     Raises:
         ValueError: no release, or no record.
     """
     if not released:
         raise ValueError("Expected scaling of at least one client, got none.")
-    total = np.sum(np.asarray(released, dtype=np.float64), axis=0)
-    count, features = float(total[0]), len(total) // 2
+    features = len(released[0]) // 2
+    root = math.sqrt(features)
+    noise = np.full(len(released), noise_multiplier * root)
+    sums = [np.concatenate([one[:1], one[1:] * root]) for one in released]
+    if weights is not None and len(released) >= LEAST_SITES:
+        tempered = temper_moments(sums, weights, noise_multiplier * root, _LEAST_DEVIATION**2)
+        sums, noise = tempered.sums, tempered.noise * noise
+    total = np.sum(sums, axis=0)
+    count = float(total[0])
     if count < 1:
         raise ValueError(f"Expected a pooled count of at least 1, got {count:g}; add records.")
-    root = math.sqrt(features) / count
-    mean = np.clip(total[1 : features + 1] * root, -1.0, 1.0)
-    second = np.clip(total[features + 1 :] * root, 0.0, 1.0)
-    level = DIAGONAL_SENSITIVITY * noise_multiplier * math.sqrt(len(released)) * root
+    mean = np.clip(total[1 : features + 1] / count, -1.0, 1.0)
+    second = np.clip(total[features + 1 :] / count, 0.0, 1.0)
+    level = DIAGONAL_SENSITIVITY * float(np.linalg.norm(noise)) / count
     variance = np.maximum(second - mean**2, max(level, _LEAST_DEVIATION**2))
     middle, half = (data.upper + data.lower) / 2, (data.upper - data.lower) / 2
     return Scaling(mean=mean * half + middle, deviation=np.sqrt(variance) * half)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from shared.config import RunConfig
 from shared.detection.parts import score_centres, score_names
-from shared.privacy.summaries import LatentDensity, latent_density
+from shared.privacy.robust import pooled_density
+from shared.privacy.summaries import LatentDensity
 
 #: Parts in their order, each with the width of its logarithm that is resolved.
 PARTS: dict[str, float] = {
@@ -105,12 +106,13 @@ def pool_scores(
     names: Sequence[str],
     centres: Sequence[float],
     noise_multiplier: float,
+    weights: np.ndarray | None = None,
 ) -> ScoreDensity:
-    """Pool the released moments [m+1, m+1] of several sites.
+    """Pool the released moments [m+1, m+1] of several sites; robust where they have ``weights``.
 
     Raises:
         ValueError: nobody released, or nobody has records.
     """
     radius = score_radius(len(names))
-    density = latent_density(released, radius, noise_multiplier)
+    density = pooled_density(released, radius, noise_multiplier, weights)
     return ScoreDensity(names=tuple(names), centres=tuple(centres), density=density)

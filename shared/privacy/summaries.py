@@ -46,7 +46,8 @@ SCORE_EDGES = np.geomspace(1e-2, 1e4, 127)
 FULL_FROM = 30.0
 
 _ROUNDING = 1e-6
-_EIGENVALUE_FLOOR = 1e-3
+#: Of covariances of latents, where noise sets no higher one.
+EIGENVALUE_FLOOR = 1e-3
 #: Share of the noise level below which an eigenvalue counts as noise.
 _NOISE_SHARE = 0.25
 
@@ -339,8 +340,29 @@ def _no_density(k: int) -> ProtocolError:
     )
 
 
+def linear_deviation(*, diagonal: bool) -> float:
+    """Deviation of the noise on the linear part of moments, at a noise multiplier of 1.
+
+    It stands off the diagonal of a symmetric matrix.
+    """
+    return DIAGONAL_SENSITIVITY if diagonal else MOMENTS_SENSITIVITY / math.sqrt(2.0)
+
+
+def noise_floor(deviation: float, k: int, *, diagonal: bool) -> float:
+    """Below this an eigenvalue of second moments is mostly noise.
+
+    The spectral norm of symmetric noise concentrates at 2 * tau * sqrt(k), where tau is the
+    deviation off the diagonal (Wigner). Without products there is nothing to amplify: the noise of
+    one entry counts.
+    """
+    return _NOISE_SHARE * 2.0 * deviation * (1.0 if diagonal else math.sqrt(k))
+
+
 def latent_density(
-    released: Sequence[np.ndarray], radius: float, noise_multiplier: float
+    released: Sequence[np.ndarray],
+    radius: float,
+    noise_multiplier: float,
+    noise: np.ndarray | None = None,
 ) -> LatentDensity:
     """Pool the released moments of several clients; post-processing, so free of privacy cost.
 
@@ -349,6 +371,7 @@ def latent_density(
         radius: the public radius they were clipped with.
         noise_multiplier: of each release; used to take the noise's own variance out of the
             spread of client means.
+        noise: [n] what the noise of each release has been multiplied by since; None for 1.
 
     Raises:
         ValueError: no matrix, or no record.
@@ -363,11 +386,10 @@ def latent_density(
     mean = total[-1, :-1] / count
     covariance = total[:-1, :-1] / count - np.outer(mean, mean)
     k = len(mean)
-    # The deviation of the noise on the linear part: off the diagonal of a symmetric matrix.
-    spread = MOMENTS_SENSITIVITY / math.sqrt(2.0) if not diagonal else DIAGONAL_SENSITIVITY
-    spread *= noise_multiplier
+    gains = np.ones(len(released)) if noise is None else noise
+    spreads = linear_deviation(diagonal=diagonal) * noise_multiplier * gains
     between = np.zeros((k, k))
-    for one in released:
+    for one, spread in zip(released, spreads, strict=True):
         matrix = as_matrix(one)
         own_count = max(float(matrix[-1, -1]), 1.0)
         offset = matrix[-1, :-1] / own_count - mean
@@ -375,12 +397,8 @@ def latent_density(
         between += own_count * (np.outer(offset, offset) - noise_variance * np.eye(k))
     within = covariance - between / count
     scale = radius**2
-    # The spectral norm of the pooled symmetric noise concentrates at 2 * tau * sqrt(k), where tau
-    # is the deviation off the diagonal (Wigner): smaller eigenvalues than that are mostly noise.
-    # Without products there is nothing to amplify: the noise of one entry counts.
-    tau = spread * math.sqrt(len(released)) / count
-    level = _NOISE_SHARE * 2.0 * tau * (1.0 if diagonal else math.sqrt(k)) * scale
-    floor = max(_EIGENVALUE_FLOOR, level)
+    tau = float(np.linalg.norm(spreads)) / count
+    floor = max(EIGENVALUE_FLOOR, noise_floor(tau, k, diagonal=diagonal) * scale)
     if diagonal:
         covariance, within = np.diag(np.diag(covariance)), np.diag(np.diag(within))
     return LatentDensity(

@@ -6,15 +6,22 @@ fitted to all bins at once instead, and read off where the bins themselves say n
 """
 
 import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 from scipy import optimize, special, stats
 
+from shared.privacy.robust import LEAST_SITES, weighted_median
 from shared.privacy.summaries import SCORE_EDGES
 
 #: The empirical quantile is used where noise moves its tail count by less than this share.
 _TRUSTED_SHARE = 0.2
+#: Records over the deviation of a bin's noise that a site, or a group of them, is to have.
+_GROUP_STRENGTH = 20.0
+_LEAST_GROUPS = 5
 _LOG_MEDIANS = np.linspace(math.log(0.05), math.log(2000.0), 30)
 
 
@@ -37,39 +44,130 @@ def threshold_from_histogram(
     Raises:
         ValueError: no records.
     """
+    share = _conformal(quantile, total)
+    found = _empirical(counts, share, total, noise_deviation)
+    if found is not None:
+        return found
+    return min((_fit(law, counts / total, share) for law in _LAWS), key=lambda one: one.error).score
+
+
+def threshold_of_sites(
+    counts: Sequence[np.ndarray] | np.ndarray,
+    quantile: float,
+    *,
+    records: Sequence[int],
+    weights: np.ndarray,
+    noise_deviation: float,
+) -> float:
+    """The weighted median of what the sites' own histograms say; one site cannot move it far.
+
+    Where noise leaves single sites no threshold of their own, groups of them take their place, at
+    least as many as ``_LEAST_GROUPS``; each group that holds a hostile site is lost. The law is
+    the one that fits most sites better. Two sites have no middle: they are pooled.
+
+    Args:
+        counts: noisy counts [128] of each site on ``SCORE_EDGES``.
+        quantile: share of normal records, above one half.
+        records: of each site; public.
+        weights: [n] of the sites in the median; one that outweighs all others decides alone.
+        noise_deviation: standard deviation of the noise of each bin of a site.
+
+    Raises:
+        ValueError: a site without records.
+    """
+    groups = _groups(records, noise_deviation)
+    totals = [sum(records[i] for i in group) for group in groups]
+    pooled = [np.sum([counts[i] for i in group], axis=0) for group in groups]
+    deviations = [noise_deviation * math.sqrt(len(group)) for group in groups]
+    if len(groups) == 1:
+        return threshold_from_histogram(
+            pooled[0], quantile, total=totals[0], noise_deviation=deviations[0]
+        )
+    shares = [_conformal(quantile, total) for total in totals]
+    scores = [
+        _empirical(one, share, total, deviation)
+        for one, share, total, deviation in zip(pooled, shares, totals, deviations, strict=True)
+    ]
+    weighing = np.asarray([sum(weights[i] for i in group) for group in groups])
+    unsure = [i for i, score in enumerate(scores) if score is None]
+    fits = [[_fit(law, pooled[i] / totals[i], shares[i]) for law in _LAWS] for i in unsure]
+    if fits:
+        gains = np.asarray([gamma.error - other.error for gamma, other in fits])
+        chosen = int(weighted_median(gains, weighing[unsure]) > 0)
+        for i, found in zip(unsure, fits, strict=True):
+            scores[i] = found[chosen].score
+    return weighted_median(np.asarray(scores, dtype=np.float64), weighing)
+
+
+def silent(threshold: float) -> bool:
+    """Whether a threshold lies in the last bin, above which no score can be told from another."""
+    return not threshold <= SCORE_EDGES[-2]
+
+
+def _groups(records: Sequence[int], noise_deviation: float) -> list[list[int]]:
+    """Which sites are read together: each by itself where its noise allows that."""
+    sites = len(records)
+    if sites < LEAST_SITES:
+        return [list(range(sites))]
+    needed = max(1.0, _GROUP_STRENGTH * noise_deviation / float(np.median(records))) ** 2
+    number = max(min(sites, _LEAST_GROUPS), int(sites / math.ceil(needed)))
+    return [list(range(first, sites, number)) for first in range(number)]
+
+
+def _conformal(quantile: float, total: int) -> float:
     if total < 1:
         raise ValueError(f"Expected at least one record, got {total}.")
-    share = min(math.ceil((total + 1) * quantile) / total, 1.0 - 0.5 / total)
-    index = _empirical_bin(counts, share, total)
-    tail_noise = noise_deviation * math.sqrt(len(counts) - index)
-    if tail_noise <= _TRUSTED_SHARE * (1.0 - share) * total:
-        return float(SCORE_EDGES[min(index, len(SCORE_EDGES) - 1)])
-    fits = [_fit(law, counts / total) for law in (_GAMMA, _LOG_NORMAL)]
-    _, law, parameters = min(fits, key=lambda one: one[0])
-    return float(np.clip(law.quantile(parameters, share), SCORE_EDGES[0], SCORE_EDGES[-1]))
+    return min(math.ceil((total + 1) * quantile) / total, 1.0 - 0.5 / total)
 
 
-def _empirical_bin(counts: np.ndarray, share: float, total: int) -> int:
+def _empirical(counts: np.ndarray, share: float, total: int, deviation: float) -> float | None:
+    """The edge at which the counts themselves reach the share; None where noise hides it."""
     cumulative = np.maximum.accumulate(np.cumsum(counts))
     rank = min(share * total, float(cumulative[-1]))
-    return int(np.searchsorted(cumulative, rank - 1e-9, side="left"))
+    index = int(np.searchsorted(cumulative, rank - 1e-9, side="left"))
+    if deviation * math.sqrt(len(counts) - index) > _TRUSTED_SHARE * (1.0 - share) * total:
+        return None
+    return float(SCORE_EDGES[min(index, len(SCORE_EDGES) - 1)])
 
 
-def _fit(law: "_Law", shares: np.ndarray) -> tuple[float, "_Law", np.ndarray]:
-    """Least squares over all bins: squared error, law, parameters; from the best grid point."""
+@dataclass(frozen=True)
+class _Fit:
+    """Least squares of one law over all bins: its squared error and its quantile."""
+
+    error: float
+    score: float
+
+
+def _fit(law: "_Law", shares: np.ndarray, share: float) -> _Fit:
+    """From the best point of the law's grid."""
 
     def error(parameters: np.ndarray) -> float:
-        below = np.concatenate([[0.0], law.cdf(parameters), [1.0]])
-        return float(((shares - np.diff(below)) ** 2).sum())
+        return float(((shares - _bins(law, parameters)) ** 2).sum())
 
-    grid = [law.start(width, median) for width in law.widths for median in _LOG_MEDIANS]
+    points, bins = _grid(law)
     found = optimize.minimize(
-        error, min(grid, key=error), method="Nelder-Mead", options={"maxiter": 400}
+        error,
+        points[int(np.argmin(((shares - bins) ** 2).sum(axis=1)))],
+        method="Nelder-Mead",
+        options={"maxiter": 400},
     )
-    return float(found.fun), law, np.asarray(found.x)
+    score = float(np.clip(law.quantile(found.x, share), SCORE_EDGES[0], SCORE_EDGES[-1]))
+    return _Fit(float(found.fun), score)
 
 
-class _Law(Protocol):
+def _bins(law: "_Law", parameters: np.ndarray) -> np.ndarray:
+    """Share of a law in each bin [128]."""
+    return np.diff(np.concatenate([[0.0], law.cdf(parameters), [1.0]]))
+
+
+@cache
+def _grid(law: "_Law") -> tuple[list[np.ndarray], np.ndarray]:
+    """Parameters to begin with, and the shares [points, 128] that they give."""
+    points = [law.start(width, median) for width in law.widths for median in _LOG_MEDIANS]
+    return points, np.stack([_bins(law, point) for point in points])
+
+
+class _Law(Hashable, Protocol):
     """A law of positive scores with two parameters on logarithmic scales."""
 
     widths: np.ndarray
@@ -121,4 +219,4 @@ class _LogNormal:
         return math.exp(min(parameters[1] + deviation * float(special.ndtri(share)), 700.0))
 
 
-_GAMMA, _LOG_NORMAL = _Gamma(), _LogNormal()
+_LAWS: tuple[_Law, _Law] = (_Gamma(), _LogNormal())

@@ -15,7 +15,7 @@ from shared.records import LocalRecords, from_records
 from shared.schedule import Kind
 from shared.wire import Arrays, ReplyHeader, RequestHeader
 from simulations.availability import Availability
-from simulations.federation import FIRST_NODE_ID, open_policy
+from simulations.federation import FIRST_NODE_ID, counts_of, open_policy
 from simulations.grid import InProcessGrid
 from simulations.stacked.cohort import Cohort
 
@@ -87,7 +87,14 @@ def record(run: RunConfig, sites: Mapping[str, Dataset], folder: Path) -> Transc
 
     server = ServerHome(folder / "server")
     server.create()
-    result = drive(InProcessGrid(names, answers), run, server, run_id=run.name, sites=lambda: names)
+    result = drive(
+        InProcessGrid(names, answers),
+        run,
+        server,
+        run_id=run.name,
+        sites=lambda: names,
+        counts=counts_of(sites),
+    )
     return Transcript(heard=tuple(heard), result=result)
 
 

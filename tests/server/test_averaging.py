@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.driver import drive
-from server.strategies.averaging import EncoderAveraging, WeightedMean, to_arrays
+from server.strategies.averaging import EncoderAveraging, to_arrays
+from server.strategies.mean import WeightedMean
 from shared.models import build, encoder_state
 from tests.server.federation import Clock, grid_of, home_at, three_sites, tiny_config
 

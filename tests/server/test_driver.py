@@ -3,7 +3,7 @@
 import json
 import logging
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,15 @@ def status_of(home: ServerHome) -> tuple[str, str]:
 def test_run_gives_the_weighted_average_and_the_summaries(tmp_path: Path) -> None:
     """After R rounds each value has moved by R times the weighted mean of the sites' shifts."""
     config, home = tiny_config(), home_at(tmp_path)
-    result = drive(grid_of(three_sites()), config, home, run_id=RUN, pace=Clock().pace())
+    counts = {"node-11": 100, "node-12": 200, "node-13": 700}
+    result = drive(
+        grid_of(three_sites()),
+        config,
+        home,
+        run_id=RUN,
+        counts=lambda: counts,
+        pace=Clock().pace(),
+    )
     model = build("gaussian", config.model.options, config.data.shape, config.seed)
     shift = 2 * (100 * 0.1 - 200 * 0.2 + 700 * 0.3) / 1000
     assert result.arrays.keys() == encoder_state(model).keys()
@@ -63,6 +71,94 @@ def test_run_gives_the_weighted_average_and_the_summaries(tmp_path: Path) -> Non
     assert np.abs(result.density.mean).max() < 0.5
     assert result.thresholds["absolute"] > 0
     assert status_of(home) == ("complete", "")
+
+
+def test_a_site_whose_count_nobody_fixed_weighs_twice_the_median_at_most(tmp_path: Path) -> None:
+    """Of 100, 200 and 700 records by the sites' own words, the largest counts as 400."""
+    config = tiny_config()
+    result = drive(grid_of(three_sites()), config, home_at(tmp_path), run_id=RUN)
+    model = build("gaussian", config.model.options, config.data.shape, config.seed)
+    shift = 2 * (100 * 0.1 - 200 * 0.2 + 400 * 0.3) / 700
+    for key, first in encoder_state(model).items():
+        np.testing.assert_allclose(result.arrays[key], first.numpy() + shift, rtol=1e-5)
+
+
+def claims(*counts: int) -> Callable[[ReplyHeader, Arrays], tuple[ReplyHeader, Arrays]]:
+    """An ``edit`` that states these numbers of records, one a reply, the last for ever."""
+    left = list(counts)
+
+    def edit(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:
+        count = left.pop(0) if len(left) > 1 else left[0]
+        return header.model_copy(update={"records": count}), arrays
+
+    return edit
+
+
+def test_a_site_repeats_the_count_that_it_stated_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A later claim of more records is dropped with what to do, also once the run is resumed."""
+    sites, home = three_sites(), home_at(tmp_path)
+    sites[11].edit = claims(100, 100_000)
+    sites[12].edit = sites[13].edit = refuse("busy", "not now")
+    single = tiny_config(federation={"quorum": 1, "nodes": 3, "join_timeout_s": 5})
+    with pytest.raises(QuorumLost):
+        drive(grid_of(sites), single, home, run_id=RUN, pace=Clock().pace())
+    assert outcomes(home, 1)["node-11"].records == 100
+    row = outcomes(home, 2)["node-11"]
+    assert (row.status, row.code) == ("failed", "records")
+    assert "Expected the 100 records that the site stated first in this run" in row.sentence
+    assert "admit node-11 KEY --records 100000" in row.sentence
+    sites[11].edit = claims(99)
+    with pytest.raises(QuorumLost):
+        drive(grid_of(sites), single, home, run_id=RUN, resume=True, pace=Clock().pace())
+    assert "Expected the 100 records that the site stated first in this run, got 99" in caplog.text
+
+
+def test_an_admitted_count_is_the_only_one_that_counts(tmp_path: Path) -> None:
+    """A site admitted with 100 records that claims a million is dropped; readmitted, it counts."""
+    sites, home, counts = three_sites(), home_at(tmp_path), {"node-11": 100}
+    sites[11].edit = claims(1_000_000)
+
+    def admitted() -> dict[str, int]:
+        if sites[11].requests:  # the operator admits it again after the first phase
+            counts["node-11"] = 1_000_000
+        return dict(counts)
+
+    drive(grid_of(sites), tiny_config(), home, run_id=RUN, counts=admitted)
+    row = outcomes(home, 1)["node-11"]
+    assert (row.status, row.code) == ("failed", "records")
+    assert "Expected the 100 records that the operator admitted the site with" in row.sentence
+    assert outcomes(home, 2)["node-11"].status == "ok"
+
+
+def test_a_scaled_update_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A hundredfold update counts three median norms; log (once) and registry say so, no strike."""
+    sites, home, config = three_sites(), home_at(tmp_path), tiny_config()
+    sites[13].shift = 20.0
+    with caplog.at_level(logging.INFO, "fedlatent"):
+        result = drive(grid_of(sites), config, home, run_id=RUN)
+    row = outcomes(home, 1)["node-13"]
+    assert (row.status, row.code) == ("ok", "scaled")
+    assert "scaled down to" in row.sentence
+    assert caplog.text.count("scaled down to") == 1
+    assert not Strikes(home.run(RUN)).left_out()
+    model = build("gaussian", config.model.options, config.data.shape, config.seed)
+    shift = 2 * (100 * 0.1 - 200 * 0.2 + 400 * 0.6) / 700
+    for key, first in encoder_state(model).items():
+        np.testing.assert_allclose(result.arrays[key], first.numpy() + shift, rtol=1e-4)
+
+
+def test_too_few_sites_for_a_rule_pause_the_run(tmp_path: Path) -> None:
+    """Krum against one hostile site asks nobody before five are there."""
+    sites, home = three_sites(), home_at(tmp_path)
+    config = tiny_config(
+        strategy={"robust": "krum", "hostile": 1},
+        federation={"quorum": 2, "nodes": 5, "join_timeout_s": 5},
+    )
+    with pytest.raises(QuorumLost, match="Expected 5 nodes for phase 1"):
+        drive(grid_of(sites), config, home, run_id=RUN, pace=Clock().pace())
+    assert not sites[11].requests
 
 
 def test_result_folder_tells_all(tmp_path: Path) -> None:

@@ -1,0 +1,288 @@
+"""How the updates of one training round are brought together so that no few sites own the result.
+
+An update is what a site changed: its reply less the weights that it was sent. First, every update
+longer than ``federation.norm_factor`` times the median length of the round is drawn back to that
+length, whatever the rule. Then ``strategy.robust`` says how the round's result comes about:
+
+``none``
+    The weighted mean. A hostile site moves it by ``norm_factor`` median lengths times its share of
+    the weight at most, in a direction of its choice. Covers a reply 100 times too large; not many
+    rounds of pulling against the others, which can undo much of what they learn.
+``centred-clipping``
+    Karimireddy et al. (2021): the weighted mean of the updates, each drawn to within a radius of a
+    centre. Centre: the coordinates' medians, moved a few steps towards that very mean; radius: the
+    median distance from the medians, that is where the typical honest update lies. Less than half
+    of the sites move it by a radius times their share at most. It does not cover sites of which
+    each has a kind of data of its own: their distances are the radius, so hostile ones hide in it.
+``trimmed-mean``
+    Yin et al. (2018), Flower's: in each coordinate the mean without the f largest and f smallest
+    values. Withstands f hostile sites of 2 f + 1. Each site counts the same, however many records
+    it has, and small hostile steps within the honest values' range add up over rounds.
+``median``
+    Yin et al. (2018), Flower's: in each coordinate the median. As ``trimmed-mean``, for less than
+    half of the sites; it costs most accuracy where honest updates are noisy or skewed.
+``krum``
+    Blanchard et al. (2017), Flower's: the one update whose n - f - 2 nearest others are nearest.
+    Withstands f hostile sites of 2 f + 3. All others' work is lost, and so is what averaging does
+    against the noise of privacy; it follows the densest kind of data. A hostile update close to the
+    honest ones may be the one that is taken.
+``multi-krum``
+    Krum's n - f best updates, averaged by their weights. As ``krum``, with less lost.
+
+No rule covers a majority of hostile sites, a site that poisons its own records yet trains as it
+should, or what a hostile site learns from the weights that it is sent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from logging import getLogger
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum
+
+from server.strategies.mean import WeightedMean
+from server.strategies.weighting import LARGEST_SHARE
+from shared.config import Robust, RunConfig
+from shared.wire import Arrays
+
+_log = getLogger("fedlatent.server")
+
+#: Updates that are held until the medians of the round are taken over them; with more, the mean
+#: and centred clipping fold the others as they come, so that memory does not grow with the sites.
+HELD = 101
+_STEPS = 5  # of the centre of clipping
+_ALL = "update"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """An update that was drawn back.
+
+    Attributes:
+        norm: its L2 norm as it came.
+        bound: the largest of its round.
+    """
+
+    norm: float
+    bound: float
+
+    @property
+    def sentence(self) -> str:
+        """What was done, for people."""
+        return (
+            f"update of norm {self.norm:.4g} scaled down to {self.bound:.4g}, the largest next to "
+            "the other sites' (federation.norm_factor)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Update:
+    """One site's weights [P] as one row, how much they weigh, and whether that is beyond doubt."""
+
+    node: int
+    row: np.ndarray
+    weight: float
+    fixed: bool
+
+
+class Pool:
+    """The updates of one training round; the result does not depend on their order up to ``HELD``.
+
+    Attributes:
+        count: number of updates so far.
+        weight: sum of the weights that counted, once there is a result.
+        scaled: the updates that were drawn back, by node, once there is a result.
+    """
+
+    def __init__(self, config: RunConfig, sent: Mapping[str, np.ndarray], asked: int) -> None:
+        """Start with nothing.
+
+        Args:
+            config: the run, which names the rule.
+            sent: the weights that the sites were sent.
+            asked: number of sites that were asked.
+        """
+        self.count = 0
+        self.scaled: dict[int, Scaled] = {}
+        self._config, self._asked = config, asked
+        self._shapes = {key: (value.shape, value.dtype) for key, value in sent.items()}
+        self._sent = _row(sent)
+        self._held: list[_Update] = []
+        self._mean = WeightedMean()
+        self._bound = self._heaviest = 0.0
+        self._centre, self._radius = self._sent, np.inf  # of what is folded
+        self._settled = False
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights that counted."""
+        return self._mean.weight
+
+    def add(
+        self, node: int, arrays: Mapping[str, np.ndarray], weight: float, *, fixed: bool = False
+    ) -> None:
+        """Take one site's weights; ``arrays`` may be changed or dropped afterwards.
+
+        Args:
+            node: whose they are.
+            arrays: by name, as the site was sent them.
+            weight: what they are to count.
+            fixed: whether the operator has said so; else none counts more than twice the median.
+
+        Raises:
+            ValueError: other names or shapes than were sent, or a weight that is not positive.
+        """
+        if not weight > 0:
+            raise ValueError(f"Expected a positive weight, got {weight}.")
+        if {key: value.shape for key, value in arrays.items()} != {
+            key: shape for key, (shape, _) in self._shapes.items()
+        }:
+            raise ValueError(f"Expected arrays {sorted(self._shapes)}, got {sorted(arrays)}.")
+        row = _row({key: arrays[key] for key in self._shapes}).astype(self._sent.dtype)
+        update = _Update(node=node, row=row, weight=weight, fixed=fixed)
+        self.count += 1
+        if self._settled:
+            self._fold(update)
+            return
+        self._held.append(update)
+        if self.count == HELD and self._config.strategy.robust in _STREAMED:
+            self._settle()
+
+    def result(self) -> Arrays:
+        """The shared weights after the round, each array in the type that was sent.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not self.count:
+            raise ValueError("Expected at least one contribution, got none.")
+        if not self._settled:
+            self._settle()
+        return self._arrays(self._mean.result()[_ALL])
+
+    def _settle(self) -> None:
+        """Take the round's medians over what is held; fold that, and let the rest be folded."""
+        held, self._held = sorted(self._held, key=lambda one: one.node), []
+        norms = [_length(one.row, self._sent) for one in held]
+        self._bound = self._config.federation.norm_factor * float(np.median(norms))
+        self._heaviest = LARGEST_SHARE * float(np.median([one.weight for one in held]))
+        self._settled = True
+        rule = self._config.strategy.robust
+        if rule != "none":
+            steps = np.stack([self._bounded(one) for one in held]).astype(np.float64) - self._sent
+            weights = [self._weight(one) for one in held]
+            if rule == "centred-clipping":
+                centre, self._radius = clipping_centre(steps, weights)
+            else:
+                centre, self._radius = _by_flower(rule, steps, weights, self._borne(len(held))), 0.0
+            self._centre = self._sent + centre
+        for one in held:
+            self._fold(one)
+
+    def _fold(self, update: _Update) -> None:
+        row = _drawn(self._bounded(update), self._centre, self._radius)
+        self._mean.add({_ALL: row}, self._weight(update))
+
+    def _weight(self, update: _Update) -> float:
+        """What an update counts; what nobody vouches for is held to twice the median."""
+        trusted = update.fixed and self._config.strategy.robust == "none"
+        return update.weight if trusted else min(update.weight, self._heaviest)
+
+    def _bounded(self, update: _Update) -> np.ndarray:
+        """The site's weights, their update drawn back to the bound of the round."""
+        row = _drawn(update.row, self._sent, self._bound)
+        if row is not update.row:
+            norm = _length(update.row, self._sent)
+            self.scaled[update.node] = Scaled(norm=norm, bound=self._bound)
+        return row
+
+    def _borne(self, good: int) -> int:
+        """Hostile sites that the rule withstands: as asked for, or what so few replies bear."""
+        section = self._config.strategy
+        wanted = section.hostile or max(1, self._asked // 5)
+        borne = max(0, (good - section.sites_needed(0)) // 2)
+        if borne < wanted and section.hostile:
+            _log.warning(
+                "%d good replies of %d let strategy.robust %r withstand %d hostile sites, not %d",
+                *(good, self._asked, section.robust, borne, wanted),
+            )
+        return min(wanted, borne)
+
+    def _arrays(self, row: np.ndarray) -> Arrays:
+        found, start = {}, 0
+        for key, (shape, dtype) in self._shapes.items():
+            size = int(np.prod(shape, dtype=np.int64))
+            found[key] = row[start : start + size].reshape(shape).astype(dtype)
+            start += size
+        return found
+
+
+#: Rules whose memory does not grow with the sites.
+_STREAMED: frozenset[Robust] = frozenset(("none", "centred-clipping"))
+
+
+def clipping_centre(steps: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, float]:
+    """Where updates are clipped about, and how far from it.
+
+    Args:
+        steps: updates [n, P], float64.
+        weights: of each.
+    """
+    centre = np.median(steps, axis=0)
+    radius = float(np.median(np.linalg.norm(steps - centre, axis=1)))
+    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
+    for _ in range(_STEPS):
+        apart = steps - centre
+        lengths = np.linalg.norm(apart, axis=1)
+        shrink = np.minimum(1.0, radius / np.maximum(lengths, np.finfo(np.float64).tiny))
+        centre = centre + (shares * shrink) @ apart
+    return centre, radius
+
+
+def _by_flower(
+    rule: Robust, steps: np.ndarray, weights: Sequence[float], hostile: int
+) -> np.ndarray:
+    """Flower's own rule on updates [n, P]."""
+    count = len(steps)
+    strategy: FedAvg
+    if rule == "trimmed-mean":
+        # Flower cuts off the whole part of beta * n on each side; a quarter keeps rounding away.
+        strategy = FedTrimmedAvg(beta=(hostile + 0.25) / count if hostile else 0.0)
+    elif rule == "median":
+        strategy = FedMedian()
+    elif rule == "krum":
+        strategy = Krum(num_malicious_nodes=hostile)
+    else:
+        strategy = MultiKrum(num_malicious_nodes=hostile, num_nodes_to_select=count - hostile)
+    replies = [_reply(step, weight) for step, weight in zip(steps, weights, strict=True)]
+    record, _ = strategy.aggregate_train(1, replies)
+    if record is None:
+        raise ValueError(f"Expected an update of Flower's {rule}, got none.")
+    found: np.ndarray = record[_ALL].numpy()
+    return found
+
+
+def _reply(step: np.ndarray, weight: float) -> Message:
+    """One update as the answer that Flower's strategies take."""
+    metrics = MetricRecord({"num-examples": weight})
+    content = RecordDict({"arrays": ArrayRecord({_ALL: Array(step)}), "metrics": metrics})
+    return Message(content, dst_node_id=1, message_type="train")
+
+
+def _row(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All entries as one row [P], a copy."""
+    return np.concatenate([value.reshape(-1) for value in arrays.values()])
+
+
+def _length(row: np.ndarray, centre: np.ndarray) -> float:
+    return float(np.linalg.norm(row.astype(np.float64) - centre))
+
+
+def _drawn(row: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
+    """``row`` itself within ``radius`` of ``centre``; else the point there on the way to it."""
+    length = _length(row, centre)
+    if length <= radius:
+        return row
+    near: np.ndarray = centre + (row.astype(np.float64) - centre) * (radius / length)
+    return near.astype(row.dtype)
