@@ -134,7 +134,9 @@ def init(
     out.print(f"node {site} made in {place.root}: {records} records, epsilon at most {max_epsilon}")
     if person is not None:
         out.print(f"  at most {person_cap} records of each person, by the column {person!r}")
-    out.print(f"  send to the operator: {place.node_public_key}")
+    out.print(
+        f"  send to the operator: {place.node_public_key}, and that there are {records} records"
+    )
     out.print(f"  your rules, to read and change: {place.config}")
     out.print(f"  one run of epsilon {max_epsilon:g} uses the whole budget of these records")
     out.print(f"next: [bold]fedlatent client start --home {place.root}[/]")

@@ -110,25 +110,45 @@ def start(home: HomeOption = None) -> None:
     run_until_signal(begin, service.stop)
 
 
-@app.command(epilog="Example: fedlatent server admit hospital-a hospital-a.pub")
+@app.command(
+    epilog="Examples: fedlatent server admit hospital-a hospital-a.pub --records 5200 | "
+    "fedlatent server admit hospital-a hospital-a.pub --records 5900 (the count has changed)"
+)
 def admit(
     site: Annotated[str, typer.Argument(help="Name of the site, as in its node.toml.")],
     key: Annotated[Path, typer.Argument(help="The node's public key, keys/node.pub.")],
+    records: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Normal records that the site trains on, as its 'client init' says: what it "
+            "weighs, and all that its replies may state. Without it the site's first word in a run "
+            "counts, at most as twice the median. Again with the same key changes it.",
+        ),
+    ] = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Let the node with this public key join."""
+    """Let the node with this public key join; also one that was removed before."""
     from server.control import Control
     from server.home import ServerHome
 
     control = Control(ServerHome.find(home))
-    admitted = control.admit(site, key)
+    admitted = control.admit(site, key, records)
     certificate = control.certificate(site)
     if json:
-        facts = {"site": admitted.name, "node_id": admitted.node_id}
+        facts = {
+            "site": admitted.name,
+            "node_id": admitted.node_id,
+            "records": admitted.records,
+        }
         print_json(facts | ({} if certificate is None else {"certificate": str(certificate)}))
         return
     out.print(f"admitted {admitted.name}: key {admitted.fingerprint}")
+    if admitted.records is None:
+        out.print("  weighs what it first states in a run; fix that by [bold]--records N[/]")
+    else:
+        out.print(f"  weighs {admitted.records} records; its replies must state that number")
     if certificate is not None:
         out.print(f"  send to the site: {certificate}", soft_wrap=True)
         out.print("  the site installs it: [bold]fedlatent client certificate FILE[/]")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import secrets
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -338,8 +339,30 @@ class Control:
         with tempfile.TemporaryDirectory(prefix="fedlatent-key-") as folder:
             path = Path(folder) / "node.pub"
             path.write_text(public_key + "\n")
-            answer = self._flwr("supernode", "register", str(path), _CONNECTION)
+            try:
+                answer = self._flwr("supernode", "register", str(path), _CONNECTION)
+            except ServiceError:
+                known = self._registered(public_key)  # by an admission that was cut short
+                if known is None:
+                    raise
+                return known
         return str(answer.get("node-id"))
+
+    def _registered(self, public_key: str) -> str | None:
+        """The id under which Flower knows a key; no command of its own tells."""
+        key = node_public_key(public_key, "the admission")
+        pem = key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        query = "SELECT node_id FROM node WHERE public_key = ? AND status != 'unregistered'"
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"{self.home.link_database.as_uri()}?mode=ro", uri=True)
+            ) as database:
+                row = database.execute(query, (pem,)).fetchone()
+        except sqlite3.Error:
+            return None
+        return None if row is None else str(row[0] % 2**64)  # kept as a signed number
 
     def _certify(self, site: Site) -> None:
         """Make the certificate that the site's node needs, where nodes need one."""

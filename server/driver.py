@@ -672,7 +672,7 @@ class Driver:
         sigma, weights = plan.multiplier("mixture"), self._weights(collector)
         if weights is not None and len(stacks) >= LEAST_SITES:
             tempered = temper_stacks(stacks, _records(collector), weights)
-            stacks, sigma = tempered.sums, sigma * math.sqrt(np.square(tempered.noise).mean())
+            stacks, sigma = tempered.sums, sigma * math.sqrt(np.square(tempered.factors).mean())
         mixture = next_mixture(
             LatentMixture.from_arrays(state.mixture),
             np.sum(stacks, axis=0),

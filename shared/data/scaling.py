@@ -109,7 +109,7 @@ def pool_scaling(
     sums = [np.concatenate([one[:1], one[1:] * root]) for one in released]
     if weights is not None and len(released) >= LEAST_SITES:
         tempered = temper_moments(sums, weights, noise_multiplier * root, _LEAST_DEVIATION**2)
-        sums, noise = tempered.sums, tempered.noise * noise
+        sums, noise = tempered.sums, tempered.factors * noise
     total = np.sum(sums, axis=0)
     count = float(total[0])
     if count < 1:

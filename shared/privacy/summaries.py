@@ -269,7 +269,7 @@ class LatentDensity:
     """A Gaussian picture of the latents of all clients.
 
     Attributes:
-        count: number of records; public, so exact.
+        count: number of records that it counts; public, so exact.
         mean: [k].
         covariance: [k, k] of all records about the common mean.
         within: [k, k] of records about their own client's mean; used after re-centring.
@@ -348,21 +348,11 @@ def linear_deviation(*, diagonal: bool) -> float:
     return DIAGONAL_SENSITIVITY if diagonal else MOMENTS_SENSITIVITY / math.sqrt(2.0)
 
 
-def noise_floor(deviation: float, k: int, *, diagonal: bool) -> float:
-    """Below this an eigenvalue of second moments is mostly noise.
-
-    The spectral norm of symmetric noise concentrates at 2 * tau * sqrt(k), where tau is the
-    deviation off the diagonal (Wigner). Without products there is nothing to amplify: the noise of
-    one entry counts.
-    """
-    return _NOISE_SHARE * 2.0 * deviation * (1.0 if diagonal else math.sqrt(k))
-
-
 def latent_density(
     released: Sequence[np.ndarray],
     radius: float,
     noise_multiplier: float,
-    noise: np.ndarray | None = None,
+    factors: np.ndarray | None = None,
 ) -> LatentDensity:
     """Pool the released moments of several clients; post-processing, so free of privacy cost.
 
@@ -371,7 +361,7 @@ def latent_density(
         radius: the public radius they were clipped with.
         noise_multiplier: of each release; used to take the noise's own variance out of the
             spread of client means.
-        noise: [n] what the noise of each release has been multiplied by since; None for 1.
+        factors: [n] what each release, with its noise, has been multiplied by since; None for 1.
 
     Raises:
         ValueError: no matrix, or no record.
@@ -386,19 +376,25 @@ def latent_density(
     mean = total[-1, :-1] / count
     covariance = total[:-1, :-1] / count - np.outer(mean, mean)
     k = len(mean)
-    gains = np.ones(len(released)) if noise is None else noise
+    gains = np.ones(len(released)) if factors is None else factors
     spreads = linear_deviation(diagonal=diagonal) * noise_multiplier * gains
     between = np.zeros((k, k))
     for one, spread in zip(released, spreads, strict=True):
         matrix = as_matrix(one)
-        own_count = max(float(matrix[-1, -1]), 1.0)
+        own_count = float(matrix[-1, -1])
+        if own_count <= 0.0:
+            continue
         offset = matrix[-1, :-1] / own_count - mean
         noise_variance = (spread / own_count) ** 2
         between += own_count * (np.outer(offset, offset) - noise_variance * np.eye(k))
     within = covariance - between / count
     scale = radius**2
+    # The spectral norm of the pooled symmetric noise concentrates at 2 * tau * sqrt(k), where tau
+    # is the deviation off the diagonal (Wigner): smaller eigenvalues than that are mostly noise.
+    # Without products there is nothing to amplify: the noise of one entry counts.
     tau = float(np.linalg.norm(spreads)) / count
-    floor = max(EIGENVALUE_FLOOR, noise_floor(tau, k, diagonal=diagonal) * scale)
+    level = _NOISE_SHARE * 2.0 * tau * (1.0 if diagonal else math.sqrt(k)) * scale
+    floor = max(EIGENVALUE_FLOOR, level)
     if diagonal:
         covariance, within = np.diag(np.diag(covariance)), np.diag(np.diag(within))
     return LatentDensity(

@@ -7,14 +7,13 @@ fitted to all bins at once instead, and read off where the bins themselves say n
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
 import numpy as np
 from scipy import optimize, special, stats
 
-from shared.privacy.robust import LEAST_SITES, weighted_median
+from shared.privacy.robust import LEAST_SITES, falling, weighted_median
 from shared.privacy.summaries import SCORE_EDGES
 
 #: The empirical quantile is used where noise moves its tail count by less than this share.
@@ -44,11 +43,15 @@ def threshold_from_histogram(
     Raises:
         ValueError: no records.
     """
-    share = _conformal(quantile, total)
+    if total < 1:
+        raise ValueError(f"Expected at least one record, got {total}.")
+    share = min(math.ceil((total + 1) * quantile) / total, 1.0 - 0.5 / total)
     found = _empirical(counts, share, total, noise_deviation)
     if found is not None:
         return found
-    return min((_fit(law, counts / total, share) for law in _LAWS), key=lambda one: one.error).score
+    fits = [_fit(law, counts / total) for law in _LAWS]
+    _, law, parameters = min(fits, key=lambda one: one[0])
+    return float(np.clip(law.quantile(parameters, share), SCORE_EDGES[0], SCORE_EDGES[-1]))
 
 
 def threshold_of_sites(
@@ -59,11 +62,15 @@ def threshold_of_sites(
     weights: np.ndarray,
     noise_deviation: float,
 ) -> float:
-    """The weighted median of what the sites' own histograms say; one site cannot move it far.
+    """The weighted median of the sites' own thresholds; one site cannot move it far.
+
+    A site whose threshold is far off the others weighs less, as in all pooled summaries.
 
     Where noise leaves single sites no threshold of their own, groups of them take their place, at
-    least as many as ``_LEAST_GROUPS``; each group that holds a hostile site is lost. The law is
-    the one that fits most sites better. Two sites have no middle: they are pooled.
+    least as many as ``_LEAST_GROUPS``; each group that holds a hostile site is lost. Two sites
+    have no middle: they are pooled.
+
+    Where sites differ, half of them flag more of their normal records than the quantile says.
 
     Args:
         counts: noisy counts [128] of each site on ``SCORE_EDGES``.
@@ -76,27 +83,18 @@ def threshold_of_sites(
         ValueError: a site without records.
     """
     groups = _groups(records, noise_deviation)
-    totals = [sum(records[i] for i in group) for group in groups]
-    pooled = [np.sum([counts[i] for i in group], axis=0) for group in groups]
-    deviations = [noise_deviation * math.sqrt(len(group)) for group in groups]
-    if len(groups) == 1:
-        return threshold_from_histogram(
-            pooled[0], quantile, total=totals[0], noise_deviation=deviations[0]
-        )
-    shares = [_conformal(quantile, total) for total in totals]
     scores = [
-        _empirical(one, share, total, deviation)
-        for one, share, total, deviation in zip(pooled, shares, totals, deviations, strict=True)
+        threshold_from_histogram(
+            np.sum([counts[i] for i in group], axis=0),
+            quantile,
+            total=sum(records[i] for i in group),
+            noise_deviation=noise_deviation * math.sqrt(len(group)),
+        )
+        for group in groups
     ]
+    logs = np.log(scores)
     weighing = np.asarray([sum(weights[i] for i in group) for group in groups])
-    unsure = [i for i, score in enumerate(scores) if score is None]
-    fits = [[_fit(law, pooled[i] / totals[i], shares[i]) for law in _LAWS] for i in unsure]
-    if fits:
-        gains = np.asarray([gamma.error - other.error for gamma, other in fits])
-        chosen = int(weighted_median(gains, weighing[unsure]) > 0)
-        for i, found in zip(unsure, fits, strict=True):
-            scores[i] = found[chosen].score
-    return weighted_median(np.asarray(scores, dtype=np.float64), weighing)
+    return weighted_median(np.asarray(scores), weighing * falling(np.abs(logs - np.median(logs))))
 
 
 def silent(threshold: float) -> bool:
@@ -114,45 +112,29 @@ def _groups(records: Sequence[int], noise_deviation: float) -> list[list[int]]:
     return [list(range(first, sites, number)) for first in range(number)]
 
 
-def _conformal(quantile: float, total: int) -> float:
-    if total < 1:
-        raise ValueError(f"Expected at least one record, got {total}.")
-    return min(math.ceil((total + 1) * quantile) / total, 1.0 - 0.5 / total)
-
-
 def _empirical(counts: np.ndarray, share: float, total: int, deviation: float) -> float | None:
-    """The edge at which the counts themselves reach the share; None where noise hides it."""
-    cumulative = np.maximum.accumulate(np.cumsum(counts))
-    rank = min(share * total, float(cumulative[-1]))
-    index = int(np.searchsorted(cumulative, rank - 1e-9, side="left"))
-    if deviation * math.sqrt(len(counts) - index) > _TRUSTED_SHARE * (1.0 - share) * total:
+    """The edge above which the counts leave less than the rest; None where noise hides it.
+
+    Counted from the top, so that the noise of the bins below does not add up.
+    """
+    above = np.maximum.accumulate(np.cumsum(counts[::-1]))[::-1]  # of each bin and all higher ones
+    rest = (1.0 - share) * total
+    index = int((above > rest + 1e-6).sum()) - 1
+    if deviation * math.sqrt(len(counts) - index) > _TRUSTED_SHARE * rest:
         return None
-    return float(SCORE_EDGES[min(index, len(SCORE_EDGES) - 1)])
+    return float(SCORE_EDGES[min(max(index, 0), len(SCORE_EDGES) - 1)])
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """Least squares of one law over all bins: its squared error and its quantile."""
-
-    error: float
-    score: float
-
-
-def _fit(law: "_Law", shares: np.ndarray, share: float) -> _Fit:
-    """From the best point of the law's grid."""
+def _fit(law: "_Law", shares: np.ndarray) -> tuple[float, "_Law", np.ndarray]:
+    """Least squares over all bins: squared error, law, parameters; from the best grid point."""
 
     def error(parameters: np.ndarray) -> float:
         return float(((shares - _bins(law, parameters)) ** 2).sum())
 
     points, bins = _grid(law)
-    found = optimize.minimize(
-        error,
-        points[int(np.argmin(((shares - bins) ** 2).sum(axis=1)))],
-        method="Nelder-Mead",
-        options={"maxiter": 400},
-    )
-    score = float(np.clip(law.quantile(found.x, share), SCORE_EDGES[0], SCORE_EDGES[-1]))
-    return _Fit(float(found.fun), score)
+    first = points[int(np.argmin(np.square(shares - bins).sum(axis=1)))]
+    found = optimize.minimize(error, first, method="Nelder-Mead", options={"maxiter": 400})
+    return float(found.fun), law, np.asarray(found.x)
 
 
 def _bins(law: "_Law", parameters: np.ndarray) -> np.ndarray:

@@ -1,12 +1,13 @@
 """The global bundle of a finished run scores as the run's own evaluation does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client.edge.runtime import EdgeModel
-from server.export import export_global
+from server.export import export_global, global_contents
 from server.home import ServerHome
 from shared.bundle.archive import DECODER
 from shared.errors import ConfigError
@@ -72,3 +73,12 @@ def test_only_a_shared_decoder_is_exported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sharing 'full'"):
         export_global(plain, decoder=True)
     assert len(raw) > 0
+
+
+def test_a_threshold_that_flags_nothing_is_not_exported(tmp_path: Path) -> None:
+    """A threshold in the last bin is refused in one sentence that names it."""
+    simulation, _, _ = finished(tmp_path)
+    silenced = replace(simulation.result, thresholds={"absolute": 10_000.0, "recentred": 3.0})
+    with pytest.raises(ConfigError, match="flag something, got that of absolute scores"):
+        global_contents(silenced, "run", 1)
+    assert global_contents(simulation.result, "run", 1).thresholds.absolute

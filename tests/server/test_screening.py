@@ -253,3 +253,30 @@ def test_flower_error_text_is_not_kept() -> None:
     failure = screen_error(Error(2, "ValueError: patient 17 has value 3.2"))
     assert failure.code == "flower-2"
     assert "17" not in failure.sentence
+
+
+@pytest.mark.parametrize("size", [0.0, 0.4, 1.6, -1.0])
+def test_histograms_that_no_records_can_have_are_dropped(size: float) -> None:
+    """Too few counts, too many or negative ones are named; true ones with some nulls pass."""
+    config = tiny_config(privacy={"mechanism": "none", "rng": "simulation"})
+    phase = Phase(number=4, kind="threshold", trained=2)
+    asked = summary_spec(config, "threshold", "full", LATENT, 0)
+    spec = ReplySpec.of("tiny-1", config, plan_of(config.to_json()), phase, asked)
+    counts = np.zeros(asked.shape)
+    counts[:, 40], counts[:, 41] = 60, 35
+    assert not isinstance(
+        open_reply(to_records(header_of(spec), {HISTOGRAMS_KEY: counts}), spec), ScreeningFailure
+    )
+    counts[1, 40] = 60 * size
+    counts[1, 41] = 95 - 60 * size if size < 0 else 35 * size
+    failure = failure_of(to_records(header_of(spec), {HISTOGRAMS_KEY: counts}), spec)
+    assert failure.status == "failed"
+    assert "counts" in failure.code or failure.code == "range"
+
+
+def test_a_claim_of_more_noise_does_not_widen_what_a_summary_may_hold() -> None:
+    """The bound of entries stands on the plan's noise, not on what the reply says of its own."""
+    spec = spec_of("threshold")
+    header = header_of(spec, noise_multiplier=1e9)
+    counts = np.full(spec.shapes[HISTOGRAMS_KEY], 1e6)
+    assert failure_of(to_records(header, {HISTOGRAMS_KEY: counts}), spec).code == "range"

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from client.service import ClientService
+from server.app import admitted_records
 from server.home import ServerHome
 from server.registry import Registry
 from server.service import ServerService, init_server, is_lost, is_stopped
 from server.settings import load_settings
 from shared.config import RunConfig
 from shared.errors import ConfigError, ServiceError
+from shared.keys import generate_node_key
 from shared.supervisor import MARK, end_processes, marked_processes
 from tests.server.services import RUN, Federation, until
 
@@ -96,10 +98,26 @@ def test_an_unknown_node_is_turned_away(federation: Federation, node: ClientServ
     federation.service.control.remove("stranger")
     again = federation.service.control.admit("guest", stranger.home.node_public_key)
     assert (again.node_id, again.fingerprint) == (site.node_id, site.fingerprint)
+    control = federation.service.control
+    assert control.admit("guest", stranger.home.node_public_key, records=90).records == 90
+    assert control.admit("guest", stranger.home.node_public_key).records == 90
+    assert admitted_records(federation.service.home) == {"guest": 90}
     federation.service.control.remove("guest")
     with pytest.raises(ConfigError, match="Expected an admitted site"):
         federation.service.control.remove("guest")
     assert [one.name for one in federation.service.control.sites()] == ["ward-1"]
+
+
+def test_an_admission_that_was_cut_short_is_completed(federation: Federation) -> None:
+    """A key that Flower knows and we do not, as after a kill in between, is admitted after all."""
+    control = federation.service.control
+    place = generate_node_key(federation.folder / "cut")
+    site = control.admit("cut", place)
+    control._write_sites([one for one in control.sites() if one.name != "cut"])
+    assert control.admit("cut", place).node_id == site.node_id
+    control.remove("cut")
+    assert control.admit("cut", place).node_id == site.node_id
+    control.remove("cut")
 
 
 def test_the_control_api_is_out_of_reach(federation: Federation) -> None:
