@@ -5,7 +5,8 @@ Results are lines of JSON, each written whole.
 
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -26,21 +27,19 @@ def run_jobs(
     processes: int,
     watch: Callable[[int, int, JobT], None],
 ) -> None:
-    """Run the jobs that ``out`` lacks, each process with one thread.
+    """Run the jobs that ``out`` lacks.
 
     Args:
         out: receives ``results.jsonl``.
         wanted: jobs in order, dataclasses whose fields JSON can carry.
         work: computes the answers of a job, which JSON can carry; a function of a module.
-        processes: how many at once.
+        processes: how many at once, each with one thread; 1 is this process.
         watch: told number, total and job after each.
     """
     out.mkdir(parents=True, exist_ok=True)
     done = [row["job"] for row in rows(out)]
     todo = [job for job in wanted if asdict(job) not in done]  # type: ignore[call-overload]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = pool.imap_unordered(_Work(work=work), todo)
+    with _mapped(processes, _Work(work=work), todo) as found:
         for number, (job, answers) in enumerate(found, 1):
             line = {"job": asdict(job), "answers": answers}  # type: ignore[call-overload]
             append_line(out / RESULTS, json.dumps(line))
@@ -66,3 +65,16 @@ class _Work(Generic[JobT]):
 
     def __call__(self, job: JobT) -> tuple[JobT, object]:
         return job, self.work(job)
+
+
+@contextmanager
+def _mapped(
+    processes: int, work: _Work[JobT], todo: Sequence[JobT]
+) -> Iterator[Iterable[tuple[JobT, object]]]:
+    """What the jobs come to, as they are done."""
+    if processes == 1:
+        yield map(work, todo)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield pool.imap_unordered(work, todo)

@@ -27,9 +27,10 @@ length, whatever the rule. Then ``strategy.robust`` says how the round's result 
     against the noise of privacy; it follows the densest kind of data. A hostile update close to the
     honest ones may be the one that is taken.
 ``multi-krum``
-    Krum's n - f best updates, averaged by their weights. As ``krum``, with less lost. With less than
-    five sites it withstands none and is the weighted mean. With more than ``HELD`` the result of the
-    first of them is a centre, and all are drawn to within their median distance of it and averaged.
+    Krum's n - f best updates, averaged by their weights. As ``krum``, with less lost: a hostile
+    site that counts at all does so as one of n. With less than five sites it withstands none and is
+    the weighted mean. With more than ``HELD`` the result of the first of them is a centre; all are
+    drawn to within their median distance of it and averaged.
 
 No rule covers a majority of hostile sites, a site that poisons its own records yet trains as it
 should, or what a hostile site learns from the weights that it is sent.
