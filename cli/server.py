@@ -269,9 +269,11 @@ def status(
             }
             print_json(facts) if json else _print_run(facts)
             return
+        sites = Control(place).sites()
         overview = {
             "processes": process_facts(found := read_status(place.services)),
-            "admitted": [site.name for site in Control(place).sites()],
+            "admitted": [site.name for site in sites],
+            "records": {site.name: site.records for site in sites},
             "sites": [_row(one) for one in registry.sites()],
             "runs": [_run_facts(one) for one in registry.runs()],
         }
@@ -396,5 +398,9 @@ def _print_overview(facts: Mapping[str, Any]) -> None:
         runs.add_row(one["id"], one["status"], str(one["phases"]), escaped(one["sentence"]))
     for shown in (sites, runs):
         out.print(shown)
-    admitted = ", ".join(facts["admitted"]) or "none; use 'fedlatent server admit'"
+    named = [
+        name if count is None else f"{name} ({count} records)"
+        for name, count in facts["records"].items()
+    ]
+    admitted = ", ".join(named) or "none; use 'fedlatent server admit'"
     out.print(f"admitted sites: {admitted}")

@@ -29,6 +29,10 @@ sample_rate = 0.1
 rounds = 10
 steps_per_round = 20
 
+[strategy]
+weighting = "records"       # or "uniform", "noise-aware"
+# robust = "trimmed-mean"   # or "median", "centred-clipping", "krum", "multi-krum", "none"
+
 [federation]
 nodes = 2                   # the first round waits for so many
 quorum = 2                  # least number of good replies

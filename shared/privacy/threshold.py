@@ -7,6 +7,7 @@ fitted to all bins at once instead, and read off where the bins themselves say n
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -21,6 +22,7 @@ _TRUSTED_SHARE = 0.2
 #: Records over the deviation of a bin's noise that a site, or a group of them, is to have.
 _GROUP_STRENGTH = 20.0
 _LEAST_GROUPS = 5
+_ROUNDING = 1e-6
 _LOG_MEDIANS = np.linspace(math.log(0.05), math.log(2000.0), 30)
 
 
@@ -43,15 +45,7 @@ def threshold_from_histogram(
     Raises:
         ValueError: no records.
     """
-    if total < 1:
-        raise ValueError(f"Expected at least one record, got {total}.")
-    share = min(math.ceil((total + 1) * quantile) / total, 1.0 - 0.5 / total)
-    found = _empirical(counts, share, total, noise_deviation)
-    if found is not None:
-        return found
-    fits = [_fit(law, counts / total) for law in _LAWS]
-    _, law, parameters = min(fits, key=lambda one: one[0])
-    return float(np.clip(law.quantile(parameters, share), SCORE_EDGES[0], SCORE_EDGES[-1]))
+    return _Site(counts, total, noise_deviation).threshold(quantile)
 
 
 def threshold_of_sites(
@@ -64,11 +58,11 @@ def threshold_of_sites(
 ) -> float:
     """The weighted median of the sites' own thresholds; one site cannot move it far.
 
-    A site whose threshold is far off the others weighs less, as in all pooled summaries.
-
-    Where noise leaves single sites no threshold of their own, groups of them take their place, at
-    least as many as ``_LEAST_GROUPS``; each group that holds a hostile site is lost. Two sites
-    have no middle: they are pooled.
+    Where counts are noisy, each site takes the law with the longer tail, since its noise would
+    decide between tails of much different length. A site whose threshold is far off the others
+    weighs less, as in all pooled summaries. Where noise leaves single sites no threshold of their
+    own, groups of them take their place, at least as many as ``_LEAST_GROUPS``; each group that
+    holds a hostile site is lost. Two sites have no middle: they are pooled.
 
     Where sites differ, half of them flag more of their normal records than the quantile says.
 
@@ -83,18 +77,19 @@ def threshold_of_sites(
         ValueError: a site without records.
     """
     groups = _groups(records, noise_deviation)
-    scores = [
-        threshold_from_histogram(
+    sites = [
+        _Site(
             np.sum([counts[i] for i in group], axis=0),
-            quantile,
-            total=sum(records[i] for i in group),
-            noise_deviation=noise_deviation * math.sqrt(len(group)),
+            sum(records[i] for i in group),
+            noise_deviation * math.sqrt(len(group)),
         )
         for group in groups
     ]
-    logs = np.log(scores)
-    weighing = np.asarray([sum(weights[i] for i in group) for group in groups])
-    return weighted_median(np.asarray(scores), weighing * falling(np.abs(logs - np.median(logs))))
+    if len(sites) == 1:
+        return sites[0].threshold(quantile)
+    scores = np.asarray([site.cautious(quantile) for site in sites])
+    logs, own_weights = np.log(scores), [sum(weights[i] for i in group) for group in groups]
+    return weighted_median(scores, own_weights * falling(np.abs(logs - np.median(logs))))
 
 
 def silent(threshold: float) -> bool:
@@ -112,21 +107,56 @@ def _groups(records: Sequence[int], noise_deviation: float) -> list[list[int]]:
     return [list(range(first, sites, number)) for first in range(number)]
 
 
-def _empirical(counts: np.ndarray, share: float, total: int, deviation: float) -> float | None:
-    """The edge above which the counts leave less than the rest; None where noise hides it.
+@dataclass(frozen=True)
+class _Site:
+    """Noisy counts [128], the records behind them, and the deviation of each count's noise."""
 
-    Counted from the top, so that the noise of the bins below does not add up.
-    """
-    above = np.maximum.accumulate(np.cumsum(counts[::-1]))[::-1]  # of each bin and all higher ones
-    rest = (1.0 - share) * total
-    index = int((above > rest + 1e-6).sum()) - 1
-    if deviation * math.sqrt(len(counts) - index) > _TRUSTED_SHARE * rest:
-        return None
-    return float(SCORE_EDGES[min(max(index, 0), len(SCORE_EDGES) - 1)])
+    counts: np.ndarray
+    total: int
+    deviation: float
+
+    def __post_init__(self) -> None:
+        if self.total < 1:
+            raise ValueError(f"Expected at least one record, got {self.total}.")
+
+    def threshold(self, quantile: float) -> float:
+        """By the counts, or by the law that fits them better."""
+        found = self.empirical(quantile)
+        return min(self.fits(quantile))[1] if found is None else found
+
+    def cautious(self, quantile: float) -> float:
+        """By the counts, or by the law with the longer tail."""
+        found = self.empirical(quantile)
+        return max(score for _, score in self.fits(quantile)) if found is None else found
+
+    def empirical(self, quantile: float) -> float | None:
+        """The edge above which the counts leave less than the rest; None where noise hides it.
+
+        Counted from the top, so that the noise of the bins below does not add up.
+        """
+        above = np.maximum.accumulate(np.cumsum(self.counts[::-1]))  # of the highest bins
+        rest = (1.0 - self._conformal(quantile)) * self.total
+        index = max(int((above > rest + _ROUNDING).sum()) - 1, 0)
+        noise = self.deviation * math.sqrt(len(above) - index)
+        if noise > _TRUSTED_SHARE * rest:
+            return None
+        return float(SCORE_EDGES[min(index, len(SCORE_EDGES) - 1)])
+
+    def fits(self, quantile: float) -> list[tuple[float, float]]:
+        """Squared error and quantile of each law."""
+        share, found = self._conformal(quantile), []
+        for law in _LAWS:
+            error, parameters = _fit(law, self.counts / self.total)
+            score = law.quantile(parameters, share)
+            found.append((error, float(np.clip(score, SCORE_EDGES[0], SCORE_EDGES[-1]))))
+        return found
+
+    def _conformal(self, quantile: float) -> float:
+        return min(math.ceil((self.total + 1) * quantile) / self.total, 1.0 - 0.5 / self.total)
 
 
-def _fit(law: "_Law", shares: np.ndarray) -> tuple[float, "_Law", np.ndarray]:
-    """Least squares over all bins: squared error, law, parameters; from the best grid point."""
+def _fit(law: "_Law", shares: np.ndarray) -> tuple[float, np.ndarray]:
+    """Least squares over all bins: squared error and parameters; from the best grid point."""
 
     def error(parameters: np.ndarray) -> float:
         return float(((shares - _bins(law, parameters)) ** 2).sum())
@@ -134,7 +164,7 @@ def _fit(law: "_Law", shares: np.ndarray) -> tuple[float, "_Law", np.ndarray]:
     points, bins = _grid(law)
     first = points[int(np.argmin(np.square(shares - bins).sum(axis=1)))]
     found = optimize.minimize(error, first, method="Nelder-Mead", options={"maxiter": 400})
-    return float(found.fun), law, np.asarray(found.x)
+    return float(found.fun), np.asarray(found.x)
 
 
 def _bins(law: "_Law", parameters: np.ndarray) -> np.ndarray:

@@ -7,7 +7,14 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from client.app import app as client_app
-from server.app import admitted_sites, app, default_config, parse_config, read_settings
+from server.app import (
+    admitted_records,
+    admitted_sites,
+    app,
+    default_config,
+    parse_config,
+    read_settings,
+)
 from server.home import HOME_VARIABLE
 from server.registry import Registry
 from server.results import RunResult
@@ -69,6 +76,10 @@ def test_admitted_sites_come_from_the_operators_file(tmp_path: Path) -> None:
     site = {"name": "north", "node_id": str(2**64 - 1), "fingerprint": "f"}
     home.sites.write_text(json.dumps([site | {"public_key": "k", "admitted": "now"}]))
     assert admitted_sites(home) == {2**64 - 1: "north"}
+    assert admitted_records(home) == {}
+    counted = site | {"public_key": "k", "admitted": "now", "records": 70}
+    home.sites.write_text(json.dumps([counted]))
+    assert admitted_records(home) == {"north": 70}
 
 
 def test_real_apps_complete_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,11 +111,16 @@ def assert_equal(one: Simulation, other: Simulation) -> None:
                 "weighting": "noise-aware",
                 "server_optimizer": "adam",
                 "server_learning_rate": 0.01,
+                "robust": "centred-clipping",
             }
         },
         {
             "sharing": "full",
-            "strategy": {"server_optimizer": "momentum", "weighting": "uniform"},
+            "strategy": {
+                "server_optimizer": "momentum",
+                "weighting": "uniform",
+                "robust": "trimmed-mean",
+            },
             "scoring": {"per_client": True},
         },
         {
@@ -136,8 +141,8 @@ def assert_equal(one: Simulation, other: Simulation) -> None:
         "scaling",
         "warm start, average, cosine",
         "mr-mtl, average",
-        "fedprox, noise-aware, server adam",
-        "full, momentum of the server, thresholds of clients",
+        "fedprox, noise-aware, server adam, clipping",
+        "full, trimmed mean, momentum of the server, thresholds of clients",
         "combined score",
     ],
 )
