@@ -132,7 +132,7 @@ class StrategySection(_Section):
     weighting: Literal["records", "noise-aware", "uniform"] = "records"
     server_optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = "none"
     server_learning_rate: Positive = 1.0
-    robust: Robust = "none"  # rule that brings the weights together; "none": the weighted mean
+    robust: Robust = "multi-krum"  # rule that brings weights together; "none": the weighted mean
     # sites it is to withstand; 0 = a fifth of those asked, as far as the replies bear that
     hostile: Annotated[int, Field(ge=0)] = 0
 

@@ -213,6 +213,7 @@ def simulate(
     device: str = "cpu",
     watch: Callable[[Progress], None] | None = None,
     after_round: Callable[[int, Arrays], None] | None = None,
+    tamper: Callable[[Answers], Answers] | None = None,
 ) -> Simulation:
     """Train ``run`` over ``sites`` in this process.
 
@@ -233,6 +234,7 @@ def simulate(
         watch: told about progress, a few times a second.
         after_round: told the shared arrays after each finished training round; after a
             resumption, those of the last finished one again.
+        tamper: what stands between the clients' answers and the server, such as hostile sites.
 
     Raises:
         ConfigError: the configuration is wrong, or does not fit the engine.
@@ -263,6 +265,7 @@ def simulate(
             for node, site in names.items()
         }
         answers = _with_absences(by_handlers(handlers), run.seed, names, present)
+    answers = tamper(answers) if tamper else answers
     observer = _Observer(run, names, present, cohort, folder / HISTORY, watch, after_round)
     server = ServerHome(folder / "server")
     server.create()

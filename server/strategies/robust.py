@@ -27,7 +27,10 @@ length, whatever the rule. Then ``strategy.robust`` says how the round's result 
     against the noise of privacy; it follows the densest kind of data. A hostile update close to the
     honest ones may be the one that is taken.
 ``multi-krum``
-    Krum's n - f best updates, averaged by their weights. As ``krum``, with less lost.
+    Krum's n - f best updates, averaged by their weights. As ``krum``, with less lost: a hostile
+    site that counts at all does so as one of n. With less than five sites it withstands none and is
+    the weighted mean. With more than ``HELD`` the result of the first of them is a centre; all are
+    drawn to within their median distance of it and averaged.
 
 No rule covers a majority of hostile sites, a site that poisons its own records yet trains as it
 should, or what a hostile site learns from the weights that it is sent.
@@ -106,6 +109,7 @@ class Pool:
         self.count = 0
         self.scaled: dict[int, Scaled] = {}
         self._config, self._asked = config, asked
+        self._rule = config.strategy.robust
         self._shapes = {key: (value.shape, value.dtype) for key, value in sent.items()}
         self._sent = _row(sent)
         self._held: list[_Update] = []
@@ -146,7 +150,7 @@ class Pool:
             self._fold(update)
             return
         self._held.append(update)
-        if self.count == HELD and self._config.strategy.robust in _STREAMED:
+        if self.count == HELD and self._rule in _STREAMED:
             self._settle()
 
     def result(self) -> Arrays:
@@ -168,14 +172,18 @@ class Pool:
         self._bound = self._config.federation.norm_factor * float(np.median(norms))
         self._heaviest = LARGEST_SHARE * float(np.median([one.weight for one in held]))
         self._settled = True
-        rule = self._config.strategy.robust
-        if rule != "none":
+        hostile = self._borne(len(held))
+        if self._rule == "multi-krum" and not hostile:  # takes all there are: their mean
+            self._rule = "none"
+        if (rule := self._rule) != "none":
             steps = np.stack([self._bounded(one) for one in held]).astype(np.float64) - self._sent
             weights = [self._weight(one) for one in held]
             if rule == "centred-clipping":
                 centre, self._radius = clipping_centre(steps, weights)
             else:
-                centre, self._radius = _by_flower(rule, steps, weights, self._borne(len(held))), 0.0
+                centre, self._radius = _by_flower(rule, steps, weights, hostile), 0.0
+                if len(held) == HELD and rule in _STREAMED:
+                    self._radius = float(np.median(np.linalg.norm(steps - centre, axis=1)))
             self._centre = self._sent + centre
         for one in held:
             self._fold(one)
@@ -186,7 +194,7 @@ class Pool:
 
     def _weight(self, update: _Update) -> float:
         """What an update counts; what nobody vouches for is held to twice the median."""
-        trusted = update.fixed and self._config.strategy.robust == "none"
+        trusted = update.fixed and self._rule == "none"
         return update.weight if trusted else min(update.weight, self._heaviest)
 
     def _bounded(self, update: _Update) -> np.ndarray:
@@ -200,7 +208,7 @@ class Pool:
     def _borne(self, good: int) -> int:
         """Hostile sites that the rule withstands: as asked for, or what so few replies bear."""
         section = self._config.strategy
-        wanted = section.hostile or max(1, self._asked // 5)
+        wanted = section.hostile or max(1, min(self._asked, HELD) // 5)
         borne = max(0, (good - section.sites_needed(0)) // 2)
         if borne < wanted and section.hostile:
             _log.warning(
@@ -219,7 +227,7 @@ class Pool:
 
 
 #: Rules whose memory does not grow with the sites.
-_STREAMED: frozenset[Robust] = frozenset(("none", "centred-clipping"))
+_STREAMED: frozenset[Robust] = frozenset(("none", "centred-clipping", "multi-krum"))
 
 
 def clipping_centre(steps: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, float]:

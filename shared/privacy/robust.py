@@ -28,6 +28,7 @@ REACH = 3.0
 #: Fewer have no middle: they are pooled as they are.
 LEAST_SITES = 3
 
+_LEAST_SHARE = 0.01
 _TINY = 1e-12
 
 
@@ -45,26 +46,25 @@ class Tempered:
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """The value [n] with half the weight [n] on either side; the middle of two at a tie.
+    """The value [n] with half the weight [n] on either side, between two values where need be.
 
     Raises:
-        ValueError: no values, or a weight that is not positive.
+        ValueError: no weight, or a negative one.
     """
-    if not len(values) or not (np.asarray(weights) > 0).all():
-        raise ValueError("Expected values of positive weight, got none.")
-    order = np.argsort(values, kind="stable")
-    sorted_values, reached = np.asarray(values)[order], np.cumsum(np.asarray(weights)[order])
-    half = reached[-1] / 2
-    lower = int(np.searchsorted(reached, half * (1 - 1e-12)))
-    upper = int(np.searchsorted(reached, half * (1 + 1e-12)))
-    return float((sorted_values[lower] + sorted_values[upper]) / 2)
+    found = np.asarray(weights, dtype=np.float64)
+    if not (found >= 0).all() or not found.sum() > 0:
+        raise ValueError("Expected weights of 0 or more, one of them positive, got others.")
+    order = np.argsort(values)
+    order = order[found[order] > 0]
+    middles = np.cumsum(found[order]) - found[order] / 2
+    return float(np.interp(found.sum() / 2, middles, np.asarray(values)[order]))
 
 
 def falling(deviations: np.ndarray) -> np.ndarray:
-    """What each site [n] counts for by its distance from the middle: 1 within reach."""
+    """What each site [n] counts for by its distance from the middle: 1 within reach, 0 far off."""
     reach = REACH * float(np.median(deviations))
-    left: np.ndarray = np.minimum(1.0, (reach + _TINY) / (deviations + _TINY)) ** 4
-    return left
+    left = np.minimum(1.0, (reach + _TINY) / (deviations + _TINY)) ** 4
+    return np.where(left < _LEAST_SHARE, 0.0, left)
 
 
 def pooled_density(

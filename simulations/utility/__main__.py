@@ -11,8 +11,9 @@ import os
 import sys
 from pathlib import Path
 
+from simulations.jobs import rows
 from simulations.utility.methods import DATA_SETS, QUESTIONS
-from simulations.utility.study import EPSILONS, Job, jobs, rows, run_study
+from simulations.utility.study import EPSILONS, Job, jobs, run_study
 from simulations.utility.tables import (
     collect,
     contamination_table,

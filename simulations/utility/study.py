@@ -1,25 +1,16 @@
-"""The runner of the study: one job a method, data set, epsilon and seed; goes on where it stopped.
+"""The runner of the study: one job a method, data set, epsilon and seed."""
 
-Results are lines of JSON, each written whole. Jobs are independent, so they run on as many
-processes as asked for, each with one thread.
-"""
-
-import json
-import multiprocessing
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from shared.files import append_line, read_lines
+from simulations.jobs import run_jobs
 from simulations.utility import methods
 from simulations.utility.methods import DATA_SETS, FEDERATED, LEVERS, PUBLIC
 
-RESULTS = "results.jsonl"
 EPSILONS: tuple[float | None, ...] = (1.0, 2.0, 4.0, 8.0, None)
 
 _LEVER_SETS, LEVER_EPSILON = ("mitbih", "nsl_kdd"), 4.0
@@ -79,20 +70,7 @@ def run_study(
         processes: how many at once.
         watch: told number, total and job after each.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    done = {Job(**row["job"]) for row in rows(out)}
-    todo = [job for job in wanted if job not in done]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        work = [(job, data_dir) for job in todo]
-        for number, (job, found) in enumerate(pool.imap_unordered(_work, work), 1):
-            append_line(out / RESULTS, json.dumps({"job": asdict(job), "answers": found}))
-            watch(number, len(todo), job)
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    """The results so far; a line that a kill cut short is left out."""
-    return read_lines(out / RESULTS, dict[str, Any]).values
+    run_jobs(out, wanted, functools.partial(_work, data_dir), processes, watch)
 
 
 def _main_jobs(sets: Sequence[str], seed: int) -> Iterator[Job]:
@@ -118,9 +96,8 @@ def _contamination_jobs(seed: int) -> Iterator[Job]:
                 )
 
 
-def _work(item: tuple[Job, Path]) -> tuple[Job, list[dict[str, object]]]:
+def _work(data_dir: Path, job: Job) -> list[dict[str, object]]:
     """Answers of one job: score, question and measures."""
-    job, data_dir = item
     present, absent = DATA_SETS[job.data].split(data_dir, job.seed, job.contamination)
     folder = Path(tempfile.mkdtemp(prefix="fedlatent-utility-"))
     federated = {**FEDERATED, **LEVERS}
@@ -138,6 +115,6 @@ def _work(item: tuple[Job, Path]) -> tuple[Job, list[dict[str, object]]]:
             {"score": score, "question": question, **asdict(rating)}
             for score, question, rating in found
         ]
-        return job, answers
+        return answers
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -744,7 +744,8 @@ def test_one_of_five_moves_neither_density_nor_threshold(tmp_path: Path, edit: E
 def test_histograms_of_nothing_are_named(tmp_path: Path) -> None:
     """A site whose counts no records can have is a failed node of the threshold phase."""
     home = home_at(tmp_path)
-    drive(grid_of(hostile_sites(no_scores)), tiny_config(), home, run_id=RUN)
+    config = tiny_config(privacy={"mechanism": "none", "rng": "simulation"})
+    drive(grid_of(hostile_sites(no_scores)), config, home, run_id=RUN)
     row = outcomes(home, 4)["node-14"]
     assert (row.status, row.code) == ("failed", "counts")
     assert "Expected histograms of 304 records" in row.sentence

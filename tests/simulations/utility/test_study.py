@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from simulations.jobs import rows
 from simulations.utility import __main__ as command
 from simulations.utility import methods
 from simulations.utility.methods import DATA_SETS, FEDERATED, LEVERS, PUBLIC
-from simulations.utility.study import Job, jobs, rows, run_study
+from simulations.utility.study import Job, jobs, run_study
 from simulations.utility.tables import collect, main_table, mean_table, spread
 
 HEART = DATA_SETS["heart_disease"]

@@ -1,0 +1,1 @@
+"""What hostile sites can do to a run: a table of attacks beside the honest sites alone."""
