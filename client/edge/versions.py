@@ -1,10 +1,12 @@
 """Which software this device has: it judges bundles, and otherwise once it is upgraded."""
 
 import contextlib
+import functools
 
 DISTRIBUTIONS = ("fedlatent", "fedlatent-edge")
 
 
+@functools.cache
 def program() -> str | None:
     """Name and version of this program, or None when it runs from a checkout."""
     from importlib import metadata  # takes memory and time

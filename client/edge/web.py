@@ -71,6 +71,23 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Message:
+    """An answer as bytes; made where the answer is, since that takes time as well."""
+
+    data: bytes
+    kind: str
+    status: int
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, answer: Answer) -> "_Message":
+        kind, text = "text/plain; version=0.0.4; charset=utf-8", answer.body
+        if not isinstance(text, str):
+            kind, text = "application/json", json.dumps(text, allow_nan=False)
+        return cls(data=text.encode(), kind=kind, status=answer.status, headers=answer.headers)
+
+
 class Application(Protocol):
     """What a server answers. Only `post` may take time."""
 
@@ -179,7 +196,7 @@ class WebServer:
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._jobs: queue.SimpleQueue[_Connection | None] = queue.SimpleQueue()
-        self._done: collections.deque[tuple[_Connection, Answer | Refusal]] = collections.deque()
+        self._done: collections.deque[tuple[_Connection, _Message | Refusal]] = collections.deque()
         self._worker = threading.Thread(target=self._work, daemon=True)
         self._worker.start()
 
@@ -438,7 +455,7 @@ class WebServer:
                 self._finish(one, outcome)
                 self._pump(one)
 
-    def _finish(self, one: _Connection, outcome: Answer | Refusal) -> None:
+    def _finish(self, one: _Connection, outcome: _Message | Refusal) -> None:
         if isinstance(outcome, Refusal):
             self._refuse(one, outcome)
         else:
@@ -449,22 +466,19 @@ class WebServer:
         self._application.refused()
         more = {**refusal.headers, "Connection": "close"}
         body = {"error": str(refusal)}
-        self._reply(one, Answer(body=body, status=refusal.status, headers=more))
+        self._reply(one, _Message.of(Answer(body=body, status=refusal.status, headers=more)))
 
-    def _reply(self, one: _Connection, answer: Answer) -> None:
-        kind, text = "text/plain; version=0.0.4; charset=utf-8", answer.body
-        if not isinstance(text, str):
-            kind, text = "application/json", json.dumps(text, allow_nan=False)
-        data = text.encode()
-        headers = {"Content-Type": kind, "Content-Length": str(len(data)), **answer.headers}
+    def _reply(self, one: _Connection, message: _Message) -> None:
+        length = {"Content-Type": message.kind, "Content-Length": str(len(message.data))}
+        headers = {**length, **message.headers}
         head = h11.Response(
-            status_code=answer.status,
-            reason=HTTPStatus(answer.status).phrase.encode(),
+            status_code=message.status,
+            reason=HTTPStatus(message.status).phrase.encode(),
             headers=[(name.encode(), value.encode()) for name, value in headers.items()],
         )
         sent = [one.parser.send(head)]
         if one.request is None or one.request.method != b"HEAD":
-            sent.append(one.parser.send(h11.Data(data=data)))
+            sent.append(one.parser.send(h11.Data(data=message.data)))
         sent.append(one.parser.send(h11.EndOfMessage()))
         one.out = b"".join(part or b"" for part in sent)
         self._forget_body(one)
@@ -511,10 +525,10 @@ class WebServer:
             one.channel.close()
 
 
-def _outcome(compute: Callable[[], Answer]) -> Answer | Refusal:
+def _outcome(compute: Callable[[], Answer]) -> _Message | Refusal:
     """The answer, or why there is none: no request may end a thread that answers others."""
     try:
-        return compute()
+        return _Message.of(compute())
     except Refusal as refusal:
         return refusal
     except Exception as error:

@@ -376,15 +376,15 @@ def test_slow_connections_keep_nobody_out(load: Load) -> None:
 class _Slow:
     """An application whose answers wait until they may go on."""
 
-    routes: Mapping[str, str] = {"/slow": "POST", "/health": "GET"}
+    routes: Mapping[str, str] = {"/slow": "POST", "/health": "GET", "/nan": "GET"}
 
     def __init__(self) -> None:
         self.go = threading.Event()
         self.errors = 0
 
     def get(self, path: str) -> web.Answer:
-        """At once."""
-        return web.Answer(body={"ok": True})
+        """At once, though one is not JSON."""
+        return web.Answer(body={"ok": True if path == "/health" else float("nan")})
 
     def post(self, path: str, kind: str, body: bytes) -> web.Answer:
         """When it may; a body that is no number is a fault of the program."""
@@ -424,6 +424,8 @@ def test_busy_server_says_so_and_stays_healthy(capsys: pytest.CaptureFixture[str
         return sum(one.state is web._State.WORKING for one in list(server._all))
 
     try:
+        assert ask("GET", "/nan")[0] == 500
+        slow.errors = 0
         for number, client in enumerate(clients, 1):
             client.start()
             _until(lambda number=number: working() == number)
