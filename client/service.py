@@ -211,7 +211,7 @@ class ClientService:
                 *("--isolation", "process", *secret),
                 *("--node-config", f'socket={_quoted(home.socket)} site="{self.site}"'),
             ),
-            env=variables | proxy_environment(),
+            env=variables | proxy_environment(split_address(self.address)[0]),
             ready=lambda log: "SuperNode ID:" in log,
             required=False,
             diagnose=lambda log: diagnose_supernode(log, home, self.address),

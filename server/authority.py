@@ -128,7 +128,7 @@ def issue_client_certificate(home: ServerHome, site: str, public_key: str) -> by
 def probe_context(home: ServerHome) -> ssl.SSLContext:
     """TLS with which this server looks whether its own gateway answers.
 
-    Where nodes need a certificate the probes need one too; it is made when first asked for.
+    Where nodes need a certificate the probes need one too; it is made when there is no sound one.
 
     Raises:
         ConfigError: There is no server in ``home``.
@@ -136,12 +136,14 @@ def probe_context(home: ServerHome) -> ssl.SSLContext:
     """
     context = ssl.create_default_context(cafile=str(home.ca_certificate))
     if load_settings(home).client_certificates:
-        if not (home.probe_certificate.exists() and home.probe_key.exists()):
+        try:
+            context.load_cert_chain(home.probe_certificate, home.probe_key)
+        except (OSError, ssl.SSLError):  # absent, damaged or half a pair
             key = ec.generate_private_key(ec.SECP384R1())
             write_atomic(home.probe_key, _private_pem(key), 0o600)
             certificate = _client_pem(home, "fedlatent probe", key.public_key())
             write_atomic(home.probe_certificate, certificate)
-        context.load_cert_chain(home.probe_certificate, home.probe_key)
+            context.load_cert_chain(home.probe_certificate, home.probe_key)
     return context
 
 

@@ -39,22 +39,14 @@ def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environment.items() if key.lower() not in _NAMES}
 
 
-def proxy_environment() -> dict[str, str]:
-    """Our own proxy variables for a child that may need them; loopback is never among them.
+def proxy_environment(host: str) -> dict[str, str]:
+    """What a child needs in its environment to reach one HTTPS server; nothing for a direct way.
 
-    Ranges of IPv6 addresses, at which Flower's HTTP client fails, are left out; it knows no ranges.
+    No more than that, since Flower's HTTP client fails at a proxy of another kind that it would not
+    use, and at a range of IPv6 addresses among those that go past the proxy.
     """
-    found = {scheme: value for scheme, value in getproxies_environment().items() if value}
-    exempt = [name.strip() for name in found.pop("no", "").split(",")]
-    exempt = [name for name in exempt if name and not (":" in name and "/" in name)]
-    exempt = [name.strip("[]") for name in exempt]
-    wanted = ("http", "https", "all")
-    chosen = {f"{scheme}_proxy": found[scheme] for scheme in wanted if scheme in found}
-    if not chosen:
-        return {}
-    names = ",".join(dict.fromkeys([*exempt, *_LOOPBACK]))
-    variables = chosen | {"no_proxy": "*" if "*" in exempt else names}
-    return variables | {key.upper(): value for key, value in variables.items()}
+    text = _text(host)
+    return {"HTTPS_PROXY": text} if text else {}
 
 
 def proxy_for(host: str) -> Proxy | None:
@@ -63,9 +55,8 @@ def proxy_for(host: str) -> Proxy | None:
     Raises:
         ConfigError: The environment names one that Flower's HTTP client does not take.
     """
-    variables = proxy_environment()
-    text = variables.get("https_proxy") or variables.get("all_proxy")
-    if not text or proxy_bypass(host, {"no": variables["no_proxy"]}):
+    text = _text(host)
+    if not text:
         return None
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -83,3 +74,13 @@ def proxy_for(host: str) -> Proxy | None:
         words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = "Basic " + base64.b64encode(words.encode()).decode()
     return Proxy(scheme=parts.scheme, host=parts.hostname, port=port, headers=headers)
+
+
+def _text(host: str) -> str:
+    """The proxy on the way to a host as the environment has it; loopback has none."""
+    found = getproxies_environment()
+    exempt = [name.strip().strip("[]") for name in found.get("no", "").split(",")]
+    exempt = [*filter(None, exempt), *_LOOPBACK]
+    if "*" in exempt or proxy_bypass(host, {"no": ",".join(exempt)}):
+        return ""
+    return found.get("https") or found.get("all") or ""

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from server.service import free_port
 from shared.errors import ServiceError
-from shared.processes import MARK, end_processes, marked_processes
+from shared.processes import Warden, end_processes, marked_processes
 from shared.supervisor import child_environment, program
 from shared.toml import dumps
 from simulations.bench.plain import Task
@@ -80,12 +80,14 @@ def superlink(folder: Path) -> Iterator[dict[str, str]]:
     port, home, empty = free_port(), folder / "flower", folder / "empty"
     home.mkdir()
     empty.mkdir()
+    warden = Warden(folder)
+    warden.watch(child_environment())
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     config = {"superlink": {"default": "here", "here": connection}}
     (home / "config.toml").write_text(dumps(config), encoding="utf-8")
     env = child_environment() | {
         **ONE_THREAD,
-        MARK: str(folder),
+        **warden.marks(),
         "FLWR_HOME": str(home),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -98,6 +100,7 @@ def superlink(folder: Path) -> Iterator[dict[str, str]]:
         yield env
     finally:
         end_processes(folder)
+        warden.dismiss()
         process.wait()
 
 

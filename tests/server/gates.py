@@ -20,6 +20,7 @@ from server.service import free_port
 from server.settings import GatewayLimits, ServerSettings, save_settings
 from shared.files import write_json
 from shared.keys import generate_node_key
+from shared.processes import Warden
 from shared.supervisor import child_environment
 from tests.server.fleet import FleetNode, read_all
 from tests.server.stub_link import RUN, StubLink
@@ -46,6 +47,7 @@ class Gate:
         self.link = StubLink(self.home.link_socket)
         self.log_file = self.home.root / "gateway.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.warden = Warden(self.home.services)  # should the tests themselves be killed
 
     @property
     def address(self) -> str:
@@ -54,10 +56,11 @@ class Gate:
 
     def start(self) -> None:
         """Start the gateway and wait until it listens."""
+        self.warden.watch(child_environment())
         with self.log_file.open("ab") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "server.gateway", "--home", str(self.home.root)],
-                env=child_environment(),
+                env=child_environment() | self.warden.marks(),
                 stderr=stream,
             )
         deadline = time.monotonic() + 20
@@ -73,6 +76,7 @@ class Gate:
         assert self.process is not None
         self.process.terminate()
         self.process.wait(10)
+        self.warden.dismiss()
 
     def key(self, name: str) -> Path:
         """A new node key."""

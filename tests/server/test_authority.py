@@ -21,9 +21,11 @@ from server.authority import (
     fingerprint,
     issue_certificate,
     issue_client_certificate,
+    probe_context,
 )
 from server.control import SITE_PATTERN, Control
 from server.home import ServerHome
+from server.settings import ServerSettings, save_settings
 from shared.errors import ConfigError, ServiceError
 from shared.keys import generate_node_key
 from shared.signing import REQUESTS_PURPOSE, RequestSigner
@@ -149,6 +151,16 @@ def test_a_damaged_authority_is_said(home: ServerHome, name: str, content: bytes
     home.certificate.unlink()
     with pytest.raises(ServiceError, match="put it back from your copy of the home"):
         ensure_certificate(home, [])
+
+
+@pytest.mark.parametrize("name", ["probe_key", "probe_certificate"])
+def test_a_damaged_probe_is_made_anew(home: ServerHome, name: str) -> None:
+    """The server's own look at its gateway does not fail for a file that costs nothing."""
+    save_settings(home, ServerSettings(client_certificates=True))
+    probe_context(home)
+    getattr(home, name).write_bytes(b"junk")
+    probe_context(home)
+    assert getattr(home, name).read_bytes().startswith(b"-----BEGIN")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"short"])

@@ -28,22 +28,30 @@ def test_our_own_processes_know_no_proxy(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_a_proxy_nothing_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that go past a proxy mean nothing where there is none."""
     monkeypatch.setenv("NO_PROXY", "fed")
-    assert proxy_environment() == {}
+    assert proxy_environment("fed") == {}
     assert proxy_for("fed") is None
 
 
-def test_loopback_goes_past_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's client can read what a node's link gets, and takes loopback for near."""
-    monkeypatch.setenv("HTTPS_PROXY", "proxy:3128")
+def test_what_is_near_goes_past_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback and what NO_PROXY names are reached directly, whatever the proxy is."""
+    monkeypatch.setenv("ALL_PROXY", "socks9://proxy:3128")
     monkeypatch.setenv("NO_PROXY", "near.example, 10.0.0.0/8, fe80::/10, [::2]")
-    made = proxy_environment()
-    assert made["NO_PROXY"] == "near.example,10.0.0.0/8,::2,localhost,127.0.0.1,::1"
-    for name, value in made.items():
-        monkeypatch.setenv(name, value)
-    httpx.Client().close()  # fails at a range of IPv6 addresses
     near = ("localhost", "127.0.0.1", "::1", "::2", "near.example", "x.near.example")
     assert [proxy_for(host) for host in near] == [None] * len(near)
-    assert proxy_for("far.example") is not None
+    assert [proxy_environment(host) for host in near] == [{}] * len(near)
+    monkeypatch.setenv("NO_PROXY", "*")
+    assert proxy_for("far.example") is None
+
+
+def test_flowers_client_reads_what_a_link_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the environment, at which it might fail, stays away."""
+    monkeypatch.setenv("HTTPS_PROXY", "proxy:3128")
+    monkeypatch.setenv("ALL_PROXY", "socks5://proxy:1")
+    monkeypatch.setenv("NO_PROXY", "near.example,::1/128")
+    assert proxy_environment("far.example") == {"HTTPS_PROXY": "proxy:3128"}
+    for name in ("ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name)
+    httpx.Client().close()
 
 
 @pytest.mark.parametrize(
