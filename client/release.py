@@ -225,8 +225,11 @@ class ReleaseDoor:
         if isinstance(error, StorageError):
             code, text = error.code, STORAGE_SENTENCE
             _LOG.error("%s", error)
-        elif isinstance(error, FedlatentError) and error.travels:
-            code, text = error.code, _one_line(str(error))
+        elif isinstance(error, FedlatentError):
+            if error.travels:
+                code, text = error.code, _one_line(str(error))
+            else:
+                _LOG.error("%s", error)
         else:
             _LOG.error("request failed inside the node", exc_info=error)
         header = ReplyHeader(

@@ -205,6 +205,21 @@ def test_a_resident_says_in_one_sentence_that_its_home_cannot_be_used(
     assert "no permission" in said(StorageError(capsys.readouterr().err))
 
 
+def test_a_ledger_lost_under_a_node_is_one_sentence_in_its_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server learns that the node could not; the operator what is gone, and what to do."""
+    node = tiny_node(tmp_path, RUN)
+    answered(node)
+    for path in tmp_path.glob("ledger.db*"):
+        path.unlink()
+    out = node.handle(request(RUN, 2), weights_of(RUN, 2))
+    assert (out.header.status, out.header.code) == ("refused", "internal")
+    assert not (tmp_path / "ledger.db").exists()
+    (record,) = (one for one in caplog.records if one.name == "client.release")
+    assert (record.exc_info, "--rebuild" in said(Exception(record.getMessage()))) == (None, True)
+
+
 def test_a_home_in_use_sends_nobody_to_a_second_ledger(tmp_path: Path) -> None:
     """Who has a node is sent back to it; another folder is for other records."""
     (tmp_path / "node.toml").write_text("")
