@@ -64,7 +64,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
 }
 
 _T = TypeVar("_T")
-_AT_ONCE = (2, 4)
+_AT_ONCE = (3, 5)
 _HOLD_S = (2.0, 5.0)
 _DELAY_S = (0.0, 2.0)
 
@@ -107,7 +107,7 @@ class Fault:
 
 
 def deal(seed: int, without: Collection[str] = ()) -> Iterator[list[Fault]]:
-    """Volleys of up to four faults at once, for ever; kinds ``without`` are left out.
+    """Volleys of up to five faults at once, for ever; kinds ``without`` are left out.
 
     Damage to a file comes alone, since what is said about it must be about it.
     """
@@ -115,15 +115,13 @@ def deal(seed: int, without: Collection[str] = ()) -> Iterator[list[Fault]]:
     volley: list[Fault] = []
     wanted = draw.randint(*_AT_ONCE)
     for fault in _faults(draw, [kind for kind in SHARES if kind not in without]):
-        alone = fault.kind == "file"
-        fits = len(volley) < wanted and not alone and all(_apart(fault, one) for one in volley)
-        if volley and not fits:
+        if fault.kind == "file":
+            yield [fault]
+            continue
+        if len(volley) == wanted or not all(_apart(fault, one) for one in volley):
             yield volley
             volley, wanted = [], draw.randint(*_AT_ONCE)
-        if alone:
-            yield [fault]
-        else:
-            volley.append(fault)
+        volley.append(fault)
 
 
 def _faults(draw: random.Random, kinds: list[Kind]) -> Iterator[Fault]:
@@ -140,10 +138,10 @@ def _faults(draw: random.Random, kinds: list[Kind]) -> Iterator[Fault]:
 
 def _apart(one: Fault, other: Fault) -> bool:
     """Whether two faults can be struck and mended side by side."""
-    mounts = {"disk", "read-only"}
-    return (one.side, one.what) != (other.side, other.what) and not (
-        one.side == other.side and (one.kind == other.kind or {one.kind, other.kind} <= mounts)
-    )
+    if one.side != other.side:
+        return True
+    kinds, mounts = {one.kind, other.kind}, {"disk", "read-only"}
+    return one.what != other.what if kinds == {"signal"} else len(kinds) == 2 and kinds != mounts
 
 
 def _shuffled(draw: random.Random, cards: list[_T]) -> Iterator[_T]:

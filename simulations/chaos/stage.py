@@ -64,7 +64,7 @@ _DEADLINE_COMMANDS = 6.0
 _LEAST_DEADLINE_S = 8.0
 _POLL_S = 0.2
 _RESTART_S = 1.0  # an init's pause before it starts a service again
-_START_S = 120.0
+_START_S = 300.0  # on a busy machine
 _GRACE_S = 20.0
 
 
