@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from shared.errors import ServiceError
 from shared.files import write_json
@@ -193,7 +194,7 @@ def run_steps(steps: Sequence[Step], folder: Path, *, trace: bool) -> list[Findi
             f"Expected a namespace without a network, got: {done.stderr.strip()[-300:]}; run this "
             "as root, or where users may make namespaces."
         )
-    found = json.loads((folder / "findings.json").read_text())
+    found: list[dict[str, Any]] = json.loads((folder / "findings.json").read_text())
     return [
         Finding(**{key: tuple(v) if isinstance(v, list) else v for key, v in one.items()})
         for one in found
