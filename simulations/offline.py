@@ -195,10 +195,13 @@ def run_steps(steps: Sequence[Step], folder: Path, *, trace: bool) -> list[Findi
             "as root, or where users may make namespaces."
         )
     found: list[dict[str, Any]] = json.loads((folder / "findings.json").read_text())
-    return [
-        Finding(**{key: tuple(v) if isinstance(v, list) else v for key, v in one.items()})
-        for one in found
-    ]
+    return [_finding(one) for one in found]
+
+
+def _finding(values: dict[str, Any]) -> Finding:
+    """One of ``findings.json``, which has lists."""
+    lists = {name: tuple(values.pop(name)) for name in ("lookups", "contacts", "strays")}
+    return Finding(**values, **lists)
 
 
 def _inside(folder: Path, *, trace: bool) -> None:
