@@ -22,6 +22,7 @@ from cli.console import (
 if TYPE_CHECKING:
     from client.ledger import Ledger, Verified
     from client.policy import NodeConfig
+    from client.rebuild import Rebuilt
 
 app = typer.Typer(
     no_args_is_help=True, help="Set up and run a node; see what left and what it cost."
@@ -205,13 +206,23 @@ def status(home: HomeOption = None, json: JsonOption = False) -> None:
     print_json(process_facts(found)) if json else print_processes(found)
 
 
-@app.command(epilog="Examples: fedlatent client ledger --json | fedlatent client ledger --verify")
+@app.command(
+    epilog="Examples: fedlatent client ledger --json | fedlatent client ledger --verify | "
+    "fedlatent client ledger --rebuild"
+)
 def ledger(
     home: HomeOption = None,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify", help="Check that the ledger is whole and paid for all that left; no table."
+        ),
+    ] = False,
+    remake: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Make a lost, damaged or older ledger again, from all that left; never lower.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -224,6 +235,11 @@ def ledger(
     place = ClientHome.find(home)
     config = NodeConfig.load(place.config)
     records = len(read_dataset(place, config.data).normals())
+    if remake:
+        from client.rebuild import rebuild
+
+        _print_rebuilt(rebuild(place, config, records), config, as_json=json)
+        return
     book, verified = open_ledger(place, config, records)
     if verify:
         _print_verified(book, verified, as_json=json)
@@ -243,6 +259,24 @@ def _print_verified(book: "Ledger", verified: "Verified", *, as_json: bool) -> N
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     out.print(f"whole: {verified.events} events in one chain, the last {verified.head[:16]}")
     out.print(f"{len(states)} entries ({told}); every release in journal and outbox is paid for")
+
+
+def _print_rebuilt(made: "Rebuilt", config: "NodeConfig", *, as_json: bool) -> None:
+    if as_json:
+        facts = {"released": made.released, "failed": made.failed, "dearest": made.dearest}
+        facts |= {"epsilon": _finite(made.epsilon), "said": _finite(made.said)}
+        print_json(facts | {"kept": str(made.kept) if made.kept else None})
+        return
+    out.print(
+        f"made again: {made.released} releases and {made.failed} charges that count without one, "
+        f"{made.dearest} of them like the dearest known"
+    )
+    out.print(
+        f"data set {config.data.name!r} has spent epsilon {made.epsilon:.4f}; the files told of "
+        f"{made.said:.4f}"
+    )
+    if made.kept:
+        out.print(escaped(f"the former ledger lies in {made.kept}"), soft_wrap=True)
 
 
 def _print_ledger_json(book: "Ledger", records: int) -> None:
@@ -386,7 +420,10 @@ def runs(home: HomeOption = None, json: JsonOption = False) -> None:
 
     place = ClientHome.find(home)
     wanted = NodeConfig.load(place.config).policy.approval
-    found = Approvals(place.approvals).runs()
+    book = Approvals(place.approvals)
+    found, damaged = book.runs(), book.damaged()
+    if damaged:
+        _warn(_torn(len(damaged), f"runs in {place.approvals}, such as {damaged[0].name}"))
     if json:
         print_json([one.model_dump() for one in found])
         return

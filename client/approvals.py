@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.config import RunConfig, Sharing
-from shared.errors import PolicyRefusal, ServiceError
-from shared.files import utc_text, write_atomic
+from shared.errors import PolicyRefusal, ServiceError, StorageError
+from shared.files import telling, utc_text, write_atomic
 from shared.privacy.plan import PrivacyPlan
 from shared.wire import RUN_ID_PATTERN, check_run_id
 
@@ -110,14 +110,13 @@ class Approvals:
             raise PolicyRefusal(_REFUSALS[found.state])
 
     def runs(self) -> list[AskedRun]:
-        """All runs that have asked, the first one first.
-
-        Raises:
-            ServiceError: a file of the folder is damaged.
-        """
-        names = [path.stem for path in self._folder.glob("*.json")]
-        found = [one for name in names if (one := self._read(name)) is not None]
+        """All runs that have asked, the first one first; without damaged files, see `damaged`."""
+        found = [one for name in self._names() if (one := self._whole(name)) is not None]
         return sorted(found, key=lambda one: (one.asked, one.run))
+
+    def damaged(self) -> list[Path]:
+        """Files in which no run can be read; those runs are refused."""
+        return [self._path(name) for name in self._names() if self._whole(name) is None]
 
     def decide(self, run_id: str, decision: Decision) -> AskedRun:
         """Write down what a person said about a run; a later word takes the place of an earlier.
@@ -135,24 +134,33 @@ class Approvals:
         self._write(decided)
         return decided
 
+    def _names(self) -> list[str]:
+        return sorted(path.stem for path in self._folder.glob("*.json"))
+
+    def _whole(self, run_id: str) -> AskedRun | None:
+        try:
+            return self._read(run_id)
+        except (ServiceError, StorageError):
+            return None
+
     def _read(self, run_id: str) -> AskedRun | None:
         path = self._path(run_id)
         try:
-            found = AskedRun.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
+            with telling():
+                found = AskedRun.model_validate_json(path.read_bytes()) if path.exists() else None
         except ValidationError:
             raise ServiceError(
                 f"Expected an asked run in {path}, got something else; remove the file, and the "
                 "run asks again."
             ) from None
-        if found.run != run_id:
+        if found is not None and found.run != run_id:
             raise ServiceError(f"Expected run {run_id!r} in {path}, got {found.run!r}; remove it.")
         return found
 
     def _write(self, asked: AskedRun) -> None:
         text = asked.model_dump_json(indent=2) + "\n"
-        write_atomic(self._path(asked.run), text.encode(), _MODE)
+        with telling():
+            write_atomic(self._path(asked.run), text.encode(), _MODE)
 
     def _path(self, run_id: str) -> Path:
         return self._folder / f"{run_id}.json"

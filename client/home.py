@@ -1,9 +1,14 @@
 """Where one client node keeps its files."""
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.errors import ServiceError
+from shared.files import telling
 from shared.sockets import home_path, make_home, socket_in
 
 HOME_VARIABLE = "FEDLATENT_CLIENT_HOME"
@@ -43,6 +48,25 @@ class ClientHome:
             ServiceError: The home is there and belongs to someone else.
         """
         make_home(self.root, (self.keys, self.store, self.outbox, self.bundles, self.services))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the one process that works for this home; the kernel ends that of one that dies.
+
+        Raises:
+            ServiceError: Another one does: the node runs.
+            StorageError: The lock's file cannot be opened.
+        """
+        with telling():
+            lock = (self.root / "resident.lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ServiceError(
+                    f"Expected no other resident node for {self.root}, got one that runs; stop it."
+                ) from None
+            yield
 
     @property
     def config(self) -> Path:

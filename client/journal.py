@@ -6,6 +6,7 @@ be made again (``client.rebuild``).
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -99,11 +100,23 @@ def read_journal(path: Path) -> Lines[Sent]:
     return read_lines(path, Sent.model_validate)
 
 
-_RELEASE = re.compile(r", \d+ bytes, sha256 ([0-9a-f]{16}), .* random numbers\)$")
+@dataclass(frozen=True)
+class Logged:
+    """What a line of the log says was spent; an epsilon of None is infinite."""
+
+    epsilon: float | None
+    delta: float | None
 
 
-def logged_releases(log: Path) -> set[str]:
-    """The first 16 digits of the hash of every release that the log for people tells of.
+_RELEASE = re.compile(
+    r", \d+ bytes, sha256 ([0-9a-f]{16}), "
+    r"(?:epsilon (\d+\.\d{4}) at delta (\S+)|no finite epsilon) \(\w+ random numbers\)$"
+)
+_ROUNDED = 5e-5  # at most, in the log's epsilons
+
+
+def logged_releases(log: Path) -> dict[str, Logged]:
+    """Every release of the log for people, by the first 16 digits of its hash.
 
     Raises:
         OSError: it cannot be read.
@@ -111,5 +124,13 @@ def logged_releases(log: Path) -> set[str]:
     try:
         text = log.read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:
-        return set()
-    return {found[1] for line in text.split("\n") if (found := _RELEASE.search(line))}
+        return {}
+    found = (_RELEASE.search(line) for line in text.split("\n"))
+    return {one[1]: _logged(one[2], one[3]) for one in found if one}
+
+
+def _logged(epsilon: str | None, delta: str | None) -> Logged:
+    try:
+        return Logged(float(epsilon or "") - _ROUNDED, float(delta or ""))
+    except ValueError:
+        return Logged(None, None)

@@ -16,7 +16,7 @@ import numpy as np
 from client.basis import SALT_BYTES, fingerprint_of, keyed_digest, load_salt
 from client.home import ClientHome, user_folder
 from shared.errors import DataError
-from shared.files import read_json, utc_text, write_json
+from shared.files import read_json, telling, utc_text, write_json
 
 REGISTRY = "records.json"
 
@@ -50,7 +50,13 @@ def note_records(home: ClientHome, name: str, records: np.ndarray) -> str | None
 
     Raises:
         DataError: the file of sightings is damaged.
+        StorageError: it cannot be read or written.
     """
+    with telling():
+        return _note(home, name, records)
+
+
+def _note(home: ClientHome, name: str, records: np.ndarray) -> str | None:
     path = user_folder() / REGISTRY
     salt, seen = _read(path)
     mine = Sighting(
@@ -69,15 +75,20 @@ def note_records(home: ClientHome, name: str, records: np.ndarray) -> str | None
 
 
 def _same(one: Sighting, mine: Sighting) -> bool:
-    """Whether two sightings are of one budget: one name in one home, which may have moved."""
-    moved = one.key == mine.key and not ClientHome(Path(one.home)).ledger.exists()
-    return one.name == mine.name and (one.home == mine.home or moved)
+    """Whether two sightings are of one budget: one name in one home, which may have moved.
+
+    A home that was made anew in the same place has another key, and another ledger.
+    """
+    moved = one.home != mine.home and not ClientHome(Path(one.home)).ledger.exists()
+    return one.name == mine.name and one.key == mine.key and (one.home == mine.home or moved)
 
 
 def _warning(other: Sighting, mine: Sighting) -> str:
-    where = "this home" if other.home == mine.home else f"the home {other.home}"
+    where = f"the home {other.home} holds"
+    if other.home == mine.home:
+        where = "this home holds" if other.key == mine.key else "an earlier node in this home held"
     return (
-        f"Expected records with one budget, got records that {where} holds as data set "
+        f"Expected records with one budget, got records that {where} as data set "
         f"{other.name!r} since {other.since}: two ledgers do not know of each other, so what both "
         "have spent adds up. Go on with that one, unless these are records of other people."
     )

@@ -7,7 +7,7 @@ since would be forgotten, a repeated request would get other bytes for nothing, 
 go on from a state that nothing pays for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,16 +106,20 @@ def _journal_claims(journal: Path) -> Iterator[Claim]:
 
 
 def _outbox_claims(outbox: Path) -> Iterator[Claim]:
-    for path in sorted(outbox.glob("*/*.bin")):
-        # A payload is stored before its entry is marked; a crash between the two is no loss.
-        number = path.stem.rsplit("-", 1)[-1]
-        if number.isdecimal():
-            yield Claim(source=str(path), entry=int(number), run_id=path.parent.name, sha256=None)
+    # A payload is stored before its entry is marked; a crash between the two is no loss.
+    for number, path in numbered(outbox.glob("*/*.bin")):
+        yield Claim(source=str(path), entry=number, run_id=path.parent.name, sha256=None)
 
 
 def _store_claims(store: Path) -> Iterator[Claim]:
     # What an attempt left is drawn, too, and later rounds go on from it once its entry is released.
-    for path in sorted(store.glob("*/round-*.safetensors")):
+    for number, path in numbered(store.glob("*/round-*.safetensors")):
+        yield Claim(source=str(path), entry=number, run_id=path.parent.name, sha256=None)
+
+
+def numbered(paths: Iterable[Path]) -> Iterator[tuple[int, Path]]:
+    """Files whose name ends in the number of an entry, with it, in the order of their names."""
+    for path in sorted(paths):
         number = path.stem.rsplit("-", 1)[-1]
-        if number.isdecimal():
-            yield Claim(source=str(path), entry=int(number), run_id=path.parent.name, sha256=None)
+        if number.isdecimal() and len(number) < 19:  # SQLite's largest
+            yield int(number), path

@@ -8,7 +8,6 @@ gentler way, and the ledger and the store are made for it.
 """
 
 import argparse
-import fcntl
 import logging
 import os
 import signal
@@ -28,7 +27,8 @@ from client.link import serve, whole_steps
 from client.local import open_node
 from client.node import Node
 from client.release import Outgoing
-from shared.errors import FedlatentError, ProtocolError, ServiceError, SignatureError
+from shared.errors import FedlatentError, ProtocolError, SignatureError
+from shared.files import telling
 from shared.signing import digest_of
 from shared.sockets import prepare_socket
 from shared.wire import Arrays, RequestHeader, unpack
@@ -128,23 +128,20 @@ def run(home: ClientHome) -> None:
     Raises:
         FedlatentError: the home, its data or its ledger is not usable, or another resident runs.
     """
-    home.create()
-    with (home.root / "resident.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError(
-                f"Expected no other resident node for {home.root}, got one that runs; stop it."
-            ) from None
-        node = open_node(home)
-        border = Border.of(home, node.config)
+    with telling():
+        home.create()
+    with home.alone():
+        with telling():
+            node = open_node(home)
+            border = Border.of(home, node.config)
+            path = prepare_socket(home.socket)
+            path.unlink(missing_ok=True)  # of a resident that was killed; the lock says it is gone
         torch.set_flush_denormal(True)  # before the threads that take this over, see `steady`
         torch.set_num_threads(node.config.limits.threads)
-        path = prepare_socket(home.socket)
-        path.unlink(missing_ok=True)  # of a resident that was killed; the lock says it is gone
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            path.chmod(0o600)
+            with telling():
+                listener.bind(str(path))
+                path.chmod(0o600)
             listener.listen()
             watchdog = Watchdog()
             print(READY_LINE, flush=True)

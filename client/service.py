@@ -79,7 +79,10 @@ def init_client(
         ServiceError: The home is in use.
     """
     if home.config.exists():
-        raise ServiceError(f"Expected no node in {home.root}, found one; choose another folder.")
+        raise ServiceError(
+            f"Expected no node in {home.root}, found one; start that one: its ledger is the one of "
+            "these records. A node for other records takes another folder, by --home."
+        )
     split_address(server)
     try:
         x509.load_pem_x509_certificate(ca_certificate)

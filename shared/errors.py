@@ -100,6 +100,12 @@ class BundleError(FedlatentError):
     exit_code = 8
 
 
+class UpgradeNeeded(BundleError):
+    """A bundle is for a newer program or a newer ONNX Runtime than the one here."""
+
+    code = "needs-upgrade"
+
+
 class ServiceError(FedlatentError):
     """A process, port, certificate or peer did not do what it must."""
 

@@ -200,8 +200,8 @@ def run_steps(steps: Sequence[Step], folder: Path, *, trace: bool) -> list[Findi
 
 def _finding(values: dict[str, Any]) -> Finding:
     """One of ``findings.json``, which has lists."""
-    lists = {name: tuple(values.pop(name)) for name in ("lookups", "contacts", "strays")}
-    return Finding(**values, **lists)
+    lists = {name: tuple(values[name]) for name in ("lookups", "contacts", "strays")}
+    return Finding(**(values | lists))
 
 
 def _inside(folder: Path, *, trace: bool) -> None:

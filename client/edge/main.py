@@ -4,14 +4,13 @@
 """
 
 import argparse
-import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from client.edge.commands.common import Commands, print_error, take_any_text
-from shared.errors import FedlatentError
+from shared.errors import FedlatentError, StorageError
 
 PROG = "fedlatent-edge"
 #: In the order of the help; each has `register`.
@@ -39,12 +38,9 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print it and exit."""
-        from importlib import metadata
+        from client.edge.versions import program
 
-        found = "not installed; run from a checkout"
-        for distribution in ("fedlatent", PROG):
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                found = f"{distribution} {metadata.version(distribution)}"
+        found = program() or "not installed; run from a checkout"
         parser.exit(message=f"{found}\n")
 
 
@@ -65,8 +61,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         status: int = args.run(args)
         sys.stdout.flush()
     except FedlatentError as error:
-        print_error(error, as_json="--json" in given)
-        return error.exit_code
+        return _said(error, as_json="--json" in given)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         extra = EXTRAS.get(package)
@@ -74,11 +69,29 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         sys.stderr.write(f"error: this command needs the package {package!r}; install {install}.\n")
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no traceback at exit
+        _drop_output()
         return 0
+    except OSError as error:
+        return _said(StorageError.of(error), as_json="--json" in given)
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _said(error: FedlatentError, *, as_json: bool) -> int:
+    """Say what went wrong; the exit code."""
+    try:
+        print_error(error, as_json=as_json)
+        sys.stdout.flush()
+    except OSError:  # the output is what failed
+        _drop_output()
+        print_error(error, as_json=False)
+    return error.exit_code
+
+
+def _drop_output() -> None:
+    """Let what cannot be written go, so that there is no traceback at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

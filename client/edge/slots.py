@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from client.edge.versions import software
 from shared.bundle.strict import parse_object
 from shared.errors import BundleError, ConfigError, FedlatentError, UpdateRefused
 from shared.files import (
@@ -49,6 +50,8 @@ MAX_BOOTS = 3
 MAX_SET_ASIDE = 64
 MAX_LOG_BYTES = 256_000
 DAMAGED_SLOT, WRONG_RECIPIENT = "damaged-slot", "wrong-recipient"
+#: Reasons that no upgrade of a program changes.
+_LASTING = frozenset({"wrong-key", "mix-and-match", "by-hand"})
 _MAX_DEVICE_BYTES = 65_536
 #: Patterns of names, digests (and keys), key ids and times.
 WORD, HASH, KEY_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "[0-9a-f]{64}", "[0-9a-f]{16}"
@@ -101,12 +104,21 @@ class Installed:
 
 @dataclass(frozen=True, kw_only=True)
 class SetAside:
-    """A bundle that is not installed again: its file's digest, and why since when."""
+    """A bundle that is not installed again, or not before an upgrade of what judged it.
+
+    Attributes:
+        digest: SHA-256 (hex) of its file.
+        version: of the model.
+        reason: of an `UpdateRefused`, or the code of another error.
+        time: UTC text.
+        software: that judged it (see `client.edge.versions`); "" when that does not matter.
+    """
 
     digest: str
     version: int
     reason: str
     time: str
+    software: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,10 +254,11 @@ def status(state: Path) -> StateStatus:
         ConfigError: the folder is not provisioned.
         BundleError: current.json is damaged.
     """
+    device = read_device(state)
     seen = last_verified(state)
     return StateStatus(
         **vars(read_record(state)),
-        device=read_device(state),
+        device=device,
         metadata=metadata(state),
         checked_seconds_ago=None if seen is None else time.time() - seen,
     )
@@ -356,8 +369,17 @@ def slot_is_intact(state: Path, installed: Installed) -> bool:
 def set_aside(record: Record, digest: str, version: int, reason: str) -> Record:
     """``record`` with a bundle that is not tried again; the oldest one is forgotten when full."""
     others = [one for one in record.set_aside if one.digest != digest]
-    made = SetAside(digest=digest, version=version, reason=reason, time=utc_text())
+    judge = "" if reason in _LASTING else software()
+    made = SetAside(digest=digest, version=version, reason=reason, time=utc_text(), software=judge)
     return replace(record, set_aside=(*others, made)[-MAX_SET_ASIDE:], checking=None, checks=0)
+
+
+def passed_over(record: Record) -> dict[str, SetAside]:
+    """What was set aside and still counts, by digest: by the very software here, or for good."""
+    judged = [one for one in record.set_aside if one.reason not in _LASTING]
+    now = software() if judged else ""  # it loads ONNX Runtime
+    outdated = {one.digest for one in judged if one.software != now}
+    return {one.digest: one for one in record.set_aside if one.digest not in outdated}
 
 
 def read_record(state: Path) -> Record:

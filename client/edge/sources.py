@@ -4,8 +4,10 @@ A source gives bytes as they come, or a `Signal`. What they mean is the decoder'
 (`client.edge.windows`).
 """
 
+import contextlib
 import enum
 import os
+import re
 import select
 import stat
 import threading
@@ -25,6 +27,8 @@ MAX_MESSAGE = 1 << 20
 GIVE_UP = 600.0
 
 _POLL_S = 0.25  # of a followed file
+_TAIL = 64  # bytes by which a followed file is known to be the same as before
+_LATER = 64  # files that are opened at once
 _QUEUE_BYTES = 1 << 22
 _FIRST_WAIT_S, _LAST_WAIT_S = 1.0, 30.0  # between attempts to connect
 _RETRIED = frozenset({408, 425, 429})  # of the HTTP statuses below 500
@@ -93,9 +97,10 @@ class DescriptorSource(Source):
 class FollowSource(Source):
     """A file that grows, through rotation and truncation.
 
-    When another file takes its name, the old one is read to its end first. When the file becomes
-    shorter, it is read from its start, unless it has grown past the old place within a quarter of
-    a second.
+    When another file takes its name, the old one is read to its end first; then those that had the
+    name in between and were moved on to a name with a number or date (log.1, log-20260131), oldest
+    first. That is a CUT. It is a GAP when records may be missing: the old file is not found beside
+    the new one, so that files after it may be gone as well, or it was emptied and written anew.
     """
 
     def __init__(self, path: Path, record_bytes: int = 0) -> None:
@@ -110,13 +115,15 @@ class FollowSource(Source):
         """
         super().__init__(str(path))
         self._path = path
+        self._moved = re.compile(rf"{re.escape(path.name)}[.-]\d[\d.:_T-]*")
         self._descriptor = open_file(path)
-        self._place = os.fstat(self._descriptor).st_size
-        self._in_line = False  # in the middle of a line that began before the start
-        if record_bytes:
-            self._place -= self._place % record_bytes
-        elif self._place:
-            self._in_line = os.pread(self._descriptor, 1, self._place - 1) != b"\n"
+        #: Files that took the name later, in order, and whether others are missing before them.
+        self._later: list[tuple[int, bool]] = []
+        self._known = {one: found.st_mtime_ns for one, (_, found) in self._beside().items()}
+        place = os.fstat(self._descriptor).st_size
+        self._begin(place - place % record_bytes if record_bytes else place)
+        # In the middle of a line that began before the start?
+        self._in_line = place > 0 and not record_bytes and not self._tail.endswith(b"\n")
 
     def first_line(self) -> bytes:
         """The first line of the file, without its end, or b"" when that is not within 1 MiB."""
@@ -127,10 +134,7 @@ class FollowSource(Source):
         """See `Source.read`."""
         deadline = time.monotonic() + timeout
         while True:
-            try:
-                found = self._look()
-            except FileNotFoundError:  # gone again
-                found = Signal.IDLE
+            found = self._look()
             left = deadline - time.monotonic()
             if found is not Signal.IDLE or left <= 0:
                 return found
@@ -138,30 +142,111 @@ class FollowSource(Source):
 
     def close(self) -> None:
         """See `Source.close`."""
-        os.close(self._descriptor)
+        for descriptor in (self._descriptor, *(one for one, _ in self._later)):
+            os.close(descriptor)
+
+    def _begin(self, place: int) -> None:
+        """Read on from ``place``, and remember what stands before it."""
+        self._place, self._in_line = place, False
+        start = max(0, place - _TAIL)
+        self._tail: bytes = os.pread(self._descriptor, place - start, start)
 
     def _look(self) -> bytes | Signal:
-        own = os.fstat(self._descriptor)
-        try:
-            replaced = not os.path.samestat(own, self._path.stat())
-        except FileNotFoundError:  # in mid-rotation
-            replaced = False
-        data = os.pread(self._descriptor, CHUNK, self._place)
-        self._place += len(data)
+        # Looked up first: a writer that has begun a later file writes no more to this one.
+        following = self._following()
+        start = self._place - len(self._tail)
+        data = os.pread(self._descriptor, len(self._tail) + CHUNK, start)
+        if not data.startswith(self._tail):
+            self._begin(0)
+            return Signal.GAP
+        self._place = start + len(data)
+        data, self._tail = data[len(self._tail) :], data[-_TAIL:]
         if data:
             if self._in_line:
                 _, newline, data = data.partition(b"\n")
                 self._in_line = not newline
             return data or Signal.IDLE
-        if replaced:
-            fresh = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            os.close(self._descriptor)
-            self._descriptor = fresh
-            self.reconnects += 1
-        elif own.st_size >= self._place:
+        if following is None:
             return Signal.IDLE
-        self._place, self._in_line = 0, False
-        return Signal.CUT
+        passed, self._later = self._later[: following + 1], self._later[following + 1 :]
+        for descriptor in (self._descriptor, *(one for one, _ in passed[:-1])):
+            os.close(descriptor)
+        self._descriptor = passed[-1][0]
+        self._begin(0)
+        self.reconnects += 1
+        return Signal.GAP if any(missing for _, missing in passed) else Signal.CUT
+
+    def _following(self) -> int | None:
+        """Where among the later files the first is that holds anything, if there is one."""
+        try:
+            now = self._path.stat()
+        except FileNotFoundError:  # in mid-rotation
+            return None
+        if not stat.S_ISREG(now.st_mode):
+            raise ServiceError(
+                f"Expected a file at {self._path}, got a pipe, folder or device in its place; put "
+                "a file there, or start again to read from that."
+            )
+        if _identity(now) != _identity(os.fstat(self._descriptor)):
+            self._find_later()
+        sizes = (os.fstat(descriptor).st_size for descriptor, _ in self._later)
+        return next((index for index, size in enumerate(sizes) if size), None)
+
+    def _find_later(self) -> None:
+        """Open what took the name since the last time, unless files are being moved right now."""
+        beside = self._beside()
+        if {one: path for one, (path, _) in beside.items()} != {
+            one: path for one, (path, _) in self._beside().items()
+        }:
+            return
+        held = [_identity(os.fstat(one)) for one in (self._descriptor, *dict(self._later))]
+        missing = held[-1] not in beside
+        fresh: list[_Identity] = []
+        for one, (path, found) in beside.items():
+            if one not in held and (
+                path == self._path or self._known.get(one) != found.st_mtime_ns
+            ):
+                # One that was known is another file with its number, or was written to again.
+                missing = missing or one in self._known
+                if path == self._path or one not in self._known:
+                    fresh.append(one)
+        fresh.sort(key=lambda one: self._age(*beside[one]))
+        opened: list[int] = []
+        for one in fresh[:_LATER]:
+            with contextlib.suppress(FileNotFoundError):
+                opened.append(os.open(beside[one][0], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+                if _identity(os.fstat(opened[-1])) == one:
+                    continue
+            for descriptor in opened:  # moved in this very moment
+                os.close(descriptor)
+            return
+        self._later += [(one, missing and not index) for index, one in enumerate(opened)]
+        left = set(fresh[_LATER:])
+        self._known = {one: it.st_mtime_ns for one, (_, it) in beside.items() if one not in left}
+
+    def _age(self, path: Path, found: os.stat_result) -> tuple[bool, int, int]:
+        """What orders files beside each other, oldest first; log.2 was there before log.1."""
+        digits = re.sub(r"\D", "", path.name.removeprefix(self._path.name))
+        return path.name == self._path.name, found.st_mtime_ns, -int(digits or 0)
+
+    def _beside(self) -> "dict[_Identity, tuple[Path, os.stat_result]]":
+        """The file of this name, and those that had it, where they are now."""
+        found = {}
+        for path in (*self._path.parent.iterdir(), self._path):
+            if path == self._path or self._moved.fullmatch(path.name):
+                with contextlib.suppress(FileNotFoundError):
+                    facts = path.stat() if path == self._path else path.lstat()
+                    if stat.S_ISREG(facts.st_mode):
+                        found[_identity(facts)] = path, facts
+        return found
+
+
+_Identity = tuple[int, int]
+
+
+def _identity(found: os.stat_result) -> _Identity:
+    """What a file keeps under any name, for as long as it is open."""
+    return found.st_dev, found.st_ino
 
 
 class _Buffered(Source):

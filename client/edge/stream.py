@@ -29,6 +29,8 @@ from shared.errors import ConfigError, DataError, ServiceError
 CONFIRM_AFTER = 10
 #: Values that a calibration may hold in memory.
 MAX_CALIBRATION_VALUES = 1 << 23
+#: Seconds that a signal gives to end in.
+END_S = 5
 
 _WAIT_S = 0.25
 
@@ -68,18 +70,28 @@ class CalibrationPlan:
 
 
 class Stop(threading.Event):
-    """Set by SIGTERM or SIGINT while this is entered in the main thread."""
+    """Set by SIGTERM, SIGINT or SIGHUP while this is entered in the main thread.
+
+    A process that hangs even then, such as in a write to a pipe that nobody reads, is ended by
+    SIGALRM after `END_S` seconds.
+    """
 
     def __enter__(self) -> "Stop":
-        """Take the signals over."""
-        signals = (signal.SIGTERM, signal.SIGINT)
-        self._before = [(n, signal.signal(n, lambda *_: self.set())) for n in signals]
+        """Take the signals over, but for those that are ignored, as under nohup."""
+        taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        heard = [number for number in taken if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = [(number, signal.signal(number, self._hear)) for number in heard]
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give the signals back."""
+        signal.alarm(0)
         for number, handler in self._before:
             signal.signal(number, handler)
+
+    def _hear(self, *_: object) -> None:
+        signal.alarm(END_S)
+        self.set()
 
 
 class Notifier:

@@ -32,7 +32,13 @@ from client.edge import slots
 from client.edge.slots import HASH, KEY_ID, WORD, Device, Installed, Record
 from shared.bundle.sealed import MAX_OVERHEAD, RecipientKey, SuiteName
 from shared.bundle.strict import MAX_ITEMS, StrictObject
-from shared.errors import BundleError, ConfigError, FedlatentError, UpdateRefused
+from shared.errors import (
+    BundleError,
+    ConfigError,
+    FedlatentError,
+    UpdateRefused,
+    UpgradeNeeded,
+)
 from shared.files import UTC_TIME, sha256_hex, utc_text, write_atomic
 
 CUSTOM_FORMAT = 1
@@ -94,7 +100,7 @@ class UpdateReport:
         before: that ran before.
         available: that was installed or would be.
         bytes: of its file.
-        set_aside: versions that failed here and were passed over.
+        set_aside: versions that failed here, with this software, and were passed over.
         metadata_expires: UTC text when the first part of it does.
     """
 
@@ -233,7 +239,7 @@ def _update(state: Path, base: str, device: Device, check: bool, retry: bool) ->
 def _report(offers: Sequence[Offer], device: Device, record: Record, expires: str) -> UpdateReport:
     """How things stand when nothing is installed."""
     before = record.current.version if record.current else None
-    aside = {one.digest for one in record.set_aside}
+    aside = slots.passed_over(record)
     same = [one.withdrawn for one in offers if (one.model, one.version) == (device.model, before)]
     standing = "withdrawn" if same and all(same) else "current"
     return UpdateReport(
@@ -260,7 +266,7 @@ def choose(
     downgrade from there; so a downgrade takes effect once the higher versions are withdrawn.
 
     Raises:
-        UpdateRefused: not-offered, rollback, downgrade or expired-bundle.
+        UpdateRefused: not-offered, rollback, downgrade, expired-bundle or needs-upgrade.
     """
     mine = [
         one for one in offers if one.model == device.model and one.recipient in (None, recipient)
@@ -283,14 +289,19 @@ def choose(
 
 
 def _newest(possible: Sequence[Offer], device: Device, record: Record, now: str) -> Offer | None:
-    aside = {one.digest for one in record.set_aside}
+    aside = slots.passed_over(record)
     expired: Offer | None = None
+    waiting: Offer | None = None
     for one in sorted(possible, key=lambda it: (-it.version, it.recipient is not None, it.path)):
         if one.withdrawn:
             continue
         if record.current and one.version == record.current.version:
             break
-        if one.digest in aside or not one.includes(device):
+        if not one.includes(device):
+            continue
+        if one.digest in aside:
+            if aside[one.digest].reason == UpgradeNeeded.code:
+                waiting = waiting or one
             continue
         if one.expires is None or one.expires > now:
             return one
@@ -300,6 +311,13 @@ def _newest(possible: Sequence[Offer], device: Device, record: Record, now: str)
             "expired-bundle",
             f"Expected a bundle that has not expired, got version {expired.version} until "
             f"{expired.expires}; ask the publisher.",
+        )
+    if waiting is not None:
+        raise UpdateRefused(
+            UpgradeNeeded.code,
+            f"Expected newer software for version {waiting.version}, got "
+            f"{aside[waiting.digest].software}; upgrade onnxruntime and this program, then update "
+            "again.",
         )
     return None
 
@@ -571,6 +589,8 @@ def _tried(plain: bytes, offer: Offer) -> str:
     key = slots.verify_key(offer.key)
     try:
         bundle = parse_bundle(plain, [key], offer.path)
+    except UpgradeNeeded as error:
+        raise UpdateRefused(error.code, str(error)) from None
     except BundleError as error:
         reason = "wrong-key" if "unknown key" in str(error) else "damaged-bundle"
         raise UpdateRefused(reason, str(error)) from None
@@ -585,6 +605,8 @@ def _tried(plain: bytes, offer: Offer) -> str:
         )
     try:
         _within(CHECK_SECONDS, lambda: EdgeModel.from_bytes(plain, [key], offer.path))
+    except UpgradeNeeded as error:
+        raise UpdateRefused(error.code, str(error)) from None
     except FedlatentError as error:
         raise UpdateRefused("unhealthy", str(error)) from None
     return digest

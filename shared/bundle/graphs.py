@@ -16,7 +16,7 @@ from shared.bundle.archive import DENSITY, GOLDEN, scorer_name
 from shared.bundle.arrays import pack_arrays, unpack_arrays
 from shared.bundle.manifest import POSTERIOR, Manifest
 from shared.data.schema import Schema
-from shared.errors import BundleError
+from shared.errors import BundleError, UpgradeNeeded
 
 #: Records are run in chunks of this size, which bounds the memory of a large file.
 CHUNK = 32
@@ -154,8 +154,8 @@ class Graphs:
             files: at least scorer and density.
 
         Raises:
-            BundleError: a graph or the density does not fit the manifest, or this ONNX Runtime is
-                too old.
+            BundleError: a graph or the density does not fit the manifest; UpgradeNeeded: this ONNX
+                Runtime is too old.
         """
         _check_runtime(manifest.runtime.min_onnxruntime)
         where = scorer_name(manifest)
@@ -263,7 +263,7 @@ def _check_runtime(least: str) -> None:
         return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
     if parts(ort.__version__) < parts(least):
-        raise BundleError(
+        raise UpgradeNeeded(
             f"Expected ONNX Runtime {least} or newer for this bundle, got {ort.__version__}; "
             "update onnxruntime."
         )

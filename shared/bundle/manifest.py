@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 
 from shared.bundle.strict import StrictObject, parse_object
 from shared.data.schema import Schema
-from shared.errors import BundleError, ConfigError
+from shared.errors import BundleError, ConfigError, UpgradeNeeded
 from shared.files import UTC_TIME, canonical_json
 
 FORMAT_VERSION = 2
@@ -221,12 +221,14 @@ class Manifest:
         """Parse a manifest strictly.
 
         Raises:
-            BundleError: another format version, or any departure from the format.
+            BundleError: an older format version, or any departure from the format; UpgradeNeeded: a
+                newer one.
         """
         top = parse_object(data, "manifest.json", MAX_MANIFEST_BYTES)
         version = top.integer("format_version", 0)
         if version != FORMAT_VERSION:
-            raise BundleError(
+            kind = UpgradeNeeded if version > FORMAT_VERSION else BundleError
+            raise kind(
                 f"Expected bundle format version {FORMAT_VERSION}, got {version}; "
                 "update this program or export the bundle again."
             )

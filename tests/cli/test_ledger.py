@@ -181,12 +181,71 @@ def test_a_name_that_a_server_chose_forges_no_line_and_no_style(run: Run, home: 
     assert "3 messages" in text
 
 
-def test_releases_are_shown_after_a_line_that_a_crash_cut_short(run: Run, home: ClientHome) -> None:
-    """Half a line of the journal, within a letter even, hides no other."""
+@pytest.mark.parametrize(
+    "torn",
+    [
+        '{"what": "refused: ä'.encode()[:-1],
+        b'{"what": "refused"}',
+        b'{"time": 7, "run": [], "round": NaN, "kind": "?", "what": 1, "bytes": -1, "sha256": 0}',
+        b"[" * 100_000,
+    ],
+    ids=["cut", "fields", "types", "deep"],
+)
+def test_releases_are_shown_after_a_line_that_a_crash_cut_short(
+    run: Run, home: ClientHome, torn: bytes
+) -> None:
+    """A torn line of the journal, whatever is left of it, hides no other and is counted."""
     with home.release_journal.open("ab") as stream:
-        stream.write('{"what": "refused: ä'.encode()[:-1])
+        stream.write(torn)
     node = tiny_node(home.root, SECURE)
     assert node.handle(request(SECURE, 3), weights_of(SECURE)).header.status == "ok"
-    status, text, _ = run("client", "releases", "--home", home.root)
+    status, text, warning = run("client", "releases", "--home", home.root)
     assert status == 0
     assert "3 messages" in text
+    assert "got 1 cut short" in warning
+    status, text, _ = run("client", "releases", "--home", home.root, "--json")
+    assert (status, len(json.loads(text))) == (0, 3)
+
+
+def test_rebuild_makes_a_lost_ledger_again_and_says_what_it_made(
+    run: Run, home: ClientHome
+) -> None:
+    """In words and as JSON; the sentence about a lost ledger names the command."""
+    home.ledger.unlink()
+    status, out, _ = run("client", "ledger", "--home", home.root, "--json")
+    assert (status, "ledger --rebuild" in json.loads(out)["error"]["message"]) == (12, True)
+    status, out, _ = run("client", "ledger", "--home", home.root, "--rebuild")
+    assert status == 0
+    assert "2 releases and 0 charges" in out.replace("\n", " ")
+    assert run("client", "ledger", "--home", home.root, "--verify")[0] == 0
+    status, out, _ = run("client", "ledger", "--home", home.root, "--rebuild", "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (9, "service")
+    home.ledger.write_bytes(b"junk" * 5000)
+    status, out, _ = run("client", "ledger", "--home", home.root, "--rebuild", "--json")
+    made = json.loads(out)
+    assert (status, made["released"], made["failed"]) == (0, 2, 0)
+    assert made["epsilon"] == pytest.approx(made["said"])
+    assert Path(made["kept"]).read_bytes() == b"junk" * 5000
+
+
+def test_a_damaged_run_that_asked_hides_no_other(run: Run, home: ClientHome) -> None:
+    """The whole ones are shown, and the damaged one is counted."""
+    node = tiny_node(home.root, SECURE, approval="each-run")
+    for name in ("asked-1", "asked-2"):
+        node.handle(request(SECURE, 1, run_id=name), weights_of(SECURE, 1))
+    (home.approvals / "asked-1.json").write_bytes(b"{")
+    status, out, warning = run("client", "runs", "--home", home.root, "--json")
+    assert (status, [one["run"] for one in json.loads(out)]) == (0, ["asked-2"])
+    assert "asked-1.json" in warning
+
+
+def test_a_home_made_anew_in_the_same_place_is_warned_of(tmp_path: Path) -> None:
+    """The ledger of the node that lay there before is gone, and what it paid for is not."""
+    home, records = ClientHome(tmp_path / "home"), tiny_records()
+    tiny_node(home.root, SECURE)
+    assert note_records(home, "records", records) is None
+    shutil.rmtree(home.root)
+    tiny_node(home.root, SECURE)
+    warning = note_records(home, "records", records)
+    assert warning is not None
+    assert "an earlier node in this home" in warning

@@ -85,6 +85,10 @@ def test_a_damaged_file_is_no_approval(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="remove the file"):
         book(tmp_path).decide(RUN_ID, "approved")
     nothing_happened(node)
+    new = node.handle(request(run, 1, run_id="later-1"), weights_of(run))
+    refused(node, new, "waits")
+    assert [one.run for one in book(tmp_path).runs()] == ["later-1"]
+    assert [one.name for one in book(tmp_path).damaged()] == ["other-1.json", f"{RUN_ID}.json"]
 
 
 def test_an_unknown_run_cannot_be_approved(tmp_path: Path) -> None:

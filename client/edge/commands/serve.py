@@ -16,7 +16,7 @@ from client.edge.commands.stream import add_drift, drift_monitor
 _HELP = "Score records over HTTP on this machine: POST /score, GET /health, /metrics, /info."
 _EXAMPLES = [
     "serve hearts-1.fedlatent --key publisher.pub",
-    "serve /var/lib/fedlatent-edge --port 8711 --threads 4",
+    "serve /var/lib/fedlatent-edge --host 0.0.0.0 --allow-host edge.ward7.example",
 ]
 
 
@@ -38,7 +38,15 @@ def register(commands: Commands) -> None:
     )
     add("--port", type=int, default=8711, help="port; 0 takes a free one (%(default)s)")
     add("--max-bytes", type=int, default=1 << 22, help="longest body (%(default)s)")
-    add("--threads", type=int, default=8, help="connections at a time (%(default)s)")
+    add("--connections", type=int, default=64, help="connections at a time (%(default)s)")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name that requests may call this server by, beside its addresses and localhost, such "
+        "as the one that a reverse proxy passes on; repeat for more",
+    )
     add_drift(parser)
     add_json(parser)
 
@@ -53,7 +61,8 @@ def _run(args: argparse.Namespace) -> int:
             host=args.host,
             port=args.port,
             max_bytes=args.max_bytes,
-            threads=args.threads,
+            connections=args.connections,
+            names=args.allow_host,
             drift=drift_monitor(args, model),
             confirm=confirmation(args.state, model.bundle.digest),
         )

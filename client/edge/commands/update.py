@@ -65,7 +65,9 @@ def _register_update(commands: Commands) -> None:
     parser.add_argument("source", help="release folder, or its file:// or http(s):// address")
     parser.add_argument("--check", action="store_true", help="only say what would be installed")
     parser.add_argument(
-        "--retry", action="store_true", help="try again what failed on this device before"
+        "--retry",
+        action="store_true",
+        help="try again what failed on this device before; after an upgrade that is done anyway",
     )
 
 

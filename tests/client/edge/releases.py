@@ -68,9 +68,11 @@ class Publisher:
         key: SigningKey | None = None,
         expires: str | None = None,
         replaced: Mapping[str, bytes] | None = None,
+        needs: str = "1.24",
     ) -> Path:
-        """A bundle file of ``version``."""
-        manifest = replace(tiny.manifest(), version=version, expires=expires)
+        """A bundle file of ``version`` that needs this ONNX Runtime."""
+        runtime = replace(tiny.manifest().runtime, min_onnxruntime=needs)
+        manifest = replace(tiny.manifest(), version=version, expires=expires, runtime=runtime)
         path = self.folder / f"{MODEL}-{version}.fedlatent"
         files = {**tiny.files(tiny.manifest()), **(replaced or {})}
         write_bundle(path, manifest, files, key or self.keys["bundle"])
@@ -86,10 +88,11 @@ class Publisher:
         recipient: RecipientPublic | None = None,
         downgrade_from: int | None = None,
         now: datetime | None = None,
+        needs: str = "1.24",
     ) -> TargetStatus:
         """Make and publish a bundle."""
         return self.release.publish(
-            self.bundle(version, replaced=replaced, expires=expires),
+            self.bundle(version, replaced=replaced, expires=expires, needs=needs),
             self.keys["bundle"].public,
             rollout=rollout,
             recipient=recipient,

@@ -1,5 +1,6 @@
 """Sources: rotation and truncation, a server that breaks off, a broker that is too fast."""
 
+import contextlib
 import datetime
 import http.server
 import ipaddress
@@ -86,13 +87,120 @@ def test_followed_file_survives_rotation(tmp_path: Path) -> None:
     source.close()
 
 
-def test_followed_file_survives_truncation(tmp_path: Path) -> None:
-    """A file that was emptied in place is read from its start."""
+@pytest.mark.parametrize("text", [b"new\n", b"new lines that reach past the old place\n"])
+def test_followed_file_survives_truncation(tmp_path: Path, text: bytes) -> None:
+    """A file that was emptied in place is read from its start; what was lost is a GAP.
+
+    It is noticed even when the file has grown past the old place meanwhile.
+    """
     path = tmp_path / "log"
     path.write_bytes(b"a long line before\n")
     source = open_source(str(path), follow=True)
-    path.write_bytes(b"new\n")
-    assert _read(source, lambda got: b"new\n" in got) == [Signal.CUT, b"new\n"]
+    path.write_bytes(text)
+    assert _read(source, lambda got: text in got) == [Signal.GAP, text]
+    source.close()
+
+
+def _rotate(path: Path, keep: int, way: str) -> None:
+    """Move a log away: log to log.1 to log.2 and so on, or to a name of its own."""
+    if way == "shift":
+        path.with_name(f"log.{keep}").unlink(missing_ok=True)
+        for number in range(keep - 1, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(f"log.{number}").rename(path.with_name(f"log.{number + 1}"))
+        path.rename(path.with_name("log.1"))
+    else:
+        path.rename(path.with_name(f"log-{time.time_ns()}"))
+        dated = sorted(path.parent.glob("log-*"))
+        for old in dated[: len(dated) - keep]:
+            old.unlink()
+    path.touch()
+
+
+@pytest.mark.parametrize("way", ["shift", "date"])
+@pytest.mark.parametrize(("keep", "pause"), [(100, 0.025), (2, 0.01), (1, 0.03)])
+def test_no_rotation_loses_records_unsaid(
+    tmp_path: Path, way: str, keep: int, pause: float
+) -> None:
+    """Thirty rotations in a row lose nothing that is kept, and each loss is one GAP where it was.
+
+    A writer that keeps its file open writes into the moved one first, as loggers do.
+    """
+    path = tmp_path / "log"
+    path.touch()
+    source = open_source(str(path), follow=True)
+    got: list[bytes | Signal] = []
+    ended = threading.Event()
+
+    def write() -> None:
+        writer = path.open("ab", buffering=0)
+        for number in range(60):
+            writer.write(b"%d\n" % (2 * number))
+            if number % 2:
+                _rotate(path, keep, way)
+                writer.write(b"%d\n" % (2 * number + 1))
+                writer.close()
+                writer = path.open("ab", buffering=0)
+            time.sleep(pause)
+        writer.write(b"end\n")
+        writer.close()
+        ended.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    got = _read(source, lambda got: _text(got).endswith(b"end\n"))
+    thread.join()
+    source.close()
+    sent = [str(number) for number in range(120) if number % 4 != 1] + ["end"]
+    runs: list[list[str]] = [[]]
+    for item in got:
+        if item is Signal.GAP:
+            runs.append([])
+        elif isinstance(item, bytes):
+            runs[-1] += item.decode().split()
+    for run in runs:  # nothing is missing, doubled or in another order within a run
+        begin = sent.index(run[0]) if run else 0
+        assert run == sent[begin : begin + len(run)]
+    firsts = [sent.index(run[0]) for run in runs if run]
+    assert firsts == sorted(firsts)
+    if keep == 100:
+        assert runs == [sent]
+
+
+def test_file_beside_that_is_another_is_not_read(tmp_path: Path) -> None:
+    """Files that were there before, and other names, are no part of a followed file."""
+    path = tmp_path / "log"
+    for name in ("log.1", "log.2", "log"):
+        (tmp_path / name).write_bytes(f"{name} of old\n".encode())
+    source = open_source(str(path), follow=True)
+    (tmp_path / "log.2").unlink()
+    (tmp_path / "log.1").rename(tmp_path / "log.2")
+    path.rename(tmp_path / "log.1")
+    for name in ("log.txt", "log.1.gz", "logs", "log-new", "other.1"):
+        (tmp_path / name).write_bytes(b"foreign\n")
+    path.write_bytes(b"one\n")
+    assert _read(source, lambda got: b"one\n" in got) == [Signal.CUT, b"one\n"]
+    (tmp_path / "log.1").unlink()  # it was left already
+    path.unlink()  # and this one goes without a trace
+    path.write_bytes(b"two\n")
+    assert _read(source, lambda got: b"two\n" in got) == [Signal.GAP, b"two\n"]
+    source.close()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_followed_file_that_becomes_something_else(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """A pipe or folder in place of a followed file is said at once; nothing waits for a writer."""
+    path = tmp_path / "log"
+    path.touch()
+    source = open_source(str(path), follow=True)
+    path.rename(tmp_path / "log.1")
+    make(path)
+    started = time.monotonic()
+    with pytest.raises(ServiceError, match="pipe, folder or device"):
+        source.read(5.0)
+    assert time.monotonic() - started < 2
     source.close()
 
 

@@ -25,6 +25,7 @@ from client.edge.runtime import EdgeModel
 from client.edge.sources import DescriptorSource, Signal, Source
 from client.edge.stream import (
     CONFIRM_AFTER,
+    END_S,
     CalibrationPlan,
     Notifier,
     Stop,
@@ -403,6 +404,51 @@ def test_command_ends_on_sigterm(tmp_path: Path, signing_key: SigningKey) -> Non
         out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, b"")
     assert _events(out)[-1]["reason"] == "signal"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_command_on_a_pipe_that_has_no_writer_ends_on_a_signal(
+    tmp_path: Path, signing_key: SigningKey, sent: signal.Signals
+) -> None:
+    """A followed named pipe is scored from, and a signal ends the wait for more, as does a hangup.
+
+    What was calibrated by then is kept.
+    """
+    path, own = tmp_path / "fifo", tmp_path / "own.json"
+    os.mkfifo(path)
+    calibrate = ["--calibrate", "150", "--save-calibration", str(own)]
+    arguments = [str(path), "--follow", "--output", "all", *calibrate]
+    with _started(tmp_path, signing_key, *arguments) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "start"
+        path.write_bytes(_csv(RAW[:151]))
+        assert json.loads(process.stdout.readline())["event"] == "calibrated"
+        assert json.loads(process.stdout.readline())["record"] == 1
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
+    assert _events(out)[-1]["reason"] == "signal"
+    assert own.exists()
+
+
+def _catches_sigterm(process: subprocess.Popen[bytes]) -> bool:
+    """Whether the process has a handler of its own for SIGTERM."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_signal_ends_a_command_that_nobody_listens_to(
+    tmp_path: Path, signing_key: SigningKey
+) -> None:
+    """A signal ends a command within seconds even while it waits for a reader of its events."""
+    os.mkfifo(tmp_path / "events")
+    with _started(tmp_path, signing_key, "--log", str(tmp_path / "events")) as process:
+        _wait(lambda: _catches_sigterm(process), 30)
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGALRM
+        assert time.monotonic() - start < END_S + 5
 
 
 def test_command_follows_a_rotated_file(tmp_path: Path, signing_key: SigningKey) -> None:

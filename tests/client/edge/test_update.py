@@ -30,15 +30,16 @@ from client.edge import slots
 from client.edge import update as updates
 from client.edge.commands import update as commands
 from client.edge.commands.common import Commands
-from client.edge.main import build_parser
+from client.edge.main import build_parser, main
 from client.edge.runtime import EdgeModel
 from client.edge.update import Fetcher, Offer, bucket, choose, provision, update
 from server.publish import Release, Rollout, describe
-from shared.bundle.archive import GOLDEN, SCORER, pack, parse_bundle
+from shared.bundle import manifest as manifests
+from shared.bundle.archive import GOLDEN, SCORER, pack, parse_bundle, signature_file
 from shared.bundle.arrays import pack_arrays, unpack_arrays
 from shared.bundle.sealed import RecipientKey, RecipientPublic
 from shared.errors import ConfigError, UpdateRefused
-from shared.files import utc_text
+from shared.files import canonical_json, utc_text
 from shared.keys import SigningKey
 from tests.client.edge.releases import MODEL, Publisher, confirmed, past, with_version_1
 from tests.shared.bundle import tiny
@@ -596,6 +597,63 @@ def test_unhealthy_bundle(publisher: Publisher, device: Path) -> None:
     refused(device, publisher.source, "unhealthy", retry=True)
     publisher.publish(3)
     assert update(device, publisher.source).version == 3
+
+
+def test_bundle_for_a_newer_runtime_is_installed_after_the_upgrade(
+    publisher: Publisher, device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle that needs an upgrade is a refusal each time until that, and then it is installed.
+
+    It is not fetched again before, and a version that runs on the old software is taken meanwhile.
+    """
+    publisher.publish(2)
+    made = publisher.publish(3, needs="99.1")
+    assert "99.1" in refused(device, publisher.source, "needs-upgrade")
+    assert update(device, publisher.source).version == 2
+    slots.confirm(device)
+    path = publisher.source / "targets" / f"{made.sha256}.{made.path}"
+    away = path.rename(path.with_suffix(".away"))
+    for _ in range(2):
+        assert onnxruntime.__version__ in refused(device, publisher.source, "needs-upgrade")
+    assert slots.status(device).set_aside[0].reason == "needs-upgrade"
+    assert main(["update", str(publisher.source), "--state", str(device)]) == 11
+    away.rename(path)
+    monkeypatch.setattr(onnxruntime, "__version__", "99.1.0")
+    assert update(device, publisher.source).version == 3
+
+
+def test_bundle_for_a_newer_program_is_installed_after_the_upgrade(
+    publisher: Publisher, device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle in a format of tomorrow waits for the program that reads it."""
+    key = publisher.keys["bundle"]
+    with zipfile.ZipFile(publisher.bundle(2)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    newer = manifests.FORMAT_VERSION + 1
+    text = canonical_json({**json.loads(files["manifest.json"]), "format_version": newer})
+    signed = signature_file(key.key_id, key.sign(text))
+    add_target(publisher, 2, pack({**files, "manifest.json": text, "manifest.sig": signed}))
+    for _ in range(2):
+        refused(device, publisher.source, "needs-upgrade")
+    monkeypatch.setattr(manifests, "FORMAT_VERSION", newer)
+    assert update(device, publisher.source).version == 2
+
+
+def test_what_failed_on_other_software_has_another_try(
+    publisher: Publisher, device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was set aside by software that is gone is judged anew, but not what was left by hand."""
+    publisher.publish(2, replaced={GOLDEN: wrong_golden()})
+    refused(device, publisher.source, "unhealthy")
+    assert update(device, publisher.source).set_aside == (2,)
+    record = slots.read_record(device)
+    other = replace(record.set_aside[0], software="")  # as programs before wrote it
+    slots.edit(device, lambda it: replace(it, set_aside=(other,)))
+    refused(device, publisher.source, "unhealthy")
+    by_hand = slots.set_aside(record, record.set_aside[0].digest, 2, "by-hand")
+    slots.edit(device, lambda it: replace(it, set_aside=by_hand.set_aside))
+    monkeypatch.setattr(onnxruntime, "__version__", "99.1.0")
+    assert update(device, publisher.source).set_aside == (2,)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ MAX_BYTES = 120_000
 MAX_PEAK_MB = 80
 #: Top-level names of the declared dependencies and of what these import: all that the lean
 #: process sees beside the standard library.
-VISIBLE = ("numpy", "numpy.libs", "onnxruntime", "cryptography", "_cffi_backend")
+VISIBLE = ("numpy", "numpy.libs", "onnxruntime", "cryptography", "_cffi_backend", "h11")
 EXTRAS = {"tuf", "securesystemslib", "urllib3", "paho"}
 
 PROGRAM = """
