@@ -290,7 +290,7 @@ def _print_rebuilt(made: "Rebuilt", config: "NodeConfig", *, as_json: bool) -> N
         f"{made.said:.4f}"
     )
     if made.kept:
-        out.print(f"the former ledger lies in {made.kept}", markup=False, soft_wrap=True)
+        out.print(f"the former ledger lies in {made.kept}")
 
 
 def _print_ledger_json(book: "Ledger", records: int) -> None:
