@@ -88,7 +88,8 @@ def threshold_of_sites(
     if len(sites) == 1:
         return sites[0].threshold(quantile)
     scores = np.asarray([site.cautious(quantile) for site in sites])
-    logs, own_weights = np.log(scores), [sum(weights[i] for i in group) for group in groups]
+    logs = np.log(scores)
+    own_weights = np.asarray([sum(weights[i] for i in group) for group in groups])
     return weighted_median(scores, own_weights * falling(np.abs(logs - np.median(logs))))
 
 
