@@ -263,7 +263,11 @@ def _print_verified(book: "Ledger", verified: "Verified", *, as_json: bool) -> N
 
 def _print_rebuilt(made: "Rebuilt", config: "NodeConfig", *, as_json: bool) -> None:
     if as_json:
-        facts = {"released": made.released, "failed": made.failed, "dearest": made.dearest}
+        facts: dict[str, object] = {
+            "released": made.released,
+            "failed": made.failed,
+            "dearest": made.dearest,
+        }
         facts |= {"epsilon": _finite(made.epsilon), "said": _finite(made.said)}
         print_json(facts | {"kept": str(made.kept) if made.kept else None})
         return
