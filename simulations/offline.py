@@ -179,7 +179,8 @@ def run_steps(steps: Sequence[Step], folder: Path, *, trace: bool) -> list[Findi
     for name in ("home", "cwd", "work"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     write_json(folder / "steps.json", [asdict(step) for step in steps])
-    command = ["unshare", "--net", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
+    command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    command += [] if os.getuid() == 0 else ["--map-root-user"]
     command += [sys.executable, "-m", "simulations.offline", "--out", str(folder), "--inside"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
