@@ -42,7 +42,9 @@ from logging import getLogger
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum
+from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg
+from flwr.serverapp.strategy.multikrum import select_multikrum
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from server.strategies.mean import WeightedMean
 from server.strategies.weighting import LARGEST_SHARE
@@ -55,7 +57,7 @@ _log = getLogger("fedlatent.server")
 #: and centred clipping fold the others as they come, so that memory does not grow with the sites.
 HELD = 101
 _STEPS = 5  # of the centre of clipping
-_ALL = "update"
+_ALL, _WEIGHT = "update", "num-examples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,17 +255,18 @@ def _by_flower(
 ) -> np.ndarray:
     """Flower's own rule on updates [n, P]."""
     count = len(steps)
-    strategy: FedAvg
-    if rule == "trimmed-mean":
-        # Flower cuts off the whole part of beta * n on each side; a quarter keeps rounding away.
-        strategy = FedTrimmedAvg(beta=(hostile + 0.25) / count if hostile else 0.0)
-    elif rule == "median":
-        strategy = FedMedian()
-    elif rule == "krum":
-        strategy = Krum(num_malicious_nodes=hostile)
-    else:
-        strategy = MultiKrum(num_malicious_nodes=hostile, num_nodes_to_select=count - hostile)
     replies = [_reply(step, weight) for step, weight in zip(steps, weights, strict=True)]
+    if rule in ("krum", "multi-krum"):
+        chosen = select_multikrum(
+            [one.content for one in replies],
+            num_malicious_nodes=hostile,
+            num_nodes_to_select=1 if rule == "krum" else count - hostile,
+        )
+        best: np.ndarray = aggregate_arrayrecords(chosen, _WEIGHT)[_ALL].numpy()
+        return best
+    # Flower cuts off the whole part of beta * n on each side; a quarter keeps rounding away.
+    beta = (hostile + 0.25) / count if hostile else 0.0
+    strategy = FedTrimmedAvg(beta=beta) if rule == "trimmed-mean" else FedMedian()
     record, _ = strategy.aggregate_train(1, replies)
     if record is None:
         raise ValueError(f"Expected an update of Flower's {rule}, got none.")
@@ -273,7 +276,7 @@ def _by_flower(
 
 def _reply(step: np.ndarray, weight: float) -> Message:
     """One update as the answer that Flower's strategies take."""
-    metrics = MetricRecord({"num-examples": weight})
+    metrics = MetricRecord({_WEIGHT: weight})
     content = RecordDict({"arrays": ArrayRecord({_ALL: Array(step)}), "metrics": metrics})
     return Message(content, dst_node_id=1, message_type="train")
 

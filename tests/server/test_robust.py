@@ -142,7 +142,7 @@ def test_order_of_arrival_does_not_matter(rule: str) -> None:
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("rule", ["none", "centred-clipping"])
+@pytest.mark.parametrize("rule", ["none", "centred-clipping", "multi-krum"])
 def test_memory_does_not_grow_with_the_sites(rule: str) -> None:
     """Beyond the held ones replies are folded as they come, to much the same result."""
     steps = honest(3 * HELD)
@@ -222,6 +222,15 @@ def test_krum_takes_one_honest_update_and_multi_krum_the_mean_of_the_best() -> N
     weights = [100.0, 200.0, 150.0, 120.0, 100.0]
     expected = np.average(steps[:4], axis=0, weights=weights[:4])
     np.testing.assert_allclose(pooled(steps, "multi-krum", weights), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_with_less_than_five_sites_the_default_is_the_mean_by_records(count: int) -> None:
+    """Where it can withstand none, nothing differs from plain averaging, the weights included."""
+    steps, weights = honest(count), [10.0, 1.0, 2.0, 3.0][:count]
+    default = tiny_config().strategy.robust
+    plain = pooled(steps, "none", weights)
+    np.testing.assert_array_equal(pooled(steps, default, weights), plain)
 
 
 def test_clipping_is_a_fixed_point_within_the_radius() -> None:
