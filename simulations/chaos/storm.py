@@ -15,6 +15,7 @@ from typing import Any
 
 from shared.errors import FedlatentError
 from shared.schedule import phases
+from shared.supervisor import read_status
 from simulations.chaos.faults import Missed, Wound, struck
 from simulations.chaos.invariants import Witness
 from simulations.chaos.plan import Fault, deal
@@ -25,6 +26,7 @@ _POLL_S = 0.25
 _OPERATE_S = 1.0
 _WORDS_DEADLINES = 5.0  # for a damaged file to be got over, or to be complained about
 _SETTLE_S = 5.0  # what is said later than that is said in time, too
+_SHUT_OUT_S = 40.0  # a node that is let in again may take so long, and more is no pause
 _LEAST_PHASES = 2  # left of a run that is struck
 _BASIS = ("store/", "outbox/", "keys/records.salt", "beats.npz", "ledger.db-wal")
 
@@ -126,7 +128,9 @@ class Storm:
                 words = words or self._words(marks)
                 ill = self.stage.sides[fault.side].whole()
                 wound.lives = not ill and bool(self._phases() - before)
-                if words and (ill or self._pauses() > pauses) and passed > _SETTLE_S:
+                stands = (ill or self._pauses() > pauses) and passed > _SETTLE_S
+                shut_out = self.stage.missing() and passed > _SHUT_OUT_S + self.stage.deadline_s
+                if words and (stands or shut_out):
                     break
                 time.sleep(_POLL_S)
                 passed = time.monotonic() - began
@@ -265,7 +269,7 @@ class Storm:
             yield from side.services.glob("*/log")
 
     def _words(self, marks: Mapping[Path, int]) -> str:
-        """What was said since, in our own kind of sentence; the last one."""
+        """What was said since, in our own kind of sentence, else what the nodes' status says."""
         found = ""
         for path in self._logs():
             with contextlib.suppress(OSError), path.open("rb") as log:
@@ -273,6 +277,10 @@ class Storm:
                 lines = log.read().decode(errors="replace").splitlines()
                 said = [line.strip() for line in lines if "Expected " in line]
                 found = said[-1][:400] if said else found
+        for side in self.stage.nodes():
+            found = found or next(
+                (one.reason for one in read_status(side.services) if one.reason), ""
+            )
         with contextlib.suppress(FedlatentError, OSError):
             found = found or (self.stage.control.submission(self._run).reason if self._run else "")
         return found
