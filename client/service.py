@@ -28,7 +28,7 @@ from client.preflight import (
 from client.tls import identity_of
 from shared import flower
 from shared.contact import Contact, Silence
-from shared.errors import ConfigError, ServiceError
+from shared.errors import ConfigError, FedlatentError, ServiceError
 from shared.files import write_atomic
 from shared.keys import SigningKey, check_private, generate_node_key
 from shared.proxies import proxy_environment
@@ -271,7 +271,11 @@ def main() -> None:
     """Command line: ``python -m client.service --home DIR``, until SIGTERM."""
     parser = argparse.ArgumentParser(description="Run one client node.")
     parser.add_argument("--home")
-    ClientService(ClientHome.find(parser.parse_args().home)).run(check_server=False)
+    try:
+        ClientService(ClientHome.find(parser.parse_args().home)).run(check_server=False)
+    except FedlatentError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

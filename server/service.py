@@ -393,7 +393,11 @@ def main() -> None:
     """Command line: ``python -m server.service --home DIR``, until SIGTERM."""
     parser = argparse.ArgumentParser(description="Run the aggregation server of one federation.")
     parser.add_argument("--home")
-    ServerService(ServerHome.find(parser.parse_args().home)).run()
+    try:
+        ServerService(ServerHome.find(parser.parse_args().home)).run()
+    except FedlatentError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

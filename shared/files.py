@@ -199,12 +199,14 @@ def read_json(path: Path) -> object:
     """Read one JSON value.
 
     Raises:
-        DataError: the file is absent or is not JSON.
+        DataError: the file is absent, a folder or not JSON.
     """
     try:
         value: object = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"Expected a JSON file at {path}, got none; check the path.") from None
+    except IsADirectoryError:
+        raise DataError(f"Expected a JSON file at {path}, got a folder; remove it.") from None
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise DataError(f"Expected JSON in {path}, got something else: {error}.") from None
     return value

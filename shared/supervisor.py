@@ -385,7 +385,8 @@ class Supervisor:
     def _look(self) -> None:
         """Look, beside the watching, whether ready services still do their work."""
         while not self._stopping.wait(_LOOK_S):
-            self._warden.watch(child_environment())
+            with contextlib.suppress(OSError):  # no room for a process: again at the next look
+                self._warden.watch(child_environment())
             self.end_stopped(time.monotonic())
             for worker in self._workers:
                 process = worker.process

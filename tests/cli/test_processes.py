@@ -14,6 +14,7 @@ from server.home import ServerHome
 from shared.processes import MARK
 from shared.toml import dumps
 from tests.cli.conftest import Run
+from tests.conftest import REPOSITORY
 
 TIDY = """
 import time
@@ -77,3 +78,17 @@ def test_a_command_tidies_up_when_it_is_ended(number: signal.Signals) -> None:
         command.send_signal(number)
         assert command.stdout.readline() == "tidy\n"
         assert command.wait(20) == 143
+
+
+@pytest.mark.parametrize("module", ["client.service", "server.service"])
+def test_a_service_without_a_home_says_so(module: str, tmp_path: Path) -> None:
+    """Started by itself, a service ends with a sentence and the status of its error."""
+    ended = subprocess.run(
+        [sys.executable, "-m", module, "--home", str(tmp_path / "none")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("Expected ")
+    assert "Traceback" not in ended.stderr

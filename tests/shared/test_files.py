@@ -152,3 +152,9 @@ def test_what_the_operating_system_refuses_is_a_sentence(number: int, words: str
     with pytest.raises(StorageError, match=words) as caught, telling():
         raise OSError(number, os.strerror(number), "/place/file")
     assert str(caught.value).startswith("Expected /place/file to be usable, got ")
+
+
+def test_a_folder_is_no_json(tmp_path: Path) -> None:
+    """A folder in the place of a file is a sentence of ours."""
+    with pytest.raises(DataError, match="got a folder"):
+        read_json(tmp_path)
