@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def leaves_nothing_behind() -> Iterator[None]:
     assert not left, "threads were left behind"
 
 
-def _handlers() -> dict[int, object]:
+def _handlers() -> dict[int, Any]:
     return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
