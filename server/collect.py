@@ -39,8 +39,8 @@ class Counts:
             status="failed",
             code="records",
             sentence=f"Expected the {expected} records that {origin}, got {records}; the site "
-            "corrects its data, or the operator admits it again with the true number: "
-            f"'fedlatent server admit {site} KEY --records {records}'.",
+            "corrects its data, or the operator asks it for the true number and admits it again: "
+            f"'fedlatent server admit {site} KEY --records N'.",
         )
 
 
