@@ -150,15 +150,16 @@ STEPS: tuple[Step, ...] = (
 def names(work: Path) -> dict[str, str]:
     """What stands for the names in a step, as far as the steps before have made it."""
     server, nodes = work / "demo/server", sorted((work / "demo/nodes").glob("*"))
-    runs, bundles = sorted(server.glob("runs/*")), sorted(server.glob("bundles/*.fedlatent"))
-    run = runs[-1].name if runs else ""
+    runs = sorted(server.glob("runs/*/config.json"))
+    bundles = sorted(server.glob("bundles/*.fedlatent"))
+    run = runs[-1].parent.name if runs else ""
     return {
         "@work@": str(work),
         "@server@": str(server),
         "@node@": str(nodes[0] if nodes else work),
         "@run@": run,
         "@bundle@": str(bundles[-1] if bundles else work),
-        "@model@": run and json.loads((runs[-1] / "config.json").read_text())["name"],
+        "@model@": run and json.loads(runs[-1].read_text())["name"],
     }
 
 
