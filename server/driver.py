@@ -404,8 +404,8 @@ class Driver:
             left_out = {node: banned[name] for node, name in names.items() if name in banned}
             names = {node: name for node, name in names.items() if node not in left_out}
             least = rules.quorum
-            if phase.kind == "train" and strategy.hostile:  # who is left out is one of them
-                hostile = max(0, strategy.hostile - len(left_out))
+            if phase.kind == "train" and strategy.hostile:  # who is left out, and be it off, is one
+                hostile = max(0, strategy.hostile - len(banned))
                 least = max(least, strategy.sites_needed(hostile))
             # Who is left out is not waited for in addition to the others.
             state = JoinState(wanted=wanted - len(left_out), quorum=least, until=until)

@@ -13,12 +13,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from server.driver import LAST_LOOK_S, drive, new_run_id
 from server.home import ServerHome
 from server.quota import ReplyQuota
-from server.registry import Registry, SiteRound
+from server.registry import Registry, SiteOutcome, SiteRound
 from server.results import RunResult
-from server.strikes import Strikes
+from server.strikes import STRIKES, Strikes
 from shared.errors import ConfigError, DataError, QuorumLost, ServiceError
 from shared.models import build, encoder_state
 from shared.privacy.summaries import HISTOGRAMS_KEY
+from shared.schedule import Phase
 from shared.wire import PROTOCOL, Arrays, ReplyHeader
 from simulations.grid import InProcessGrid
 from tests.server.federation import (
@@ -163,6 +164,24 @@ def test_too_few_sites_for_a_rule_pause_the_run(tmp_path: Path) -> None:
     with pytest.raises(QuorumLost, match="Expected 5 nodes for phase 1"):
         drive(grid_of(sites), config, home, run_id=RUN, pace=Clock().pace())
     assert not sites[11].requests
+
+
+def test_a_site_that_is_left_out_cannot_pause_the_run_by_going_away(tmp_path: Path) -> None:
+    """It is one of the hostile sites that the rule is to withstand, online or not."""
+    sites, home = hostile_sites(nan), home_at(tmp_path)
+    home.run(RUN).mkdir()
+    strikes, bad = Strikes(home.run(RUN)), SiteOutcome(
+        site="node-14", node_id=14, status="failed", code="finite"
+    )
+    for _ in range(STRIKES):
+        strikes.note(bad, Phase(number=1, kind="train", trained=0))
+    config = tiny_config(
+        strategy={"robust": "krum", "hostile": 1},
+        federation={"quorum": 2, "nodes": 5, "join_timeout_s": 5},
+    )
+    del sites[14]
+    drive(grid_of(sites), config, home, run_id=RUN, pace=Clock().pace())
+    assert status_of(home) == ("complete", "")
 
 
 def test_result_folder_tells_all(tmp_path: Path) -> None:
