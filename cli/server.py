@@ -128,8 +128,9 @@ def admit(
         typer.Option(
             min=1,
             help="Normal records that the site trains on, as its 'client init' says: what it "
-            "weighs, and all that its replies may state. Without it the site's first word in a run "
-            "counts, at most as twice the median. Again with the same key changes it.",
+            "weighs (under a robust rule and in summaries as twice the median at most), and all "
+            "that its replies may state. Without it the site's first word in a run counts, at most "
+            "as twice the median. Again with the same key changes it.",
         ),
     ] = None,
     home: HomeOption = None,

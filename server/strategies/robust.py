@@ -25,7 +25,8 @@ length, whatever the rule. Then ``strategy.robust`` says how the round's result 
     Blanchard et al. (2017), Flower's: the one update whose n - f - 2 nearest others are nearest.
     Withstands f hostile sites of 2 f + 3. All others' work is lost, and so is what averaging does
     against the noise of privacy; it follows the densest kind of data. A hostile update close to the
-    honest ones may be the one that is taken.
+    honest ones may be the one that is taken: where noise outweighs what they learn, that of nothing
+    is, in each round.
 ``multi-krum``
     Krum's n - f best updates, averaged by their weights. As ``krum``, with less lost: a hostile
     site that counts at all does so as one of n. With less than five sites it withstands none and is

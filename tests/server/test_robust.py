@@ -235,6 +235,14 @@ def test_who_was_not_chosen_is_known(rule: str, passed_over: int) -> None:
     assert (5 in pool.passed_over) == (passed_over > 0)
 
 
+def test_an_update_of_nothing_stops_krum_under_noise_and_costs_multi_krum_a_share() -> None:
+    """It is the nearest to all where honest updates are mostly noise, each in its own direction."""
+    steps = [*honest(4, spread=5.0), np.zeros_like(honest(1)[0])]
+    assert np.linalg.norm(pooled(steps, "krum")) < 1e-5
+    common, found = np.mean(steps[:4], axis=0), pooled(steps, "multi-krum")
+    assert found @ common > 0.5 * common @ common
+
+
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_with_less_than_five_sites_the_default_is_the_mean_by_records(count: int) -> None:
     """Where it can withstand none, nothing differs from plain averaging, the weights included."""
