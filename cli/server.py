@@ -1,6 +1,6 @@
 """``fedlatent server``: the aggregation server."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,8 +128,9 @@ def admit(
         typer.Option(
             min=1,
             help="Normal records that the site trains on, as its 'client init' says: what it "
-            "weighs, and all that its replies may state. Without it the site's first word in a run "
-            "counts, at most as twice the median. Again with the same key changes it.",
+            "weighs (under a robust rule and in summaries as twice the median at most), and all "
+            "that its replies may state. Without it the site's first word in a run counts, at most "
+            "as twice the median. Again with the same key changes it.",
         ),
     ] = None,
     home: HomeOption = None,
@@ -389,11 +390,23 @@ def _print_run(facts: Mapping[str, Any]) -> None:
             if site["status"] != "ok":
                 words = f"{site['site']}: {site['sentence']}"
                 out.print(f"phase {one['number']}, {words}")
+    for (name, _), sentences in _notes(facts["phases"]).items():
+        out.print(f"{name}, {len(sentences)} of {len(facts['phases'])} phases: {sentences[-1]}")
     for one in facts["left_out"]:
         words = f"{one['site']} {one['sentence']}"
         out.print(styled("yellow", "left out", f": {words}"))
     for one in facts["artefacts"]:
         out.print(f"{one['name']}: {one['path']} ({size(one['bytes'])})")
+
+
+def _notes(phases: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """What was done to replies that passed the screening, by site and code."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for phase in phases:
+        for site in phase["sites"]:
+            if site["status"] == "ok" and site["sentence"]:
+                found.setdefault((site["site"], site["code"]), []).append(site["sentence"])
+    return found
 
 
 def _print_overview(facts: Mapping[str, Any]) -> None:

@@ -14,6 +14,11 @@ from server.strategies.robust import Pool
 from shared.schedule import Phase
 from shared.wire import Arrays, ReplyHeader
 
+_NOT_CHOSEN = (
+    "update further from the others' than those that strategy.robust chose; it did not count in "
+    "this round"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
@@ -132,10 +137,15 @@ class Collector:
         )
 
     def average(self) -> Arrays:
-        """The shared arrays after the round (training phases); scaled updates are noted."""
+        """The shared arrays after the round (training phases).
+
+        Updates that were scaled down, or that the rule did not choose, are noted.
+        """
         arrays = self._pool.result()
         for node, scaled in self._pool.scaled.items():
             self._keep(replace(self.outcomes[node], code="scaled", sentence=scaled.sentence))
+        for node in self._pool.passed_over:
+            self._keep(replace(self.outcomes[node], code="not-chosen", sentence=_NOT_CHOSEN))
         return arrays
 
     def summaries(self) -> list[np.ndarray]:

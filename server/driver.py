@@ -282,7 +282,7 @@ class Driver:
         if self.config.summaries.prior != "none":
             use_prior(self._model, StandardNormal())  # refused where a model trains its own
         self._strangers: set[int] = set()
-        self._scaled: set[str] = set()
+        self._noted: set[tuple[str, str]] = set()
 
     def run(self) -> Checkpoint:
         """Do the phases that the last checkpoint lacks."""
@@ -404,8 +404,8 @@ class Driver:
             left_out = {node: banned[name] for node, name in names.items() if name in banned}
             names = {node: name for node, name in names.items() if node not in left_out}
             least = rules.quorum
-            if phase.kind == "train" and strategy.hostile:  # who is left out is one of them
-                hostile = max(0, strategy.hostile - len(left_out))
+            if phase.kind == "train" and strategy.hostile:  # who is left out, and be it off, is one
+                hostile = max(0, strategy.hostile - len(banned))
                 least = max(least, strategy.sites_needed(hostile))
             # Who is left out is not waited for in addition to the others.
             state = JoinState(wanted=wanted - len(left_out), quorum=least, until=until)
@@ -603,7 +603,7 @@ class Driver:
         )
         if phase.kind == "train":
             mean = collector.average()
-            self._tell_scaled(phase, collector)
+            self._tell_noted(phase, collector)
             return self._trained(state, phase, mean)
         try:
             return {
@@ -616,11 +616,12 @@ class Driver:
         except ValueError as error:
             raise DataError(f"The summaries ({phase.kind}) cannot be pooled: {error}") from None
 
-    def _tell_scaled(self, phase: Phase, collector: Collector) -> None:
-        """Log the first update of each site that was scaled down; all are in the registry."""
+    def _tell_noted(self, phase: Phase, collector: Collector) -> None:
+        """Log the first update of each site that was scaled or not chosen; all are registered."""
         for outcome in collector.outcomes.values():
-            if outcome.status == "ok" and outcome.code and outcome.site not in self._scaled:
-                self._scaled.add(outcome.site)
+            note = (outcome.site, outcome.code)
+            if outcome.status == "ok" and outcome.code and note not in self._noted:
+                self._noted.add(note)
                 facts = (self.run_id, phase.kind, phase.number, outcome.site, outcome.sentence)
                 _log.info("run %s: %s %d: node %s: %s", *facts)
 

@@ -25,7 +25,8 @@ length, whatever the rule. Then ``strategy.robust`` says how the round's result 
     Blanchard et al. (2017), Flower's: the one update whose n - f - 2 nearest others are nearest.
     Withstands f hostile sites of 2 f + 3. All others' work is lost, and so is what averaging does
     against the noise of privacy; it follows the densest kind of data. A hostile update close to the
-    honest ones may be the one that is taken.
+    honest ones may be the one that is taken: where noise outweighs what they learn, that of nothing
+    is, in each round.
 ``multi-krum``
     Krum's n - f best updates, averaged by their weights. As ``krum``, with less lost: a hostile
     site that counts at all does so as one of n. With less than five sites it withstands none and is
@@ -98,6 +99,7 @@ class Pool:
         count: number of updates so far.
         weight: sum of the weights that counted, once there is a result.
         scaled: the updates that were drawn back, by node, once there is a result.
+        passed_over: nodes whose update the rule did not choose, once there is a result.
     """
 
     def __init__(self, config: RunConfig, sent: Mapping[str, np.ndarray], asked: int) -> None:
@@ -110,6 +112,7 @@ class Pool:
         """
         self.count = 0
         self.scaled: dict[int, Scaled] = {}
+        self.passed_over: list[int] = []
         self._config, self._asked = config, asked
         self._rule = config.strategy.robust
         self._shapes = {key: (value.shape, value.dtype) for key, value in sent.items()}
@@ -183,9 +186,13 @@ class Pool:
             if rule == "centred-clipping":
                 centre, self._radius = clipping_centre(steps, weights)
             else:
-                centre, self._radius = _by_flower(rule, steps, weights, hostile), 0.0
+                (centre, chosen), self._radius = _by_flower(rule, steps, weights, hostile), 0.0
                 if len(held) == HELD and rule in _STREAMED:
                     self._radius = float(np.median(np.linalg.norm(steps - centre, axis=1)))
+                else:
+                    self.passed_over = [
+                        one.node for one, taken in zip(held, chosen, strict=True) if not taken
+                    ]
             self._centre = self._sent + centre
         for one in held:
             self._fold(one)
@@ -212,7 +219,8 @@ class Pool:
         section = self._config.strategy
         wanted = section.hostile or max(1, min(self._asked, HELD) // 5)
         borne = max(0, (good - section.sites_needed(0)) // 2)
-        if borne < wanted and section.hostile:
+        meant = section.robust != "none" and self._asked >= section.sites_needed(1)
+        if borne < wanted and (section.hostile or meant):
             _log.warning(
                 "%d good replies of %d let strategy.robust %r withstand %d hostile sites, not %d",
                 *(good, self._asked, section.robust, borne, wanted),
@@ -252,8 +260,8 @@ def clipping_centre(steps: np.ndarray, weights: Sequence[float]) -> tuple[np.nda
 
 def _by_flower(
     rule: Robust, steps: np.ndarray, weights: Sequence[float], hostile: int
-) -> np.ndarray:
-    """Flower's own rule on updates [n, P]."""
+) -> tuple[np.ndarray, list[bool]]:
+    """Flower's own rule on updates [n, P]: its result, and whose update it chose."""
     count = len(steps)
     replies = [_reply(step, weight) for step, weight in zip(steps, weights, strict=True)]
     if rule in ("krum", "multi-krum"):
@@ -262,8 +270,9 @@ def _by_flower(
             num_malicious_nodes=hostile,
             num_nodes_to_select=1 if rule == "krum" else count - hostile,
         )
+        taken = {id(content) for content in chosen}
         best: np.ndarray = aggregate_arrayrecords(chosen, _WEIGHT)[_ALL].numpy()
-        return best
+        return best, [id(one.content) in taken for one in replies]
     # Flower cuts off the whole part of beta * n on each side; a quarter keeps rounding away.
     beta = (hostile + 0.25) / count if hostile else 0.0
     strategy = FedTrimmedAvg(beta=beta) if rule == "trimmed-mean" else FedMedian()
@@ -271,7 +280,7 @@ def _by_flower(
     if record is None:
         raise ValueError(f"Expected an update of Flower's {rule}, got none.")
     found: np.ndarray = record[_ALL].numpy()
-    return found
+    return found, [True] * count
 
 
 def _reply(step: np.ndarray, weight: float) -> Message:

@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from typer.testing import CliRunner
 
+from cli.main import app
 from server.driver import LAST_LOOK_S, drive, new_run_id
 from server.home import ServerHome
 from server.quota import ReplyQuota
-from server.registry import Registry, SiteRound
+from server.registry import Registry, SiteOutcome, SiteRound
 from server.results import RunResult
-from server.strikes import Strikes
+from server.strikes import STRIKES, Strikes
 from shared.errors import ConfigError, DataError, QuorumLost, ServiceError
 from shared.models import build, encoder_state
 from shared.privacy.summaries import HISTOGRAMS_KEY
+from shared.schedule import Phase
 from shared.wire import PROTOCOL, Arrays, ReplyHeader
 from simulations.grid import InProcessGrid
 from tests.server.federation import (
@@ -153,6 +156,23 @@ def test_a_scaled_update_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         np.testing.assert_allclose(result.arrays[key], first.numpy() + shift, rtol=1e-4)
 
 
+def test_an_update_that_was_not_chosen_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rule leaves an unusual site out of each round; log (once), registry and status say so."""
+    sites, home = hostile_sites(lambda header, arrays: (header, arrays)), home_at(tmp_path)
+    sites[14].shift = -0.1
+    config = tiny_config(federation={"quorum": 2, "nodes": 5, "join_timeout_s": 5})
+    with caplog.at_level(logging.INFO, "fedlatent"):
+        drive(grid_of(sites), config, home, run_id=RUN)
+    for number in (1, 2):
+        row = outcomes(home, number)["node-14"]
+        assert (row.status, row.code) == ("ok", "not-chosen")
+    assert caplog.text.count("it did not count in this round") == 1
+    shown = CliRunner().invoke(app, ["server", "status", RUN, "--home", str(home.root)]).output
+    assert "node-14, 2 of 4 phases: update further from the others'" in " ".join(shown.split())
+
+
 def test_too_few_sites_for_a_rule_pause_the_run(tmp_path: Path) -> None:
     """Krum against one hostile site asks nobody before five are there."""
     sites, home = three_sites(), home_at(tmp_path)
@@ -163,6 +183,25 @@ def test_too_few_sites_for_a_rule_pause_the_run(tmp_path: Path) -> None:
     with pytest.raises(QuorumLost, match="Expected 5 nodes for phase 1"):
         drive(grid_of(sites), config, home, run_id=RUN, pace=Clock().pace())
     assert not sites[11].requests
+
+
+def test_a_site_that_is_left_out_cannot_pause_the_run_by_going_away(tmp_path: Path) -> None:
+    """It is one of the hostile sites that the rule is to withstand, online or not."""
+    sites, home = hostile_sites(nan), home_at(tmp_path)
+    home.run(RUN).mkdir()
+    strikes, bad = (
+        Strikes(home.run(RUN)),
+        SiteOutcome(site="node-14", node_id=14, status="failed", code="finite"),
+    )
+    for _ in range(STRIKES):
+        strikes.note(bad, Phase(number=1, kind="train", trained=0))
+    config = tiny_config(
+        strategy={"robust": "krum", "hostile": 1},
+        federation={"quorum": 2, "nodes": 5, "join_timeout_s": 5},
+    )
+    del sites[14]
+    drive(grid_of(sites), config, home, run_id=RUN, pace=Clock().pace())
+    assert status_of(home) == ("complete", "")
 
 
 def test_result_folder_tells_all(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_trimmed_mean_cuts_as_many_as_it_is_told() -> None:
     """For every number of hostile sites of twice as many and one, the median alone is left."""
     for hostile in range(1, 50):
         steps = np.random.default_rng(hostile).normal(size=(2 * hostile + 1, 3))
-        found = robust._by_flower("trimmed-mean", steps, [1.0] * len(steps), hostile)
+        found = robust._by_flower("trimmed-mean", steps, [1.0] * len(steps), hostile)[0]
         np.testing.assert_allclose(found, np.median(steps, axis=0))
 
 
@@ -222,6 +222,25 @@ def test_krum_takes_one_honest_update_and_multi_krum_the_mean_of_the_best() -> N
     weights = [100.0, 200.0, 150.0, 120.0, 100.0]
     expected = np.average(steps[:4], axis=0, weights=weights[:4])
     np.testing.assert_allclose(pooled(steps, "multi-krum", weights), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rule", "passed_over"), [("multi-krum", 1), ("krum", 4), ("median", 0)])
+def test_who_was_not_chosen_is_known(rule: str, passed_over: int) -> None:
+    """Of five, the one far off; of krum all but one; a rule that chooses none passes none over."""
+    pool = Pool(config_of(rule), SENT, 5)
+    for node, step in enumerate([*honest(4), 2.5 * honest(1, seed=7)[0]], 1):
+        pool.add(node, reply(step), 1.0)
+    pool.result()
+    assert len(pool.passed_over) == passed_over
+    assert (5 in pool.passed_over) == (passed_over > 0)
+
+
+def test_an_update_of_nothing_stops_krum_under_noise_and_costs_multi_krum_a_share() -> None:
+    """It is the nearest to all where honest updates are mostly noise, each in its own direction."""
+    steps = [*honest(4, spread=5.0), np.zeros_like(honest(1)[0])]
+    assert np.linalg.norm(pooled(steps, "krum")) < 1e-5
+    common, found = np.mean(steps[:4], axis=0), pooled(steps, "multi-krum")
+    assert found @ common > 0.5 * common @ common
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -274,6 +293,18 @@ def test_too_few_good_replies_for_the_hostile_sites_are_told(
     assert "4 good replies of 4 let strategy.robust 'trimmed-mean' withstand 1" in caplog.text
     expected = np.sort(np.stack(honest(4)), axis=0)[1:-1].mean(axis=0)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_default_that_absent_sites_take_away_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Four good replies of five are a plain mean, and the log says so; of four asked it is not."""
+    assert tiny_config().strategy.hostile == 0
+    pooled(honest(4), "multi-krum")
+    assert not caplog.text
+    pool = Pool(config_of("multi-krum"), SENT, 5)
+    for node, step in enumerate(honest(4), 1):
+        pool.add(node, reply(step), 1.0)
+    pool.result()
+    assert "4 good replies of 5 let strategy.robust 'multi-krum' withstand 0" in caplog.text
 
 
 def test_misuse_is_an_error() -> None:
