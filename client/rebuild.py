@@ -511,7 +511,7 @@ def _forget_keys(kept: Path) -> None:
     A file that SQLite cannot read stays as it is.
     """
     with (
-        contextlib.suppress(sqlite3.Error),
+        contextlib.suppress(sqlite3.Error, UnicodeError),
         contextlib.closing(sqlite3.connect(kept, isolation_level=None)) as connection,
     ):
         connection.execute("PRAGMA secure_delete = ON")

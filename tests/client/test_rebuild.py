@@ -234,6 +234,13 @@ def _text_no_more(home: ClientHome) -> None:
     change(home.ledger, "UPDATE entries SET basis = CAST(x'80ff' AS TEXT) WHERE id = 1")
 
 
+def _names_no_text(home: ClientHome) -> None:
+    change(home.ledger, "PRAGMA wal_checkpoint(TRUNCATE)")
+    data = home.ledger.read_bytes()
+    assert b"TABLE seals" in data
+    home.ledger.write_bytes(data.replace(b"TABLE seals", b"TABLE s\x80als"))
+
+
 def _other_columns(home: ClientHome) -> None:
     change(home.ledger, "ALTER TABLE entries RENAME COLUMN basis TO base")
 
@@ -260,7 +267,10 @@ def _first_line(home: ClientHome, **changes: object) -> None:
 
 @pytest.mark.parametrize(
     "harm",
-    [_text_no_more, _other_columns, _other_types, _other_number, _other_bytes_sent_again],
+    [
+        *(_text_no_more, _names_no_text, _other_columns, _other_types),
+        *(_other_number, _other_bytes_sent_again),
+    ],
 )
 def test_any_damage_is_told_and_can_be_mended(
     home: ClientHome, harm: Callable[[ClientHome], None]
