@@ -10,6 +10,7 @@ known to have left as the journal says has failed: it counts, and is never sent 
 import bisect
 import contextlib
 import datetime
+import itertools
 import math
 import os
 import sqlite3
@@ -489,9 +490,12 @@ def _put(new: Path, ledger: Path) -> Path | None:
     """Let the new file take the ledger's place; where the former one lies then."""
     kept = None
     if ledger.exists():
-        kept = ledger.with_name(
-            f"{ledger.name}.kept-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        )
+        name = f"{ledger.name}.kept-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        kept = ledger.with_name(name)
+        for number in itertools.count(1):
+            if not kept.exists():  # as after another in this second, or with a clock set back
+                break
+            kept = ledger.with_name(f"{name}-{number}")
         os.link(ledger, kept)
     for rest in _beside(ledger):  # a log of the former file would be played into the new one
         if kept is None:

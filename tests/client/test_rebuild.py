@@ -356,6 +356,16 @@ def test_no_budget_begins_again_by_what_is_left(
         assert entries_of(home)[-1].epsilon_after >= spent - 1e-4
 
 
+def test_each_former_ledger_is_kept(home: ClientHome) -> None:
+    """Also of two within a second, or with a clock that was set back."""
+    kept = []
+    for _ in range(3):
+        home.ledger.write_bytes(b"junk in place of a ledger" * 1000)
+        kept.append(rebuild(home, CONFIG, RECORDS).kept)
+    assert len(set(kept)) == 3
+    assert entries_of(home)
+
+
 def test_many_cheap_charges_become_one(home: ClientHome) -> None:
     """What was said to be spent is reached in one entry, whatever the known charge costs."""
     home.release_journal.write_text(home.release_journal.read_text().splitlines()[-1] + "\n")
