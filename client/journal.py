@@ -108,15 +108,18 @@ class Logged:
     delta: float | None
 
 
+SHORT = 16
+"""Digits of a hash that the log for people has."""
+
 _RELEASE = re.compile(
-    r", \d+ bytes, sha256 ([0-9a-f]{16}), "
+    rf", \d+ bytes, sha256 ([0-9a-f]{{{SHORT}}}), "
     r"(?:epsilon (\d+\.\d{4}) at delta (\S+)|no finite epsilon) \(\w+ random numbers\)$"
 )
 _ROUNDED = 5e-5  # at most, in the log's epsilons
 
 
 def logged_releases(log: Path) -> dict[str, Logged]:
-    """Every release of the log for people, by the first 16 digits of its hash.
+    """Every release of the log for people, by the first digits of its hash.
 
     Raises:
         OSError: it cannot be read.

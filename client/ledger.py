@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 from client import chain
 from client.journal import Receipt
-from client.ledger_file import REMEDY, fail, lost, prepare, told
+from client.ledger_file import REMEDY, damaged, fail, lost, prepare, readable, told
 from shared.errors import BudgetExceeded, LedgerError, PolicyRefusal, ReleaseRefused, ServiceError
 from shared.files import telling
 from shared.privacy.accounting import GaussianEvent, epsilon_of, filter_order, pld_epsilon_of
@@ -110,6 +110,7 @@ class Payment(NamedTuple):
     run_id: str
     state: State
     sha256: str | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +344,7 @@ class Ledger:
         try:
             with self._transaction() as connection:
                 events, last = chain.verify(connection)
-                rows = connection.execute("SELECT id, run_id, state, sha256 FROM entries")
+                rows = connection.execute("SELECT id, run_id, state, sha256, reason FROM entries")
                 states = {row["id"]: Payment(*row) for row in rows}
         except LedgerError as error:
             raise LedgerError(
@@ -351,6 +352,8 @@ class Ledger:
                 event=error.event,
                 entry=error.entry,
             ) from None
+        except (IndexError, TypeError, AttributeError) as error:  # other columns, other types
+            raise damaged(self._path, str(error)) from error
         return Verified(events=events, head=last, payments=states)
 
     @contextlib.contextmanager
@@ -549,6 +552,7 @@ class Ledger:
             ) as connection,
         ):
             connection.row_factory = sqlite3.Row
+            connection.text_factory = readable
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA secure_delete = ON")  # an erased key is overwritten

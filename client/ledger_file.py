@@ -26,6 +26,9 @@ _ROOM = 65_536  # bytes that a transaction needs for its log and index, at least
 #: Why entries of version 1 that were never released fail: their noise had no key that was kept.
 UNSEALED = "begun under an older release, which kept no key to draw the same noise again"
 
+#: Why entries failed that count without anything to send again.
+COUNTED = "counted when the ledger was made again: what left for it, if anything, is not known"
+
 _SCHEMA = f"""
 CREATE TABLE runs (
     dataset TEXT NOT NULL,
@@ -92,6 +95,8 @@ def told(path: Path) -> Iterator[None]:
         if found is None:
             raise
         raise found from error
+    except UnicodeDecodeError as error:  # what is wrong, as SQLite says it, is no text
+        raise damaged(path, str(error)) from error
 
 
 def _problem(error: sqlite3.Error, path: Path) -> FedlatentError | None:
@@ -107,9 +112,21 @@ def _problem(error: sqlite3.Error, path: Path) -> FedlatentError | None:
         return lost(path, "whatever it held")
     if code in _STORAGE:
         return StorageError.of(_cause(code, path), ledger)
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):
-        return LedgerError(f"Expected {ledger} to be whole, got a damaged file ({error}). {REMEDY}")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such" in str(error):
+        return damaged(path, str(error))
     return None
+
+
+def damaged(path: Path, why: str) -> LedgerError:
+    """The error about a ledger that cannot be read."""
+    return LedgerError(
+        f"Expected the privacy ledger {path} to be whole, got a damaged file ({why}). {REMEDY}"
+    )
+
+
+def readable(text: bytes) -> str:
+    """A text of the file, also of a damaged one, whose chain then does not fit."""
+    return text.decode(errors="replace")
 
 
 _STORAGE = (

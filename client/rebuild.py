@@ -7,12 +7,15 @@ which nothing else is known: each of those counts like the dearest charge that i
 known to have left as the journal says has failed: it counts, and is never sent again.
 """
 
+import bisect
 import contextlib
 import datetime
+import itertools
 import math
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,25 +23,30 @@ from typing import Any, NamedTuple
 
 from client import chain
 from client.home import ClientHome
-from client.journal import Sent, logged_releases, read_journal
+from client.journal import SHORT, Sent, logged_releases, read_journal
 from client.ledger import Ledger, Verified
+from client.ledger_file import COUNTED, readable
 from client.local import ledger_at, open_ledger
 from client.policy import NodeConfig
 from client.reconcile import claims, numbered, reconcile
-from shared.errors import LedgerError, ProtocolError, ServiceError
+from client.store import Store
+from shared.errors import FedlatentError, LedgerError, ProtocolError, ServiceError
 from shared.files import sha256_hex, sync_folder, telling
 from shared.privacy.accounting import GaussianEvent, epsilon_of, filter_order
 from shared.privacy.noise import RngName
 from shared.schedule import Kind
 from shared.wire import STORED_PROTOCOLS, ReplyHeader, unpack
 
-#: Why an entry failed that counts without anything to send again.
-COUNTED = "counted when the ledger was made again: what left for it, if anything, is not known"
-
 _UNKNOWN = "unknown"
 _MOST_GAPS = 100_000  # a number beyond is no number of an entry
 _MOST_EPSILON = 1e4  # one beyond counts as none that is finite
 _SLACK = 1e-6  # of an epsilon that was written down
+_MOST_STEPS = 1 << 40  # of one charge, whose sums SQLite must hold
+_DAMAGE = (UnicodeError, IndexError, TypeError, AttributeError)  # of a file that SQLite reads
+_PUT_BACK = (
+    "put back the newest ledger.db or releases.jsonl, and until then let these records take no "
+    "part in any run, in this home or another"
+)
 
 
 class _Mechanism(NamedTuple):
@@ -187,7 +195,7 @@ def _expect_none(home: ClientHome, config: NodeConfig, records: int) -> None:
 def _found(home: ClientHome, data: str) -> _Found:
     found = _Found(data=data)
     journal = read_journal(home.release_journal)
-    known = {sent.sha256[:16] for sent in journal.values}
+    known = {sent.sha256[:SHORT] for sent in journal.values}
     for sent in journal.values:
         if sent.entry is not None:
             _add_sent(found, sent.entry, sent)
@@ -200,7 +208,9 @@ def _found(home: ClientHome, data: str) -> _Found:
     _add_former(found, home.ledger)
     found.last = max([found.last, *found.charges])
     if found.last > len(found.charges) + _MOST_GAPS:
-        raise LedgerError(f"Expected numbers of entries one after the other, got {found.last}.")
+        raise LedgerError(
+            f"Expected numbers of entries one after the other, got {found.last}; {_PUT_BACK}."
+        )
     for number in range(1, found.last + 1):
         found.charges.setdefault(number, _Charge(data=data))
     logged = logged_releases(home.release_log)
@@ -208,7 +218,19 @@ def _found(home: ClientHome, data: str) -> _Found:
         found.say(data, line.epsilon, line.delta)
     untold = max(journal.torn, len(logged.keys() - known))
     found.others += [_Charge(data=data)] * untold
+    for path in sorted(home.store.glob("*/site.safetensors")):
+        _add_site(found, Store(home.store), path.parent.name)
     return found
+
+
+def _add_site(found: _Found, store: Store, run: str) -> None:
+    """A finished run: it paid for something, and says what had been spent."""
+    # Whatever a damaged file raises, the run counts.
+    with contextlib.suppress(FedlatentError, KeyError, TypeError, ValueError):
+        site = store.load_site(run)
+        found.say(found.data, site.epsilon, site.delta)
+    if all(one.run != run for one in [*found.charges.values(), *found.others]):
+        found.others.append(_Charge(data=found.data, run=run))
 
 
 def _add_sent(found: _Found, number: int, sent: Sent) -> None:
@@ -238,13 +260,13 @@ def _add_sent(found: _Found, number: int, sent: Sent) -> None:
         found.orders.setdefault(data, receipt.order)
     there = found.charges.setdefault(number, charge)
     if (there.run, there.sha256) != (charge.run, charge.sha256):
-        found.others.append(replace(charge, sha256=None))
+        found.others.append(charge)
 
 
 def _add_stored(found: _Found, number: int, path: Path) -> str:
-    """A payload of the outbox; gives the first 16 digits of its hash."""
+    """A payload of the outbox; gives the first digits of its hash."""
     payload = path.read_bytes()
-    digest = sha256_hex(payload)[:16]
+    digest = sha256_hex(payload)[:SHORT]
     if number in found.charges:
         return digest
     charge = _Charge(data=found.data, run=path.parent.name)
@@ -261,12 +283,14 @@ def _add_former(found: _Found, path: Path) -> None:
     """What an older ledger tells; of one that was changed, no more than how dear it was."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with (
-        contextlib.suppress(sqlite3.Error, LedgerError),
+        contextlib.suppress(sqlite3.Error, LedgerError, *_DAMAGE),
         contextlib.closing(sqlite3.connect(uri, uri=True)) as connection,
     ):
         connection.row_factory = sqlite3.Row
+        connection.text_factory = readable
         rows = connection.execute("SELECT * FROM entries ORDER BY id").fetchall()
-        found.last = max([found.last, *(row["id"] for row in rows)])
+        last = max([found.last, *(row["id"] for row in rows)])
+        found.last = last if last <= len(rows) + _MOST_GAPS else found.last
         found.dear += [cost for row in rows if (cost := _row_cost(row)) is not None]
         chain.verify(connection)
         for row in rows:
@@ -309,9 +333,9 @@ def _cost(sigma: Any, rate: Any, steps: Any, rng: RngName | None) -> _Mechanism 
         found = _Mechanism(float(sigma), float(rate), int(steps), rng or "simulation")
         if found.sigma != 0:
             found.event()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return found if found.steps > 0 else None
+    return found if 0 < found.steps < _MOST_STEPS else None
 
 
 def _fill(path: Path, ledger: Ledger, found: _Found) -> int:
@@ -319,23 +343,25 @@ def _fill(path: Path, ledger: Ledger, found: _Found) -> int:
     charges = [found.charges[number] for number in sorted(found.charges)] + found.others
     known = [*found.dear, *(charge.cost for charge in charges if charge.cost is not None)]
     unknown = sum(charge.cost is None for charge in charges)
-    if unknown and not known:
+    if not known:  # something tells of a release, or a ledger of which nobody can say what it held
         raise LedgerError(
-            f"Expected one release at least whose cost is known, got {unknown} without; put back "
-            "the newest ledger.db or releases.jsonl, and until then let these records take no part "
-            "in any run, in this home or another."
+            "Expected one release at least whose cost is known, got "
+            f"{f'{unknown} without' if unknown else 'none'}; {_PUT_BACK}."
         )
-    priced = charges
-    if known:
-        dearest = _dearest(known, ledger.delta)
-        cap = _cap(charges)
-        priced = [c if c.cost is not None else replace(c, cost=dearest, cap=cap) for c in charges]
-        extra = _missing(found, priced, dearest, seeded=ledger.allow_simulation_rng)
-        priced += [replace(charge, cap=cap) for charge in extra]
+    dearest = _dearest(known, ledger.delta)
+    cap = _cap(charges)
+    priced = [c if c.cost is not None else replace(c, cost=dearest, cap=cap) for c in charges]
+    extra = _missing(found, priced, dearest, seeded=ledger.allow_simulation_rng)
+    priced += [replace(charge, cap=cap) for charge in extra]
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN IMMEDIATE")
+        live: set[tuple[object, ...]] = set()
         for number, charge in enumerate(priced, 1):
+            request = (charge.data, charge.run, charge.round, charge.kind, charge.request)
+            if request in live:  # a repeated request gets the first one's bytes
+                charge = replace(charge, request="")
+            live.add(request)
             before = [one for one in priced[:number] if one.data == charge.data]
             after = _epsilon(before, ledger.delta, seeded=ledger.allow_simulation_rng)
             _insert(connection, number, charge, after)
@@ -375,18 +401,41 @@ def _missing(
             if secret and math.isfinite(_epsilon(mine, 0.5, seeded=seeded)):
                 extra.append(_Charge(data=data, cost=_NOISELESS))
             continue
-        while _epsilon(mine, delta, seeded=seeded) < said - _SLACK:
-            mine.append(_Charge(data=data, cost=dearest))
-            extra.append(mine[-1])
+
+        if _epsilon(mine, delta, seeded=seeded) < said - _SLACK:
+            cost = _enough(mine, dearest, delta, said - _SLACK, seeded=seeded)
+            extra.append(_Charge(data=data, cost=cost))
     return extra
+
+
+def _enough(
+    mine: Sequence[_Charge], one: _Mechanism, delta: float, least: float, *, seeded: bool
+) -> _Mechanism:
+    """A mechanism so many times that it brings an epsilon to ``least``."""
+
+    def reached(times: int) -> float:
+        more = _Charge(data=_UNKNOWN, cost=_many(one, times))
+        return _epsilon([*mine, more], delta, seeded=seeded)
+
+    times = range(1, _MOST_STEPS)
+    return _many(one, times[bisect.bisect_left(times, least, key=reached)])
+
+
+def _many(one: _Mechanism, times: int) -> _Mechanism:
+    """A mechanism that many times; none that is private where nobody could count the steps."""
+    steps = one.steps * times
+    return one._replace(steps=steps) if steps < _MOST_STEPS else _NOISELESS
 
 
 def _epsilon(charges: Sequence[_Charge], delta: float, *, seeded: bool) -> float:
     """Of the charges of one data set, as the ledger counts."""
-    costs = [one.cost for one in charges if one.cost is not None]
-    if any(one.sigma == 0 or (one.rng == "simulation" and not seeded) for one in costs):
+    steps: Counter[_Mechanism] = Counter()
+    for one in charges:
+        if one.cost is not None:
+            steps[one.cost._replace(steps=1)] += one.cost.steps
+    if any(one.sigma == 0 or (one.rng == "simulation" and not seeded) for one in steps):
         return math.inf
-    return epsilon_of([one.event() for one in costs], delta)
+    return epsilon_of([one._replace(steps=n).event() for one, n in steps.items()], delta)
 
 
 def _orders(found: _Found, charges: Sequence[_Charge], ledger: Ledger) -> Mapping[str, float]:
@@ -441,9 +490,12 @@ def _put(new: Path, ledger: Path) -> Path | None:
     """Let the new file take the ledger's place; where the former one lies then."""
     kept = None
     if ledger.exists():
-        kept = ledger.with_name(
-            f"{ledger.name}.kept-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        )
+        name = f"{ledger.name}.kept-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        kept = ledger.with_name(name)
+        for number in itertools.count(1):
+            if not kept.exists():  # as after another in this second, or with a clock set back
+                break
+            kept = ledger.with_name(f"{name}-{number}")
         os.link(ledger, kept)
     for rest in _beside(ledger):  # a log of the former file would be played into the new one
         if kept is None:
@@ -463,7 +515,7 @@ def _forget_keys(kept: Path) -> None:
     A file that SQLite cannot read stays as it is.
     """
     with (
-        contextlib.suppress(sqlite3.Error),
+        contextlib.suppress(sqlite3.Error, UnicodeError),
         contextlib.closing(sqlite3.connect(kept, isolation_level=None)) as connection,
     ):
         connection.execute("PRAGMA secure_delete = ON")

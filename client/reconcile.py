@@ -1,6 +1,6 @@
 """Whether a node's ledger is the one that paid for what left it, and for what it keeps.
 
-The release journal, the outbox and the local state of rounds are written after the ledger, so a
+Release journal, log, outbox and the local state of rounds are written after the ledger, so a
 ledger may know more than they do: that is a crash between the two. One of them that knows more than
 the ledger means that an older copy of the ledger was put back, or none is there: what was charged
 since would be forgotten, a repeated request would get other bytes for nothing, and a round could
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.home import ClientHome
-from client.journal import logged_releases, read_journal
+from client.journal import SHORT, logged_releases, read_journal
 from client.ledger import Payment, Verified
-from client.ledger_file import REMEDY
+from client.ledger_file import COUNTED, REMEDY
 from shared.errors import LedgerError
 
 
@@ -24,25 +24,25 @@ class Claim:
 
     Attributes:
         source: where it is written.
-        entry: number of the entry that paid for it.
-        run_id: its run.
-        sha256: of the bytes that left; None where they may never have left.
+        entry: number of the entry that paid for it; None where that is not written.
+        run_id: its run; None where that is not written.
+        sha256: of the bytes that left, or its first digits; None where they may never have left.
     """
 
     source: str
-    entry: int
-    run_id: str
+    entry: int | None
+    run_id: str | None
     sha256: str | None
 
 
 def claims(home: ClientHome) -> list[Claim]:
-    """Every release that journal, outbox and local state tell of, oldest line first.
+    """Every release that journal, outbox, local state and log tell of, oldest line first.
 
     Raises:
         OSError: a file cannot be read.
     """
     found = (_journal_claims(home.release_journal), _outbox_claims(home.outbox))
-    return [*found[0], *found[1], *_store_claims(home.store)]
+    return [*found[0], *found[1], *_store_claims(home.store), *_log_claims(home.release_log)]
 
 
 def traces(home: ClientHome, found: list[Claim]) -> str | None:
@@ -56,11 +56,11 @@ def traces(home: ClientHome, found: list[Claim]) -> str | None:
         OSError: a file cannot be read.
     """
     if found:
-        return f"{len(found)} releases that {found[0].source} and others tell of"
-    if logged := logged_releases(home.release_log):
-        return f"{len(logged)} releases that {home.release_log} tells of"
-    site = next(home.store.glob("*/site.safetensors"), None)
-    return None if site is None else f"a finished run that {site} tells of"
+        return f"a release that {found[0].source} tells of"
+    if torn := read_journal(home.release_journal).torn:
+        return f"{torn} damaged lines of {home.release_journal}"
+    kept = next(home.root.glob(f"{home.ledger.name}.kept-*"), None)
+    return None if kept is None else f"a former one, {kept}"
 
 
 def reconcile(ledger: Path, verified: Verified, found: list[Claim]) -> None:
@@ -74,14 +74,27 @@ def reconcile(ledger: Path, verified: Verified, found: list[Claim]) -> None:
     Raises:
         LedgerError: naming the first release that is missing and what to do.
     """
+    payments = verified.payments.values()
+    left = {payment.sha256 for payment in payments if payment.state == "released"}
+    begun = {digest[:SHORT] for digest in left if digest is not None}
+    runs = {payment.run_id for payment in payments}
+    # What was counted when the ledger was made again stands for what is not known otherwise.
+    counted = sum(payment.reason == COUNTED for payment in payments)
     for claim in found:
-        payment = verified.payments.get(claim.entry)
-        problem = _problem(claim, payment)
+        if claim.entry is not None:
+            known = claim.sha256 in left
+            problem = None if known else _problem(claim, verified.payments.get(claim.entry))
+            what = f"entry {claim.entry} of run {claim.run_id!r}"
+        elif claim.sha256 in begun or claim.run_id in runs:
+            continue
+        else:
+            counted -= 1
+            problem = "none" if counted < 0 else None
+            what = "an entry" if claim.run_id is None else f"an entry of run {claim.run_id!r}"
         if problem is not None:
             raise LedgerError(
-                f"Expected the ledger {ledger} to hold entry {claim.entry} of run "
-                f"{claim.run_id!r}, which {claim.source} tells of, got {problem}: an older copy "
-                f"of the ledger was put back. {REMEDY}",
+                f"Expected the ledger {ledger} to hold {what}, which {claim.source} tells of, got "
+                f"{problem}: an older copy of the ledger was put back. {REMEDY}",
                 entry=claim.entry,
             )
 
@@ -115,6 +128,14 @@ def _store_claims(store: Path) -> Iterator[Claim]:
     # What an attempt left is drawn, too, and later rounds go on from it once its entry is released.
     for number, path in numbered(store.glob("*/round-*.safetensors")):
         yield Claim(source=str(path), entry=number, run_id=path.parent.name, sha256=None)
+    for path in sorted(store.glob("*/site.safetensors")):
+        yield Claim(source=str(path), entry=None, run_id=path.parent.name, sha256=None)
+
+
+def _log_claims(log: Path) -> Iterator[Claim]:
+    for digest in logged_releases(log):
+        source = f"the line of {digest} in {log}"
+        yield Claim(source=source, entry=None, run_id=None, sha256=digest)
 
 
 def numbered(paths: Iterable[Path]) -> Iterator[tuple[int, Path]]:

@@ -576,6 +576,7 @@ def _take_lock(folder: Path) -> IO[str]:
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)  # else a stop in this moment would end whatever has the old id now
             other = supervisor_of(folder)  # one whose lock file was removed
         except BlockingIOError:
             other = running_pid(folder) or 0
@@ -588,7 +589,6 @@ def _take_lock(folder: Path) -> IO[str]:
                 "stop it first."
             )
         time.sleep(_POLL_S / 4)
-    lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()
     return lock

@@ -1,5 +1,6 @@
 """A ledger made again from what left, and never lower than the files say."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -11,9 +12,10 @@ import pytest
 
 from client.home import ClientHome
 from client.journal import read_journal
-from client.ledger import Entry
+from client.ledger import Entry, Ledger
+from client.ledger_file import COUNTED
 from client.local import open_ledger
-from client.rebuild import COUNTED, rebuild
+from client.rebuild import rebuild
 from shared.errors import LedgerError, ServiceError
 from tests.client.support import (
     RECORDS,
@@ -228,19 +230,160 @@ def test_what_a_file_says_was_spent_is_spent(home: ClientHome) -> None:
     assert math.isinf(rebuild(home, CONFIG, RECORDS).epsilon)
 
 
-@pytest.mark.parametrize("left", ["releases.log", "store"])
-def test_no_ledger_begins_where_one_trace_of_a_release_is_left(home: ClientHome, left: str) -> None:
-    """The log for people, or a finished run in the store, is enough."""
-    (home.store / RUN_ID / "site.safetensors").write_bytes(b"a finished run")
+def _text_no_more(home: ClientHome) -> None:
+    change(home.ledger, "UPDATE entries SET basis = CAST(x'80ff' AS TEXT) WHERE id = 1")
+
+
+def _names_no_text(home: ClientHome) -> None:
+    change(home.ledger, "PRAGMA wal_checkpoint(TRUNCATE)")
+    data = home.ledger.read_bytes()
+    assert b"TABLE seals" in data
+    home.ledger.write_bytes(data.replace(b"TABLE seals", b"TABLE s\x80als"))
+
+
+def _other_columns(home: ClientHome) -> None:
+    change(home.ledger, "ALTER TABLE entries RENAME COLUMN basis TO base")
+
+
+def _other_types(home: ClientHome) -> None:
+    change(home.ledger, "UPDATE events SET line = x'00' WHERE seq = 1")
+
+
+def _other_number(home: ClientHome) -> None:
+    _first_line(home, entry=9)
+    _older(home)
+
+
+def _other_bytes_sent_again(home: ClientHome) -> None:
+    ask(tiny_node(home.root, RUN), 1)
+    _first_line(home, sha256="ab" * 32)
+
+
+def _first_line(home: ClientHome, **changes: object) -> None:
+    first, *rest = home.release_journal.read_text().splitlines(keepends=True)
+    changed = json.dumps(json.loads(first) | changes) + "\n"
+    home.release_journal.write_text("".join([changed, *rest]))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        *(_text_no_more, _names_no_text, _other_columns, _other_types),
+        *(_other_number, _other_bytes_sent_again),
+    ],
+)
+def test_any_damage_is_told_and_can_be_mended(
+    home: ClientHome, harm: Callable[[ClientHome], None]
+) -> None:
+    """What SQLite reads and cannot be a ledger, and a journal that was changed, are damage."""
+    spent = entries_of(home)[-1].epsilon_after
+    harm(home)
+    with pytest.raises(LedgerError, match="--rebuild"):
+        entries_of(home)
+    assert rebuild(home, CONFIG, RECORDS).epsilon >= spent - 1e-9
+    assert entries_of(home)
+
+
+def _older_and_log(home: ClientHome) -> None:
+    _strip(home, "releases.log")
+    put_back(home.root.parent / "older.db", home.root)
+
+
+def _new_and_log(home: ClientHome) -> None:
+    _strip(home, "releases.log")
     lose(home)
+    Ledger(home.ledger, "records", 5.0, 1e-5)
+
+
+def _new_and_site(home: ClientHome) -> None:
+    _strip(home, "store")
+    lose(home)
+    Ledger(home.ledger, "records", 5.0, 1e-5)
+
+
+def _site_alone(home: ClientHome) -> None:
+    _strip(home, "store")
+    lose(home)
+
+
+def _junk_alone(home: ClientHome) -> None:
+    _strip(home, "")
+    _junk(home)
+
+
+def _torn_lines_alone(home: ClientHome) -> None:
+    _strip(home, "")
+    lose(home)
+    home.release_journal.write_text('{"half a line\n')
+
+
+def _kept_alone(home: ClientHome) -> None:
+    _strip(home, "")
+    home.ledger.rename(home.root / "ledger.db.kept-20260101T000000Z")
+
+
+def _strip(home: ClientHome, left: str) -> None:
+    """Leave the ledger, and beside it the log, or a finished run in the store, or nothing."""
+    (home.store / RUN_ID / "site.safetensors").write_bytes(b"a finished run")
     home.release_journal.unlink()
     shutil.rmtree(home.outbox)
     for path in home.store.glob("*/round-*"):
         path.unlink()
-    if left == "store":
+    if left != "releases.log":
         home.release_log.unlink()
-    else:
+    if left != "store":
         shutil.rmtree(home.store)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        *(_older_and_log, _new_and_log, _new_and_site, _site_alone),
+        *(_junk_alone, _torn_lines_alone, _kept_alone),
+    ],
+)
+def test_no_budget_begins_again_by_what_is_left(
+    home: ClientHome, harm: Callable[[ClientHome], None]
+) -> None:
+    """Neither a start nor a ledger made again forgets a release that one trace tells of."""
+    spent = entries_of(home)[-1].epsilon_after
+    harm(home)
+    with pytest.raises(LedgerError):
+        entries_of(home)
+    with contextlib.suppress(LedgerError):
+        assert rebuild(home, CONFIG, RECORDS).epsilon >= spent - 1e-4
+    with contextlib.suppress(LedgerError):
+        assert entries_of(home)[-1].epsilon_after >= spent - 1e-4
+
+
+def test_each_former_ledger_is_kept(home: ClientHome) -> None:
+    """Also of two within a second, or with a clock that was set back."""
+    kept = []
+    for _ in range(3):
+        home.ledger.write_bytes(b"junk in place of a ledger" * 1000)
+        kept.append(rebuild(home, CONFIG, RECORDS).kept)
+    assert len(set(kept)) == 3
+    assert entries_of(home)
+
+
+def test_many_cheap_charges_become_one(home: ClientHome) -> None:
+    """What was said to be spent is reached in one entry, whatever the known charge costs."""
+    home.release_journal.write_text(home.release_journal.read_text().splitlines()[-1] + "\n")
+    _first_line(home, entry=1, noise_multiplier=60.0, epsilon=4.9)
+    shutil.rmtree(home.outbox)
+    shutil.rmtree(home.store)
+    home.release_log.unlink()
+    lose(home)
+    made = rebuild(home, CONFIG, RECORDS)
+    assert (made.released, made.dearest) == (1, 1)
+    assert made.epsilon == pytest.approx(4.9, abs=0.01)
+
+
+@pytest.mark.parametrize("left", ["releases.log", "store"])
+def test_no_ledger_begins_where_one_trace_of_a_release_is_left(home: ClientHome, left: str) -> None:
+    """The log for people, or a finished run in the store, is enough."""
+    _strip(home, left)
+    lose(home)
     with pytest.raises(LedgerError, match=left) as caught:
         tiny_node(home.root, RUN)
     assert not home.ledger.exists()
