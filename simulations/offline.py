@@ -51,10 +51,12 @@ class Step:
     Attributes:
         argv: With ``@work@`` for a folder that all steps share, and the names of `names`.
         serves: Seconds after which a command that runs until a signal is ended; 0 for others.
+        status: Exit status that it is to have: not 0 for what needs a peer that is not there.
     """
 
     argv: tuple[str, ...]
     serves: float = 0.0
+    status: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Finding:
 
     Attributes:
         command: Its words.
-        status: Its exit status.
+        status: Its exit status; 0 where it is the one that it was to have.
         lookups: Names that it looked up.
         contacts: Addresses of other machines that it spoke to; empty without ``strace``.
         strays: Files that it left in the home or the working folder, and that are not ours.
@@ -83,9 +85,10 @@ class Finding:
         return not (self.status or self.lookups or self.contacts or self.strays)
 
 
-def fedlatent(words: str, serves: float = 0.0) -> Step:
+def fedlatent(words: str, serves: float = 0.0, status: int = 0) -> Step:
     """A step of the command line."""
-    return Step(argv=(sys.executable, "-m", "cli.main", *words.split()), serves=serves)
+    argv = (sys.executable, "-m", "cli.main", *words.split())
+    return Step(argv=argv, serves=serves, status=status)
 
 
 _NODE = "--home @node@"
@@ -101,21 +104,21 @@ STEPS: tuple[Step, ...] = (
     fedlatent(f"server sites @run@ {_SERVER}"),
     fedlatent(f"server start {_SERVER}", serves=60.0),
     fedlatent("server init --home @work@/server --client-certificates"),
-    fedlatent("server admit a @node@/keys/node.pub --home @work@/server"),
-    fedlatent("server remove a --home @work@/server"),
+    fedlatent("server admit a @node@/keys/node.pub --home @work@/server", status=9),
+    fedlatent("server remove a --home @work@/server", status=2),
     fedlatent("server stop --home @work@/server"),
     fedlatent(
         "client init a --server 127.0.0.1:9 --ca @server@/tls/ca.crt --data @work@/demo/device.npz "
-        "--schema @server@/run.toml --home @work@/node"
+        "--schema @work@/server/run.toml --home @work@/node"
     ),
-    fedlatent("client certificate @work@/server/certificates/a.crt --home @work@/node"),
-    fedlatent(f"client start {_NODE}", serves=60.0),
+    fedlatent("client certificate @server@/tls/ca.crt --home @work@/node", status=2),
+    fedlatent(f"client start {_NODE}", serves=60.0, status=9),
     *(fedlatent(f"client {word} {_NODE}") for word in ("status", "ledger", "releases", "runs")),
     fedlatent(f"export global {_SERVER} --out @work@/g.fedlatent"),
     fedlatent(f"export site {_NODE} --out @work@/s.fedlatent"),
     fedlatent("keys new @work@/k.pem"),
     fedlatent("keys show @work@/k.pem"),
-    fedlatent("privacy plan @server@/run.toml"),
+    fedlatent("privacy plan @work@/server/run.toml"),
     fedlatent("model list"),
     fedlatent("model show gaussian --shape 16"),
     fedlatent("release init @work@/release"),
@@ -140,7 +143,8 @@ STEPS: tuple[Step, ...] = (
     fedlatent("simulate list"),
     fedlatent("simulate run first-look --out @work@/first"),
     fedlatent("simulate report @work@/first"),
-    fedlatent("simulate compare @work@/first @work@/first --output @work@/compare.html"),
+    Step(argv=("cp", "-r", "@work@/first", "@work@/second")),
+    fedlatent("simulate compare @work@/first @work@/second --output @work@/compare.html"),
     fedlatent("simulate bench --quick --repeats 1"),
     fedlatent("audit --quick --out @work@/audit"),
 )
@@ -215,7 +219,7 @@ def _inside(folder: Path, *, trace: bool) -> None:
     found = []
     with _name_server() as asked:
         for entry in json.loads((folder / "steps.json").read_text()):
-            step = Step(argv=tuple(entry["argv"]), serves=entry["serves"])
+            step = Step(**(entry | {"argv": tuple(entry["argv"])}))
             found.append(_take(step, folder, asked, trace=trace))
             print("+" if found[-1].quiet else "-", found[-1].command, flush=True)
             write_json(folder / "findings.json", [asdict(one) for one in found])
@@ -245,7 +249,7 @@ def _take(step: Step, folder: Path, asked: list[str], *, trace: bool) -> Finding
     said = output.read_bytes().decode(errors="replace")[-2000:]
     return Finding(
         command=" ".join(argv[argv.index("cli.main") + 1 :] if "cli.main" in argv else argv[:1]),
-        status=0 if ended and step.serves else status,
+        status=0 if status == step.status or (ended and step.serves) else status,
         lookups=tuple(sorted(set(asked))),
         contacts=_foreign(log.read_text(errors="replace")) if trace else (),
         strays=_strays(folder),
