@@ -156,7 +156,8 @@ def admit(
         words = "  weighs what it first states in a run; fix that by "
         out.print(styled("bold", "--records N", before=words))
     else:
-        out.print(f"  weighs {admitted.records} records; its replies must state that number")
+        words = "its replies must state that number; no site weighs more than twice the median"
+        out.print(f"  weighs by its {admitted.records} records: {words}")
     if certificate is not None:
         out.print(f"  send to the site: {certificate}")
         install = "fedlatent client certificate FILE"
