@@ -156,8 +156,8 @@ def admit(
         words = "  weighs what it first states in a run; fix that by "
         out.print(styled("bold", "--records N", before=words))
     else:
-        words = "its replies must state that number; no site weighs more than twice the median"
-        out.print(f"  weighs by its {admitted.records} records: {words}")
+        out.print(f"  weighs by its {admitted.records} records, which its replies must state;")
+        out.print("  under a robust rule never more than twice the median of the sites")
     if certificate is not None:
         out.print(f"  send to the site: {certificate}")
         install = "fedlatent client certificate FILE"
