@@ -441,4 +441,61 @@ BORDER = (
     ),
 )
 
-MUTANTS = (*CLIPPING, *TRAINING, *SUMMARIES, *RANDOMNESS, *ACCOUNTING, *BORDER)
+_POOL, _MIDDLE = "server/strategies/robust.py", "shared/privacy/robust.py"
+_ROBUST = "tests/server/test_robust.py::"
+
+#: What one site of five can do, what is lost, and who else is told.
+ROBUST = (
+    _mutant(
+        "an update of any length counted",
+        _ROBUST + "test_a_long_update_counts_three_median_norms",
+        _POOL,
+        "row = _drawn(update.row, self._sent, self._bound)",
+        "row = update.row",
+    ),
+    _mutant(
+        "a weight that nobody fixed taken as it is",
+        _ROBUST + "test_a_weight_that_nobody_fixed_is_twice_the_median_at_most",
+        _POOL,
+        "return update.weight if trusted else min(update.weight, self._heaviest)",
+        "return update.weight",
+    ),
+    _mutant(
+        "a site far off counted in full",
+        "tests/shared/privacy/test_robust.py::test_one_of_five_hardly_moves_the_scaling",
+        _MIDDLE,
+        "return np.where(left < _LEAST_SHARE, 0.0, left)",
+        "return np.ones_like(left)",
+    ),
+    _mutant(
+        "the largest threshold in place of the middle one",
+        "tests/shared/privacy/test_threshold.py::test_one_of_five_cannot_silence_the_threshold",
+        "shared/privacy/threshold.py",
+        "return weighted_median(scores, own_weights * falling(np.abs(logs - np.median(logs))))",
+        "return float(np.max(scores))",
+    ),
+    _mutant(
+        "a new ledger in spite of traces",
+        "tests/client/test_rebuild.py::"
+        "test_no_ledger_begins_where_one_trace_of_a_release_is_left[releases.log]",
+        "client/local.py",
+        "        traces=traces,\n",
+        "",
+    ),
+    _mutant(
+        "a line that the disk cut left as it is",
+        "tests/shared/test_files.py::test_a_line_that_the_disk_does_not_take_whole_is_taken_back",
+        "shared/files.py",
+        "                os.ftruncate(descriptor, size)\n",
+        "",
+    ),
+    _mutant(
+        "telemetry of ONNX Runtime left on",
+        "tests/shared/test_quiet.py::test_onnx_runtime_leaves_no_identity_in_the_home",
+        "shared/quiet.py",
+        '"ORT_DISABLE_TELEMETRY": "1",',
+        '"ORT_DISABLE_TELEMETRY": "0",',
+    ),
+)
+
+MUTANTS = (*CLIPPING, *TRAINING, *SUMMARIES, *RANDOMNESS, *ACCOUNTING, *BORDER, *ROBUST)
