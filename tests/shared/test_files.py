@@ -144,7 +144,7 @@ def test_room_is_looked_for_without_leaving_anything(tmp_path: Path) -> None:
         (errno.EACCES, "no permission"),
         (errno.EROFS, "read-only"),
         (errno.EIO, "the disk"),
-        (errno.ENOTDIR, "Not a directory"),
+        (errno.ENOTDIR, "a file where a folder must be"),
     ],
 )
 def test_what_the_operating_system_refuses_is_a_sentence(number: int, words: str) -> None:
