@@ -114,6 +114,7 @@ STEPS: tuple[Step, ...] = (
     fedlatent("client certificate @server@/tls/ca.crt --home @work@/node", status=2),
     fedlatent(f"client start {_NODE}", serves=60.0, status=9),
     *(fedlatent(f"client {word} {_NODE}") for word in ("status", "ledger", "releases", "runs")),
+    fedlatent(f"client stop {_NODE}"),
     fedlatent(f"export global {_SERVER} --out @work@/g.fedlatent"),
     fedlatent(f"export site {_NODE} --out @work@/s.fedlatent"),
     fedlatent("keys new @work@/k.pem"),
