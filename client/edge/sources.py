@@ -29,6 +29,7 @@ GIVE_UP = 600.0
 _POLL_S = 0.25  # of a followed file
 _TAIL = 64  # bytes by which a followed file is known to be the same as before
 _LATER = 64  # files that are opened at once
+_FOLLOWED = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _QUEUE_BYTES = 1 << 22
 _FIRST_WAIT_S, _LAST_WAIT_S = 1.0, 30.0  # between attempts to connect
 _RETRIED = frozenset({408, 425, 429})  # of the HTTP statuses below 500
@@ -201,27 +202,27 @@ class FollowSource(Source):
             return
         held = [_identity(os.fstat(one)) for one in (self._descriptor, *dict(self._later))]
         missing = held[-1] not in beside
-        fresh: list[_Identity] = []
-        for one, (path, found) in beside.items():
-            if one not in held and (
-                path == self._path or self._known.get(one) != found.st_mtime_ns
-            ):
-                # One that was known is another file with its number, or was written to again.
-                missing = missing or one in self._known
-                if path == self._path or one not in self._known:
-                    fresh.append(one)
-        fresh.sort(key=lambda one: self._age(*beside[one]))
-        opened: list[int] = []
-        for one in fresh[:_LATER]:
+        fresh: list[tuple[_Identity, bool]] = []  # and whether others are missing before it
+        for one in sorted(beside, key=lambda one: self._age(*beside[one])):
+            path, found = beside[one]
+            if one in held or (path != self._path and self._known.get(one) == found.st_mtime_ns):
+                continue
+            # One that was known is another file with its number, or was written to again.
+            missing = missing or one in self._known
+            if path == self._path or one not in self._known:
+                fresh.append((one, missing))
+                missing = False
+        opened: list[tuple[int, bool]] = []
+        for one, gap in fresh[:_LATER]:
             with contextlib.suppress(FileNotFoundError):
-                opened.append(os.open(beside[one][0], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-                if _identity(os.fstat(opened[-1])) == one:
+                opened.append((os.open(beside[one][0], _FOLLOWED), gap))
+                if _identity(os.fstat(opened[-1][0])) == one:
                     continue
-            for descriptor in opened:  # moved in this very moment
+            for descriptor, _ in opened:  # moved in this very moment
                 os.close(descriptor)
             return
-        self._later += [(one, missing and not index) for index, one in enumerate(opened)]
-        left = set(fresh[_LATER:])
+        self._later += opened
+        left = {one for one, _ in fresh[_LATER:]}
         self._known = {one: it.st_mtime_ns for one, (_, it) in beside.items() if one not in left}
 
     def _age(self, path: Path, found: os.stat_result) -> tuple[bool, int, int]:
