@@ -15,6 +15,7 @@ import shared  # noqa: F401 - dependencies that would phone home are kept quiet 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # what tests have started ends too
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has & behind us
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
