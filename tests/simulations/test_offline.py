@@ -15,12 +15,14 @@ import shlex, sys
 from cli import main
 
 failed = []
-for line in eval(sys.argv[1]):
+for line, status in eval(sys.argv[1]):
     sys.argv = ["fedlatent", *shlex.split(line)]
+    code = 0
     try:
         main.main()
     except SystemExit as end:
-        failed += [line] if end.code else []
+        code = end.code or 0
+    failed += [line] if code != status else []
 sys.exit(f"failed: {failed}" if failed else 0)
 """
 FEDERATION = """
@@ -52,7 +54,7 @@ HEAVY = (
     "simulate report",
     "simulate compare",
 )
-DEPLOYED = ("@node@", "@server@/run.toml", "certificates/", "server remove", "edge serve")
+DEPLOYED = ("@node@", "@server@/tls", "edge serve")
 
 LOUD = """
 import os, socket
@@ -93,10 +95,10 @@ def test_every_command_is_watched() -> None:
 
 def test_commands_look_nothing_up_and_leave_nothing_behind(tmp_path: Path) -> None:
     """In an empty home, without a network: no lookup, no file but where they were told to."""
-    lines = [" ".join(step.argv[3:]) for step in STEPS]
+    lines = [(" ".join(one.argv[3:]), one.status) for one in STEPS if "cli.main" in one.argv]
     quick = [
-        line
-        for line in lines
+        (line, status)
+        for line, status in lines
         if not line.startswith(HEAVY) and not any(part in line for part in DEPLOYED)
     ]
     assert len(quick) > 25
