@@ -27,7 +27,7 @@ from client.link import serve, whole_steps
 from client.local import open_node
 from client.node import Node
 from client.release import Outgoing
-from shared.errors import FedlatentError, ProtocolError, SignatureError
+from shared.errors import ProtocolError, SignatureError, exit_code_of
 from shared.files import telling
 from shared.processes import hang_up_is_terminate
 from shared.signing import digest_of
@@ -164,15 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _stop)
     hang_up_is_terminate()
     try:
-        run(ClientHome.find(options.home))
-    except FedlatentError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return exit_code_of(lambda: run(ClientHome.find(options.home)))
     except KeyboardInterrupt:
         return 0
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -28,7 +28,7 @@ from client.preflight import (
 from client.tls import identity_of
 from shared import flower
 from shared.contact import Contact, Silence
-from shared.errors import ConfigError, FedlatentError, ServiceError
+from shared.errors import ConfigError, ServiceError, exit_code_of
 from shared.files import write_atomic
 from shared.keys import SigningKey, check_private, generate_node_key
 from shared.proxies import proxy_environment
@@ -271,11 +271,8 @@ def main() -> None:
     """Command line: ``python -m client.service --home DIR``, until SIGTERM."""
     parser = argparse.ArgumentParser(description="Run one client node.")
     parser.add_argument("--home")
-    try:
-        ClientService(ClientHome.find(parser.parse_args().home)).run(check_server=False)
-    except FedlatentError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    home = parser.parse_args().home
+    sys.exit(exit_code_of(lambda: ClientService(ClientHome.find(home)).run(check_server=False)))
 
 
 if __name__ == "__main__":

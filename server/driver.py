@@ -645,11 +645,11 @@ class Driver:
     def _data(self, state: Checkpoint, collector: Collector) -> Checkpoint:
         """Pool the scaling or the Gaussian of the data; the latter may warm the first weights."""
         run, sigma = self.config, self.strategy.plan.multiplier("data")
+        summaries, weights = collector.summaries(), self._weights(collector)
         if run.summaries.data == "scaling":
-            scaling = pool_scaling(collector.summaries(), run.data, sigma, self._weights(collector))
+            scaling = pool_scaling(summaries, run.data, sigma, weights)
             return replace(state, data=scaling.arrays())
-        weights = self._weights(collector)
-        gaussian = DataGaussian.pooled(run, collector.summaries(), sigma, weights)
+        gaussian = DataGaussian.pooled(run, summaries, sigma, weights)
         state = replace(state, data=gaussian.density.arrays())
         if not run.training.warm_start_steps:
             return state

@@ -33,7 +33,7 @@ from server.registry import Registry
 from server.settings import ServerSettings, load_settings, save_settings
 from shared import flower
 from shared.contact import Contact, Silence
-from shared.errors import ConfigError, FedlatentError, ServiceError
+from shared.errors import ConfigError, FedlatentError, ServiceError, exit_code_of
 from shared.keys import SigningKey
 from shared.processes import marked_processes
 from shared.sockets import check_folder
@@ -393,11 +393,8 @@ def main() -> None:
     """Command line: ``python -m server.service --home DIR``, until SIGTERM."""
     parser = argparse.ArgumentParser(description="Run the aggregation server of one federation.")
     parser.add_argument("--home")
-    try:
-        ServerService(ServerHome.find(parser.parse_args().home)).run()
-    except FedlatentError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    home = parser.parse_args().home
+    sys.exit(exit_code_of(lambda: ServerService(ServerHome.find(home)).run()))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ what to do. They must never hold values of private records, since some of them t
 """
 
 import errno
+import sys
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 
@@ -26,6 +28,20 @@ class FedlatentError(Exception):
     def details(self) -> dict[str, object]:
         """What the sentence is about, by name, for scripts; nothing by default."""
         return {}
+
+
+def exit_code_of(work: Callable[[], object]) -> int:
+    """Do the work of a process; an error of ours becomes a sentence on standard error.
+
+    Returns:
+        The exit status of the process: that of the error, or 0.
+    """
+    try:
+        work()
+    except FedlatentError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 class ConfigError(FedlatentError):

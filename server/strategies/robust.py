@@ -38,7 +38,7 @@ should, or what a hostile site learns from the weights that it is sent.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 
 import numpy as np
@@ -84,10 +84,19 @@ class Scaled:
 
 @dataclass(frozen=True, kw_only=True)
 class _Update:
-    """One site's weights [P] as one row, how much they weigh, and whether that is beyond doubt."""
+    """One site's weights [P] as one row.
+
+    Attributes:
+        node: whose they are.
+        row: the weights.
+        norm: of what the site changed, as it came.
+        weight: how much they weigh.
+        fixed: whether that is beyond doubt.
+    """
 
     node: int
     row: np.ndarray
+    norm: float
     weight: float
     fixed: bool
 
@@ -149,10 +158,11 @@ class Pool:
         }:
             raise ValueError(f"Expected arrays {sorted(self._shapes)}, got {sorted(arrays)}.")
         row = _row({key: arrays[key] for key in self._shapes}).astype(self._sent.dtype)
-        update = _Update(node=node, row=row, weight=weight, fixed=fixed)
+        norm = _length(row, self._sent)
+        update = _Update(node=node, row=row, norm=norm, weight=weight, fixed=fixed)
         self.count += 1
         if self._settled:
-            self._fold(update)
+            self._fold(self._bounded(update))
             return
         self._held.append(update)
         if self.count == HELD and self._rule in _STREAMED:
@@ -173,15 +183,16 @@ class Pool:
     def _settle(self) -> None:
         """Take the round's medians over what is held; fold that, and let the rest be folded."""
         held, self._held = sorted(self._held, key=lambda one: one.node), []
-        norms = [_length(one.row, self._sent) for one in held]
+        norms = [one.norm for one in held]
         self._bound = self._config.federation.norm_factor * float(np.median(norms))
+        held = [self._bounded(one) for one in held]
         self._heaviest = LARGEST_SHARE * float(np.median([one.weight for one in held]))
         self._settled = True
         hostile = self._borne(len(held))
         if self._rule == "multi-krum" and not hostile:  # takes all there are: their mean
             self._rule = "none"
         if (rule := self._rule) != "none":
-            steps = np.stack([self._bounded(one) for one in held]).astype(np.float64) - self._sent
+            steps = np.stack([one.row for one in held]).astype(np.float64) - self._sent
             weights = [self._weight(one) for one in held]
             if rule == "centred-clipping":
                 centre, self._radius = clipping_centre(steps, weights)
@@ -198,7 +209,9 @@ class Pool:
             self._fold(one)
 
     def _fold(self, update: _Update) -> None:
-        row = _drawn(self._bounded(update), self._centre, self._radius)
+        row = update.row
+        if self._radius < np.inf:
+            row = _drawn(row, self._centre, self._radius)
         self._mean.add({_ALL: row}, self._weight(update))
 
     def _weight(self, update: _Update) -> float:
@@ -206,13 +219,12 @@ class Pool:
         trusted = update.fixed and self._rule == "none"
         return update.weight if trusted else min(update.weight, self._heaviest)
 
-    def _bounded(self, update: _Update) -> np.ndarray:
-        """The site's weights, their update drawn back to the bound of the round."""
-        row = _drawn(update.row, self._sent, self._bound)
-        if row is not update.row:
-            norm = _length(update.row, self._sent)
-            self.scaled[update.node] = Scaled(norm=norm, bound=self._bound)
-        return row
+    def _bounded(self, update: _Update) -> _Update:
+        """The update, drawn back to the bound of the round."""
+        if update.norm <= self._bound:
+            return update
+        self.scaled[update.node] = Scaled(norm=update.norm, bound=self._bound)
+        return replace(update, row=_drawn(update.row, self._sent, self._bound))
 
     def _borne(self, good: int) -> int:
         """Hostile sites that the rule withstands: as asked for, or what so few replies bear."""

@@ -450,8 +450,8 @@ ROBUST = (
         "an update of any length counted",
         _ROBUST + "test_a_long_update_counts_three_median_norms",
         _POOL,
-        "row = _drawn(update.row, self._sent, self._bound)",
-        "row = update.row",
+        "if update.norm <= self._bound:",
+        "if update.norm <= np.inf:",
     ),
     _mutant(
         "a weight that nobody fixed taken as it is",
