@@ -37,7 +37,7 @@ mutants: $(READY)
 SEED ?= 0
 FAULTS ?= 200
 chaos: $(READY)
-	$(BIN)/python -m simulations.chaos --seed $(SEED) --faults $(FAULTS) --out chaos.json
+	$(BIN)/python -m fedlatent.simulations.chaos --seed $(SEED) --faults $(FAULTS) --out chaos.json
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -14,10 +14,10 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.link import ask
-from shared.errors import ConfigError, ProtocolError, ServiceError
-from shared.records import from_records, to_records
-from shared.wire import (
+from fedlatent.client.link import ask
+from fedlatent.shared.errors import ConfigError, ProtocolError, ServiceError
+from fedlatent.shared.records import from_records, to_records
+from fedlatent.shared.wire import (
     PROTOCOL,
     Arrays,
     ReplyHeader,
@@ -69,7 +69,7 @@ def _answer(header: RequestHeader, arrays: Arrays, context: Context) -> tuple[Re
             f"Expected a node configuration with {SOCKET_KEY!r} or {PARTITION_KEY!r}, got "
             "neither; start the SuperNode with --node-config."
         )
-    from client.local import partition_node  # imports PyTorch
+    from fedlatent.client.local import partition_node  # imports PyTorch
 
     node = partition_node(header.run_id, partition, context.node_id)
     outgoing = node.handle(header, arrays)

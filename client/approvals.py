@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.config import RunConfig, Sharing
-from shared.errors import PolicyRefusal, ServiceError, StorageError
-from shared.files import telling, utc_text, write_atomic
-from shared.privacy.plan import PrivacyPlan
-from shared.wire import RUN_ID_PATTERN, check_run_id
+from fedlatent.shared.config import RunConfig, Sharing
+from fedlatent.shared.errors import PolicyRefusal, ServiceError, StorageError
+from fedlatent.shared.files import telling, utc_text, write_atomic
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.wire import RUN_ID_PATTERN, check_run_id
 
 #: Runs that may wait at a time; more are refused without a file.
 MAX_PENDING = 100

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives import hashes, hmac
 
-from shared.errors import DataError
-from shared.files import canonical_json, write_atomic
+from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import canonical_json, write_atomic
 
 SALT_BYTES = 32
 

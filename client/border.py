@@ -12,12 +12,19 @@ from typing import Self
 
 from cryptography import x509
 
-from client.home import ClientHome
-from client.policy import NodeConfig
-from client.release import Outgoing
-from shared.errors import ConfigError
-from shared.signing import ReplySigner, check_request, request_name
-from shared.wire import PROTOCOL, STORED_PROTOCOLS, ReplyHeader, RequestHeader, pack, unpack
+from fedlatent.client.home import ClientHome
+from fedlatent.client.policy import NodeConfig
+from fedlatent.client.release import Outgoing
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.signing import ReplySigner, check_request, request_name
+from fedlatent.shared.wire import (
+    PROTOCOL,
+    STORED_PROTOCOLS,
+    ReplyHeader,
+    RequestHeader,
+    pack,
+    unpack,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

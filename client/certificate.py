@@ -3,10 +3,10 @@
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from client.home import ClientHome
-from shared.errors import ConfigError
-from shared.files import write_atomic
-from shared.keys import node_public_key
+from fedlatent.client.home import ClientHome
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.files import write_atomic
+from fedlatent.shared.keys import node_public_key
 
 
 def install_certificate(home: ClientHome, pem: bytes) -> None:

@@ -3,7 +3,7 @@
 An event is one line of canonical JSON; its hash is the SHA-256 of the hash before it and that line.
 A line that is changed, removed, added or moved in between breaks the chain from there on. What the
 chain cannot show is that its end is missing: an older copy is whole in itself. For that the node
-compares it with what left (``client.reconcile``).
+compares it with what left (``fedlatent.client.reconcile``).
 """
 
 import math
@@ -11,8 +11,8 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from shared.errors import LedgerError
-from shared.files import canonical_json, sha256_hex
+from fedlatent.shared.errors import LedgerError
+from fedlatent.shared.files import canonical_json, sha256_hex
 
 What = Literal["reserve", "release", "fail"]
 

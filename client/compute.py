@@ -1,6 +1,6 @@
 """What a request computes, on values alone: no ledger, no store, no door.
 
-``client.node`` puts these between its books; the stacked simulation calls the same.
+``fedlatent.client.node`` puts these between its books; the stacked simulation calls the same.
 """
 
 import functools
@@ -12,29 +12,34 @@ from typing import get_args
 import numpy as np
 import torch
 
-from client.gradients.sums import steady
-from client.policy import Caps, within
-from client.store import RoundState
-from client.trainer import averages_of
-from shared.config import RunConfig
-from shared.data.gaussian import DataGaussian, data_features, feature_basis, feature_radius
-from shared.data.scaling import Scaling, bounded_values
-from shared.detection.density import ScoreDensity, score_radius, statistics
-from shared.detection.parts import score_centres, score_names, score_parts
-from shared.errors import BudgetExceeded, ConfigError, PolicyRefusal, ProtocolError
-from shared.models import VAE, build, load_encoder, load_state
-from shared.models.base import ENCODER_PREFIX, use_prior
-from shared.models.priors import GaussianPrior, MixturePrior, Prior
-from shared.models.size import TooLarge, at_most
-from shared.models.warm_start import warm_start
-from shared.privacy import summaries
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.specs import latent_radius
-from shared.privacy.summaries import Form, LatentDensity
-from shared.schedule import Kind
-from shared.wire import (
+from fedlatent.client.gradients.sums import steady
+from fedlatent.client.policy import Caps, within
+from fedlatent.client.store import RoundState
+from fedlatent.client.trainer import averages_of
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.gaussian import (
+    DataGaussian,
+    data_features,
+    feature_basis,
+    feature_radius,
+)
+from fedlatent.shared.data.scaling import Scaling, bounded_values
+from fedlatent.shared.detection.density import ScoreDensity, score_radius, statistics
+from fedlatent.shared.detection.parts import score_centres, score_names, score_parts
+from fedlatent.shared.errors import BudgetExceeded, ConfigError, PolicyRefusal, ProtocolError
+from fedlatent.shared.models import VAE, build, load_encoder, load_state
+from fedlatent.shared.models.base import ENCODER_PREFIX, use_prior
+from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior
+from fedlatent.shared.models.size import TooLarge, at_most
+from fedlatent.shared.models.warm_start import warm_start
+from fedlatent.shared.privacy import summaries
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.specs import latent_radius
+from fedlatent.shared.privacy.summaries import Form, LatentDensity
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.wire import (
     DATA_PREFIX,
     DENSITY_PREFIX,
     EXTRA_PREFIXES,

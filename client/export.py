@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.home import ClientHome
-from client.ledger import Ledger
-from client.local import open_ledger, read_dataset
-from client.policy import NodeConfig
-from client.store import SiteMaterial, Store
-from shared.bundle.manifest import POSTERIOR, SCORE, Thresholds
-from shared.detection.combine import ScoreCombination
-from shared.errors import ConfigError
-from shared.export.bundling import (
+from fedlatent.client.home import ClientHome
+from fedlatent.client.ledger import Ledger
+from fedlatent.client.local import open_ledger, read_dataset
+from fedlatent.client.policy import NodeConfig
+from fedlatent.client.store import SiteMaterial, Store
+from fedlatent.shared.bundle.manifest import POSTERIOR, SCORE, Thresholds
+from fedlatent.shared.detection.combine import ScoreCombination
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.export.bundling import (
     SUFFIX,
     BundleContents,
     BundleReport,
@@ -28,10 +28,10 @@ from shared.export.bundling import (
     make_bundle,
     next_version,
 )
-from shared.export.onnx import Scorer, scorer_outputs
-from shared.export.parity import run_onnx
-from shared.keys import SigningKey
-from shared.models import VAE, build, load_state
+from fedlatent.shared.export.onnx import Scorer, scorer_outputs
+from fedlatent.shared.export.parity import run_onnx
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.models import VAE, build, load_state
 
 Parts = dict[str, np.ndarray]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import ServiceError
-from shared.files import telling
-from shared.sockets import home_path, make_home, socket_in
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.files import telling
+from fedlatent.shared.sockets import home_path, make_home, socket_in
 
 HOME_VARIABLE = "FEDLATENT_CLIENT_HOME"
 """Environment variable that names the client home."""

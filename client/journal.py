@@ -2,7 +2,7 @@
 
 Both are written by the release door, one line for each thing that left. The journal's line of a
 release carries a receipt: what the ledger has about it beyond what left, so that a lost ledger can
-be made again (``client.rebuild``).
+be made again (``fedlatent.client.rebuild``).
 """
 
 import re
@@ -12,9 +12,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.files import Lines, read_lines
-from shared.privacy.noise import RngName
-from shared.schedule import Kind
+from fedlatent.shared.files import Lines, read_lines
+from fedlatent.shared.privacy.noise import RngName
+from fedlatent.shared.schedule import Kind
 
 
 class Receipt(BaseModel):

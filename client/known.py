@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from client.basis import SALT_BYTES, fingerprint_of, keyed_digest, load_salt
-from client.home import ClientHome, user_folder
-from shared.errors import DataError
-from shared.files import read_json, telling, utc_text, write_json
+from fedlatent.client.basis import SALT_BYTES, fingerprint_of, keyed_digest, load_salt
+from fedlatent.client.home import ClientHome, user_folder
+from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import read_json, telling, utc_text, write_json
 
 REGISTRY = "records.json"
 

@@ -5,8 +5,8 @@ the server could run anything next to the private records. (Nor does Flower 1.41
 in a sent app, so one with ``../`` in its version is unpacked wherever it likes.) The SuperExec of
 a node starts this file for each task. It puts three functions of Flower's runtime out of service
 before that runtime starts: sent apps stay packed, no dependency is installed, and the app that
-runs is the installed ``client.app``, whatever the run names. Tasks of other kinds, such as the
-agents that a server may ask for, are not started.
+runs is the installed ``fedlatent.client.app``, whatever the run names. Tasks of other kinds, such
+as the agents that a server may ask for, are not started.
 """
 
 import importlib
@@ -17,12 +17,12 @@ from typing import NoReturn
 
 from flwr.clientapp import ClientApp
 
-from client.home import ClientHome
-from client.tls import context_for, identity_of
-from shared import flower
-from shared.errors import ServiceError
+from fedlatent.client.home import ClientHome
+from fedlatent.client.tls import context_for, identity_of
+from fedlatent.shared import flower
+from fedlatent.shared.errors import ServiceError
 
-MODULE = "client.launcher"
+MODULE = "fedlatent.client.launcher"
 """Of this file, for ``python -m``."""
 
 RUNTIME = "flwr.supernode.runtime.run_clientapp"
@@ -59,7 +59,7 @@ def _refuse_installation(*_: object, **__: object) -> None:
 
 def _load_installed(*_: object, **__: object) -> Callable[..., ClientApp]:
     """Stands in for ``get_load_client_app_fn``: any app id gives the installed app."""
-    from client.app import app
+    from fedlatent.client.app import app
 
     return lambda *_args, **_kwargs: app
 
@@ -83,7 +83,7 @@ def _prepare(role: str, program: str) -> list[str]:
 
 
 def main() -> NoReturn:
-    """Command line: ``python -m client.launcher ROLE``, with the arguments of Flower's program."""
+    """Command line: ``python -m fedlatent.client.launcher ROLE``, then Flower's own arguments."""
     flower.start(_PROGRAMS, _prepare)
 
 

@@ -7,7 +7,8 @@ over with the very same random numbers, whose key lies sealed beside the entry; 
 the stored payload is sent again; neither charges twice. Where the records or whatever else decides
 the answer have changed meanwhile, the old entry becomes `failed`: it counts for ever, its key is
 erased, and the request is a new charge, as any other request is. One composition runs over all
-entries of the data set, of all runs. All entries of the file form one chain (``client.chain``).
+entries of the data set, of all runs. All entries of the file form one chain
+(``fedlatent.client.chain``).
 """
 
 import contextlib
@@ -20,14 +21,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from client import chain
-from client.journal import Receipt
-from client.ledger_file import REMEDY, damaged, fail, lost, prepare, readable, told
-from shared.errors import BudgetExceeded, LedgerError, PolicyRefusal, ReleaseRefused, ServiceError
-from shared.files import telling
-from shared.privacy.accounting import GaussianEvent, epsilon_of, filter_order, pld_epsilon_of
-from shared.privacy.noise import RngName, sealed_key
-from shared.schedule import Kind
+from fedlatent.client import chain
+from fedlatent.client.journal import Receipt
+from fedlatent.client.ledger_file import REMEDY, damaged, fail, lost, prepare, readable, told
+from fedlatent.shared.errors import (
+    BudgetExceeded,
+    LedgerError,
+    PolicyRefusal,
+    ReleaseRefused,
+    ServiceError,
+)
+from fedlatent.shared.files import telling
+from fedlatent.shared.privacy.accounting import (
+    GaussianEvent,
+    epsilon_of,
+    filter_order,
+    pld_epsilon_of,
+)
+from fedlatent.shared.privacy.noise import RngName, sealed_key
+from fedlatent.shared.schedule import Kind
 
 State = Literal["reserved", "released", "failed"]
 
@@ -522,7 +534,7 @@ class Ledger:
             event = GaussianEvent(noise_multiplier=sigma, sample_rate=rate, steps=steps)
             known.append((event, cap))
         # Imported here: most nodes do without, and it takes a while.
-        from shared.privacy.person import capped_epsilon
+        from fedlatent.shared.privacy.person import capped_epsilon
 
         return capped_epsilon(known, self.delta)
 

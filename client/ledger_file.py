@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from client import chain
-from shared.errors import FedlatentError, LedgerError, ServiceError, StorageError
-from shared.files import check_room
+from fedlatent.client import chain
+from fedlatent.shared.errors import FedlatentError, LedgerError, ServiceError, StorageError
+from fedlatent.shared.files import check_room
 
 VERSION = 2
 

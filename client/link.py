@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.errors import ServiceError
+from fedlatent.shared.errors import ServiceError
 
 #: Largest frame, a little over the largest packed message.
 MAX_FRAME_BYTES = 1024 * 1024 * 1024 + 1024

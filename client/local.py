@@ -6,23 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
-from client.approvals import Approvals
-from client.basis import load_salt
-from client.compute import make_noise
-from client.home import ClientHome, user_folder
-from client.ledger import Ledger, Person, Verified
-from client.node import Node, NoiseFactory
-from client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy, schema_of
-from client.reconcile import claims, reconcile, traces
-from client.release import ReleaseDoor
-from client.store import Store
-from shared.config import DataSection
-from shared.data.dataset import Dataset
-from shared.data.readers import read
-from shared.data.sources import HEARTS_SCHEMA, hearts
-from shared.errors import ConfigError, DataError
-from shared.files import telling, write_atomic
-from shared.privacy.selftest import check_random_numbers
+from fedlatent.client.approvals import Approvals
+from fedlatent.client.basis import load_salt
+from fedlatent.client.compute import make_noise
+from fedlatent.client.home import ClientHome, user_folder
+from fedlatent.client.ledger import Ledger, Person, Verified
+from fedlatent.client.node import Node, NoiseFactory
+from fedlatent.client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy, schema_of
+from fedlatent.client.reconcile import claims, reconcile, traces
+from fedlatent.client.release import ReleaseDoor
+from fedlatent.client.store import Store
+from fedlatent.shared.config import DataSection
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.readers import read
+from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.files import telling, write_atomic
+from fedlatent.shared.privacy.selftest import check_random_numbers
 
 SIMULATION_VARIABLE = "FEDLATENT_SIMULATION"
 """Environment variable that names a folder of client homes for Flower's own simulation."""

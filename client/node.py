@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from client.approvals import Approvals
-from client.basis import basis_of
-from client.compute import (
+from fedlatent.client.approvals import Approvals
+from fedlatent.client.basis import basis_of
+from fedlatent.client.compute import (
     Arrays,
     Asked,
     data_sums,
@@ -33,23 +33,23 @@ from client.compute import (
     tensors_of,
     without_encoder,
 )
-from client.ledger import Ledger, Reservation
-from client.policy import NodeConfig, within
-from client.release import Outgoing, ReleaseDoor
-from client.store import RoundState, SiteMaterial, Store
-from client.trainer import Pull, train_round
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.errors import ProtocolError
-from shared.files import sha256_hex
-from shared.models import VAE, load_state
-from shared.models.base import ENCODER_PREFIX
-from shared.privacy import summaries
-from shared.privacy.noise import NoiseSource
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.specs import latent_radius, spec_of
-from shared.schedule import WHOLE_KINDS, Kind, Phase, phase_of
-from shared.wire import (
+from fedlatent.client.ledger import Ledger, Reservation
+from fedlatent.client.policy import NodeConfig, within
+from fedlatent.client.release import Outgoing, ReleaseDoor
+from fedlatent.client.store import RoundState, SiteMaterial, Store
+from fedlatent.client.trainer import Pull, train_round
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.files import sha256_hex
+from fedlatent.shared.models import VAE, load_state
+from fedlatent.shared.models.base import ENCODER_PREFIX
+from fedlatent.shared.privacy import summaries
+from fedlatent.shared.privacy.noise import NoiseSource
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.specs import latent_radius, spec_of
+from fedlatent.shared.schedule import WHOLE_KINDS, Kind, Phase, phase_of
+from fedlatent.shared.wire import (
     MEANING,
     PROTOCOL,
     SENDING,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared.config import DataSection, RunConfig, Sharing, first_problem
-from shared.data.schema import Schema
-from shared.errors import ConfigError, PolicyRefusal
-from shared.schedule import count_phases, training_rounds
+from fedlatent.shared.config import DataSection, RunConfig, Sharing, first_problem
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import ConfigError, PolicyRefusal
+from fedlatent.shared.schedule import count_phases, training_rounds
 
 if TYPE_CHECKING:
-    from shared.privacy.plan import PrivacyPlan  # its accountants load slowly
+    from fedlatent.shared.privacy.plan import PrivacyPlan  # its accountants load slowly
 
 #: What a node shares unless its owner says otherwise: never a decoder.
 DEFAULT_SHARING: tuple[Sharing, ...] = ("encoder", "summary", "encoder+summary")

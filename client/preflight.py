@@ -9,10 +9,10 @@ import http.client
 import ssl
 from pathlib import Path
 
-from client.tls import Identity, context_for
-from shared.errors import ConfigError, ServiceError
-from shared.files import utc_text
-from shared.proxies import Proxy, proxy_for
+from fedlatent.client.tls import Identity, context_for
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.files import utc_text
+from fedlatent.shared.proxies import Proxy, proxy_for
 
 NO_CERTIFICATE = (
     "Expected the server to take this node's certificate, got a refusal; ask the operator for a "

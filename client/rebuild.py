@@ -21,21 +21,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from client import chain
-from client.home import ClientHome
-from client.journal import SHORT, Sent, logged_releases, read_journal
-from client.ledger import Ledger, Verified
-from client.ledger_file import COUNTED, readable
-from client.local import ledger_at, open_ledger
-from client.policy import NodeConfig
-from client.reconcile import claims, numbered, reconcile
-from client.store import Store
-from shared.errors import FedlatentError, LedgerError, ProtocolError, ServiceError
-from shared.files import sha256_hex, sync_folder, telling
-from shared.privacy.accounting import GaussianEvent, epsilon_of, filter_order
-from shared.privacy.noise import RngName
-from shared.schedule import Kind
-from shared.wire import STORED_PROTOCOLS, ReplyHeader, unpack
+from fedlatent.client import chain
+from fedlatent.client.home import ClientHome
+from fedlatent.client.journal import SHORT, Sent, logged_releases, read_journal
+from fedlatent.client.ledger import Ledger, Verified
+from fedlatent.client.ledger_file import COUNTED, readable
+from fedlatent.client.local import ledger_at, open_ledger
+from fedlatent.client.policy import NodeConfig
+from fedlatent.client.reconcile import claims, numbered, reconcile
+from fedlatent.client.store import Store
+from fedlatent.shared.errors import FedlatentError, LedgerError, ProtocolError, ServiceError
+from fedlatent.shared.files import sha256_hex, sync_folder, telling
+from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of, filter_order
+from fedlatent.shared.privacy.noise import RngName
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.wire import STORED_PROTOCOLS, ReplyHeader, unpack
 
 _UNKNOWN = "unknown"
 _MOST_GAPS = 100_000  # a number beyond is no number of an entry

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.home import ClientHome
-from client.journal import SHORT, logged_releases, read_journal
-from client.ledger import Payment, Verified
-from client.ledger_file import COUNTED, REMEDY
-from shared.errors import LedgerError
+from fedlatent.client.home import ClientHome
+from fedlatent.client.journal import SHORT, logged_releases, read_journal
+from fedlatent.client.ledger import Payment, Verified
+from fedlatent.client.ledger_file import COUNTED, REMEDY
+from fedlatent.shared.errors import LedgerError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from client.journal import Sent
-from client.ledger import Ledger, Reservation
-from shared.errors import FedlatentError, ProtocolError, ReleaseRefused, StorageError
-from shared.files import append_line, check_room, sha256_hex, write_atomic
-from shared.models.base import ENCODER_PREFIX
-from shared.privacy.summaries import (
+from fedlatent.client.journal import Sent
+from fedlatent.client.ledger import Ledger, Reservation
+from fedlatent.shared.errors import FedlatentError, ProtocolError, ReleaseRefused, StorageError
+from fedlatent.shared.files import append_line, check_room, sha256_hex, write_atomic
+from fedlatent.shared.models.base import ENCODER_PREFIX
+from fedlatent.shared.privacy.summaries import (
     DIAGONAL_KEY,
     HISTOGRAMS_KEY,
     MIXTURE_KEY,
@@ -28,8 +28,15 @@ from shared.privacy.summaries import (
     SCALING_KEY,
     SummarySpec,
 )
-from shared.schedule import Kind
-from shared.wire import PROTOCOL, STORED_PROTOCOLS, ReplyHeader, RequestHeader, pack, unpack
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.wire import (
+    PROTOCOL,
+    STORED_PROTOCOLS,
+    ReplyHeader,
+    RequestHeader,
+    pack,
+    unpack,
+)
 
 #: Payloads of training rounds kept for repeated requests, newest rounds first.
 KEEP_ROUNDS = 4

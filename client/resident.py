@@ -1,4 +1,4 @@
-"""The long-lived node process: ``python -m client.resident --home DIR``.
+"""The long-lived node process: ``python -m fedlatent.client.resident --home DIR``.
 
 Flower starts a fresh process for each message; this one loads PyTorch and the records once and
 answers over a Unix socket, one request at a time. Answers leave at whole steps of time, and a
@@ -21,23 +21,23 @@ from typing import Self
 
 import torch
 
-from client.border import Border
-from client.home import ClientHome
-from client.link import serve, whole_steps
-from client.local import open_node
-from client.node import Node
-from client.release import Outgoing
-from shared.errors import ProtocolError, SignatureError, exit_code_of
-from shared.files import telling
-from shared.processes import hang_up_is_terminate
-from shared.signing import digest_of
-from shared.sockets import prepare_socket
-from shared.wire import Arrays, RequestHeader, unpack
+from fedlatent.client.border import Border
+from fedlatent.client.home import ClientHome
+from fedlatent.client.link import serve, whole_steps
+from fedlatent.client.local import open_node
+from fedlatent.client.node import Node
+from fedlatent.client.release import Outgoing
+from fedlatent.shared.errors import ProtocolError, SignatureError, exit_code_of
+from fedlatent.shared.files import telling
+from fedlatent.shared.processes import hang_up_is_terminate
+from fedlatent.shared.signing import digest_of
+from fedlatent.shared.sockets import prepare_socket
+from fedlatent.shared.wire import Arrays, RequestHeader, unpack
 
 OVERRUN_STATUS = 75
 READY_LINE = "resident node ready"
 
-_LOG = logging.getLogger("client.resident")
+_LOG = logging.getLogger("fedlatent.client.resident")
 
 
 class Watchdog:
@@ -155,7 +155,9 @@ def run(home: ClientHome) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the process; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="client.resident", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="fedlatent.client.resident", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--home", required=True, help="client home directory")
     options = parser.parse_args(arguments)
     logging.basicConfig(

@@ -16,25 +16,25 @@ from typing import Self
 
 from cryptography import x509
 
-from client.home import HOME_VARIABLE, ClientHome
-from client.policy import NodeConfig
-from client.preflight import (
+from fedlatent.client.home import HOME_VARIABLE, ClientHome
+from fedlatent.client.policy import NodeConfig
+from fedlatent.client.preflight import (
     NO_CERTIFICATE,
     ServerAway,
     certificate_problem,
     preflight,
     split_address,
 )
-from client.tls import identity_of
-from shared import flower
-from shared.contact import Contact, Silence
-from shared.errors import ConfigError, ServiceError, exit_code_of
-from shared.files import write_atomic
-from shared.keys import SigningKey, check_private, generate_node_key
-from shared.proxies import proxy_environment
-from shared.sockets import check_folder, prepare_socket
-from shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
-from shared.toml import dumps
+from fedlatent.client.tls import identity_of
+from fedlatent.shared import flower
+from fedlatent.shared.contact import Contact, Silence
+from fedlatent.shared.errors import ConfigError, ServiceError, exit_code_of
+from fedlatent.shared.files import write_atomic
+from fedlatent.shared.keys import SigningKey, check_private, generate_node_key
+from fedlatent.shared.proxies import proxy_environment
+from fedlatent.shared.sockets import check_folder, prepare_socket
+from fedlatent.shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
+from fedlatent.shared.toml import dumps
 
 NOT_ADMITTED = (
     "the server does not know this node's key, or still counts its last connection as alive, "
@@ -64,9 +64,9 @@ def init_client(
         site: The site's name.
         server: ``host:port`` of the gateway.
         ca_certificate: The federation's ``ca.crt``, PEM.
-        data: Table ``[data]`` of ``node.toml``; see ``client.policy.NodeData``.
-        policy: Table ``[policy]``; see ``client.policy.Policy``.
-        limits: Table ``[limits]``; see ``client.policy.NodeLimits``.
+        data: Table ``[data]`` of ``node.toml``; see ``fedlatent.client.policy.NodeData``.
+        policy: Table ``[policy]``; see ``fedlatent.client.policy.Policy``.
+        limits: Table ``[limits]``; see ``fedlatent.client.policy.NodeLimits``.
 
     Raises:
         ConfigError: A value is not what the node file takes, or the certificate is none.
@@ -189,7 +189,7 @@ class ClientService:
     def _services(self) -> list[Service]:
         home = self.home
         runtime = flower.address_of(home.runtime_socket)
-        launcher = (sys.executable, "-P", "-m", "client.launcher")
+        launcher = (sys.executable, "-P", "-m", "fedlatent.client.launcher")
         variables = {HOME_VARIABLE: str(home.root)}
         secret = ("--superexec-auth-secret-file", str(home.superexec_secret))
         silence = {
@@ -197,7 +197,7 @@ class ClientService:
         }
         resident = Service(
             name="resident",
-            argv=(sys.executable, "-m", "client.resident", "--home", str(home.root)),
+            argv=(sys.executable, "-m", "fedlatent.client.resident", "--home", str(home.root)),
             ready=lambda _log: _accepts(home.socket),
             ready_timeout_s=120.0,
         )
@@ -268,7 +268,7 @@ def _quoted(path: Path) -> str:
 
 
 def main() -> None:
-    """Command line: ``python -m client.service --home DIR``, until SIGTERM."""
+    """Command line: ``python -m fedlatent.client.service --home DIR``, until SIGTERM."""
     parser = argparse.ArgumentParser(description="Run one client node.")
     parser.add_argument("--home")
     home = parser.parse_args().home

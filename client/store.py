@@ -23,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from shared.config import RunConfig
-from shared.data.scaling import Scaling
-from shared.errors import DataError
-from shared.files import canonical_json, write_atomic
-from shared.privacy.noise import RngName
-from shared.privacy.summaries import LatentDensity
-from shared.wire import DENSITY_PREFIX, SCALING_PREFIX, below
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.scaling import Scaling
+from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import canonical_json, write_atomic
+from fedlatent.shared.privacy.noise import RngName
+from fedlatent.shared.privacy.summaries import LatentDensity
+from fedlatent.shared.wire import DENSITY_PREFIX, SCALING_PREFIX, below
 
 #: Training rounds whose state is kept; a server may go back one checkpoint, a node one attempt.
 KEEP_ROUNDS = 3

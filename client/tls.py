@@ -5,10 +5,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
-from client.home import ClientHome
-from shared.errors import ServiceError
-from shared.files import write_atomic
-from shared.keys import load_node_key
+from fedlatent.client.home import ClientHome
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.files import write_atomic
+from fedlatent.shared.keys import load_node_key
 
 Identity = tuple[Path, Path]
 """A certificate and its private key, both PEM files."""

@@ -1,9 +1,10 @@
 """Local DP-SGD of the whole model: Poisson sampling, per-record clipping, our own noise.
 
 Each record's gradient is clipped by the norm of the very numbers that are summed: by the rules of
-``client.gradients`` where all layers have one, else as rows of Opacus's ``GradSampleModule``.
-Sampler, noise and accounting entry all come from one ``PrivacyPlan``. The decoder is inside:
-training it without noise would void the guarantee of the encoder, whose gradients pass through it.
+``fedlatent.client.gradients`` where all layers have one, else as rows of Opacus's
+``GradSampleModule``. Sampler, noise and accounting entry all come from one ``PrivacyPlan``. The
+decoder is inside: training it without noise would void the guarantee of the encoder, whose
+gradients pass through it.
 """
 
 import contextlib
@@ -18,15 +19,15 @@ from opacus.grad_sample import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import Tensor
 
-from client.gradients.parts import Whole
-from client.gradients.segments import Segments
-from client.gradients.sums import Batch, StackedGradients, clip_factors, steady
-from shared.config import RunConfig, TrainingSection
-from shared.errors import ReleaseRefused
-from shared.models import VAE
-from shared.models.objective import record_loss
-from shared.privacy.noise import NoiseSource
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client.gradients.parts import Whole
+from fedlatent.client.gradients.segments import Segments
+from fedlatent.client.gradients.sums import Batch, StackedGradients, clip_factors, steady
+from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.errors import ReleaseRefused
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.objective import record_loss
+from fedlatent.shared.privacy.noise import NoiseSource
+from fedlatent.shared.privacy.plan import PrivacyPlan
 
 #: Records per forward pass; a larger Poisson sample is processed in parts of this size.
 CHUNK = 1024

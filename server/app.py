@@ -13,15 +13,15 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.control import Control
-from server.driver import SiteTable, drive, new_run_id
-from server.home import ServerHome
-from server.inbox import is_deployed
-from server.quota import ReplyQuota, save_quota
-from server.seal import Seal
-from shared.config import RunConfig
-from shared.data.sources import HEARTS_SCHEMA
-from shared.errors import ConfigError, FedlatentError
+from fedlatent.server.control import Control
+from fedlatent.server.driver import SiteTable, drive, new_run_id
+from fedlatent.server.home import ServerHome
+from fedlatent.server.inbox import is_deployed
+from fedlatent.server.quota import ReplyQuota, save_quota
+from fedlatent.server.seal import Seal
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import HEARTS_SCHEMA
+from fedlatent.shared.errors import ConfigError, FedlatentError
 
 _log = logging.getLogger("fedlatent.server")
 

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from server.home import ServerHome
-from server.settings import load_settings
-from shared.errors import ConfigError, ServiceError
-from shared.files import write_atomic
-from shared.keys import check_private, node_public_key
-from shared.signing import REQUESTS_PURPOSE, RequestSigner
+from fedlatent.server.home import ServerHome
+from fedlatent.server.settings import load_settings
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.files import write_atomic
+from fedlatent.shared.keys import check_private, node_public_key
+from fedlatent.shared.signing import REQUESTS_PURPOSE, RequestSigner
 
 _AUTHORITY_DAYS = 3650
 _SERVER_DAYS = 397  # the longest that today's TLS stacks accept without complaint

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from shared.errors import DataError
-from shared.files import canonical_json, read_json, sha256_hex, write_atomic, write_json
-from shared.wire import Arrays, below, under
+from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import canonical_json, read_json, sha256_hex, write_atomic, write_json
+from fedlatent.shared.wire import Arrays, below, under
 
 KEPT = 2
 _FORMAT = 3

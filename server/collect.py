@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 from flwr.app import Message
 
-from server.registry import SiteOutcome
-from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
-from server.seal import Envelope
-from server.strategies.robust import Pool
-from shared.schedule import Phase
-from shared.wire import Arrays, ReplyHeader
+from fedlatent.server.registry import SiteOutcome
+from fedlatent.server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from fedlatent.server.seal import Envelope
+from fedlatent.server.strategies.robust import Pool
+from fedlatent.shared.schedule import Phase
+from fedlatent.shared.wire import Arrays, ReplyHeader
 
 _NOT_CHOSEN = (
     "update further from the others' than those that strategy.robust chose; it did not count in "

@@ -27,20 +27,20 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import TypeAdapter, ValidationError
 
-from server.authority import issue_client_certificate
-from server.fab import stub_dir
-from server.home import ServerHome
-from server.registry import Registry
-from server.settings import load_settings
-from shared import flower
-from shared.config import RunConfig
-from shared.errors import ConfigError, DataError, ServiceError
-from shared.files import read_json, write_atomic, write_json
-from shared.keys import node_public_key
-from shared.processes import MARK
-from shared.supervisor import child_environment, running_pid
-from shared.toml import dumps
-from shared.wire import check_run_id
+from fedlatent.server.authority import issue_client_certificate
+from fedlatent.server.fab import app_dir
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.server.settings import load_settings
+from fedlatent.shared import flower
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError, DataError, ServiceError
+from fedlatent.shared.files import read_json, write_atomic, write_json
+from fedlatent.shared.keys import node_public_key
+from fedlatent.shared.processes import MARK
+from fedlatent.shared.supervisor import child_environment, running_pid
+from fedlatent.shared.toml import dumps
+from fedlatent.shared.wire import check_run_id
 
 SITE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a site may be called, here as in its ``node.toml``."""
@@ -465,7 +465,7 @@ class Control:
     def _launch(self, submission: Submission) -> Submission:
         with Registry(self.home.registry) as registry:
             row = registry.run(submission.run_id)
-        with stub_dir() as folder:
+        with app_dir() as folder:
             answer = self._flwr("run", str(folder), _CONNECTION)
         runs = (*submission.flower_runs, str(answer.get("run-id")))
         starts = 0 if row is None else row.starts
@@ -516,7 +516,7 @@ class Control:
         write_atomic(flower_home / "config.toml", dumps(table).encode())
         try:
             return subprocess.run(
-                [sys.executable, "-P", "-m", "server.launcher", "flwr", *arguments],
+                [sys.executable, "-P", "-m", "fedlatent.server.launcher", "flwr", *arguments],
                 cwd=work,
                 env=child_environment()
                 | {"FLWR_HOME": str(flower_home), MARK: str(self.home.services)},

@@ -3,7 +3,7 @@
 Each phase: wait for nodes (bounded), send one message to each, look for each reply in turn without
 waiting for any, screen and fold each as it comes, close on all replies or at the deadline, write
 the registry, then the checkpoint. Whatever a reply does, it fails its own node alone; a site whose
-replies misbehaved three times is not asked any more (``server.strikes``).
+replies misbehaved three times is not asked any more (``fedlatent.server.strikes``).
 The checkpoint is what counts: a phase that is not in it is done again, and nodes answer the same
 request again from their store without a new charge.
 """
@@ -23,46 +23,46 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from server.checkpoint import Checkpoint, CheckpointStore
-from server.collect import Collector, Counts
-from server.home import ServerHome
-from server.inbox import UNREADABLE, Inbox, open_inbox
-from server.quota import ReplyQuota
-from server.registry import Registry, SiteOutcome
-from server.results import RunResult, form_of, silent_ones, write_result
-from server.rounds import JoinState, RoundState, Verdict
-from server.screening import ReplySpec, ScreeningFailure
-from server.seal import Seal
-from server.strategies.averaging import TTL_MARGIN_S, EncoderAveraging
-from server.strategies.optimizer import server_step
-from server.strategies.weighting import bounded
-from server.strikes import LeftOut, Strikes
-from shared.config import RunConfig
-from shared.data.gaussian import DataGaussian
-from shared.data.scaling import pool_scaling
-from shared.detection.density import pool_scores
-from shared.detection.parts import score_centres, score_names
-from shared.errors import ConfigError, DataError, FedlatentError, QuorumLost, ServiceError
-from shared.files import sha256_hex, write_json
-from shared.models import VAE, build
-from shared.models.base import ENCODER_PREFIX, use_prior
-from shared.models.priors import StandardNormal
-from shared.models.warm_start import warm_start
-from shared.privacy.accounting import epsilon_of
-from shared.privacy.em import first_mixture, next_mixture
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.robust import LEAST_SITES, pooled_density, temper_stacks
-from shared.privacy.specs import latent_radius, spec_of
-from shared.privacy.summaries import (
+from fedlatent.server.checkpoint import Checkpoint, CheckpointStore
+from fedlatent.server.collect import Collector, Counts
+from fedlatent.server.home import ServerHome
+from fedlatent.server.inbox import UNREADABLE, Inbox, open_inbox
+from fedlatent.server.quota import ReplyQuota
+from fedlatent.server.registry import Registry, SiteOutcome
+from fedlatent.server.results import RunResult, form_of, silent_ones, write_result
+from fedlatent.server.rounds import JoinState, RoundState, Verdict
+from fedlatent.server.screening import ReplySpec, ScreeningFailure
+from fedlatent.server.seal import Seal
+from fedlatent.server.strategies.averaging import TTL_MARGIN_S, EncoderAveraging
+from fedlatent.server.strategies.optimizer import server_step
+from fedlatent.server.strategies.weighting import bounded
+from fedlatent.server.strikes import LeftOut, Strikes
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.gaussian import DataGaussian
+from fedlatent.shared.data.scaling import pool_scaling
+from fedlatent.shared.detection.density import pool_scores
+from fedlatent.shared.detection.parts import score_centres, score_names
+from fedlatent.shared.errors import ConfigError, DataError, FedlatentError, QuorumLost, ServiceError
+from fedlatent.shared.files import sha256_hex, write_json
+from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models.base import ENCODER_PREFIX, use_prior
+from fedlatent.shared.models.priors import StandardNormal
+from fedlatent.shared.models.warm_start import warm_start
+from fedlatent.shared.privacy.accounting import epsilon_of
+from fedlatent.shared.privacy.em import first_mixture, next_mixture
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.robust import LEAST_SITES, pooled_density, temper_stacks
+from fedlatent.shared.privacy.specs import latent_radius, spec_of
+from fedlatent.shared.privacy.summaries import (
     Form,
     LatentDensity,
     SummarySpec,
     choose_form,
     threshold_spec,
 )
-from shared.privacy.threshold import threshold_from_histogram, threshold_of_sites
-from shared.schedule import WHOLE_KINDS, Phase, phases, training_rounds
-from shared.wire import (
+from fedlatent.shared.privacy.threshold import threshold_from_histogram, threshold_of_sites
+from fedlatent.shared.schedule import WHOLE_KINDS, Phase, phases, training_rounds
+from fedlatent.shared.wire import (
     DATA_PREFIX,
     DENSITY_PREFIX,
     MIXTURE_PREFIX,

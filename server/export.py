@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from server.home import ServerHome
-from server.registry import Registry
-from server.results import RunResult, silent_ones
-from shared.bundle.manifest import Thresholds
-from shared.errors import ConfigError
-from shared.export.bundling import (
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.server.results import RunResult, silent_ones
+from fedlatent.shared.bundle.manifest import Thresholds
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.export.bundling import (
     SUFFIX,
     BundleContents,
     BundleReport,
@@ -20,11 +20,11 @@ from shared.export.bundling import (
     make_bundle,
     next_version,
 )
-from shared.export.released import Released
-from shared.files import sha256_hex
-from shared.keys import SigningKey
-from shared.models import build, load_encoder, load_state
-from shared.models.base import ENCODER_PREFIX
+from fedlatent.shared.export.released import Released
+from fedlatent.shared.files import sha256_hex
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.models import build, load_encoder, load_state
+from fedlatent.shared.models.base import ENCODER_PREFIX
 
 
 def export_global(

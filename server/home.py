@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import ConfigError
-from shared.sockets import home_path, make_home, socket_in
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.sockets import home_path, make_home, socket_in
 
 HOME_VARIABLE = "FEDLATENT_SERVER_HOME"
 """Environment variable that names the server home for the ServerApp process."""
@@ -164,5 +164,5 @@ class ServerHome:
         return socket_in(self.root, "link.sock")
 
     def quota(self, flower_run: int) -> Path:
-        """What one reply in this run of Flower's may weigh now; see ``server.quota``."""
+        """What one reply in this run of Flower's may weigh now; see ``fedlatent.server.quota``."""
         return self.services / "quotas" / f"{flower_run}.json"

@@ -41,9 +41,9 @@ from flwr.supercore.inflatable.inflatable_utils import (
     validate_object_content,
 )
 
-from server.quota import ReplyQuota
-from server.screening import ScreeningFailure
-from shared.errors import ServiceError
+from fedlatent.server.quota import ReplyQuota
+from fedlatent.server.screening import ScreeningFailure
+from fedlatent.shared.errors import ServiceError
 
 if TYPE_CHECKING:
     from flwr.supercore.runtime import RuntimeHttpClient

@@ -18,21 +18,21 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import chi2
 
-from server.checkpoint import Checkpoint, CheckpointStore
-from server.home import ServerHome
-from shared.config import RunConfig
-from shared.errors import ConfigError
-from shared.files import read_json
-from shared.models.base import ENCODER_PREFIX
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.specs import latent_radius
-from shared.privacy.summaries import (
+from fedlatent.server.checkpoint import Checkpoint, CheckpointStore
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.files import read_json
+from fedlatent.shared.models.base import ENCODER_PREFIX
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.specs import latent_radius
+from fedlatent.shared.privacy.summaries import (
     LatentDensity,
     as_matrix,
     diagonal_spec,
     moments_spec,
 )
-from shared.wire import check_run_id
+from fedlatent.shared.wire import check_run_id
 
 #: Chance that like sites are told apart, or that an alarm is raised though nothing moved.
 LEVEL = 0.01

@@ -2,8 +2,8 @@
 
 Flower sends an app's code with each run and runs it as the operator. Here a ServerApp's process
 neither unpacks nor loads what was sent: it looks for a submission in the server's home that names
-its run, runs the installed ``server.app`` with the settings in there, and refuses any run that has
-none. So only someone who can write the operator's files can make a run.
+its run, runs the installed ``fedlatent.server.app`` with the settings in there, and refuses any run
+that has none. So only someone who can write the operator's files can make a run.
 """
 
 import importlib
@@ -12,11 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from server.home import ServerHome
-from shared import flower
-from shared.errors import ServiceError
+from fedlatent.server.home import ServerHome
+from fedlatent.shared import flower
+from fedlatent.shared.errors import ServiceError
 
-MODULE = "server.launcher"
+MODULE = "fedlatent.server.launcher"
 """Of this file, for ``python -m``."""
 
 RUNTIME = "flwr.superlink.runtime.run_serverapp"
@@ -61,7 +61,7 @@ def settings_of(home: ServerHome, flower_run: int, patience_s: float) -> dict[st
     Raises:
         ServiceError: No open submission names this run as its newest.
     """
-    from server.control import Control
+    from fedlatent.server.control import Control
 
     deadline = time.monotonic() + patience_s
     while True:
@@ -77,7 +77,7 @@ def settings_of(home: ServerHome, flower_run: int, patience_s: float) -> dict[st
         time.sleep(_POLL_S)
 
 
-_COMPONENTS = {"tool": {"flwr": {"app": {"components": {"serverapp": "server.app:app"}}}}}
+_COMPONENTS = {"tool": {"flwr": {"app": {"components": {"serverapp": "fedlatent.server.app:app"}}}}}
 
 
 def _leave_packed(*_: object, **__: object) -> Path:
@@ -93,7 +93,7 @@ def _run_installed(**arguments: object) -> object:
     """Stands in for Flower's ``run``: any run gives the installed app, with our settings."""
     grid, context = arguments["grid"], arguments["context"]
     context.run_config = settings_of(ServerHome.find(), context.run_id, _PATIENCE_S)  # type: ignore[attr-defined]
-    from server.app import app
+    from fedlatent.server.app import app
 
     app(grid=grid, context=context)  # type: ignore[arg-type]
     return context
@@ -114,7 +114,7 @@ def _prepare(role: str, program: str) -> list[str]:
 
 
 def main() -> NoReturn:
-    """Command line: ``python -m server.launcher ROLE``, with the arguments of Flower's program."""
+    """Command line: ``python -m fedlatent.server.launcher ROLE``, then Flower's own arguments."""
     flower.start(_PROGRAMS, _prepare)
 
 

@@ -48,12 +48,12 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
-from shared.bundle.archive import parse_bundle
-from shared.bundle.manifest import Manifest
-from shared.bundle.sealed import RecipientPublic, seal
-from shared.errors import BundleError, ConfigError, DataError
-from shared.files import read_json, sync_folder, write_atomic, write_json
-from shared.keys import SigningKey, VerifyKey
+from fedlatent.shared.bundle.archive import parse_bundle
+from fedlatent.shared.bundle.manifest import Manifest
+from fedlatent.shared.bundle.sealed import RecipientPublic, seal
+from fedlatent.shared.errors import BundleError, ConfigError, DataError
+from fedlatent.shared.files import read_json, sync_folder, write_atomic, write_json
+from fedlatent.shared.keys import SigningKey, VerifyKey
 
 Role = Literal["root", "targets", "online"]
 

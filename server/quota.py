@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from server.home import ServerHome
-from shared.errors import DataError
-from shared.files import read_json, write_json
-from shared.wire import MAX_HEADER_BYTES
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import read_json, write_json
+from fedlatent.shared.wire import MAX_HEADER_BYTES
 
 _NUMBER = 8  # bytes of the widest number that a reply may hold
 _HEAD = 4 * 1024  # bytes of names and shapes beside the numbers of one array

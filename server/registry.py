@@ -27,9 +27,9 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from server.rounds import ANSWERED, SiteStatus
-from shared.errors import ServiceError
-from shared.schedule import Kind
+from fedlatent.server.rounds import ANSWERED, SiteStatus
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.schedule import Kind
 
 #: "interrupted": an unexpected error, worth a resume; "paused": quorum lost, a person decides.
 RunStatus = Literal["running", "interrupted", "paused", "failed", "stopped", "complete"]

@@ -17,19 +17,27 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from server.checkpoint import Checkpoint
-from shared.config import RunConfig
-from shared.data.gaussian import DataGaussian
-from shared.data.scaling import Scaling
-from shared.detection.density import ScoreDensity
-from shared.errors import DataError
-from shared.files import read_json, sha256_hex, write_atomic, write_json
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.specs import latent_radius
-from shared.privacy.summaries import Form, LatentDensity
-from shared.privacy.threshold import silent
-from shared.wire import DATA_PREFIX, MIXTURE_PREFIX, PROTOCOL, SCORES_PREFIX, Arrays, below, under
+from fedlatent.server.checkpoint import Checkpoint
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.gaussian import DataGaussian
+from fedlatent.shared.data.scaling import Scaling
+from fedlatent.shared.detection.density import ScoreDensity
+from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import read_json, sha256_hex, write_atomic, write_json
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.specs import latent_radius
+from fedlatent.shared.privacy.summaries import Form, LatentDensity
+from fedlatent.shared.privacy.threshold import silent
+from fedlatent.shared.wire import (
+    DATA_PREFIX,
+    MIXTURE_PREFIX,
+    PROTOCOL,
+    SCORES_PREFIX,
+    Arrays,
+    below,
+    under,
+)
 
 FACTS = "result.json"
 DENSITY = "density.safetensors"

@@ -1,7 +1,7 @@
 """The round state machine: when one phase is over.
 
 Values only: no files, no network, and the time is an argument. Which phases a run has says
-``shared.schedule``.
+``fedlatent.shared.schedule``.
 """
 
 from collections.abc import Iterable, Mapping

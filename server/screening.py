@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
 
-from server.rounds import SiteStatus
-from shared.config import RunConfig
-from shared.errors import ProtocolError
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import HISTOGRAMS_KEY, SummarySpec
-from shared.records import ARRAYS, HEADER, LocalRecords, from_records
-from shared.schedule import Phase
-from shared.wire import MAX_HEADER_BYTES, PROTOCOL, Arrays, ReplyHeader
+from fedlatent.server.rounds import SiteStatus
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, SummarySpec
+from fedlatent.shared.records import ARRAYS, HEADER, LocalRecords, from_records
+from fedlatent.shared.schedule import Phase
+from fedlatent.shared.wire import MAX_HEADER_BYTES, PROTOCOL, Arrays, ReplyHeader
 
 #: Gaussian noise stays within this many deviations but with probability 1e-23 for each entry.
 _NOISE_REACH = 10.0

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from time import time
 from typing import Self
 
-from server.control import Control
-from server.home import ServerHome
-from shared.errors import ConfigError, ServiceError
-from shared.keys import node_public_key
-from shared.signing import RequestSigner, check_reply, request_name
-from shared.wire import Arrays, ReplyHeader, RequestHeader
+from fedlatent.server.control import Control
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.keys import node_public_key
+from fedlatent.shared.signing import RequestSigner, check_reply, request_name
+from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.authority import (
+from fedlatent.server.authority import (
     certificate_names,
     create_authority,
     ensure_certificate,
@@ -27,17 +27,17 @@ from server.authority import (
     issue_certificate,
     probe_context,
 )
-from server.control import OVER, Control, Submission
-from server.home import HOME_VARIABLE, ServerHome
-from server.registry import Registry
-from server.settings import ServerSettings, load_settings, save_settings
-from shared import flower
-from shared.contact import Contact, Silence
-from shared.errors import ConfigError, FedlatentError, ServiceError, exit_code_of
-from shared.keys import SigningKey
-from shared.processes import marked_processes
-from shared.sockets import check_folder
-from shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
+from fedlatent.server.control import OVER, Control, Submission
+from fedlatent.server.home import HOME_VARIABLE, ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.server.settings import ServerSettings, load_settings, save_settings
+from fedlatent.shared import flower
+from fedlatent.shared.contact import Contact, Silence
+from fedlatent.shared.errors import ConfigError, FedlatentError, ServiceError, exit_code_of
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.processes import marked_processes
+from fedlatent.shared.sockets import check_folder
+from fedlatent.shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
 
 MAX_RESUMES = 5
 """How often one run is resumed by itself; then it needs the operator."""
@@ -166,7 +166,7 @@ class ServerService:
     def services(self) -> list[Service]:
         """The processes of this server, in the order in which they start."""
         home, link = self.home, flower.address_of(self.home.link_socket)
-        launcher = (sys.executable, "-P", "-m", "server.launcher")
+        launcher = (sys.executable, "-P", "-m", "fedlatent.server.launcher")
         variables = {HOME_VARIABLE: str(home.root)}
         secret = ("--superexec-auth-secret-file", str(home.superexec_secret))
         superlink = Service(
@@ -202,7 +202,7 @@ class ServerService:
         answers = _answers(home, self.settings.near, self.settings.port)
         gateway = Service(
             name="gateway",
-            argv=(sys.executable, "-m", "server.gateway", "--home", str(home.root)),
+            argv=(sys.executable, "-m", "fedlatent.server.gateway", "--home", str(home.root)),
             ready=answers,
             diagnose=_diagnose,
             ails=lambda: "" if answers("") else UNANSWERED,
@@ -281,7 +281,7 @@ class ServerService:
 
     def _server_apps(self) -> list[int]:
         found = marked_processes(self.home.services).items()
-        return [pid for pid, command in found if "server.launcher serverapp" in command]
+        return [pid for pid, command in found if "fedlatent.server.launcher serverapp" in command]
 
     def _look_after(self, open_runs: list[Submission], alive: int, wrong: set[str]) -> None:
         """Resume those of ``open_runs`` whose process died without a last word."""
@@ -390,7 +390,7 @@ def _diagnose(log: str) -> str:
 
 
 def main() -> None:
-    """Command line: ``python -m server.service --home DIR``, until SIGTERM."""
+    """Command line: ``python -m fedlatent.server.service --home DIR``, until SIGTERM."""
     parser = argparse.ArgumentParser(description="Run the aggregation server of one federation.")
     parser.add_argument("--home")
     home = parser.parse_args().home

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from server.home import ServerHome
-from shared.config import first_problem
-from shared.errors import ConfigError
-from shared.files import write_atomic
-from shared.toml import dumps
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.config import first_problem
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.files import write_atomic
+from fedlatent.shared.toml import dumps
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=1)]

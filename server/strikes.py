@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from server.registry import SiteOutcome
-from server.rounds import SiteStatus
-from shared.errors import ConfigError, DataError
-from shared.files import read_json, write_json
-from shared.schedule import Phase
+from fedlatent.server.registry import SiteOutcome
+from fedlatent.server.rounds import SiteStatus
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.files import read_json, write_json
+from fedlatent.shared.schedule import Phase
 
 #: Replies of one site that may misbehave before it is left out of the run.
 STRIKES = 3

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 
-from server.control import Control
-from server.home import ServerHome
-from server.registry import Registry
-from shared.errors import DataError, QuorumLost, ServiceError
+from fedlatent.server.control import Control
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.shared.errors import DataError, QuorumLost, ServiceError
 
 #: Told a sentence and the share of the run that is done.
 Report = Callable[[str, float], None]

@@ -1,5 +1,5 @@
 """What both sides of a federation must agree on; imports nothing of the other packages."""
 
-from shared.quiet import keep_quiet
+from fedlatent.shared.quiet import keep_quiet
 
 keep_quiet()

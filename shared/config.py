@@ -10,8 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared.errors import ConfigError
-from shared.files import canonical_json, sha256_hex
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.files import canonical_json, sha256_hex
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -33,7 +33,7 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """Which model: a family of ``shared.models.FAMILIES`` and its options."""
+    """Which model: a family of ``fedlatent.shared.models.FAMILIES`` and its options."""
 
     family: str = "gaussian"
     options: dict[str, str | int | float | bool | list[int] | list[str]] = Field(

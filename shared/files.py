@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from cryptography.hazmat.primitives import hashes
 
-from shared.errors import DataError, StorageError
+from fedlatent.shared.errors import DataError, StorageError
 
 Line = TypeVar("Line")
 

@@ -24,10 +24,10 @@ from typing import Any, NoReturn
 
 import httpx
 
-from shared.contact import FOLDER_VARIABLE, Contact
-from shared.errors import FedlatentError, ServiceError
-from shared.processes import hang_up_is_terminate
-from shared.sockets import prepare_socket
+from fedlatent.shared.contact import FOLDER_VARIABLE, Contact
+from fedlatent.shared.errors import FedlatentError, ServiceError
+from fedlatent.shared.processes import hang_up_is_terminate
+from fedlatent.shared.sockets import prepare_socket
 
 _SCHEME = "unix:"
 _BASE_URL = "http://flower"  # the name in it means nothing on a Unix socket

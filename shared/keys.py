@@ -13,8 +13,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from shared.errors import ConfigError
-from shared.files import sha256_hex, write_atomic
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.files import sha256_hex, write_atomic
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec

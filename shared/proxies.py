@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-from shared.errors import ConfigError
+from fedlatent.shared.errors import ConfigError
 
 _NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")

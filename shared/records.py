@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from shared.errors import ProtocolError
-from shared.wire import Arrays, HeaderT, ReplyHeader, RequestHeader, parse_header
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.wire import Arrays, HeaderT, ReplyHeader, RequestHeader, parse_header
 
 HEADER = "header"
 ARRAYS = "arrays"

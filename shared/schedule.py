@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.config import RunConfig
+from fedlatent.shared.config import RunConfig
 
 #: What a phase asks for: scaling or a Gaussian of the data, training of a round, latent moments, a
 #: step of expectation maximisation of the latent mixture, a density of the score's parts,

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from shared.errors import ConfigError, SignatureError
-from shared.files import canonical_json, sha256_hex
-from shared.keys import SigningKey, load_node_key
-from shared.wire import ReplyHeader, RequestHeader
+from fedlatent.shared.errors import ConfigError, SignatureError
+from fedlatent.shared.files import canonical_json, sha256_hex
+from fedlatent.shared.keys import SigningKey, load_node_key
+from fedlatent.shared.wire import ReplyHeader, RequestHeader
 
 #: What a certificate must be for, besides all else, for its key to sign requests: a name of our
 #: own among the extended key usages, which no certificate of TLS has.
@@ -39,7 +39,7 @@ _REPLY_ALGORITHM = ec.ECDSA(hashes.SHA384())
 def digest_of(arrays: Mapping[str, np.ndarray]) -> bytes:
     """SHA-256 of named arrays, whatever their order: names, types, shapes and bytes.
 
-    A single number is taken for an array of one, as ``shared.wire.pack`` has it.
+    A single number is taken for an array of one, as ``fedlatent.shared.wire.pack`` has it.
     """
     digest = hashes.Hash(hashes.SHA256())
     for name in sorted(arrays):
@@ -164,7 +164,7 @@ class ReplySigner:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the key file; errors as for ``shared.keys.load_node_key``."""
+        """Read the key file; errors as for ``fedlatent.shared.keys.load_node_key``."""
         return cls(key=load_node_key(path))
 
     def sign(

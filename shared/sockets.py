@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared.errors import ConfigError, ServiceError
+from fedlatent.shared.errors import ConfigError, ServiceError
 
 MAX_SOCKET_PATH = 100
 """Longest Unix socket path in bytes; the kernel's own limit is 108 with the final zero."""

@@ -5,7 +5,8 @@ and its own ``FLWR_HOME``, with its output in a log file. A service that exits i
 after a pause that grows; one that lives and does not do its work any more is ended first. Every
 process, and whatever it starts in turn, carries the name of the supervisor's folder in its
 environment: that is how ``status`` and ``stop`` find the leftovers of a supervisor that is gone. A
-warden beside the supervisor ends them as soon as it is. Linux only: see ``shared.processes``.
+warden beside the supervisor ends them as soon as it is. Linux only: see
+``fedlatent.shared.processes``.
 """
 
 import contextlib
@@ -24,10 +25,11 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Literal, Self
 
-from shared.contact import FOLDER_VARIABLE, Contact
-from shared.errors import DataError, ServiceError
-from shared.files import read_json, write_json
-from shared.processes import (
+import fedlatent
+from fedlatent.shared.contact import FOLDER_VARIABLE, Contact
+from fedlatent.shared.errors import DataError, ServiceError
+from fedlatent.shared.files import read_json, write_json
+from fedlatent.shared.processes import (
     GRACE_S,
     Warden,
     end_processes,
@@ -35,8 +37,8 @@ from shared.processes import (
     marked_processes,
     supervisor_of,
 )
-from shared.proxies import without_proxies
-from shared.quiet import QUIET
+from fedlatent.shared.proxies import without_proxies
+from fedlatent.shared.quiet import QUIET
 
 FLOWER_ENVIRONMENT: Mapping[str, str] = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -422,12 +424,12 @@ def child_environment() -> dict[str, str]:
     """Our environment without Flower's variables or a proxy, our programs and packages findable.
 
     What we start meets on Unix sockets and loopback; a node's link to its server gets its proxy by
-    ``shared.proxies.proxy_environment``.
+    ``fedlatent.shared.proxies.proxy_environment``.
     """
     environment = without_proxies(os.environ)
     environment = {key: value for key, value in environment.items() if not key.startswith("FLWR_")}
     programs = str(Path(sys.executable).parent)
-    packages = str(Path(__file__).resolve().parent.parent)
+    packages = str(Path(fedlatent.__file__).resolve().parents[1])
     environment["PATH"] = os.pathsep.join([programs, environment.get("PATH", os.defpath)])
     inherited = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = os.pathsep.join([packages, *([inherited] if inherited else [])])

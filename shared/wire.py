@@ -1,8 +1,8 @@
 """The message contract: what a round asks of a node, and what a node may answer; versioned.
 
 A message is a header (validated JSON) and named float arrays. The same two parts travel inside a
-Flower record (``shared.records``) and, packed by ``pack``, over the node's local socket and in
-its store of released payloads. Nothing here ever reaches pickle.
+Flower record (``fedlatent.shared.records``) and, packed by ``pack``, over the node's local socket
+and in its store of released payloads. Nothing here ever reaches pickle.
 """
 
 import re
@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from shared.config import RunConfig, first_problem
-from shared.errors import ConfigError, ProtocolError
-from shared.privacy.summaries import Form
-from shared.schedule import Kind
+from fedlatent.shared.config import RunConfig, first_problem
+from fedlatent.shared.errors import ConfigError, ProtocolError
+from fedlatent.shared.privacy.summaries import Form
+from fedlatent.shared.schedule import Kind
 
 PROTOCOL = 4
 #: The last version that changed what a request or a reply means: those since added how it is sent.
@@ -71,7 +71,7 @@ class RequestHeader(_Header):
     receiver: Annotated[str, Field(max_length=64)] = ""  # the one site that is asked
     expires: Annotated[float, Field(ge=0)] = 0.0  # seconds since 1970
     certificate: CertificateText = ""  # of the key that signed, from the federation's authority
-    signature: SignatureText = ""  # see shared.signing
+    signature: SignatureText = ""  # see fedlatent.shared.signing
 
 
 class ReplyHeader(_Header):
@@ -93,7 +93,7 @@ class ReplyHeader(_Header):
     steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     rng: Literal["secure", "simulation"] = "secure"  # of the worst release in epsilon
     request: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""  # name of what is answered
-    signature: SignatureText = ""  # of the node's own key; see shared.signing
+    signature: SignatureText = ""  # of the node's own key; see fedlatent.shared.signing
 
 
 def below(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from shared.errors import ConfigError
+from fedlatent.shared.errors import ConfigError
 
 #: "away": does nothing; "late": works and pays, but its answer does not arrive in time.
 Presence = Literal["here", "away", "late"]

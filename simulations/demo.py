@@ -15,21 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
-from client.edge.runtime import EdgeModel
-from client.export import export_site
-from client.home import ClientHome
-from client.journal import read_journal
-from server.export import export_global
-from server.home import ServerHome
-from server.watch import Report, watch_run
-from shared.config import RunConfig
-from shared.data.sources import Federation, SiteData
-from shared.detection import baselines
-from shared.errors import DataError, ServiceError
-from shared.export.bundling import BundleReport
-from shared.keys import SigningKey, VerifyKey
-from simulations.deployed import running_federation
-from simulations.evaluation import (
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.export import export_site
+from fedlatent.client.home import ClientHome
+from fedlatent.client.journal import read_journal
+from fedlatent.server.export import export_global
+from fedlatent.server.home import ServerHome
+from fedlatent.server.watch import Report, watch_run
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation, SiteData
+from fedlatent.shared.detection import baselines
+from fedlatent.shared.errors import DataError, ServiceError
+from fedlatent.shared.export.bundling import BundleReport
+from fedlatent.shared.keys import SigningKey, VerifyKey
+from fedlatent.simulations.deployed import running_federation
+from fedlatent.simulations.evaluation import (
     Detector,
     Rating,
     baseline_detector,
@@ -267,7 +267,14 @@ def _edge_process(
     np.savez_compressed(records, X=absent.sites[0].test)
     key = folder / "publisher.pub"
     key.write_bytes(SigningKey.load(server.signing_key).public.to_pem())
-    command = [sys.executable, "-m", "client.edge.main", "score", str(bundle), str(records)]
+    command = [
+        sys.executable,
+        "-m",
+        "fedlatent.client.edge.main",
+        "score",
+        str(bundle),
+        str(records),
+    ]
     done = subprocess.run(
         [*command, "--key", str(key), "--json"], capture_output=True, text=True, check=False
     )

@@ -13,23 +13,23 @@ from typing import cast
 
 import numpy as np
 
-from client.home import ClientHome
-from client.policy import Caps
-from client.service import ClientService, init_client
-from server.control import OVER
-from server.driver import ATTEMPTS
-from server.home import ServerHome
-from server.registry import Registry, Round, SiteRound
-from server.results import RunResult
-from server.rounds import ANSWERED
-from server.service import ServerService, init_server
-from server.watch import Report, watch_run
-from shared.config import RunConfig
-from shared.data.sources import Federation, SiteData
-from shared.errors import FedlatentError, ServiceError
-from shared.files import write_atomic
-from shared.schedule import Kind, phases, training_round
-from simulations.federation import (
+from fedlatent.client.home import ClientHome
+from fedlatent.client.policy import Caps
+from fedlatent.client.service import ClientService, init_client
+from fedlatent.server.control import OVER
+from fedlatent.server.driver import ATTEMPTS
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry, Round, SiteRound
+from fedlatent.server.results import RunResult
+from fedlatent.server.rounds import ANSWERED
+from fedlatent.server.service import ServerService, init_server
+from fedlatent.server.watch import Report, watch_run
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation, SiteData
+from fedlatent.shared.errors import FedlatentError, ServiceError
+from fedlatent.shared.files import write_atomic
+from fedlatent.shared.schedule import Kind, phases, training_round
+from fedlatent.simulations.federation import (
     Progress,
     RoundFacts,
     Simulation,

@@ -16,23 +16,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.compute import load_weights, scaled
-from client.export import fit_score, site_model, site_parts
-from client.policy import schema_of
-from client.store import SiteMaterial
-from client.trainer import train_round
-from server.results import RunResult
-from shared.config import RunConfig
-from shared.data.scaling import Scaling
-from shared.data.schema import Schema
-from shared.data.sources import Federation, SiteData
-from shared.detection import baselines
-from shared.detection.metrics import auprc, auroc, fpr_at_tpr, per_site_mean, pooled
-from shared.detection.parts import score_parts
-from shared.models import VAE, build, load_encoder
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import (
+from fedlatent.client.compute import load_weights, scaled
+from fedlatent.client.export import fit_score, site_model, site_parts
+from fedlatent.client.policy import schema_of
+from fedlatent.client.store import SiteMaterial
+from fedlatent.client.trainer import train_round
+from fedlatent.server.results import RunResult
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.scaling import Scaling
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.sources import Federation, SiteData
+from fedlatent.shared.detection import baselines
+from fedlatent.shared.detection.metrics import auprc, auroc, fpr_at_tpr, per_site_mean, pooled
+from fedlatent.shared.detection.parts import score_parts
+from fedlatent.shared.models import VAE, build, load_encoder
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.summaries import (
     default_radius,
     latent_density,
     moments,

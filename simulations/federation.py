@@ -16,24 +16,24 @@ from typing import Any, Literal
 import numpy as np
 from flwr.app import Message
 
-from client.home import ClientHome
-from client.local import assemble
-from client.node import Node
-from client.policy import DEFAULT_SHARING, Caps, NodeConfig, NodeData, Policy
-from client.store import SiteMaterial, Store
-from server.driver import Pace, drive
-from server.home import ServerHome
-from server.results import RunResult
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.data.sources import Federation
-from shared.files import append_line, read_lines
-from shared.records import LocalRecords, from_records, to_records
-from shared.schedule import Kind, phase_of, phases, training_round
-from shared.wire import EXTRA_PREFIXES, Arrays, ReplyHeader, RequestHeader, unpack
-from simulations.availability import Availability
-from simulations.grid import Answers, ClientsFailed, Handler, InProcessGrid, by_handlers
-from simulations.stacked.cohort import Cohort
+from fedlatent.client.home import ClientHome
+from fedlatent.client.local import assemble
+from fedlatent.client.node import Node
+from fedlatent.client.policy import DEFAULT_SHARING, Caps, NodeConfig, NodeData, Policy
+from fedlatent.client.store import SiteMaterial, Store
+from fedlatent.server.driver import Pace, drive
+from fedlatent.server.home import ServerHome
+from fedlatent.server.results import RunResult
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.sources import Federation
+from fedlatent.shared.files import append_line, read_lines
+from fedlatent.shared.records import LocalRecords, from_records, to_records
+from fedlatent.shared.schedule import Kind, phase_of, phases, training_round
+from fedlatent.shared.wire import EXTRA_PREFIXES, Arrays, ReplyHeader, RequestHeader, unpack
+from fedlatent.simulations.availability import Availability
+from fedlatent.simulations.grid import Answers, ClientsFailed, Handler, InProcessGrid, by_handlers
+from fedlatent.simulations.stacked.cohort import Cohort
 
 #: Who computes what the clients answer.
 Engine = Literal["nodes", "stacked"]

@@ -16,16 +16,16 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from client.edge.runtime import EdgeModel
-from client.export import site_model
-from client.home import ClientHome
-from client.store import SiteMaterial, Store
-from shared.data.sources import Federation, SiteData
-from shared.keys import SigningKey
-from simulations.evaluation import normals_of
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.export import site_model
+from fedlatent.client.home import ClientHome
+from fedlatent.client.store import SiteMaterial, Store
+from fedlatent.shared.data.sources import Federation, SiteData
+from fedlatent.shared.keys import SigningKey
+from fedlatent.simulations.evaluation import normals_of
 
 if TYPE_CHECKING:
-    from simulations.demo import DemoResult
+    from fedlatent.simulations.demo import DemoResult
 
 NORMAL, ANOMALY = "#1f6f8b", "#d1495b"
 _EXAMPLES = 3

@@ -16,24 +16,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.home import ClientHome
-from client.local import NODE_ID_FILE, SIMULATION_VARIABLE
-from client.policy import NodeConfig
-from server.fab import app_dir
-from server.home import HOME_VARIABLE, ServerHome
-from server.registry import Registry
-from server.results import FACTS, RunResult
-from server.service import free_port
-from shared.config import RunConfig
-from shared.data.sources import Federation, SiteData
-from shared.errors import ConfigError, FedlatentError, ServiceError
-from shared.files import sha256_hex, write_atomic, write_json
-from shared.processes import MARK
-from shared.supervisor import Service, Supervisor, child_environment, program
-from shared.toml import dumps
-from shared.wire import check_run_id
-from simulations.deployed import follow, node_data, node_policy, outcome, write_records
-from simulations.federation import Progress, Simulation
+from fedlatent.client.home import ClientHome
+from fedlatent.client.local import NODE_ID_FILE, SIMULATION_VARIABLE
+from fedlatent.client.policy import NodeConfig
+from fedlatent.server.fab import app_dir
+from fedlatent.server.home import HOME_VARIABLE, ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.server.results import FACTS, RunResult
+from fedlatent.server.service import free_port
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation, SiteData
+from fedlatent.shared.errors import ConfigError, FedlatentError, ServiceError
+from fedlatent.shared.files import sha256_hex, write_atomic, write_json
+from fedlatent.shared.processes import MARK
+from fedlatent.shared.supervisor import Service, Supervisor, child_environment, program
+from fedlatent.shared.toml import dumps
+from fedlatent.shared.wire import check_run_id
+from fedlatent.simulations.deployed import follow, node_data, node_policy, outcome, write_records
+from fedlatent.simulations.federation import Progress, Simulation
 
 _CONNECTION = "simulation"
 _CLUSTER_VARIABLE = "RAY_ADDRESS"

@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.compute import load_weights, run_model
-from server.results import RunResult
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.data.readers import read_npz
-from shared.data.schema import Schema
-from shared.errors import ConfigError
-from shared.files import write_atomic, write_json
-from shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal
-from simulations.federation import Progress, simulate
+from fedlatent.client.compute import load_weights, run_model
+from fedlatent.server.results import RunResult
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.readers import read_npz
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.files import write_atomic, write_json
+from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal
+from fedlatent.simulations.federation import Progress, simulate
 
 CLASSES = 10
 PIXELS = 28 * 28
@@ -262,11 +262,11 @@ def picture(result: RunResult, seed: int) -> bytes:
 
 
 def main() -> None:
-    """``python -m simulations.generation``: train, draw, classify; a table, JSON and a picture."""
+    """Train, draw, classify; a table, JSON and a picture."""
     parser = argparse.ArgumentParser(
-        prog="python -m simulations.generation",
+        prog="python -m fedlatent.simulations.generation",
         description="Classifier accuracy on real MNIST after training on synthetic records.",
-        epilog="Example: python -m simulations.generation --out runs/generation --seeds 3",
+        epilog="Example: python -m fedlatent.simulations.generation --out runs/gen --seeds 3",
     )
     parser.add_argument("--data", type=Path, help="Folder of the data; default $FEDLATENT_DATA.")
     parser.add_argument(

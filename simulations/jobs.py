@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from shared.files import append_line, read_lines
+from fedlatent.shared.files import append_line, read_lines
 
 RESULTS = "results.jsonl"
 

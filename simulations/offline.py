@@ -1,4 +1,4 @@
-"""``python -m simulations.offline``: does a command speak to anybody but this machine?
+"""``python -m fedlatent.simulations.offline``: does a command speak to anybody but this machine?
 
 Every command of ``fedlatent`` runs in a namespace of its own that has a loopback device and no
 other, with an empty home and an empty working folder, each under ``strace``. A name server on that
@@ -7,8 +7,8 @@ machine, no file in the home but our own below ``.fedlatent`` and ``.cache/fedla
 working folder. Linux, as root or where users may make namespaces.
 
 Examples:
-    python -m simulations.offline --out runs/offline
-    python -m simulations.offline --out runs/offline --only edge
+    python -m fedlatent.simulations.offline --out runs/offline
+    python -m fedlatent.simulations.offline --out runs/offline --only edge
 """
 
 import argparse
@@ -31,10 +31,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from shared.errors import ServiceError
-from shared.files import write_json
+import fedlatent
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(fedlatent.__file__).resolve().parents[1]
 OURS = (".fedlatent", ".cache/fedlatent")
 """What our own commands may write in a home, where they are given no other."""
 
@@ -87,7 +88,7 @@ class Finding:
 
 def fedlatent(words: str, serves: float = 0.0, status: int = 0) -> Step:
     """A step of the command line."""
-    argv = (sys.executable, "-m", "cli.main", *words.split())
+    argv = (sys.executable, "-m", "fedlatent.cli.main", *words.split())
     return Step(argv=argv, serves=serves, status=status)
 
 
@@ -187,7 +188,14 @@ def run_steps(steps: Sequence[Step], folder: Path, *, trace: bool) -> list[Findi
     write_json(folder / "steps.json", [asdict(step) for step in steps])
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command += [] if os.getuid() == 0 else ["--map-root-user"]
-    command += [sys.executable, "-m", "simulations.offline", "--out", str(folder), "--inside"]
+    command += [
+        sys.executable,
+        "-m",
+        "fedlatent.simulations.offline",
+        "--out",
+        str(folder),
+        "--inside",
+    ]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [*command, *(["--trace"] if trace else [])],
@@ -249,7 +257,11 @@ def _take(step: Step, folder: Path, asked: list[str], *, trace: bool) -> Finding
         status = process.wait(_LIMIT_S)
     said = output.read_bytes().decode(errors="replace")[-2000:]
     return Finding(
-        command=" ".join(argv[argv.index("cli.main") + 1 :] if "cli.main" in argv else argv[:1]),
+        command=" ".join(
+            argv[argv.index("fedlatent.cli.main") + 1 :]
+            if "fedlatent.cli.main" in argv
+            else argv[:1]
+        ),
         status=0 if status == step.status or (ended and step.serves) else status,
         lookups=tuple(sorted(set(asked))),
         contacts=_foreign(log.read_text(errors="replace")) if trace else (),
@@ -331,7 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 1 when somebody learned of a command, or one did not work.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m simulations.offline",
+        prog="python -m fedlatent.simulations.offline",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from client.policy import schema_of
-from shared.config import DataSection, first_problem
-from shared.data.readers import Label, read_raw
-from shared.data.schema import Schema
-from shared.data.sources import Federation, SiteData, from_file
-from shared.errors import ConfigError, DataError
+from fedlatent.client.policy import schema_of
+from fedlatent.shared.config import DataSection, first_problem
+from fedlatent.shared.data.readers import Label, read_raw
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.sources import Federation, SiteData, from_file
+from fedlatent.shared.errors import ConfigError, DataError
 
 _LEAST_TRAINING = 20  # normal records that a site of the demo needs
 

@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shared.data import benchmarks, sources, tabular
-from shared.data.sources import Federation, SiteData
-from shared.data.transforms import Transform, draw_shift
-from shared.errors import ConfigError
+from fedlatent.shared.data import benchmarks, sources, tabular
+from fedlatent.shared.data.sources import Federation, SiteData
+from fedlatent.shared.data.transforms import Transform, draw_shift
+from fedlatent.shared.errors import ConfigError
 
 Kind = Literal["natural", "iid", "dirichlet", "shards", "quantity", "feature-shift"]
 Owners = NDArray[np.int64]  # [N]: the client of each record

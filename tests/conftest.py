@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import shared  # noqa: F401 - dependencies that would phone home are kept quiet from here on
+import fedlatent  # noqa: F401 - dependencies that would phone home are kept quiet from here on
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

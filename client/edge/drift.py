@@ -23,8 +23,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from shared.bundle.graphs import Density
-from shared.errors import ConfigError
+from fedlatent.shared.bundle.graphs import Density
+from fedlatent.shared.errors import ConfigError
 
 BASELINE = 16  # blocks
 #: The smallest shift that counts, in deviations within a client. A threshold for 1 % of flags on

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from shared.errors import ConfigError, ServiceError
+from fedlatent.shared.errors import ConfigError, ServiceError
 
 MAX_WINDOW = 10_000
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import ServiceError
+from fedlatent.shared.errors import ServiceError
 
 _START_TIME_FIELD = 22  # of /proc/self/stat, counted from 1; see proc(5)
 

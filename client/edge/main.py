@@ -9,8 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from client.edge.commands.common import Commands, print_error, take_any_text
-from shared.errors import FedlatentError, StorageError
+from fedlatent.client.edge.commands.common import Commands, print_error, take_any_text
+from fedlatent.shared.errors import FedlatentError, StorageError
 
 PROG = "fedlatent-edge"
 #: In the order of the help; each has `register`.
@@ -29,7 +29,7 @@ def build_parser(prog: str = PROG) -> tuple[argparse.ArgumentParser, Commands]:
     parser.add_argument("--version", action=_Version, nargs=0, help="print it and exit")
     commands = Commands(parser)
     for name in MODULES:
-        importlib.import_module(f"client.edge.commands.{name}").register(commands)
+        importlib.import_module(f"fedlatent.client.edge.commands.{name}").register(commands)
     return parser, commands
 
 
@@ -38,7 +38,7 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print it and exit."""
-        from client.edge.versions import program
+        from fedlatent.client.edge.versions import program
 
         found = program() or "not installed; run from a checkout"
         parser.exit(message=f"{found}\n")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from client.edge.windows import CsvDecoder
-from shared.data.schema import Schema
-from shared.errors import DataError
+from fedlatent.client.edge.windows import CsvDecoder
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import DataError
 
 SUFFIXES = (".csv", ".csv.gz", ".npz")
 

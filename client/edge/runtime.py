@@ -9,12 +9,12 @@ from typing import Self, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from shared.bundle.archive import GOLDEN, Bundle, parse_bundle, read_bundle
-from shared.bundle.graphs import Density, Graphs, check_golden
-from shared.bundle.manifest import POSTERIOR, RECENTRED, SCORE
-from shared.errors import BundleError, ConfigError, DataError
-from shared.files import read_json, write_json
-from shared.keys import VerifyKey
+from fedlatent.shared.bundle.archive import GOLDEN, Bundle, parse_bundle, read_bundle
+from fedlatent.shared.bundle.graphs import Density, Graphs, check_golden
+from fedlatent.shared.bundle.manifest import POSTERIOR, RECENTRED, SCORE
+from fedlatent.shared.errors import BundleError, ConfigError, DataError
+from fedlatent.shared.files import read_json, write_json
+from fedlatent.shared.keys import VerifyKey
 
 CALIBRATION_FORMAT = 2
 #: Of the normal records that a calibration is made from, at most so many give the center; the

@@ -14,13 +14,13 @@ from typing import Self
 
 import numpy as np
 
-from client.edge.drift import DriftMonitor
-from client.edge.runtime import EdgeModel
-from client.edge.stream import CONFIRM_AFTER, Notifier, resident_bytes
-from client.edge.web import Answer, Refusal, WebServer
-from client.edge.windows import CsvDecoder, Decoder, RawDecoder
-from shared.data.schema import Schema
-from shared.errors import BundleError, ConfigError, DataError
+from fedlatent.client.edge.drift import DriftMonitor
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.edge.stream import CONFIRM_AFTER, Notifier, resident_bytes
+from fedlatent.client.edge.web import Answer, Refusal, WebServer
+from fedlatent.client.edge.windows import CsvDecoder, Decoder, RawDecoder
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import BundleError, ConfigError, DataError
 
 #: Upper bounds of the latency histogram, in seconds.
 LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -107,14 +107,14 @@ class EdgeServer:
         return self._web.port
 
     def get(self, path: str) -> Answer:
-        """See `client.edge.web.Application`."""
+        """See `fedlatent.client.edge.web.Application`."""
         if path == "/health":
             health = self.health()
             return Answer(body=health, status=200 if health["ok"] else 503)
         return Answer(body=self.model.info() if path == "/info" else self.metrics())
 
     def post(self, path: str, kind: str, body: bytes) -> Answer:
-        """See `client.edge.web.Application`."""
+        """See `fedlatent.client.edge.web.Application`."""
         return Answer(body=self.score(body, kind))
 
     def run(self, stop: threading.Event, alive: Callable[[], None]) -> None:

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from client.edge.runtime import EdgeModel
-from shared.data.schema import Schema
-from shared.errors import BundleError
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import BundleError
 
 #: A sum of squares below this is one of finite values that centring cannot make overflow.
 _PLAIN = 1e280

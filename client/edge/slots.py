@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from client.edge.versions import software
-from shared.bundle.strict import parse_object
-from shared.errors import BundleError, ConfigError, FedlatentError, UpdateRefused
-from shared.files import (
+from fedlatent.client.edge.versions import software
+from fedlatent.shared.bundle.strict import parse_object
+from fedlatent.shared.errors import BundleError, ConfigError, FedlatentError, UpdateRefused
+from fedlatent.shared.files import (
     UTC_TIME,
     append_line,
     canonical_json,
@@ -39,10 +39,10 @@ from shared.files import (
     write_atomic,
     write_json,
 )
-from shared.keys import VerifyKey
+from fedlatent.shared.keys import VerifyKey
 
 if TYPE_CHECKING:
-    from client.edge.runtime import EdgeModel
+    from fedlatent.client.edge.runtime import EdgeModel
 
 FORMAT = 1
 #: A trial that was started this often and never confirmed is rolled back at the next start.
@@ -289,7 +289,7 @@ def load_slot(state: Path, installed: Installed) -> "EdgeModel":
     Raises:
         BundleError: it is not good on this machine; UpdateRefused: nor is its storage or key.
     """
-    from client.edge.runtime import EdgeModel
+    from fedlatent.client.edge.runtime import EdgeModel
 
     data = _read_slot(state, installed)
     if installed.recipient is not None:
@@ -303,7 +303,7 @@ def unseal(state: Path, data: bytes, model: str, version: int) -> bytes:
     Raises:
         UpdateRefused: "wrong-recipient": there is no such key.
     """
-    from shared.bundle.sealed import RecipientKey, open_sealed
+    from fedlatent.shared.bundle.sealed import RecipientKey, open_sealed
 
     try:
         return open_sealed(data, RecipientKey.load(recipient_path(state)), model, version)

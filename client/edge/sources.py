@@ -1,7 +1,7 @@
 """Where a stream's bytes come from: standard input, files, HTTP, MQTT; all in bounded memory.
 
 A source gives bytes as they come, or a `Signal`. What they mean is the decoder's business
-(`client.edge.windows`).
+(`fedlatent.client.edge.windows`).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from pathlib import Path
 
-from shared.errors import ConfigError, DataError, ServiceError
+from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 
 #: Bytes that `Source.read` gives at once, at most, but for one MQTT message.
 CHUNK = 65_536

@@ -18,12 +18,12 @@ from typing import Literal
 
 import numpy as np
 
-from client.edge.drift import DriftMonitor
-from client.edge.events import Debounce, event_line, utc_now
-from client.edge.runtime import CENTER_RECORDS, EdgeModel, ScoreTable
-from client.edge.sources import Signal, Source
-from client.edge.windows import Decoder, Windows
-from shared.errors import ConfigError, DataError, ServiceError
+from fedlatent.client.edge.drift import DriftMonitor
+from fedlatent.client.edge.events import Debounce, event_line, utc_now
+from fedlatent.client.edge.runtime import CENTER_RECORDS, EdgeModel, ScoreTable
+from fedlatent.client.edge.sources import Signal, Source
+from fedlatent.client.edge.windows import Decoder, Windows
+from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 
 #: After so many records without an error, the installed bundle counts as good.
 CONFIRM_AFTER = 10

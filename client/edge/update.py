@@ -28,18 +28,18 @@ from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-
 from tuf.ngclient import Updater  # type: ignore[attr-defined]
 from tuf.ngclient.fetcher import FetcherInterface
 
-from client.edge import slots
-from client.edge.slots import HASH, KEY_ID, WORD, Device, Installed, Record
-from shared.bundle.sealed import MAX_OVERHEAD, RecipientKey, SuiteName
-from shared.bundle.strict import MAX_ITEMS, StrictObject
-from shared.errors import (
+from fedlatent.client.edge import slots
+from fedlatent.client.edge.slots import HASH, KEY_ID, WORD, Device, Installed, Record
+from fedlatent.shared.bundle.sealed import MAX_OVERHEAD, RecipientKey, SuiteName
+from fedlatent.shared.bundle.strict import MAX_ITEMS, StrictObject
+from fedlatent.shared.errors import (
     BundleError,
     ConfigError,
     FedlatentError,
     UpdateRefused,
     UpgradeNeeded,
 )
-from shared.files import UTC_TIME, sha256_hex, utc_text, write_atomic
+from fedlatent.shared.files import UTC_TIME, sha256_hex, utc_text, write_atomic
 
 CUSTOM_FORMAT = 1
 #: Checks of a bundle that never end (crash, watchdog, busy machine) before it is set aside.
@@ -405,7 +405,7 @@ def download(base: str, offer: Offer) -> bytes:
     Raises:
         UpdateRefused: oversized, truncated, swapped-file or unreachable.
     """
-    from shared.bundle.archive import MAX_BUNDLE_BYTES  # slow to load, and rarely needed
+    from fedlatent.shared.bundle.archive import MAX_BUNDLE_BYTES  # slow to load, and rarely needed
 
     if offer.bytes > MAX_BUNDLE_BYTES + MAX_OVERHEAD:
         raise UpdateRefused(
@@ -583,8 +583,8 @@ def _checked(state: Path, data: bytes, offer: Offer) -> str:
 
 def _tried(plain: bytes, offer: Offer) -> str:
     """Check a bundle's signature, that it is what the release says, and what it computes here."""
-    from client.edge.runtime import EdgeModel
-    from shared.bundle.archive import parse_bundle
+    from fedlatent.client.edge.runtime import EdgeModel
+    from fedlatent.shared.bundle.archive import parse_bundle
 
     key = slots.verify_key(offer.key)
     try:

@@ -22,7 +22,7 @@ def software() -> str:
     """This program, the bundles that it reads, and its ONNX Runtime."""
     import onnxruntime
 
-    from shared.bundle.manifest import FORMAT_VERSION
+    from fedlatent.shared.bundle.manifest import FORMAT_VERSION
 
     known = program() or "fedlatent"
     return f"{known} (bundle format {FORMAT_VERSION}) with ONNX Runtime {onnxruntime.__version__}"

@@ -27,7 +27,7 @@ from typing import Protocol
 
 import h11
 
-from shared.errors import ServiceError
+from fedlatent.shared.errors import ServiceError
 
 #: Bodies of so many times the longest one are held at once, at most.
 HELD_BODIES = 4

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from shared.data.schema import Schema
-from shared.errors import ConfigError, DataError
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import ConfigError, DataError
 
 #: Rows that a decoder gives at once, at most.
 BATCH = 256

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from client.gradients.geometry import Geometry
-from client.gradients.parts import (
+from fedlatent.client.gradients.geometry import Geometry
+from fedlatent.client.gradients.parts import (
     RecordGradients,
     Table,
     Whole,
@@ -26,7 +26,7 @@ from client.gradients.parts import (
     dense,
     summed,
 )
-from client.gradients.segments import Segments, multiply_columns, multiply_rows
+from fedlatent.client.gradients.segments import Segments, multiply_columns, multiply_rows
 
 _Conv = nn.Conv1d | nn.Conv2d
 _Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from client.gradients.segments import Segments
+from fedlatent.client.gradients.segments import Segments
 
 _EXACT = torch.finfo(torch.float64).eps
 

@@ -1,8 +1,8 @@
 """Sums of per-record gradients of one client or many, clipped exactly: for nodes and simulations.
 
-Models made of the layers of ``client.gradients.layers`` take one backward pass, whose activations
-and gradients give both the norms and the clipped sums; a trial at the start holds them against
-gradients of records taken one by one. Any other model takes per-record gradients by nested
+Models made of the layers of ``fedlatent.client.gradients.layers`` take one backward pass, whose
+activations and gradients give both the norms and the clipped sums; a trial at the start holds them
+against gradients of records taken one by one. Any other model takes per-record gradients by nested
 ``vmap``: correct for everything that ``torch.func`` can differentiate, slower, and with whole
 gradients of all records in memory.
 
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from client.gradients.layers import StackedLayer, stack_layers
-from client.gradients.parts import Whole
-from client.gradients.segments import Segments
-from shared.config import TrainingSection
-from shared.models import FAMILIES, VAE, Terms
-from shared.models.base import use_prior
-from shared.models.objective import record_loss
-from shared.models.priors import Prior
+from fedlatent.client.gradients.layers import StackedLayer, stack_layers
+from fedlatent.client.gradients.parts import Whole
+from fedlatent.client.gradients.segments import Segments
+from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.models import FAMILIES, VAE, Terms
+from fedlatent.shared.models.base import use_prior
+from fedlatent.shared.models.objective import record_loss
+from fedlatent.shared.models.priors import Prior
 
 #: Added to a norm before the clip is divided by it.
 NORM_FLOOR = 1e-6

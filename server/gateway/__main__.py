@@ -1,4 +1,4 @@
-"""Command line: ``python -m server.gateway --home DIR``."""
+"""Command line: ``python -m fedlatent.server.gateway --home DIR``."""
 
 import argparse
 import functools
@@ -11,13 +11,13 @@ import time
 
 import uvicorn
 
-from server.gateway.app import create_app
-from server.gateway.connections import Connections, Visitor, WatchedTLS
-from server.gateway.issued import Book
-from server.gateway.quiet import Quiet
-from server.home import ServerHome
-from server.settings import GatewayLimits, ServerSettings, load_settings
-from shared.processes import hang_up_is_terminate
+from fedlatent.server.gateway.app import create_app
+from fedlatent.server.gateway.connections import Connections, Visitor, WatchedTLS
+from fedlatent.server.gateway.issued import Book
+from fedlatent.server.gateway.quiet import Quiet
+from fedlatent.server.home import ServerHome
+from fedlatent.server.settings import GatewayLimits, ServerSettings, load_settings
+from fedlatent.shared.processes import hang_up_is_terminate
 
 LOG = logging.getLogger("fedlatent.gateway")
 

@@ -11,14 +11,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.gateway.connections import Visitor
-from server.gateway.issued import Book
-from server.gateway.rates import Rates
-from server.gateway.refusal import Refused
-from server.gateway.rules import ENDPOINTS, Note, Rules
-from server.gateway.sites import Member, Members
-from server.home import ServerHome
-from server.settings import GatewayLimits
+from fedlatent.server.gateway.connections import Visitor
+from fedlatent.server.gateway.issued import Book
+from fedlatent.server.gateway.rates import Rates
+from fedlatent.server.gateway.refusal import Refused
+from fedlatent.server.gateway.rules import ENDPOINTS, Note, Rules
+from fedlatent.server.gateway.sites import Member, Members
+from fedlatent.server.home import ServerHome
+from fedlatent.server.settings import GatewayLimits
 
 LOG = logging.getLogger("fedlatent.gateway")
 

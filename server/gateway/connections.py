@@ -20,7 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from server.settings import GatewayLimits
+from fedlatent.server.settings import GatewayLimits
 
 LOG = logging.getLogger("fedlatent.gateway")
 

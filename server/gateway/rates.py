@@ -4,8 +4,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from server.gateway.refusal import Refused
-from server.settings import GatewayLimits
+from fedlatent.server.gateway.refusal import Refused
+from fedlatent.server.settings import GatewayLimits
 
 
 @dataclass

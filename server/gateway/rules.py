@@ -30,11 +30,11 @@ from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
-from server.gateway.issued import Book, Issued
-from server.gateway.refusal import Refused
-from server.gateway.sites import Member
-from server.home import ServerHome
-from server.quota import ReplyQuota, load_quota
+from fedlatent.server.gateway.issued import Book, Issued
+from fedlatent.server.gateway.refusal import Refused
+from fedlatent.server.gateway.sites import Member
+from fedlatent.server.home import ServerHome
+from fedlatent.server.quota import ReplyQuota, load_quota
 
 MARGIN = 2
 """So many times its planned bytes may a reply weigh before it ends."""

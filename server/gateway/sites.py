@@ -13,11 +13,11 @@ from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMEST
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from starlette.datastructures import Headers
 
-from server.control import Control, Site, fingerprint_of
-from server.gateway.refusal import NotAdmitted, Refused
-from server.home import ServerHome
-from shared.errors import FedlatentError
-from shared.keys import node_public_key
+from fedlatent.server.control import Control, Site, fingerprint_of
+from fedlatent.server.gateway.refusal import NotAdmitted, Refused
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.errors import FedlatentError
+from fedlatent.shared.keys import node_public_key
 
 LOG = logging.getLogger("fedlatent.gateway")
 

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.bundle.archive import Bundle, read_bundle
-from shared.errors import BundleError, ConfigError, DataError, ServiceError
-from shared.files import sha256_hex, write_atomic, write_json
-from shared.keys import VerifyKey
-from shared.quiet import cache_folder
+from fedlatent.shared.bundle.archive import Bundle, read_bundle
+from fedlatent.shared.errors import BundleError, ConfigError, DataError, ServiceError
+from fedlatent.shared.files import sha256_hex, write_atomic, write_json
+from fedlatent.shared.keys import VerifyKey
+from fedlatent.shared.quiet import cache_folder
 
 PAGE_FORMAT = 1
 PACKAGE = "onnxruntime-web"

@@ -8,17 +8,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
-from server.seal import Envelope
-from server.strategies.robust import Pool
-from server.strategies.weighting import weight_of
-from shared.config import RunConfig
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import Form
-from shared.records import HEADER, header_record, to_records
-from shared.schedule import Phase
-from shared.signing import digest_of
-from shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
+from fedlatent.server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from fedlatent.server.seal import Envelope
+from fedlatent.server.strategies.robust import Pool
+from fedlatent.server.strategies.weighting import weight_of
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.summaries import Form
+from fedlatent.shared.records import HEADER, header_record, to_records
+from fedlatent.shared.schedule import Phase
+from fedlatent.shared.signing import digest_of
+from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
 
 _log = getLogger("fedlatent.server")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shared.wire import Arrays
+from fedlatent.shared.wire import Arrays
 
 _BLOCK = 2**14
 

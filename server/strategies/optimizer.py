@@ -6,8 +6,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
-from shared.config import StrategySection
-from shared.wire import Arrays, below, under
+from fedlatent.shared.config import StrategySection
+from fedlatent.shared.wire import Arrays, below, under
 
 _MOMENTUM = 0.9
 _ADAPTIVE = {"adam": FedAdam, "yogi": FedYogi, "adagrad": FedAdagrad}

@@ -47,10 +47,10 @@ from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg
 from flwr.serverapp.strategy.multikrum import select_multikrum
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from server.strategies.mean import WeightedMean
-from server.strategies.weighting import LARGEST_SHARE
-from shared.config import Robust, RunConfig
-from shared.wire import Arrays
+from fedlatent.server.strategies.mean import WeightedMean
+from fedlatent.server.strategies.weighting import LARGEST_SHARE
+from fedlatent.shared.config import Robust, RunConfig
+from fedlatent.shared.wire import Arrays
 
 _log = getLogger("fedlatent.server")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.wire import ReplyHeader
+from fedlatent.shared.wire import ReplyHeader
 
 #: From this ratio of signal to noise on, the weight is that without noise to the last bit.
 _DROWNS_NOISE = 1e9

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shared.bundle.manifest import FileEntry, Manifest
-from shared.bundle.strict import parse_object
-from shared.errors import BundleError
-from shared.files import canonical_json, sha256_hex, write_atomic
-from shared.keys import SigningKey, VerifyKey
+from fedlatent.shared.bundle.manifest import FileEntry, Manifest
+from fedlatent.shared.bundle.strict import parse_object
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.files import canonical_json, sha256_hex, write_atomic
+from fedlatent.shared.keys import SigningKey, VerifyKey
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shared.errors import BundleError
+from fedlatent.shared.errors import BundleError
 
 MAX_ARRAYS = 64
 

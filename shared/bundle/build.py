@@ -5,12 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.bundle.archive import CARD, DECODER, DENSITY, GOLDEN, scorer_name, write_bundle
-from shared.bundle.arrays import pack_arrays
-from shared.bundle.card import model_card
-from shared.bundle.graphs import make_golden
-from shared.bundle.manifest import Manifest
-from shared.keys import SigningKey
+from fedlatent.shared.bundle.archive import (
+    CARD,
+    DECODER,
+    DENSITY,
+    GOLDEN,
+    scorer_name,
+    write_bundle,
+)
+from fedlatent.shared.bundle.arrays import pack_arrays
+from fedlatent.shared.bundle.card import model_card
+from fedlatent.shared.bundle.graphs import make_golden
+from fedlatent.shared.bundle.manifest import Manifest
+from fedlatent.shared.keys import SigningKey
 
 
 def build_bundle(

@@ -1,6 +1,6 @@
 """The model card: the manifest in words, for the people who deploy a bundle."""
 
-from shared.bundle.manifest import Manifest, Privacy
+from fedlatent.shared.bundle.manifest import Manifest, Privacy
 
 _EXACT = (
     "- **No epsilon covers this bundle.** It holds exact statistics of one site's records: latent "

@@ -12,11 +12,11 @@ import onnxruntime as ort
 from numpy.typing import ArrayLike
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from shared.bundle.archive import DENSITY, GOLDEN, scorer_name
-from shared.bundle.arrays import pack_arrays, unpack_arrays
-from shared.bundle.manifest import POSTERIOR, Manifest
-from shared.data.schema import Schema
-from shared.errors import BundleError, UpgradeNeeded
+from fedlatent.shared.bundle.archive import DENSITY, GOLDEN, scorer_name
+from fedlatent.shared.bundle.arrays import pack_arrays, unpack_arrays
+from fedlatent.shared.bundle.manifest import POSTERIOR, Manifest
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import BundleError, UpgradeNeeded
 
 #: Records are run in chunks of this size, which bounds the memory of a large file.
 CHUNK = 32

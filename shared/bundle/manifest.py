@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal, cast, get_args
 
-from shared.bundle.strict import StrictObject, parse_object
-from shared.data.schema import Schema
-from shared.errors import BundleError, ConfigError, UpgradeNeeded
-from shared.files import UTC_TIME, canonical_json
+from fedlatent.shared.bundle.strict import StrictObject, parse_object
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import BundleError, ConfigError, UpgradeNeeded
+from fedlatent.shared.files import UTC_TIME, canonical_json
 
 FORMAT_VERSION = 2
 MAX_MANIFEST_BYTES = 65_536

@@ -20,9 +20,9 @@ from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from shared.errors import BundleError, ConfigError
-from shared.files import sha256_hex, write_atomic
-from shared.keys import MAX_KEY_BYTES, check_private
+from fedlatent.shared.errors import BundleError, ConfigError
+from fedlatent.shared.files import sha256_hex, write_atomic
+from fedlatent.shared.keys import MAX_KEY_BYTES, check_private
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hpke import Suite

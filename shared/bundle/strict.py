@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from shared.errors import BundleError
+from fedlatent.shared.errors import BundleError
 
 MAX_ITEMS = 256
 MAX_TEXT = 256

@@ -1,8 +1,8 @@
 """Federations from the real data sets of the field: servers, letters and images.
 
-As in `shared.data.sources`, rows stay raw, and `schema.preprocess` turns them into model input.
-Series and images are kept as the files hold them: windows are views of the series where none is
-left out, and images stay integers.
+As in `fedlatent.shared.data.sources`, rows stay raw, and `schema.preprocess` turns them into model
+input. Series and images are kept as the files hold them: windows are views of the series where none
+is left out, and images stay integers.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from shared.data.readers import read_npz
-from shared.data.schema import Schema
-from shared.data.sources import Federation, SiteData, split_site
-from shared.errors import DataError
+from fedlatent.shared.data.readers import read_npz
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.sources import Federation, SiteData, split_site
+from fedlatent.shared.errors import DataError
 
 WINDOW = 8  # rows: 8 minutes of smd, 40 minutes of asd
 MAX_WINDOWS = 3_000  # training windows of one machine

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shared.data.schema import Schema
-from shared.errors import ConfigError, DataError
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import ConfigError, DataError
 
 Level = str | float
 

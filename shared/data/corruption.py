@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.errors import ConfigError
+from fedlatent.shared.errors import ConfigError
 
 _RADIUS = 4  # samples on each side that a blur reads
 _SINUSOIDS = 3

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shared.data.schema import Schema
-from shared.errors import DataError
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

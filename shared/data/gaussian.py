@@ -11,11 +11,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.config import RunConfig
-from shared.data.frequencies import cosine_basis
-from shared.data.scaling import data_radius
-from shared.privacy.robust import pooled_density
-from shared.privacy.summaries import LatentDensity, squared_distance
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.frequencies import cosine_basis
+from fedlatent.shared.data.scaling import data_radius
+from fedlatent.shared.privacy.robust import pooled_density
+from fedlatent.shared.privacy.summaries import LatentDensity, squared_distance
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

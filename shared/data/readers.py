@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.dataset import Dataset
-from shared.data.schema import Schema
-from shared.errors import DataError
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

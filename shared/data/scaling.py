@@ -12,10 +12,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.config import DataSection
-from shared.errors import ProtocolError
-from shared.privacy.robust import LEAST_SITES, temper_moments
-from shared.privacy.summaries import DIAGONAL_SENSITIVITY
+from fedlatent.shared.config import DataSection
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.privacy.robust import LEAST_SITES, temper_moments
+from fedlatent.shared.privacy.summaries import DIAGONAL_SENSITIVITY
 
 #: Scaled values are clipped to this many deviations.
 LIMIT = 8.0

@@ -14,8 +14,8 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shared.errors import ConfigError, DataError
-from shared.files import canonical_json, sha256_hex
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.files import canonical_json, sha256_hex
 
 Center = Literal["none", "median", "mean"]
 

@@ -12,7 +12,7 @@ import selfies
 from numpy.typing import NDArray
 from rdkit import Chem
 
-from shared.data.schema import Schema
+from fedlatent.shared.data.schema import Schema
 
 STOP = 0  # index that ends a molecule and fills the rest of a record
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data import hearts as heart_model
-from shared.data.readers import Label, read_npz, read_raw
-from shared.data.schema import Schema
-from shared.data.transforms import affine_points, resample
+from fedlatent.shared.data import hearts as heart_model
+from fedlatent.shared.data.readers import Label, read_npz, read_raw
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.transforms import affine_points, resample
 
 TRAIN_FRACTION = 0.7
 
@@ -211,8 +211,8 @@ def from_file(
 ) -> Federation:
     """Read a file as a federation: one site per client name, or a single site without names.
 
-    Arguments and errors are those of `shared.data.readers.read`; `seed` draws the split into
-    training and test records.
+    Arguments and errors are those of `fedlatent.shared.data.readers.read`; `seed` draws the split
+    into training and test records.
 
     Raises:
         DataError: If the file cannot be read or a record does not fit the schema.

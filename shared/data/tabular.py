@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shared.data.schema import Schema
-from shared.data.sources import Federation, SiteData, split_site
-from shared.errors import DataError
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.sources import Federation, SiteData, split_site
+from fedlatent.shared.errors import DataError
 
 #: Public range of each measured column, and the value that stands for one that was not measured.
 _HEART_RANGES: dict[str, tuple[float, float, float]] = {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.schema import Schema
+from fedlatent.shared.data.schema import Schema
 
 Transform = Callable[[NDArray[Any]], NDArray[Any]]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shared.data.frequencies import cosine_basis
-from shared.privacy.accounting import GaussianEvent, epsilon_of
-from shared.privacy.em import first_mixture, next_mixture
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.noise import NoiseSource
-from shared.privacy.summaries import (
+from fedlatent.shared.data.frequencies import cosine_basis
+from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
+from fedlatent.shared.privacy.em import first_mixture, next_mixture
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.noise import NoiseSource
+from fedlatent.shared.privacy.summaries import (
     LatentDensity,
     latent_density,
     mixture_moments,

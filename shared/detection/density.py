@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.config import RunConfig
-from shared.detection.parts import score_centres, score_names
-from shared.privacy.robust import pooled_density
-from shared.privacy.summaries import LatentDensity
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.detection.parts import score_centres, score_names
+from fedlatent.shared.privacy.robust import pooled_density
+from fedlatent.shared.privacy.summaries import LatentDensity
 
 #: Parts in their order, each with the width of its logarithm that is resolved.
 PARTS: dict[str, float] = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import ConfigError
+from fedlatent.shared.errors import ConfigError
 
 DECILES = tuple(level / 10 for level in range(1, 10))
 

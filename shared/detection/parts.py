@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.config import RunConfig
-from shared.data.gaussian import DataGaussian
-from shared.models.base import VAE
-from shared.privacy.summaries import LatentDensity, squared_distance
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.gaussian import DataGaussian
+from fedlatent.shared.models.base import VAE
+from fedlatent.shared.privacy.summaries import LatentDensity, squared_distance
 
 _CHUNK = 4096
 _EXPECTED_ERROR = 0.05  # of one value of a record, in squared units; only a public centre

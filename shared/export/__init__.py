@@ -1,6 +1,6 @@
 """Models as self-contained ONNX files, and the proof that they compute what the model computes."""
 
-from shared.export.onnx import (
+from fedlatent.shared.export.onnx import (
     Decoder,
     Encoder,
     Scorer,
@@ -10,7 +10,7 @@ from shared.export.onnx import (
     export_scorer,
     scorer_outputs,
 )
-from shared.export.parity import SCORER_TOLERANCE, ParityReport, parity, run_onnx
+from fedlatent.shared.export.parity import SCORER_TOLERANCE, ParityReport, parity, run_onnx
 
 __all__ = [
     "SCORER_TOLERANCE",

@@ -10,9 +10,9 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from shared.bundle.archive import DECODER, SCORER
-from shared.bundle.build import build_bundle
-from shared.bundle.manifest import (
+from fedlatent.shared.bundle.archive import DECODER, SCORER
+from fedlatent.shared.bundle.build import build_bundle
+from fedlatent.shared.bundle.manifest import (
     Combination,
     Kind,
     Manifest,
@@ -22,13 +22,13 @@ from shared.bundle.manifest import (
     Thresholds,
     Training,
 )
-from shared.config import RunConfig
-from shared.data.scaling import Scaling
-from shared.data.schema import Schema
-from shared.detection.combine import ScoreCombination
-from shared.errors import ConfigError, DataError
-from shared.export.compact import to_ort
-from shared.export.onnx import (
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.scaling import Scaling
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.detection.combine import ScoreCombination
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.export.compact import to_ort
+from fedlatent.shared.export.onnx import (
     OPSET,
     Decoder,
     Scorer,
@@ -36,17 +36,17 @@ from shared.export.onnx import (
     export_scorer,
     scorer_outputs,
 )
-from shared.export.parity import SCORER_TOLERANCE, ParityReport, parity
-from shared.export.released import Released
-from shared.export.targets import Choice, Target, choose
-from shared.files import read_json, utc_text, write_json
-from shared.keys import SigningKey
-from shared.models import VAE
-from shared.privacy.accounting import ADJACENCY
-from shared.privacy.clipping import synthetic_records
-from shared.privacy.noise import RngName
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import LatentDensity
+from fedlatent.shared.export.parity import SCORER_TOLERANCE, ParityReport, parity
+from fedlatent.shared.export.released import Released
+from fedlatent.shared.export.targets import Choice, Target, choose
+from fedlatent.shared.files import read_json, utc_text, write_json
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.models import VAE
+from fedlatent.shared.privacy.accounting import ADJACENCY
+from fedlatent.shared.privacy.clipping import synthetic_records
+from fedlatent.shared.privacy.noise import RngName
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.summaries import LatentDensity
 
 SUFFIX = ".fedlatent"
 _VERSIONS = "versions.json"

@@ -24,9 +24,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from shared.bundle.graphs import Graph
-from shared.errors import BundleError
-from shared.export import onnx as exporter
+from fedlatent.shared.bundle.graphs import Graph
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.export import onnx as exporter
 
 #: Weights of fewer values than these are not packed so: that takes one or two more nodes.
 LEAST_INT8, LEAST_FP16 = 256, 32

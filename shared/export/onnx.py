@@ -16,18 +16,18 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from shared.bundle.manifest import POSTERIOR
-from shared.data.scaling import LIMIT, Scaling
-from shared.detection.combine import ScoreCombination
-from shared.errors import BundleError
-from shared.export.released import (
+from fedlatent.shared.bundle.manifest import POSTERIOR
+from fedlatent.shared.data.scaling import LIMIT, Scaling
+from fedlatent.shared.detection.combine import ScoreCombination
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.export.released import (
     DATA_DISTANCE,
     RECONSTRUCTION_ERROR,
     Released,
     ReleasedScore,
 )
-from shared.models.base import VAE, Graph
-from shared.privacy.summaries import LatentDensity
+from fedlatent.shared.models.base import VAE, Graph
+from fedlatent.shared.privacy.summaries import LatentDensity
 
 OPSET = 20
 RANDOM_OPS = frozenset(

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from shared.errors import BundleError
+from fedlatent.shared.errors import BundleError
 
 TOLERANCE = 1e-5
 # A distance multiplies the rounding of a latent by up to 1 / sqrt(least variance), so a model with

@@ -10,8 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.data.gaussian import DataGaussian
-from shared.detection.density import FLOOR, LEAST_DEVIATION, PARTS, WEIGHT_BELOW, ScoreDensity
+from fedlatent.shared.data.gaussian import DataGaussian
+from fedlatent.shared.detection.density import (
+    FLOOR,
+    LEAST_DEVIATION,
+    PARTS,
+    WEIGHT_BELOW,
+    ScoreDensity,
+)
 
 DATA_DISTANCE = "data_distance"
 RECONSTRUCTION_ERROR = "reconstruction_error"

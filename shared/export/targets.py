@@ -20,11 +20,11 @@ from typing import Literal
 import numpy as np
 import onnxruntime
 
-from shared.bundle.graphs import CHUNK, Graph
-from shared.bundle.manifest import RECENTRED, SCORE, Precision, Thresholds
-from shared.detection.metrics import auroc
-from shared.errors import BundleError
-from shared.export.compact import (
+from fedlatent.shared.bundle.graphs import CHUNK, Graph
+from fedlatent.shared.bundle.manifest import RECENTRED, SCORE, Precision, Thresholds
+from fedlatent.shared.detection.metrics import auroc
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.export.compact import (
     optimise,
     shrink,
     to_fp16,
@@ -32,7 +32,7 @@ from shared.export.compact import (
     to_int8_static,
     to_int8_weights,
 )
-from shared.export.timing import CALLS, ROUNDS, Latency, measure
+from fedlatent.shared.export.timing import CALLS, ROUNDS, Latency, measure
 
 Target = Literal["auto", "smallest", "fastest", "arm", "web"]
 TARGETS: tuple[Target, ...] = ("auto", "smallest", "fastest", "arm", "web")

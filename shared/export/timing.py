@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.bundle.graphs import Graph
+from fedlatent.shared.bundle.graphs import Graph
 
 CALLS, ROUNDS, WARM_UP = 300, 5, 20
 

@@ -6,28 +6,28 @@ from typing import Any
 
 import torch
 
-from shared.errors import ConfigError
-from shared.models.base import VAE, Terms, encoder_state, load_encoder, load_state
-from shared.models.denoising import PRESETS as DENOISING_PRESETS
-from shared.models.denoising import DenoisingConfig, DenoisingVAE
-from shared.models.diffusion import PRESETS as DIFFUSION_PRESETS
-from shared.models.diffusion import DiffusionConfig, LatentDiffusion
-from shared.models.gaussian import PRESETS as GAUSSIAN_PRESETS
-from shared.models.gaussian import GaussianConfig, GaussianVAE
-from shared.models.gumbel import PRESETS as GUMBEL_PRESETS
-from shared.models.gumbel import GumbelConfig, GumbelVAE
-from shared.models.hierarchical import PRESETS as HIERARCHICAL_PRESETS
-from shared.models.hierarchical import HierarchicalConfig, HierarchicalVAE
-from shared.models.mixed import PRESETS as MIXED_PRESETS
-from shared.models.mixed import MixedConfig, MixedVAE
-from shared.models.molecule import PRESETS as MOLECULE_PRESETS
-from shared.models.molecule import MoleculeConfig, MoleculeVAE
-from shared.models.sequence import PRESETS as SEQUENCE_PRESETS
-from shared.models.sequence import SequenceConfig, SequenceVAE
-from shared.models.sparse import PRESETS as SPARSE_PRESETS
-from shared.models.sparse import SparseConfig, SparseVAE
-from shared.models.vq import PRESETS as VQ_PRESETS
-from shared.models.vq import VQVAE, VQConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.base import VAE, Terms, encoder_state, load_encoder, load_state
+from fedlatent.shared.models.denoising import PRESETS as DENOISING_PRESETS
+from fedlatent.shared.models.denoising import DenoisingConfig, DenoisingVAE
+from fedlatent.shared.models.diffusion import PRESETS as DIFFUSION_PRESETS
+from fedlatent.shared.models.diffusion import DiffusionConfig, LatentDiffusion
+from fedlatent.shared.models.gaussian import PRESETS as GAUSSIAN_PRESETS
+from fedlatent.shared.models.gaussian import GaussianConfig, GaussianVAE
+from fedlatent.shared.models.gumbel import PRESETS as GUMBEL_PRESETS
+from fedlatent.shared.models.gumbel import GumbelConfig, GumbelVAE
+from fedlatent.shared.models.hierarchical import PRESETS as HIERARCHICAL_PRESETS
+from fedlatent.shared.models.hierarchical import HierarchicalConfig, HierarchicalVAE
+from fedlatent.shared.models.mixed import PRESETS as MIXED_PRESETS
+from fedlatent.shared.models.mixed import MixedConfig, MixedVAE
+from fedlatent.shared.models.molecule import PRESETS as MOLECULE_PRESETS
+from fedlatent.shared.models.molecule import MoleculeConfig, MoleculeVAE
+from fedlatent.shared.models.sequence import PRESETS as SEQUENCE_PRESETS
+from fedlatent.shared.models.sequence import SequenceConfig, SequenceVAE
+from fedlatent.shared.models.sparse import PRESETS as SPARSE_PRESETS
+from fedlatent.shared.models.sparse import SparseConfig, SparseVAE
+from fedlatent.shared.models.vq import PRESETS as VQ_PRESETS
+from fedlatent.shared.models.vq import VQVAE, VQConfig
 
 __all__ = [
     "FAMILIES",

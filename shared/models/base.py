@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.errors import ConfigError, ProtocolError
-from shared.models.functional import gaussian_log_density
-from shared.models.priors import Prior, StandardNormal
+from fedlatent.shared.errors import ConfigError, ProtocolError
+from fedlatent.shared.models.functional import gaussian_log_density
+from fedlatent.shared.models.priors import Prior, StandardNormal
 
 ENCODER_PREFIX = "encoder."
 LOGVAR_MIN, LOGVAR_MAX = -8.0, 4.0

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.data.corruption import CORRUPTIONS
-from shared.data.frequencies import cosine_basis
-from shared.errors import ConfigError
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
-from shared.models.layers import initialise
-from shared.models.likelihoods import LikelihoodVAE
-from shared.models.networks import (
+from fedlatent.shared.data.corruption import CORRUPTIONS
+from fedlatent.shared.data.frequencies import cosine_basis
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
+from fedlatent.shared.models.layers import initialise
+from fedlatent.shared.models.likelihoods import LikelihoodVAE
+from fedlatent.shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
     NETWORKS,

@@ -11,12 +11,12 @@ from typing import NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from shared.errors import ConfigError
-from shared.models import functional
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
-from shared.models.layers import initialise
-from shared.models.likelihoods import LikelihoodVAE
-from shared.models.networks import (
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import functional
+from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
+from fedlatent.shared.models.layers import initialise
+from fedlatent.shared.models.likelihoods import LikelihoodVAE
+from fedlatent.shared.models.networks import (
     MAX_WIDTH,
     NetworkOptions,
     check_positive,

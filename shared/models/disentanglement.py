@@ -6,7 +6,7 @@ Shape suffixes: N records, k latent dimensions, F factors.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shared.errors import ConfigError
+from fedlatent.shared.errors import ConfigError
 
 BINS = 20
 

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.errors import ConfigError
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
-from shared.models.likelihoods import LikelihoodVAE
-from shared.models.networks import (
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
+from fedlatent.shared.models.likelihoods import LikelihoodVAE
+from fedlatent.shared.models.networks import (
     MAX_WIDTH,
     NetworkOptions,
     check_choice,
     check_whole,
     encoder_and_decoder,
 )
-from shared.models.trained_priors import (
+from fedlatent.shared.models.trained_priors import (
     PRIORS,
     Components,
     MixtureOfGaussians,

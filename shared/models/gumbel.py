@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
-from shared.models.likelihoods import LikelihoodVAE
-from shared.models.networks import (
+from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
+from fedlatent.shared.models.likelihoods import LikelihoodVAE
+from fedlatent.shared.models.networks import (
     NetworkOptions,
     check_positive,
     check_whole,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.errors import ConfigError
-from shared.models.base import Terms
-from shared.models.layers import initialise
-from shared.models.likelihoods import LIKELIHOODS, LikelihoodVAE
-from shared.models.networks import (
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.base import Terms
+from fedlatent.shared.models.layers import initialise
+from fedlatent.shared.models.likelihoods import LIKELIHOODS, LikelihoodVAE
+from fedlatent.shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
     MAX_WIDTH,
@@ -25,7 +25,7 @@ from shared.models.networks import (
     check_positive,
     check_whole,
 )
-from shared.models.topdown import BottomUp, Plan, TopDown
+from fedlatent.shared.models.topdown import BottomUp, Plan, TopDown
 
 NETWORKS = ("mlp", "conv2d")
 MAX_LAYERS = 128  # at one resolution

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from shared.models import functional
-from shared.models.base import VAE
+from fedlatent.shared.models import functional
+from fedlatent.shared.models.base import VAE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 A record has two values for a column of numbers, the number in [0, 1] and whether it is there, and
 one value per level for a column of classes, all zero where the class is missing
-(`shared.data.columns`). What is missing costs no likelihood.
+(`fedlatent.shared.data.columns`). What is missing costs no likelihood.
 
 Shape suffixes: B records, D values of a record, C columns of numbers, G columns of classes, n
 levels of one of them, k latent dimensions.
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.errors import ConfigError
-from shared.models import functional
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
-from shared.models.layers import ACTIVATIONS, initialise, mlp
-from shared.models.networks import (
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import functional
+from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
+from fedlatent.shared.models.layers import ACTIVATIONS, initialise, mlp
+from fedlatent.shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
     MAX_WIDTH,

@@ -1,7 +1,7 @@
 """The molecule family: strings of tokens, read by convolutions and written by a recurrent decoder.
 
 A record is a row of token indices as floats; index 0 ends the string. Whatever indices come, one
-public grammar turns them into a molecule (`shared.data.selfies_tokens`).
+public grammar turns them into a molecule (`fedlatent.shared.data.selfies_tokens`).
 
 Shape suffixes: B records, T tokens of a record, V vocabulary with the stop token, e embedding,
 k latent dimensions, h state of the decoder.
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.errors import ConfigError
-from shared.models import functional
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
-from shared.models.layers import ACTIVATIONS, GRUCell, conv_encoder, initialise
-from shared.models.networks import MAX_WIDTH, check_choice, check_list, check_whole
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import functional
+from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
+from fedlatent.shared.models.layers import ACTIVATIONS, GRUCell, conv_encoder, initialise
+from fedlatent.shared.models.networks import MAX_WIDTH, check_choice, check_list, check_whole
 
 PRESETS: dict[str, dict[str, object]] = {
     "tiny": {"embedding": 16, "channels": (32, 32), "hidden": 64, "latent_dim": 16},

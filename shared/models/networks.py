@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from shared.errors import ConfigError
-from shared.models.layers import (
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.layers import (
     ACTIVATIONS,
     conv_decoder,
     conv_encoder,
     initialise,
     mlp,
 )
-from shared.models.likelihoods import LIKELIHOODS
-from shared.models.recurrent import Reader, Writer
+from fedlatent.shared.models.likelihoods import LIKELIHOODS
+from fedlatent.shared.models.recurrent import Reader, Writer
 
 RECURRENT = "recurrent"
 NETWORKS = {"mlp": None, "conv1d": 1, "conv2d": 2, RECURRENT: 1}  # dimensions of space or time

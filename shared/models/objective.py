@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from shared.config import TrainingSection
-from shared.models.base import VAE, Terms
+from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.models.base import VAE, Terms
 
 _TOGETHER = 4096  # rows of one pass of `iwae`
 

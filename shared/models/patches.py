@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from shared.errors import ConfigError
+from fedlatent.shared.errors import ConfigError
 
 if TYPE_CHECKING:
-    from shared.models.sequence import SequenceConfig
+    from fedlatent.shared.models.sequence import SequenceConfig
 
 
 class Patch(NamedTuple):

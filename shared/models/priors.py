@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.models import functional
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.summaries import LatentDensity
+from fedlatent.shared.models import functional
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.summaries import LatentDensity
 
 
 class Prior(Protocol):

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from shared.models.functional import per_record
-from shared.models.tokens import digits_of, tokens_of
+from fedlatent.shared.models.functional import per_record
+from fedlatent.shared.models.tokens import digits_of, tokens_of
 
 
 class FiniteScalar(nn.Module):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from shared.models.layers import GRUCell
+from fedlatent.shared.models.layers import GRUCell
 
 MAX_STEPS = 16
 

@@ -15,13 +15,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from shared.errors import ConfigError
-from shared.models.base import VAE, Graph, Terms
-from shared.models.functional import per_record
-from shared.models.layers import ACTIVATIONS
-from shared.models.networks import check_choice, check_whole
-from shared.models.patches import Layout, Patch
-from shared.models.vrnn import (
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.base import VAE, Graph, Terms
+from fedlatent.shared.models.functional import per_record
+from fedlatent.shared.models.layers import ACTIVATIONS
+from fedlatent.shared.models.networks import check_choice, check_whole
+from fedlatent.shared.models.patches import Layout, Patch
+from fedlatent.shared.models.vrnn import (
     Imagining,
     Network,
     Read,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared.models.base import VAE
+from fedlatent.shared.models.base import VAE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared.errors import ConfigError
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
-from shared.models.layers import ACTIVATIONS, initialise, mlp
-from shared.models.likelihoods import LikelihoodVAE
-from shared.models.networks import (
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
+from fedlatent.shared.models.layers import ACTIVATIONS, initialise, mlp
+from fedlatent.shared.models.likelihoods import LikelihoodVAE
+from fedlatent.shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
     MAX_WIDTH,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.models.layers import initialise
+from fedlatent.shared.models.layers import initialise
 
 _HEADS = 4  # of attention
 _OUTPUT_GAIN = 0.1  # nearly uniform at the start

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN
-from shared.models.functional import gaussian_log_density, per_record
+from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN
+from fedlatent.shared.models.functional import gaussian_log_density, per_record
 
 if TYPE_CHECKING:
-    from shared.models.hierarchical import HierarchicalConfig
+    from fedlatent.shared.models.hierarchical import HierarchicalConfig
 
 _POSTERIOR_GAIN = 0.1
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.errors import ConfigError
-from shared.models import functional
-from shared.models.base import LOGVAR_MAX, LOGVAR_MIN
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import functional
+from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN
 
 #: Of the option `prior` of families that may train one.
 PRIORS = ("standard", "mixture", "vamp")

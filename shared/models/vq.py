@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.models.base import LOGVAR_MIN, Graph, Terms
-from shared.models.layers import initialise
-from shared.models.likelihoods import LikelihoodVAE
-from shared.models.networks import (
+from fedlatent.shared.models.base import LOGVAR_MIN, Graph, Terms
+from fedlatent.shared.models.layers import initialise
+from fedlatent.shared.models.likelihoods import LikelihoodVAE
+from fedlatent.shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
     MAX_DEPTH,
@@ -25,8 +25,8 @@ from shared.models.networks import (
     decoder_layers,
     encoder_layers,
 )
-from shared.models.quantisers import Codebook, FiniteScalar
-from shared.models.tokens import TokenPrior
+from fedlatent.shared.models.quantisers import Codebook, FiniteScalar
+from fedlatent.shared.models.tokens import TokenPrior
 
 QUANTISERS = ("fsq", "codebook")
 PRESETS: dict[str, dict[str, object]] = {

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.models.functional import per_record
-from shared.models.layers import ACTIVATIONS, GRUCell, initialise, mlp
-from shared.models.patches import Layout, Patch
-from shared.models.topdown import Gaussian
+from fedlatent.shared.models.functional import per_record
+from fedlatent.shared.models.layers import ACTIVATIONS, GRUCell, initialise, mlp
+from fedlatent.shared.models.patches import Layout, Patch
+from fedlatent.shared.models.topdown import Gaussian
 
 if TYPE_CHECKING:
-    from shared.models.sequence import SequenceConfig
+    from fedlatent.shared.models.sequence import SequenceConfig
 
 LOG_SCALE_MIN, LOG_SCALE_START, LOG_SCALE_MAX = -5.0, -1.0, 3.0
 #: Latents start on the scale of the prior; priors and forecasts start where they know nothing.

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from shared.config import RunConfig
-from shared.data.gaussian import DataGaussian
-from shared.models.base import VAE
-from shared.models.objective import record_loss
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.gaussian import DataGaussian
+from fedlatent.shared.models.base import VAE
+from fedlatent.shared.models.objective import record_loss
 
 _BATCH = 256
 _LEARNING_RATE = 2e-3

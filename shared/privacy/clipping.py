@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from shared.config import TrainingSection
-from shared.data.schema import Schema
-from shared.models import VAE
-from shared.models.objective import record_loss
+from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.objective import record_loss
 
 _CHUNK = 16  # records whose gradients are in memory at a time
 

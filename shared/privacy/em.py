@@ -4,8 +4,13 @@ import math
 
 import numpy as np
 
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.summaries import MIXTURE_SENSITIVITY, LatentDensity, choose_form, floored
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.summaries import (
+    MIXTURE_SENSITIVITY,
+    LatentDensity,
+    choose_form,
+    floored,
+)
 
 #: Components whose count is below so many deviations of its noise are dropped.
 _LEAST_DEVIATIONS = 3.0

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shared.errors import ProtocolError
-from shared.privacy.summaries import symmetric
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.privacy.summaries import symmetric
 
 #: Components that a message may bring at most.
 MAX_COMPONENTS = 64

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special, stats
 
-from shared.privacy.accounting import GaussianEvent
-from shared.privacy.audit import gaussian_epsilon
+from fedlatent.shared.privacy.accounting import GaussianEvent
+from fedlatent.shared.privacy.audit import gaussian_epsilon
 
 #: Steps of the grid of privacy losses, and most points of one mechanism's.
 _FINEST, _COARSEST, _MOST_POINTS = 1e-4, 1.0, 20_000

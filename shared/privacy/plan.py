@@ -11,10 +11,10 @@ from typing import Self
 
 import numpy as np
 
-from shared.config import RunConfig
-from shared.privacy.accounting import GaussianEvent, calibrate, epsilon_of, pld_epsilon_of
-from shared.privacy.noise import NoiseSource, RngName
-from shared.schedule import Kind, phases
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.privacy.accounting import GaussianEvent, calibrate, epsilon_of, pld_epsilon_of
+from fedlatent.shared.privacy.noise import NoiseSource, RngName
+from fedlatent.shared.schedule import Kind, phases
 
 
 @dataclass(frozen=True, kw_only=True)

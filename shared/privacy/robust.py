@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.privacy.summaries import (
+from fedlatent.shared.privacy.summaries import (
     EIGENVALUE_FLOOR,
     LatentDensity,
     floored,

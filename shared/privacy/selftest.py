@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shared.errors import ServiceError
-from shared.privacy.noise import SEALED_BYTES, NoiseSource, SecureNoise
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.privacy.noise import SEALED_BYTES, NoiseSource, SecureNoise
 
 #: Equal bytes in a row that end the repetition count test: 1 + ceil(40 / 7).
 REPETITIONS = 7

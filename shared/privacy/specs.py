@@ -1,12 +1,12 @@
 """What each summary phase of a run releases; server and nodes derive it alike."""
 
-from shared.config import RunConfig
-from shared.data.gaussian import feature_basis
-from shared.data.scaling import features_of
-from shared.detection.parts import score_names
-from shared.privacy import summaries
-from shared.privacy.summaries import Form, SummarySpec
-from shared.schedule import Kind
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.gaussian import feature_basis
+from fedlatent.shared.data.scaling import features_of
+from fedlatent.shared.detection.parts import score_names
+from fedlatent.shared.privacy import summaries
+from fedlatent.shared.privacy.summaries import Form, SummarySpec
+from fedlatent.shared.schedule import Kind
 
 
 def spec_of(

@@ -18,8 +18,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from shared.errors import ProtocolError
-from shared.privacy.noise import NoiseSource
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.privacy.noise import NoiseSource
 
 #: How the moments of a client are released: with all products, or each dimension by itself.
 Form = Literal["full", "diagonal"]

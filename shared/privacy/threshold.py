@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from scipy import optimize, special, stats
 
-from shared.privacy.robust import LEAST_SITES, falling, weighted_median
-from shared.privacy.summaries import SCORE_EDGES
+from fedlatent.shared.privacy.robust import LEAST_SITES, falling, weighted_median
+from fedlatent.shared.privacy.summaries import SCORE_EDGES
 
 #: The empirical quantile is used where noise moves its tail count by less than this share.
 _TRUSTED_SHARE = 0.2

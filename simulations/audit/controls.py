@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from shared.privacy.accounting import GaussianEvent, epsilon_of
-from shared.privacy.audit import dp_lower_bound
-from simulations.audit.results import Finding, Watch
-from simulations.audit.unit import CLIP, DELTA, Draws, claimed, one_step_plan, step_draws
+from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
+from fedlatent.shared.privacy.audit import dp_lower_bound
+from fedlatent.simulations.audit.results import Finding, Watch
+from fedlatent.simulations.audit.unit import CLIP, DELTA, Draws, claimed, one_step_plan, step_draws
 
 #: Of the broken training steps; their claim is an epsilon of about 1.
 SIGMA = 3.73

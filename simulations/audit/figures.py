@@ -8,10 +8,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from simulations.audit.inversion import PUBLIC, RELEASED, STOLEN, Inversion
-from simulations.audit.one_run import OneRun
-from simulations.audit.results import Finding
-from simulations.experiments.figures import COLOURS, GREY, INK, WIDTH
+from fedlatent.simulations.audit.inversion import PUBLIC, RELEASED, STOLEN, Inversion
+from fedlatent.simulations.audit.one_run import OneRun
+from fedlatent.simulations.audit.results import Finding
+from fedlatent.simulations.experiments.figures import COLOURS, GREY, INK, WIDTH
 
 _DPI = 130
 

@@ -13,22 +13,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.node import Node
-from client.trainer import gradient_sums
-from shared.config import RunConfig
-from shared.models import VAE, build
-from shared.models.base import ENCODER_PREFIX
-from shared.privacy.accounting import epsilon_of
-from shared.privacy.audit import dp_lower_bound
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from shared.schedule import phases
-from shared.wire import Arrays
-from simulations.audit import checks
-from simulations.audit.checks import Check
-from simulations.audit.nodes import BOUND, ask, audit_config, audit_node
-from simulations.audit.results import Finding, Watch
-from simulations.audit.unit import DELTA
+from fedlatent.client.node import Node
+from fedlatent.client.trainer import gradient_sums
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models.base import ENCODER_PREFIX
+from fedlatent.shared.privacy.accounting import epsilon_of
+from fedlatent.shared.privacy.audit import dp_lower_bound
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.schedule import phases
+from fedlatent.shared.wire import Arrays
+from fedlatent.simulations.audit import checks
+from fedlatent.simulations.audit.checks import Check
+from fedlatent.simulations.audit.nodes import BOUND, ask, audit_config, audit_node
+from fedlatent.simulations.audit.results import Finding, Watch
+from fedlatent.simulations.audit.unit import DELTA
 
 _FEATURES, _RECORDS = 12, 200
 _FIRST = 2.0**10  # weight of the first layer: saturates the hidden unit of all other records

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.data.sources import hearts
-from shared.privacy.specs import latent_radius
-from shared.privacy.summaries import client_mean
-from simulations.audit.usual import UsualRun, codes
+from fedlatent.shared.data.sources import hearts
+from fedlatent.shared.privacy.specs import latent_radius
+from fedlatent.shared.privacy.summaries import client_mean
+from fedlatent.simulations.audit.usual import UsualRun, codes
 
 #: Public patients and beats of each; their seeds are far from those of any federation here.
 _PATIENTS, _BEATS, _PUBLIC_SEED = 60, 60, 987_654_321

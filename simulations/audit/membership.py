@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.compute import run_model
-from shared.detection.metrics import auroc
-from shared.privacy.audit import clopper_pearson, dp_lower_bound
-from shared.privacy.summaries import squared_distance
-from simulations.audit.results import Finding
-from simulations.audit.usual import UsualRun, codes
+from fedlatent.client.compute import run_model
+from fedlatent.shared.detection.metrics import auroc
+from fedlatent.shared.privacy.audit import clopper_pearson, dp_lower_bound
+from fedlatent.shared.privacy.summaries import squared_distance
+from fedlatent.simulations.audit.results import Finding
+from fedlatent.simulations.audit.usual import UsualRun, codes
 
 #: False positive rates at which hits are counted.
 RATES = (0.01, 0.1)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from opacus.accountants import RDPAccountant
 
-from shared.config import RunConfig
-from shared.privacy.accounting import ORDERS
-from shared.privacy.summaries import Form
-from shared.schedule import phases
-from simulations.audit import checks
-from simulations.audit.checks import Check
-from simulations.audit.nodes import (
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.privacy.accounting import ORDERS
+from fedlatent.shared.privacy.summaries import Form
+from fedlatent.shared.schedule import phases
+from fedlatent.simulations.audit import checks
+from fedlatent.simulations.audit.checks import Check
+from fedlatent.simulations.audit.nodes import (
     Noise,
     Rounds,
     audit_config,
@@ -23,7 +23,7 @@ from simulations.audit.nodes import (
     summary_noise,
     training_rounds,
 )
-from simulations.audit.results import Watch
+from fedlatent.simulations.audit.results import Watch
 
 #: So large that the noise on a count of steps is a sixteenth: each count can be read off.
 _READABLE_EPSILON = 1e4

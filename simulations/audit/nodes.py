@@ -1,9 +1,9 @@
 """Real nodes under audit: ledger, store and door in a temporary home, secure noise, every request.
 
-What is driven here is ``client.node.Node.handle``, as a resident node drives it. Requests are those
-of a server that knows the code and chooses every weight. What left, less what the node's records
-give without noise, is the noise; divided by the deviation that the ledger's entry pays for, it must
-be standard normal.
+What is driven here is ``fedlatent.client.node.Node.handle``, as a resident node drives it. Requests
+are those of a server that knows the code and chooses every weight. What left, less what the node's
+records give without noise, is the noise; divided by the deviation that the ledger's entry pays for,
+it must be standard normal.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from client.compute import (
+from fedlatent.client.compute import (
     Asked,
     data_sums,
     latent_sums,
@@ -24,22 +24,22 @@ from client.compute import (
     scaled,
     take_apart,
 )
-from client.home import ClientHome
-from client.ledger import Entry
-from client.local import assemble
-from client.node import Node
-from client.policy import NodeConfig, schema_of
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.detection.parts import score_names
-from shared.models import VAE, build
-from shared.models.base import ENCODER_PREFIX
-from shared.privacy import summaries
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.specs import latent_radius
-from shared.privacy.summaries import Form, LatentDensity
-from shared.schedule import WHOLE_KINDS, Kind, Phase, phases
-from shared.wire import (
+from fedlatent.client.home import ClientHome
+from fedlatent.client.ledger import Entry
+from fedlatent.client.local import assemble
+from fedlatent.client.node import Node
+from fedlatent.client.policy import NodeConfig, schema_of
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.detection.parts import score_names
+from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models.base import ENCODER_PREFIX
+from fedlatent.shared.privacy import summaries
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.specs import latent_radius
+from fedlatent.shared.privacy.summaries import Form, LatentDensity
+from fedlatent.shared.schedule import WHOLE_KINDS, Kind, Phase, phases
+from fedlatent.shared.wire import (
     DATA_PREFIX,
     DENSITY_PREFIX,
     MIXTURE_PREFIX,

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.data.sources import HEARTS_SCHEMA, hearts
-from shared.models import VAE, build, load_state
-from shared.models.objective import record_loss
-from shared.privacy.audit import one_run_lower_bound
-from shared.privacy.plan import PrivacyPlan
-from simulations.audit.results import Finding, Watch
-from simulations.audit.transcript import Heard, Transcript, record
-from simulations.federation import datasets
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
+from fedlatent.shared.models import VAE, build, load_state
+from fedlatent.shared.models.objective import record_loss
+from fedlatent.shared.privacy.audit import one_run_lower_bound
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.simulations.audit.results import Finding, Watch
+from fedlatent.simulations.audit.transcript import Heard, Transcript, record
+from fedlatent.simulations.federation import datasets
 
 #: Clients, and records of each beside its canaries.
 _CLIENTS, _BEATS = 3, 120

@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from shared.privacy.accounting import GaussianEvent
-from shared.privacy.audit import group_mu_lower_bound
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.person import person_epsilon
-from simulations.audit.results import Finding, Watch
-from simulations.audit.unit import (
+from fedlatent.shared.privacy.accounting import GaussianEvent
+from fedlatent.shared.privacy.audit import group_mu_lower_bound
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.person import person_epsilon
+from fedlatent.simulations.audit.results import Finding, Watch
+from fedlatent.simulations.audit.unit import (
     DELTA,
     Draws,
     claimed,

@@ -3,14 +3,14 @@
 import base64
 from pathlib import Path
 
-from shared.files import write_atomic
-from simulations.audit import figures
-from simulations.audit.checks import ALPHA, Check
-from simulations.audit.inversion import Quality
-from simulations.audit.results import Finding
-from simulations.audit.run import CANARY_EPSILON, USUAL_EPSILON, Audit
-from simulations.audit.unit import DELTA
-from simulations.experiments import page
+from fedlatent.shared.files import write_atomic
+from fedlatent.simulations.audit import figures
+from fedlatent.simulations.audit.checks import ALPHA, Check
+from fedlatent.simulations.audit.inversion import Quality
+from fedlatent.simulations.audit.results import Finding
+from fedlatent.simulations.audit.run import CANARY_EPSILON, USUAL_EPSILON, Audit
+from fedlatent.simulations.audit.unit import DELTA
+from fedlatent.simulations.experiments import page
 
 REPORT = "report.html"
 

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulations.audit.checks import Check
-from simulations.audit.controls import control_findings, toy_finding
-from simulations.audit.hostile import hostile
-from simulations.audit.inversion import Inversion, inversion
-from simulations.audit.membership import Membership, membership
-from simulations.audit.node_checks import node_checks
-from simulations.audit.one_run import OneRun, federated_run, one_run
-from simulations.audit.person import person_findings
-from simulations.audit.results import Finding, Watch
-from simulations.audit.unit import step_finding, summary_findings
-from simulations.audit.usual import usual_run
+from fedlatent.simulations.audit.checks import Check
+from fedlatent.simulations.audit.controls import control_findings, toy_finding
+from fedlatent.simulations.audit.hostile import hostile
+from fedlatent.simulations.audit.inversion import Inversion, inversion
+from fedlatent.simulations.audit.membership import Membership, membership
+from fedlatent.simulations.audit.node_checks import node_checks
+from fedlatent.simulations.audit.one_run import OneRun, federated_run, one_run
+from fedlatent.simulations.audit.person import person_findings
+from fedlatent.simulations.audit.results import Finding, Watch
+from fedlatent.simulations.audit.unit import step_finding, summary_findings
+from fedlatent.simulations.audit.usual import usual_run
 
 #: Of the two federated runs that are attacked.
 CANARY_EPSILON, USUAL_EPSILON = 8.0, 2.0

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from server.driver import drive
-from server.home import ServerHome
-from server.results import RunResult
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.records import LocalRecords, from_records
-from shared.schedule import Kind
-from shared.wire import Arrays, ReplyHeader, RequestHeader
-from simulations.availability import Availability
-from simulations.federation import FIRST_NODE_ID, counts_of, open_policy
-from simulations.grid import InProcessGrid
-from simulations.stacked.cohort import Cohort
+from fedlatent.server.driver import drive
+from fedlatent.server.home import ServerHome
+from fedlatent.server.results import RunResult
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.records import LocalRecords, from_records
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader
+from fedlatent.simulations.availability import Availability
+from fedlatent.simulations.federation import FIRST_NODE_ID, counts_of, open_policy
+from fedlatent.simulations.grid import InProcessGrid
+from fedlatent.simulations.stacked.cohort import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,22 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.compute import Asked, data_sums, latent_sums
-from client.gradients.sums import NORM_FLOOR
-from client.trainer import gradient_sums, train_round
-from shared.config import RunConfig
-from shared.detection.parts import score_names
-from shared.models import VAE, build
-from shared.privacy import summaries
-from shared.privacy.accounting import epsilon_of
-from shared.privacy.audit import gaussian_epsilon, gdp_lower_bound
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.noise import NoiseSource, SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.specs import spec_of
-from shared.privacy.summaries import Form, LatentDensity, SummarySpec
-from shared.schedule import Kind
-from simulations.audit.results import Finding, Watch
+from fedlatent.client.compute import Asked, data_sums, latent_sums
+from fedlatent.client.gradients.sums import NORM_FLOOR
+from fedlatent.client.trainer import gradient_sums, train_round
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.detection.parts import score_names
+from fedlatent.shared.models import VAE, build
+from fedlatent.shared.privacy import summaries
+from fedlatent.shared.privacy.accounting import epsilon_of
+from fedlatent.shared.privacy.audit import gaussian_epsilon, gdp_lower_bound
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.noise import NoiseSource, SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.specs import spec_of
+from fedlatent.shared.privacy.summaries import Form, LatentDensity, SummarySpec
+from fedlatent.shared.schedule import Kind
+from fedlatent.simulations.audit.results import Finding, Watch
 
 #: Noise multipliers of a training step and of a summary.
 STEP_SIGMA, SUMMARY_SIGMA = 0.33, 1.0
@@ -118,7 +118,7 @@ def step_finding(name: str, sample_rate: float, draws: int, seed: int, watch: Wa
 def step_draws(
     name: str, plan: PrivacyPlan, draws: int, seed: int, watch: Watch, copies: int = 1
 ) -> Draws:
-    """Scores of released weights after one step of ``client.trainer.train_round``.
+    """Scores of released weights after one step of ``fedlatent.client.trainer.train_round``.
 
     The null record that takes the canary's place without it is NaN: the trainer leaves such
     records out, and the number of records stays the same. Copies of the canary come and go
@@ -205,7 +205,7 @@ def summary_findings(draws: int, seed: int, watch: Watch) -> Iterator[Finding]:
 def summary_draws(
     case: SummaryCase, plan: PrivacyPlan, draws: int, noise: NoiseSource, watch: Watch
 ) -> Draws:
-    """Scores of releases of one summary by ``shared.privacy.summaries.release``."""
+    """Scores of releases of one summary by ``fedlatent.shared.privacy.summaries.release``."""
     direction = case.with_ - case.without
     worlds = []
     for world, exact in enumerate((case.with_, case.without)):

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.compute import latents_of, load_weights, run_model
-from shared.config import RunConfig
-from shared.data.sources import Federation, hearts
-from shared.models import VAE
-from shared.models.base import ENCODER_PREFIX
-from simulations.audit.transcript import Transcript, record
-from simulations.federation import datasets
+from fedlatent.client.compute import latents_of, load_weights, run_model
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation, hearts
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.base import ENCODER_PREFIX
+from fedlatent.simulations.audit.transcript import Transcript, record
+from fedlatent.simulations.federation import datasets
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

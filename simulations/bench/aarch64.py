@@ -1,9 +1,10 @@
 """Every form of two scorers on emulated 64-bit ARM processors, against this machine.
 
-The scorers are those of `simulations.bench.edge`, trained for a short time. Each form becomes a
-signed bundle; `client/edge/deploy/check-aarch64.sh` verifies and scores it on x86-64 and on ARM.
+The scorers are those of `fedlatent.simulations.bench.edge`, trained for a short time. Each form
+becomes a signed bundle; `client/edge/deploy/check-aarch64.sh` verifies and scores it on x86-64 and
+on ARM.
 
-    python -m simulations.bench.aarch64 --data ../shared/data --work /tmp/aarch64
+    python -m fedlatent.simulations.bench.aarch64 --data ../shared/data --work /tmp/aarch64
 """
 
 import argparse
@@ -17,14 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.bundle.archive import GOLDEN, SCORER, Bundle, read_bundle, write_bundle
-from shared.bundle.graphs import make_golden
-from shared.bundle.manifest import Precision, Runtime
-from shared.export.bundling import golden_records, make_bundle
-from shared.export.compact import to_fp16, to_int8_dynamic, to_int8_static, to_int8_weights
-from shared.export.targets import TOLERANCES
-from shared.keys import SigningKey
-from simulations.bench.edge import Subject, ecg, image
+from fedlatent.shared.bundle.archive import GOLDEN, SCORER, Bundle, read_bundle, write_bundle
+from fedlatent.shared.bundle.graphs import make_golden
+from fedlatent.shared.bundle.manifest import Precision, Runtime
+from fedlatent.shared.export.bundling import golden_records, make_bundle
+from fedlatent.shared.export.compact import (
+    to_fp16,
+    to_int8_dynamic,
+    to_int8_static,
+    to_int8_weights,
+)
+from fedlatent.shared.export.targets import TOLERANCES
+from fedlatent.shared.keys import SigningKey
+from fedlatent.simulations.bench.edge import Subject, ecg, image
 
 SCRIPT = Path(__file__).parents[2] / "client/edge/deploy/check-aarch64.sh"
 SUBJECTS: Mapping[str, Callable[[Path, int], Subject]] = {"ecg": ecg, "image": image}

@@ -1,6 +1,6 @@
 """Epsilon of every configuration that is shipped, by three accountants side by side.
 
-    python -m simulations.bench.accountants
+    python -m fedlatent.simulations.bench.accountants
 
 RDP is what plans are solved with and ledgers charge by. PLD is what the same releases cost by their
 privacy loss distributions. PRV, of Opacus, is an independent third: bounds that are about
@@ -14,24 +14,32 @@ from dataclasses import dataclass
 
 from opacus.accountants import PRVAccountant
 
-from server.example import RUN_EXAMPLE
-from shared.config import RunConfig
-from shared.data.sources import hearts
-from shared.privacy.accounting import GaussianEvent, merged_events
-from shared.privacy.plan import PrivacyPlan
-from shared.schedule import phases
-from simulations.audit.one_run import federated_run
-from simulations.audit.run import CANARY_EPSILON, FULL, QUICK, USUAL_EPSILON
-from simulations.audit.usual import usual_config
-from simulations.bench.plain import CONV, MLP
-from simulations.bench.systems import run_config
-from simulations.demo import demo_run
-from simulations.experiments.shipped import shipped
-from simulations.generation import generation_run
-from simulations.utility.methods import FEDERATED, LEVERS, Tables, tables_of
-from simulations.utility.study import EPSILONS, LEVER_EPSILON
-from simulations.zoo import disentangle, early_exit, forecast, generate, ladder, likelihood, tokens
-from simulations.zoo.training import run_for
+from fedlatent.server.example import RUN_EXAMPLE
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import hearts
+from fedlatent.shared.privacy.accounting import GaussianEvent, merged_events
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.schedule import phases
+from fedlatent.simulations.audit.one_run import federated_run
+from fedlatent.simulations.audit.run import CANARY_EPSILON, FULL, QUICK, USUAL_EPSILON
+from fedlatent.simulations.audit.usual import usual_config
+from fedlatent.simulations.bench.plain import CONV, MLP
+from fedlatent.simulations.bench.systems import run_config
+from fedlatent.simulations.demo import demo_run
+from fedlatent.simulations.experiments.shipped import shipped
+from fedlatent.simulations.generation import generation_run
+from fedlatent.simulations.utility.methods import FEDERATED, LEVERS, Tables, tables_of
+from fedlatent.simulations.utility.study import EPSILONS, LEVER_EPSILON
+from fedlatent.simulations.zoo import (
+    disentangle,
+    early_exit,
+    forecast,
+    generate,
+    ladder,
+    likelihood,
+    tokens,
+)
+from fedlatent.simulations.zoo.training import run_for
 
 #: Of the PRV accountant: its bounds are at most twice this apart.
 PRV_ERROR = 0.01

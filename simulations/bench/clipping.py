@@ -1,8 +1,8 @@
 """What exact clipping costs a node, and whether a record that overflows shows in the time.
 
-``python -m simulations.bench.clipping`` prints both tables. Sums are of one sample of 64 records,
-without noise: ours beside the two ways of Opacus, whose ghost clipping takes norms in one backward
-pass and sums in another, and the time of our sum with and without a record that overflows.
+``python -m fedlatent.simulations.bench.clipping`` prints both tables. Sums are of one sample of 64
+records, without noise: ours beside the two ways of Opacus, whose ghost clipping takes norms in one
+backward pass and sums in another, and the time of our sum with and without a record that overflows.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from torch import Tensor
 
-from client.gradients.sums import steady
-from client.trainer import GradientSums
-from shared.config import RunConfig
-from shared.models import VAE, build
-from shared.models.objective import record_loss
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client.gradients.sums import steady
+from fedlatent.client.trainer import GradientSums
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models.objective import record_loss
+from fedlatent.shared.privacy.plan import PrivacyPlan
 
 RECORDS, TURNS, CALLS = 64, 9, 6
 OVERFLOW_CALLS = 50

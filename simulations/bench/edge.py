@@ -3,7 +3,7 @@
 Two site scorers (encoder, decoder, distances) trained here without privacy in under a minute each:
 heart beats of 140 samples and digits of 28 x 28. All times are of one thread, batch 1, in turns.
 
-    python -m simulations.bench.edge --data ../shared/data --out edge.json
+    python -m fedlatent.simulations.bench.edge --data ../shared/data --out edge.json
 """
 
 import argparse
@@ -23,24 +23,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.edge.runtime import EdgeModel
-from client.edge.single import SingleScorer
-from shared.bundle.archive import SCORER
-from shared.bundle.manifest import POSTERIOR, Thresholds
-from shared.data.readers import read_npz
-from shared.data.schema import Schema
-from shared.detection.combine import ScoreCombination
-from shared.detection.metrics import auroc
-from shared.export.bundling import BundleContents, Form, make_bundle
-from shared.export.onnx import Scorer, export_scorer, scorer_outputs
-from shared.export.parity import one_thread_session, run_onnx
-from shared.export.targets import TARGETS, Target, choose
-from shared.files import write_json
-from shared.keys import SigningKey
-from shared.models import VAE
-from shared.privacy.summaries import LatentDensity
-from simulations.bench.measure import circumstances
-from simulations.zoo.training import fit, run_for
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.edge.single import SingleScorer
+from fedlatent.shared.bundle.archive import SCORER
+from fedlatent.shared.bundle.manifest import POSTERIOR, Thresholds
+from fedlatent.shared.data.readers import read_npz
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.detection.combine import ScoreCombination
+from fedlatent.shared.detection.metrics import auroc
+from fedlatent.shared.export.bundling import BundleContents, Form, make_bundle
+from fedlatent.shared.export.onnx import Scorer, export_scorer, scorer_outputs
+from fedlatent.shared.export.parity import one_thread_session, run_onnx
+from fedlatent.shared.export.targets import TARGETS, Target, choose
+from fedlatent.shared.files import write_json
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.models import VAE
+from fedlatent.shared.privacy.summaries import LatentDensity
+from fedlatent.simulations.bench.measure import circumstances
+from fedlatent.simulations.zoo.training import fit, run_for
 
 TURNS, CALLS = 15, 200
 STREAMED = 10_000_000
@@ -283,7 +283,7 @@ def start_up(bundle: Path, key: Path, records: Path, turns: int = 7) -> dict[str
     arguments = ["score", str(bundle), str(records), "--key", str(key), "--json"]
     for _ in range(turns):
         done = subprocess.run(
-            [sys.executable, "-m", "client.edge.main", *arguments],
+            [sys.executable, "-m", "fedlatent.client.edge.main", *arguments],
             capture_output=True,
             check=True,
             text=True,
@@ -296,7 +296,15 @@ def start_up(bundle: Path, key: Path, records: Path, turns: int = 7) -> dict[str
 
 def stream(bundle: Path, key: Path, records: NDArray[np.float32], count: int) -> dict[str, Any]:
     """Feed ``count`` raw records to ``stream`` through a pipe and watch its memory."""
-    command = [sys.executable, "-m", "client.edge.main", "stream", str(bundle), "--key", str(key)]
+    command = [
+        sys.executable,
+        "-m",
+        "fedlatent.client.edge.main",
+        "stream",
+        str(bundle),
+        "--key",
+        str(key),
+    ]
     block = np.ascontiguousarray(records, dtype="<f4")
     memory: list[float] = []
     start, sent = time.perf_counter(), 0

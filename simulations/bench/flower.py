@@ -1,8 +1,8 @@
 """Flower's own simulation engine on the benchmark's work, by ``flwr run``, as a system.
 
-``python -m simulations.bench.flower --task JSON``. A SuperLink with the simulation engine runs in
-an empty folder, so that its workers take the app that was sent and nothing else. Costs are those
-of all processes: SuperLink, SuperExec, server app, Ray and its one worker.
+``python -m fedlatent.simulations.bench.flower --task JSON``. A SuperLink with the simulation engine
+runs in an empty folder, so that its workers take the app that was sent and nothing else. Costs are
+those of all processes: SuperLink, SuperExec, server app, Ray and its one worker.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from server.service import free_port
-from shared.errors import ServiceError
-from shared.processes import Warden, end_processes, marked_processes
-from shared.supervisor import child_environment, program
-from shared.toml import dumps
-from simulations.bench.plain import Task
-from simulations.bench.remote import ONE_THREAD, export
-from simulations.bench.turns import Enough, Turns, Work, own_cpu_s
+from fedlatent.server.service import free_port
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.processes import Warden, end_processes, marked_processes
+from fedlatent.shared.supervisor import child_environment, program
+from fedlatent.shared.toml import dumps
+from fedlatent.simulations.bench.plain import Task
+from fedlatent.simulations.bench.remote import ONE_THREAD, export
+from fedlatent.simulations.bench.turns import Enough, Turns, Work, own_cpu_s
 
 _START_S = 120.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -57,8 +57,8 @@ def write_app(folder: Path, task: Task, line: Path) -> Path:
     app = folder / "app"
     export(app, "flower_app")
     components = {
-        "serverapp": "simulations.bench.flower_app:app",
-        "clientapp": "simulations.bench.flower_app:client",
+        "serverapp": "fedlatent.simulations.bench.flower_app:app",
+        "clientapp": "fedlatent.simulations.bench.flower_app:client",
     }
     config = {"task": task.to_json(), "line": str(line)}
     flower = {"publisher": "fedlatent", "components": components, "config": config}
@@ -157,7 +157,9 @@ def _take_turns(talk: TextIO, folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the task and run."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m simulations.bench.flower")
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m fedlatent.simulations.bench.flower"
+    )
     parser.add_argument("--task", type=Task.from_json, required=True)
     options = parser.parse_args(arguments)
     with (

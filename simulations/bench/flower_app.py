@@ -1,7 +1,7 @@
 """The benchmark's work as a Flower app, for Flower's own simulation engine.
 
 Plain federated averaging of the whole model. The server's side stops after each round until the
-launcher (``simulations.bench.flower``) lets it go on, over a socket.
+launcher (``fedlatent.simulations.bench.flower``) lets it go on, over a socket.
 """
 
 import functools
@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from simulations.bench.plain import PlainVAE, Pool, Task, count_parameters
+from fedlatent.simulations.bench.plain import PlainVAE, Pool, Task, count_parameters
 
 _ROUNDS = 10_000  # more than anybody measures
 

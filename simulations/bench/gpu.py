@@ -1,7 +1,7 @@
 """Throughput of one GPU: the whole simulated round beside the bare loop and pfl on that GPU.
 
-``python -m simulations.bench.gpu [--device cuda] [--clients 1000] [--repeats 3] [--out FILE]``
-prints JSON. Exit status 3: the machine has no such device.
+``python -m fedlatent.simulations.bench.gpu [--device cuda] [--clients 1000] [--repeats 3] [--out
+FILE]`` prints JSON. Exit status 3: the machine has no such device.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from shared.files import write_json
-from simulations.bench.measure import Gemm, circumstances, compare
-from simulations.bench.peers import missing
-from simulations.bench.plain import MLP
+from fedlatent.shared.files import write_json
+from fedlatent.simulations.bench.measure import Gemm, circumstances, compare
+from fedlatent.simulations.bench.peers import missing
+from fedlatent.simulations.bench.plain import MLP
 
 NO_DEVICE = 3
 _BASELINE = "plain_loop"
@@ -52,7 +52,9 @@ def measure_gpu(device: str, clients: int, turns: int) -> dict[str, object]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m simulations.bench.gpu")
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m fedlatent.simulations.bench.gpu"
+    )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3, help="turns of each system")

@@ -15,10 +15,10 @@ from typing import Protocol
 
 import torch
 
-from simulations.bench.peers import command_of
-from simulations.bench.plain import Task
-from simulations.bench.remote import Remote
-from simulations.bench.turns import Lap, Work
+from fedlatent.simulations.bench.peers import command_of
+from fedlatent.simulations.bench.plain import Task
+from fedlatent.simulations.bench.remote import Remote
+from fedlatent.simulations.bench.turns import Lap, Work
 
 #: Told what is being measured, and which share of it is done.
 Watch = Callable[[str, float], None]

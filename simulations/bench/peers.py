@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from shared.errors import ConfigError
-from simulations.bench.plain import Task
-from simulations.bench.remote import Command
+import fedlatent
+from fedlatent.shared.errors import ConfigError
+from fedlatent.simulations.bench.plain import Task
+from fedlatent.simulations.bench.remote import Command
 
 #: Names the Python of the environment in which pfl-research is installed.
 PFL_PYTHON = "FEDLATENT_PFL_PYTHON"
@@ -21,7 +22,7 @@ PEERS = ("plain_loop", "opacus_hooks", "opacus_ghost", "pfl", "flower")
 #: Train one client's records; these have a convolutional task as well.
 TRAINERS = ("plain_loop", "opacus_hooks", "opacus_ghost", "stacked", "stacked_dp")
 
-_PACKAGES = str(Path(__file__).resolve().parent.parent.parent)
+_PACKAGES = str(Path(fedlatent.__file__).resolve().parents[1])
 
 
 def choose(wanted: str) -> tuple[str, ...]:
@@ -59,14 +60,16 @@ def command_of(name: str, task: Task, rounds: int) -> Command:
     work = ("--task", task.to_json())
     if name == "pfl":
         return Command(
-            argv=(os.environ.get(PFL_PYTHON, ""), "-m", "simulations.bench.pfl", *work),
+            argv=(os.environ.get(PFL_PYTHON, ""), "-m", "fedlatent.simulations.bench.pfl", *work),
             modules=("pfl",),
             env={"PFL_PYTORCH_DEVICE": task.device},
         )
     env = {"PYTHONPATH": os.pathsep.join([_PACKAGES, os.environ.get("PYTHONPATH", "")])}
     if name == "flower":
-        return Command(argv=(sys.executable, "-m", "simulations.bench.flower", *work), env=env)
-    argv = (sys.executable, "-m", "simulations.bench.worker", name, *work)
+        return Command(
+            argv=(sys.executable, "-m", "fedlatent.simulations.bench.flower", *work), env=env
+        )
+    argv = (sys.executable, "-m", "fedlatent.simulations.bench.worker", name, *work)
     return Command(argv=(*argv, "--rounds", str(rounds)), env=env)
 
 

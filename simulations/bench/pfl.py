@@ -1,7 +1,8 @@
 """pfl-research on the benchmark's work: federated averaging without privacy, one process.
 
 It runs under the Python of an environment of its own, since its pins conflict with ours:
-``PYTHON -m simulations.bench.pfl --task JSON``. See docs/benchmarks.md for how to make one.
+``PYTHON -m fedlatent.simulations.bench.pfl --task JSON``. See docs/benchmarks.md for how to make
+one.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from pfl.metrics import Metrics, Weighted  # type: ignore[import-not-found]
 from pfl.model.pytorch import PyTorchModel  # type: ignore[import-not-found]
 from torch import Tensor
 
-from simulations.bench.plain import PlainVAE, Pool, Task, count_parameters
-from simulations.bench.turns import Enough, Turns, Work
+from fedlatent.simulations.bench.plain import PlainVAE, Pool, Task, count_parameters
+from fedlatent.simulations.bench.turns import Enough, Turns, Work
 
 _ROUNDS = 10_000  # more than anybody measures
 
@@ -114,7 +115,9 @@ def run(task: Task) -> None:
 
 def main() -> None:
     """Read the task and run."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m simulations.bench.pfl")
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m fedlatent.simulations.bench.pfl"
+    )
     parser.add_argument("--task", type=Task.from_json, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -5,11 +5,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from simulations.bench.measure import Gemm, Local, Measured, Watch, ratios, take_turns
-from simulations.bench.plain import MLP, Task
-from simulations.bench.simulated import simulated_laps
-from simulations.bench.turns import Lap
-from simulations.bench.worker import trainer, work_of
+from fedlatent.simulations.bench.measure import Gemm, Local, Measured, Watch, ratios, take_turns
+from fedlatent.simulations.bench.plain import MLP, Task
+from fedlatent.simulations.bench.simulated import simulated_laps
+from fedlatent.simulations.bench.turns import Lap
+from fedlatent.simulations.bench.worker import trainer, work_of
 
 #: Compared in quick mode, in the order of their turns.
 SYSTEMS = ("plain_loop", "stacked", "stacked_dp", "opacus_ghost", "opacus_hooks")

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from shared.errors import ServiceError
-from simulations.bench.turns import STARTED, Lap, Work
+from fedlatent.shared.errors import ServiceError
+from fedlatent.simulations.bench.turns import STARTED, Lap, Work
 
 #: Every library on one thread.
 ONE_THREAD: Mapping[str, str] = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from simulations.bench.measure import (
+from fedlatent.simulations.bench.measure import (
     GROWING,
     SIZES,
     Gemm,
@@ -14,8 +14,8 @@ from simulations.bench.measure import (
     growth,
     ratios,
 )
-from simulations.bench.peers import OURS, TRAINERS, missing
-from simulations.bench.plain import CONV, MLP
+from fedlatent.simulations.bench.peers import OURS, TRAINERS, missing
+from fedlatent.simulations.bench.plain import CONV, MLP
 
 #: Turns of the growth series at most; a round of ten thousand clients takes a minute.
 GROWTH_TURNS = 3

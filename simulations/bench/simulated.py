@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.data.dataset import Dataset
-from shared.data.schema import Schema
-from simulations.bench.plain import Pool, Task
-from simulations.bench.systems import run_config
-from simulations.bench.turns import Enough, Lap
-from simulations.federation import simulate
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.schema import Schema
+from fedlatent.simulations.bench.plain import Pool, Task
+from fedlatent.simulations.bench.systems import run_config
+from fedlatent.simulations.bench.turns import Enough, Lap
+from fedlatent.simulations.federation import simulate
 
 
 class LazySites(Mapping[str, Dataset]):

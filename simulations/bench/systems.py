@@ -10,13 +10,13 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 from torch import Tensor
 
-from client.trainer import train_round
-from shared.config import RunConfig
-from shared.models import VAE, build
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from simulations.bench.plain import PlainVAE, Pool, Round, Task, copies
-from simulations.stacked.engine import ClientWork, StackedTrainer
+from fedlatent.client.trainer import train_round
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.models import VAE, build
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.simulations.bench.plain import PlainVAE, Pool, Round, Task, copies
+from fedlatent.simulations.stacked.engine import ClientWork, StackedTrainer
 
 
 def run_config(task: Task, *, private: bool, rounds: int = 1) -> RunConfig:
@@ -125,7 +125,7 @@ class Ghost(Hooked):
 
 
 def nodes(task: Task) -> Round:
-    """``client.trainer`` as deployed nodes run it, client after client, with DP-SGD."""
+    """``fedlatent.client.trainer`` as deployed nodes run it, client after client, with DP-SGD."""
     run, cohort = run_config(task, private=True), Pool(task).cohort()
     plan, model, first = PrivacyPlan.from_config(run), model_of(run), model_of(run).state_dict()
 

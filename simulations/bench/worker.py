@@ -1,7 +1,7 @@
 """One system of our own environment in a process of its own.
 
-``python -m simulations.bench.worker NAME --task JSON [--rounds N]``. A system imports what it
-needs and no more, since start-up and memory are measured too.
+``python -m fedlatent.simulations.bench.worker NAME --task JSON [--rounds N]``. A system imports
+what it needs and no more, since start-up and memory are measured too.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from simulations.bench.plain import PlainVAE, Task, count_parameters, plain_loop
-from simulations.bench.turns import Enough, Turns, Work
+from fedlatent.simulations.bench.plain import PlainVAE, Task, count_parameters, plain_loop
+from fedlatent.simulations.bench.turns import Enough, Turns, Work
 
 #: What ``worker`` can run.
 NAMES = (
@@ -30,7 +30,9 @@ NAMES = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Start the named system and take turns."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m simulations.bench.worker")
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m fedlatent.simulations.bench.worker"
+    )
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--task", type=Task.from_json, required=True)
     parser.add_argument("--rounds", type=int, default=100, help="Rounds of a simulated run.")
@@ -48,7 +50,7 @@ def trainer(name: str) -> Callable[[Task], Callable[[], None]]:
     """What makes the named trainer for a task."""
     if name == "plain_loop":
         return plain_loop
-    from simulations.bench.systems import TRAINERS
+    from fedlatent.simulations.bench.systems import TRAINERS
 
     return TRAINERS[name]
 
@@ -64,7 +66,7 @@ def work_of(task: Task) -> Work:
 
 
 def _simulate(name: str, task: Task, rounds: int, turns: Turns) -> None:
-    from simulations.bench.simulated import simulated
+    from fedlatent.simulations.bench.simulated import simulated
 
     private = name == "simulated_dp"
     with (

@@ -1,8 +1,8 @@
-"""``python -m simulations.chaos``: strike a real deployment, and say what came of it.
+"""``python -m fedlatent.simulations.chaos``: strike a real deployment, and say what came of it.
 
 Examples:
-    python -m simulations.chaos --seed 0 --faults 200 --out chaos.json
-    python -m simulations.chaos --seed 3 --faults 40 --minutes 5
+    python -m fedlatent.simulations.chaos --seed 0 --faults 200 --out chaos.json
+    python -m fedlatent.simulations.chaos --seed 3 --faults 40 --minutes 5
 """
 
 import argparse
@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from shared.files import write_json
-from simulations.chaos.means import Means
-from simulations.chaos.report import Report, make, table
-from simulations.chaos.stage import Stage
-from simulations.chaos.storm import Storm
+from fedlatent.shared.files import write_json
+from fedlatent.simulations.chaos.means import Means
+from fedlatent.simulations.chaos.report import Report, make, table
+from fedlatent.simulations.chaos.stage import Stage
+from fedlatent.simulations.chaos.storm import Storm
 
 _MINUTE = 60.0
 
@@ -56,7 +56,7 @@ def weather(folder: Path, *, seed: int, faults: int, limit_s: float) -> Report:
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and do what it says; 1 when an invariant was violated."""
     parser = argparse.ArgumentParser(
-        prog="python -m simulations.chaos",
+        prog="python -m fedlatent.simulations.chaos",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from simulations.chaos.hostile import lie_of
-from simulations.chaos.line import State
-from simulations.chaos.means import full, set_clock, unwritable
-from simulations.chaos.plan import Fault, Kind
-from simulations.chaos.stage import Stage
+from fedlatent.simulations.chaos.hostile import lie_of
+from fedlatent.simulations.chaos.line import State
+from fedlatent.simulations.chaos.means import full, set_clock, unwritable
+from fedlatent.simulations.chaos.plan import Fault, Kind
+from fedlatent.simulations.chaos.stage import Stage
 
 _APPEAR_S = 15.0  # a process that comes with each message is waited for so long
 _POLL_S = 0.02

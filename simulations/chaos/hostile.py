@@ -1,8 +1,9 @@
 """A node whose answers are false, signed all the same with the key that its site was admitted with.
 
-`python -m simulations.chaos.hostile --home DIR` is `client.service` but for its resident, which
-reads with each answer what it shall send from a file beside its home, and sends the truth where
-there is none. What its own ledger and log hold stays true; the server gets something else.
+`python -m fedlatent.simulations.chaos.hostile --home DIR` is `fedlatent.client.service` but for its
+resident, which reads with each answer what it shall send from a file beside its home, and sends the
+truth where there is none. What its own ledger and log hold stays true; the server gets something
+else.
 """
 
 import argparse
@@ -15,18 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from client import resident
-from client.border import Border
-from client.home import ClientHome
-from client.node import Node
-from client.resident import Watchdog
-from client.service import ClientService
-from shared.errors import ProtocolError
-from shared.signing import digest_of, request_name
-from shared.supervisor import Service
-from shared.wire import Arrays, ReplyHeader, RequestHeader, pack, unpack
+from fedlatent.client import resident
+from fedlatent.client.border import Border
+from fedlatent.client.home import ClientHome
+from fedlatent.client.node import Node
+from fedlatent.client.resident import Watchdog
+from fedlatent.client.service import ClientService
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.signing import digest_of, request_name
+from fedlatent.shared.supervisor import Service
+from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader, pack, unpack
 
-MODULE = "simulations.chaos.hostile"
+MODULE = "fedlatent.simulations.chaos.hostile"
 """Of this file, for ``python -m``."""
 
 _SILENT_S = 15.0  # longer than a phase

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from simulations.chaos.hostile import LIES
-from simulations.chaos.stage import HONEST, HOSTILE, NODES, ROLES, SERVER, SIDES
+from fedlatent.simulations.chaos.hostile import LIES
+from fedlatent.simulations.chaos.stage import HONEST, HOSTILE, NODES, ROLES, SERVER, SIDES
 
 Kind = Literal["signal", "side", "file", "disk", "read-only", "clock", "line", "lie"]
 

@@ -19,20 +19,20 @@ from typing import Self
 
 import numpy as np
 
-from client.home import USER_VARIABLE, ClientHome
-from client.service import init_client
-from server.control import Control
-from server.home import ServerHome
-from server.service import ServerService, init_server
-from shared.config import RunConfig
-from shared.data.sources import HEARTS_SCHEMA, hearts
-from shared.errors import FedlatentError, ServiceError
-from shared.files import read_json
-from shared.processes import MARK, marked_processes
-from shared.supervisor import child_environment
-from simulations.chaos import hostile
-from simulations.chaos.line import Line
-from simulations.chaos.means import Means
+from fedlatent.client.home import USER_VARIABLE, ClientHome
+from fedlatent.client.service import init_client
+from fedlatent.server.control import Control
+from fedlatent.server.home import ServerHome
+from fedlatent.server.service import ServerService, init_server
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
+from fedlatent.shared.errors import FedlatentError, ServiceError
+from fedlatent.shared.files import read_json
+from fedlatent.shared.processes import MARK, marked_processes
+from fedlatent.shared.supervisor import child_environment
+from fedlatent.simulations.chaos import hostile
+from fedlatent.simulations.chaos.line import Line
+from fedlatent.simulations.chaos.means import Means
 
 HONEST = ("ward-1", "ward-2")
 HOSTILE = "ward-3"
@@ -51,13 +51,13 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 _COMMANDS = {
     "superlink": "launcher superlink",
     "superexec": "launcher superexec",
-    "gateway": "server.gateway",
+    "gateway": "fedlatent.server.gateway",
     "serverapp": "launcher serverapp",
     "resident": "resident",
     "supernode": "launcher supernode",
     "clientapp": "launcher clientapp",
 }
-_COMMAND = ("-m", "cli.main")
+_COMMAND = ("-m", "fedlatent.cli.main")
 _ROUNDS = 8
 _BEATS = 300
 _DEADLINE_COMMANDS = 6.0
@@ -350,6 +350,6 @@ def _wardens(folder: Path) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # gone meanwhile
             words = path.read_bytes().split(b"\0")
-            if b"shared.processes" in words and os.fsencode(folder) in words:
+            if b"fedlatent.shared.processes" in words and os.fsencode(folder) in words:
                 found.append(int(path.parent.name))
     return sorted(found)

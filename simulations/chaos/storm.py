@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.errors import FedlatentError
-from shared.schedule import phases
-from shared.supervisor import read_status
-from simulations.chaos.faults import Missed, Wound, struck
-from simulations.chaos.invariants import Witness
-from simulations.chaos.plan import Fault, deal
-from simulations.chaos.stage import HOSTILE, NODES, Stage, run_config
+from fedlatent.shared.errors import FedlatentError
+from fedlatent.shared.schedule import phases
+from fedlatent.shared.supervisor import read_status
+from fedlatent.simulations.chaos.faults import Missed, Wound, struck
+from fedlatent.simulations.chaos.invariants import Witness
+from fedlatent.simulations.chaos.plan import Fault, deal
+from fedlatent.simulations.chaos.stage import HOSTILE, NODES, Stage, run_config
 
 _PATIENCE_DEADLINES = 15.0
 _POLL_S = 0.25

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.errors import ConfigError
-from simulations.experiments import figures, page
-from simulations.experiments.report import QUESTION_TITLES, value_text
-from simulations.experiments.results import Results, Spread
+from fedlatent.shared.errors import ConfigError
+from fedlatent.simulations.experiments import figures, page
+from fedlatent.simulations.experiments.report import QUESTION_TITLES, value_text
+from fedlatent.simulations.experiments.results import Results, Spread
 
 #: Measures beside the questions: column, title, digits.
 COSTS = (

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from shared.schedule import SUMMARY_KINDS
-from simulations.experiments.results import Results, Row, Spread, Summary
-from simulations.experiments.spec import label_of, text_of
+from fedlatent.shared.schedule import SUMMARY_KINDS
+from fedlatent.simulations.experiments.results import Results, Row, Spread, Summary
+from fedlatent.simulations.experiments.spec import label_of, text_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 MARKERS = "osD^vPX*"

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.config import RunConfig
-from shared.data.sources import Federation, SiteData
-from shared.data.tabular import contaminate
-from shared.detection import baselines
-from shared.errors import ConfigError, DataError
-from shared.wire import Arrays
-from simulations.evaluation import (
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation, SiteData
+from fedlatent.shared.data.tabular import contaminate
+from fedlatent.shared.detection import baselines
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.wire import Arrays
+from fedlatent.simulations.evaluation import (
     Detector,
     Rating,
     baseline_detector,
@@ -26,7 +26,7 @@ from simulations.evaluation import (
     rate,
     site_detector,
 )
-from simulations.federation import Simulation
+from fedlatent.simulations.federation import Simulation
 
 #: Name -> fit of the baselines; both see all participants' records together, without privacy.
 BASELINES = {"pca": baselines.pca, "mahalanobis": baselines.mahalanobis}

@@ -3,10 +3,10 @@
 For each seed: 70 % of a patient's normal beats train. All 22 patients train together for the
 question about seen clients; 7 drawn patients stay away for the questions about absent and new
 ones. Everything goes through the server's round loop and the nodes' ledgers and release doors
-(``simulations.federation``); noise is seeded.
+(``fedlatent.simulations.federation``); noise is seeded.
 
-    python -m simulations.experiments.mitbih run --out bench-out/mitbih
-    python -m simulations.experiments.mitbih table --out bench-out/mitbih
+    python -m fedlatent.simulations.experiments.mitbih run --out bench-out/mitbih
+    python -m fedlatent.simulations.experiments.mitbih table --out bench-out/mitbih
 """
 
 import argparse
@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.policy import schema_of
-from server.results import RunResult
-from shared.config import RunConfig
-from shared.data.sources import Federation, SiteData, mitbih
-from shared.detection import baselines
-from shared.files import read_json, write_json
-from shared.models import build, encoder_state, load_state
-from shared.privacy.accounting import GaussianEvent, calibrate
-from shared.privacy.noise import SimulationNoise
-from simulations.evaluation import (
+from fedlatent.client.policy import schema_of
+from fedlatent.server.results import RunResult
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation, SiteData, mitbih
+from fedlatent.shared.detection import baselines
+from fedlatent.shared.files import read_json, write_json
+from fedlatent.shared.models import build, encoder_state, load_state
+from fedlatent.shared.privacy.accounting import GaussianEvent, calibrate
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.simulations.evaluation import (
     NEW_COUNTS,
     Detector,
     Rating,
@@ -43,7 +43,7 @@ from simulations.evaluation import (
     three_questions,
     train_alone,
 )
-from simulations.federation import datasets, simulate
+from fedlatent.simulations.federation import datasets, simulate
 
 EPSILONS: tuple[float | None, ...] = (2.0, 4.0, 8.0, None)
 ABSENT = 7

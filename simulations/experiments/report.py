@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from shared.config import RunConfig
-from shared.errors import ConfigError
-from simulations.experiments import figures, page
-from simulations.experiments.results import Results, Row, Spread, Summary
-from simulations.experiments.spec import label_of, text_of
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.simulations.experiments import figures, page
+from fedlatent.simulations.experiments.results import Results, Row, Spread, Summary
+from fedlatent.simulations.experiments.spec import label_of, text_of
 
 QUESTION_TITLES = {
     "seen": "took part",

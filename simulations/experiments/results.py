@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.errors import ConfigError, DataError
-from shared.files import read_json, write_atomic, write_json
-from simulations.experiments.spec import Cell, Experiment, label_of, parse, text_of
-from simulations.experiments.tables import QUESTIONS
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.files import read_json, write_atomic, write_json
+from fedlatent.simulations.experiments.spec import Cell, Experiment, label_of, parse, text_of
+from fedlatent.simulations.experiments.tables import QUESTIONS
 
 COPY = "experiment.toml"
 CELL = "cell.json"

@@ -15,22 +15,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from server.results import plan_facts
-from shared.config import RunConfig
-from shared.data.sources import Federation
-from shared.errors import ConfigError, ServiceError
-from shared.files import read_json, write_atomic, write_json
-from shared.privacy.plan import PrivacyPlan
-from shared.wire import Arrays
-from simulations.availability import Availability
-from simulations.evaluation import Rating
-from simulations.experiments import measure
-from simulations.experiments.results import COPY, cell_folder, is_done, write_results
-from simulations.experiments.spec import Cell, Experiment, bind, parse
-from simulations.experiments.tables import DataTable
-from simulations.federation import Progress, RoundFacts, Simulation, datasets, simulate
-from simulations.partition import Partition, named_federation
-from simulations.stacked.engine import checked_device
+from fedlatent.server.results import plan_facts
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.files import read_json, write_atomic, write_json
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.wire import Arrays
+from fedlatent.simulations.availability import Availability
+from fedlatent.simulations.evaluation import Rating
+from fedlatent.simulations.experiments import measure
+from fedlatent.simulations.experiments.results import COPY, cell_folder, is_done, write_results
+from fedlatent.simulations.experiments.spec import Cell, Experiment, bind, parse
+from fedlatent.simulations.experiments.tables import DataTable
+from fedlatent.simulations.federation import Progress, RoundFacts, Simulation, datasets, simulate
+from fedlatent.simulations.partition import Partition, named_federation
+from fedlatent.simulations.stacked.engine import checked_device
 
 FORMAT = 1
 RUN_ID = "simulated"
@@ -302,10 +302,10 @@ class _Runner:
             )
         shutil.rmtree(folder, ignore_errors=True)  # these two start again
         if cell.grid == "flower":
-            from simulations.flower import run_on_flower
+            from fedlatent.simulations.flower import run_on_flower
 
             return run_on_flower(run, split.present, folder, run_id=RUN_ID, watch=watch)
-        from simulations.deployed import run_deployed
+        from fedlatent.simulations.deployed import run_deployed
 
         return run_deployed(run, split.present, folder, run_id=RUN_ID, watch=watch)
 

@@ -4,9 +4,9 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import ConfigError, FedlatentError
-from simulations.experiments.results import COPY, Results
-from simulations.experiments.spec import Experiment
+from fedlatent.shared.errors import ConfigError, FedlatentError
+from fedlatent.simulations.experiments.results import COPY, Results
+from fedlatent.simulations.experiments.spec import Experiment
 
 _FOLDER = Path(__file__).parent
 

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from shared.config import RunConfig
-from shared.data.schema import Schema
-from shared.errors import ConfigError
-from shared.files import canonical_json, sha256_hex
-from shared.models import build
-from shared.privacy.plan import PrivacyPlan
-from simulations.experiments import tables
-from simulations.experiments.lines import key_lines
-from simulations.experiments.tables import (
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.files import canonical_json, sha256_hex
+from fedlatent.shared.models import build
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.simulations.experiments import tables
+from fedlatent.simulations.experiments.lines import key_lines
+from fedlatent.simulations.experiments.tables import (
     AvailabilityTable,
     CellTable,
     DataTable,

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.config import RunConfig
-from shared.errors import ConfigError
-from shared.models import FAMILIES
-from simulations.experiments.lines import line_of
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import FAMILIES
+from fedlatent.simulations.experiments.lines import line_of
 
 Grid = Literal["stacked", "nodes", "flower", "deployed"]
 Source = Literal[

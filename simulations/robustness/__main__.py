@@ -1,9 +1,9 @@
-"""``python -m simulations.robustness``: runs with hostile sites, and their table.
+"""``python -m fedlatent.simulations.robustness``: runs with hostile sites, and their table.
 
 Examples:
-    python -m simulations.robustness run --out runs/robustness
-    python -m simulations.robustness run --seeds 0,1 --sets mitbih --methods default,plain
-    python -m simulations.robustness tables runs/robustness
+    python -m fedlatent.simulations.robustness run --out runs/robustness
+    python -m fedlatent.simulations.robustness run --seeds 0,1 --sets mitbih --methods default,plain
+    python -m fedlatent.simulations.robustness tables runs/robustness
 """
 
 import argparse
@@ -12,15 +12,15 @@ import os
 import sys
 from pathlib import Path
 
-from simulations.jobs import rows, run_jobs
-from simulations.robustness.study import DATA_SETS, METHODS, Job, jobs, work
-from simulations.robustness.tables import tables
+from fedlatent.simulations.jobs import rows, run_jobs
+from fedlatent.simulations.robustness.study import DATA_SETS, METHODS, Job, jobs, work
+from fedlatent.simulations.robustness.tables import tables
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and do what it says."""
     parser = argparse.ArgumentParser(
-        prog="python -m simulations.robustness",
+        prog="python -m fedlatent.simulations.robustness",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Message
 
-from shared.config import RunConfig
-from shared.privacy.summaries import (
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.privacy.summaries import (
     DIAGONAL_KEY,
     HISTOGRAMS_KEY,
     MIXTURE_KEY,
     MOMENTS_KEY,
     SCALING_KEY,
 )
-from shared.records import LocalRecords, from_records, to_records
-from shared.wire import Arrays, ReplyHeader, RequestHeader
-from simulations.grid import Answers
+from fedlatent.shared.records import LocalRecords, from_records, to_records
+from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader
+from fedlatent.simulations.grid import Answers
 
 #: Share of the largest update norm that an attacker goes to, so that its reply is not dropped.
 _WITHIN = 0.9

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.config import RunConfig
-from shared.data.sources import Federation, SiteData
-from shared.errors import FedlatentError
-from simulations.evaluation import Detector, global_detector, normals_of, rate
-from simulations.federation import datasets, simulate
-from simulations.partition import Partition, named_federation, repartition
-from simulations.robustness.attacks import ATTACKS, Hostile
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation, SiteData
+from fedlatent.shared.errors import FedlatentError
+from fedlatent.simulations.evaluation import Detector, global_detector, normals_of, rate
+from fedlatent.simulations.federation import datasets, simulate
+from fedlatent.simulations.partition import Partition, named_federation, repartition
+from fedlatent.simulations.robustness.attacks import ATTACKS, Hostile
 
 #: Data sets by name: clients that take no part.
 DATA_SETS = {"mitbih": 7, "nsl_kdd": 2, "groups": 7}

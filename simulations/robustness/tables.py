@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from simulations.robustness.study import ALL_ATTACKS, ALONE, DATA_SETS, HONEST, METHODS
+from fedlatent.simulations.robustness.study import ALL_ATTACKS, ALONE, DATA_SETS, HONEST, METHODS
 
 #: Measures with the loss against the honest sites alone that is accepted.
 MEASURES = {"auroc": 0.02, "flagged": 0.05, "recentred": 0.01}

@@ -1,10 +1,11 @@
 """All clients of one run without a process or a home each: what real nodes answer, chunk by chunk.
 
 A client here is a row of numbers. What it is asked, what it computes, what it pays and what it
-answers are those of ``client.node``: the same requests, policy, plan, noise streams, composition
-and reply headers; a test holds whole runs equal. What real nodes also do for their owners, such as
-the ledger file, stored payloads and the release log, has no place here. Noise is seeded, so a
-client's past follows from the run: a phase done again gives the same bits and charges nothing new.
+answers are those of ``fedlatent.client.node``: the same requests, policy, plan, noise streams,
+composition and reply headers; a test holds whole runs equal. What real nodes also do for their
+owners, such as the ledger file, stored payloads and the release log, has no place here. Noise is
+seeded, so a client's past follows from the run: a phase done again gives the same bits and charges
+nothing new.
 """
 
 import functools
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from flwr.app import Message
 
-from client.compute import (
+from fedlatent.client.compute import (
     Asked,
     data_sums,
     first_model,
@@ -32,24 +33,24 @@ from client.compute import (
     site_weights,
     take_apart,
 )
-from client.policy import Policy, schema_of
-from client.release import clamped
-from client.store import RoundState, SiteMaterial
-from client.trainer import EMA, Pull
-from server.results import RunResult
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.errors import ConfigError, FedlatentError, PolicyRefusal, ProtocolError
-from shared.models import VAE, load_state
-from shared.models.base import ENCODER_PREFIX
-from shared.privacy.accounting import epsilon_of
-from shared.privacy.noise import NoiseSource
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.specs import latent_radius, spec_of
-from shared.privacy.summaries import Form, client_mean, release
-from shared.records import LocalRecords, from_records
-from shared.schedule import WHOLE_KINDS, Kind, Phase, last_moments, phase_of, phases
-from shared.wire import (
+from fedlatent.client.policy import Policy, schema_of
+from fedlatent.client.release import clamped
+from fedlatent.client.store import RoundState, SiteMaterial
+from fedlatent.client.trainer import EMA, Pull
+from fedlatent.server.results import RunResult
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.errors import ConfigError, FedlatentError, PolicyRefusal, ProtocolError
+from fedlatent.shared.models import VAE, load_state
+from fedlatent.shared.models.base import ENCODER_PREFIX
+from fedlatent.shared.privacy.accounting import epsilon_of
+from fedlatent.shared.privacy.noise import NoiseSource
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.specs import latent_radius, spec_of
+from fedlatent.shared.privacy.summaries import Form, client_mean, release
+from fedlatent.shared.records import LocalRecords, from_records
+from fedlatent.shared.schedule import WHOLE_KINDS, Kind, Phase, last_moments, phase_of, phases
+from fedlatent.shared.wire import (
     DENSITY_PREFIX,
     PROTOCOL,
     SCALING_PREFIX,
@@ -58,9 +59,9 @@ from shared.wire import (
     RequestHeader,
     under,
 )
-from simulations.availability import Availability, Presence
-from simulations.stacked.engine import Chunk, StackedTrainer
-from simulations.stacked.states import ClientStates
+from fedlatent.simulations.availability import Availability, Presence
+from fedlatent.simulations.stacked.engine import Chunk, StackedTrainer
+from fedlatent.simulations.stacked.states import ClientStates
 
 #: Clients whose summaries are computed together.
 _TOGETHER = 64

@@ -1,8 +1,9 @@
 """Local training of many clients as one program, equal to ``client.trainer`` within float error.
 
 Every client draws its samples, latent draws and noise from its own source, in the order in which
-``client.trainer.train_round`` draws them, so nothing depends on which clients share a chunk, but
-for rounding. The weights of a chunk are the rows of one matrix, and one optimiser steps them all.
+``fedlatent.client.trainer.train_round`` draws them, so nothing depends on which clients share a
+chunk, but for rounding. The weights of a chunk are the rows of one matrix, and one optimiser steps
+them all.
 """
 
 import math
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.gradients.segments import Segments
-from client.gradients.sums import Batch, StackedGradients, steady, views
-from client.trainer import (
+from fedlatent.client.gradients.segments import Segments
+from fedlatent.client.gradients.sums import Batch, StackedGradients, steady, views
+from fedlatent.client.trainer import (
     CHUNK,
     EMA,
     Pull,
@@ -25,12 +26,12 @@ from client.trainer import (
     progress_of,
     pull_share,
 )
-from shared.config import TrainingSection
-from shared.errors import ConfigError
-from shared.models import VAE
-from shared.models.priors import Prior
-from shared.privacy.noise import NoiseSource
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.priors import Prior
+from fedlatent.shared.privacy.noise import NoiseSource
+from fedlatent.shared.privacy.plan import PrivacyPlan
 
 #: Bytes that the clients of one chunk may take together on a CPU: enough clients to share the cost
 #: of a call, few enough to stay near the caches (for 427k parameters 8 to 12 clients; with 2 or 30
@@ -159,7 +160,7 @@ class StackedTrainer:
         """Run ``plan.steps_per_round`` steps of every client; results in the order of ``work``.
 
         They come chunk by chunk; one that is kept keeps the memory of its chunk. ``trained`` and
-        ``pull`` are those of ``client.trainer.train_round``.
+        ``pull`` are those of ``fedlatent.client.trainer.train_round``.
         """
         for together in self.chunks([len(one.records) for one in work]):
             # One optimiser counts the steps of a chunk, so clients that differ are kept apart.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.errors import DataError
+from fedlatent.shared.errors import DataError
 
 
 class ClientStates:

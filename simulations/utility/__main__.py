@@ -1,9 +1,9 @@
-"""``python -m simulations.utility``: run the study, or print its tables.
+"""``python -m fedlatent.simulations.utility``: run the study, or print its tables.
 
 Examples:
-    python -m simulations.utility run --out runs/utility --processes 2
-    python -m simulations.utility run --out runs/quick --sets heart_disease --seeds 1
-    python -m simulations.utility tables runs/utility > tables.md
+    python -m fedlatent.simulations.utility run --out runs/utility --processes 2
+    python -m fedlatent.simulations.utility run --out runs/quick --sets heart_disease --seeds 1
+    python -m fedlatent.simulations.utility tables runs/utility > tables.md
 """
 
 import argparse
@@ -11,10 +11,10 @@ import os
 import sys
 from pathlib import Path
 
-from simulations.jobs import rows
-from simulations.utility.methods import DATA_SETS, QUESTIONS
-from simulations.utility.study import EPSILONS, Job, jobs, run_study
-from simulations.utility.tables import (
+from fedlatent.simulations.jobs import rows
+from fedlatent.simulations.utility.methods import DATA_SETS, QUESTIONS
+from fedlatent.simulations.utility.study import EPSILONS, Job, jobs, run_study
+from fedlatent.simulations.utility.tables import (
     collect,
     contamination_table,
     lever_table,
@@ -28,7 +28,7 @@ TABLES = ("main", "levers", "contamination")
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and do what it says."""
     parser = argparse.ArgumentParser(
-        prog="python -m simulations.utility",
+        prog="python -m fedlatent.simulations.utility",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.config import RunConfig
-from shared.data.sources import Federation, SiteData
-from shared.data.tabular import contaminate
-from shared.detection import baselines
-from shared.privacy.accounting import GaussianEvent, calibrate
-from shared.privacy.noise import SimulationNoise
-from simulations.evaluation import (
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation, SiteData
+from fedlatent.shared.data.tabular import contaminate
+from fedlatent.shared.detection import baselines
+from fedlatent.shared.privacy.accounting import GaussianEvent, calibrate
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.simulations.evaluation import (
     Detector,
     Rating,
     baseline_detector,
@@ -29,8 +29,8 @@ from simulations.evaluation import (
     rate,
     site_detector,
 )
-from simulations.federation import datasets, simulate
-from simulations.partition import Partition, named_federation
+from fedlatent.simulations.federation import datasets, simulate
+from fedlatent.simulations.partition import Partition, named_federation
 
 Tables = Mapping[str, Mapping[str, object] | str]
 Pairs = Sequence[tuple[SiteData, Detector]]
@@ -46,7 +46,7 @@ class DataSet:
     """Clients of one data set.
 
     Attributes:
-        name: a source of ``simulations.partition``.
+        name: a source of ``fedlatent.simulations.partition``.
         absent: clients that take no part.
         partition: how records are shared.
         reach: clipping radius of records as a share of the half range at each place; 1 clips

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from simulations.jobs import run_jobs
-from simulations.utility import methods
-from simulations.utility.methods import DATA_SETS, FEDERATED, LEVERS, PUBLIC
+from fedlatent.simulations.jobs import run_jobs
+from fedlatent.simulations.utility import methods
+from fedlatent.simulations.utility.methods import DATA_SETS, FEDERATED, LEVERS, PUBLIC
 
 EPSILONS: tuple[float | None, ...] = (1.0, 2.0, 4.0, 8.0, None)
 

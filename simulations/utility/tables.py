@@ -4,7 +4,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from simulations.utility.methods import FEDERATED, LEVERS, PUBLIC, QUESTIONS
+from fedlatent.simulations.utility.methods import FEDERATED, LEVERS, PUBLIC, QUESTIONS
 
 Key = tuple[str, str, str, float | None, float, str, str]  # table ... question
 Values = dict[Key, list[float]]

@@ -1,10 +1,10 @@
-"""``python -m simulations.zoo``: run one experiment of the model families, or print their tables.
+"""Run one experiment of the model families, or print their tables.
 
 Examples:
-    python -m simulations.zoo list
-    python -m simulations.zoo run likelihood
-    python -m simulations.zoo run denoise --epsilon 8 --seed 1 --out runs/zoo
-    python -m simulations.zoo tables runs/zoo > tables.md
+    python -m fedlatent.simulations.zoo list
+    python -m fedlatent.simulations.zoo run likelihood
+    python -m fedlatent.simulations.zoo run denoise --epsilon 8 --seed 1 --out runs/zoo
+    python -m fedlatent.simulations.zoo tables runs/zoo > tables.md
 """
 
 import argparse
@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from shared.errors import ConfigError, FedlatentError
-from shared.files import read_json, write_atomic, write_json
-from simulations.zoo import report
-from simulations.zoo.training import Watch
+from fedlatent.shared.errors import ConfigError, FedlatentError
+from fedlatent.shared.files import read_json, write_atomic, write_json
+from fedlatent.simulations.zoo import report
+from fedlatent.simulations.zoo.training import Watch
 
 #: Every experiment: its module here has the topic's name.
 TOPICS = {
@@ -83,9 +83,9 @@ def run(
     topic: str, data: Path, out: Path, *, epsilon: float | None, seed: int, quick: bool
 ) -> dict[str, Any]:
     """Run one experiment and write its figures as JSON and its picture as PNG into ``out``."""
-    from simulations.bench.measure import circumstances
+    from fedlatent.simulations.bench.measure import circumstances
 
-    module: Experiment = importlib.import_module(f"simulations.zoo.{topic}")
+    module: Experiment = importlib.import_module(f"fedlatent.simulations.zoo.{topic}")
     began = time.perf_counter()
     found = module.experiment(data, epsilon=epsilon, seed=seed, quick=quick, watch=_tell)
     shown = found.pop("picture", None)
@@ -126,7 +126,7 @@ def tables(folder: Path) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m simulations.zoo",
+        prog="python -m fedlatent.simulations.zoo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(topic: str, epsilon: float | None, seed: int, quick: bool) -> str:
     budget = "none" if epsilon is None else f"{epsilon:g}"
-    line = f"python -m simulations.zoo run {topic} --epsilon {budget} --seed {seed}"
+    line = f"python -m fedlatent.simulations.zoo run {topic} --epsilon {budget} --seed {seed}"
     return f"{line} --quick" if quick else line
 
 

@@ -24,11 +24,11 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from shared.data.columns import Column, hidden, layout, places, present, to_records
-from shared.models import VAE
-from shared.models.mixed import MixedVAE
-from simulations.zoo.images import png
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.shared.data.columns import Column, hidden, layout, places, present, to_records
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.mixed import MixedVAE
+from fedlatent.simulations.zoo.images import png
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Tables: anomalies and missing values"
 #: AUROC on the official test of NSL-KDD.

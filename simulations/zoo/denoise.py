@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.models.denoising import DenoisingVAE
-from simulations.zoo.denoise_data import (
+from fedlatent.shared.models.denoising import DenoisingVAE
+from fedlatent.simulations.zoo.denoise_data import (
     RATE,
     Array,
     assembled,
@@ -42,8 +42,8 @@ from simulations.zoo.denoise_data import (
     shrink,
     snr,
 )
-from simulations.zoo.images import png
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.simulations.zoo.images import png
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Denoising of Kodak crops and MIT-BIH strips against BM3D and wavelets"
 

@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, median_filter
 
-from shared.data.corruption import wander
+from fedlatent.shared.data.corruption import wander
 
 Array = NDArray[np.float32]
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.models import VAE
-from shared.models.disentanglement import information, mutual_information_gap
-from simulations.zoo.images import png
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.disentanglement import information, mutual_information_gap
+from fedlatent.simulations.zoo.images import png
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Disentanglement of sprites: beta-VAE and capacity"
 FACTORS = ("shape", "scale", "x", "y")

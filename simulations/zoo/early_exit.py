@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from shared.data.sources import MITBIH_SCHEMA, mitbih
-from shared.export import export_encoder
-from shared.export.parity import one_thread_session
-from shared.models.size import size_of
-from shared.models.sparse import SparseVAE, trunk_share
-from simulations.zoo.images import png
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.shared.data.sources import MITBIH_SCHEMA, mitbih
+from fedlatent.shared.export import export_encoder
+from fedlatent.shared.export.parity import one_thread_session
+from fedlatent.shared.models.size import size_of
+from fedlatent.shared.models.sparse import SparseVAE, trunk_share
+from fedlatent.simulations.zoo.images import png
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Early exits on heart beats: skipped work, time and area under the ROC curve"
 

@@ -28,11 +28,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from shared.detection.forecast_metrics import DECILES, coverage, weighted_quantile_loss
-from shared.errors import ConfigError
-from shared.models.sequence import SequenceVAE
-from simulations.zoo.images import png
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.shared.detection.forecast_metrics import DECILES, coverage, weighted_quantile_loss
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.sequence import SequenceVAE
+from fedlatent.simulations.zoo.images import png
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Forecasts of the next day: weighted quantile loss (lower is better)"
 HISTORY, HORIZON, SEASON = 336, 24, 24

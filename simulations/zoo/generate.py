@@ -1,15 +1,15 @@
 """Synthetic MNIST from latents of N(0, I), of a learned prior, and of a latent diffusion model.
 
-A record is an image with its label beside it, as in `simulations.generation`; a classifier learns
-from synthetic records and names real test images. One model with a diffusion prior serves twice:
-its decoder gets latents of N(0, I), or those of its diffusion model. Its first stage weighs the
-divergence little, so that reconstructions are sharp and N(0, I) misses where latents lie. Beside it
-stand models of their own, trained on the evidence bound: a standard prior, a learned mixture and
-a VampPrior. They have a likelihood, too: a bound of 200 draws, of test records whose pixels are
-drawn as 0 or 1 from their grey values (Burda et al., 2016, equation 8), comparable among
-themselves alone, for a record holds a label. Others report at epsilon 10, trained on all of MNIST
-and with their own classifiers: DP-MERF 0.813, DP-GAN 0.927, DP-FETA 0.981 (DPImageBench and the
-papers themselves).
+A record is an image with its label beside it, as in `fedlatent.simulations.generation`; a
+classifier learns from synthetic records and names real test images. One model with a diffusion
+prior serves twice: its decoder gets latents of N(0, I), or those of its diffusion model. Its first
+stage weighs the divergence little, so that reconstructions are sharp and N(0, I) misses where
+latents lie. Beside it stand models of their own, trained on the evidence bound: a standard prior, a
+learned mixture and a VampPrior. They have a likelihood, too: a bound of 200 draws, of test records
+whose pixels are drawn as 0 or 1 from their grey values (Burda et al., 2016, equation 8), comparable
+among themselves alone, for a record holds a label. Others report at epsilon 10, trained on all of
+MNIST and with their own classifiers: DP-MERF 0.813, DP-GAN 0.927, DP-FETA 0.981 (DPImageBench and
+the papers themselves).
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.data.readers import read_npz
-from shared.models import VAE
-from shared.models.diffusion import LatentDiffusion
-from shared.models.priors import Prior, StandardNormal
-from simulations.generation import (
+from fedlatent.shared.data.readers import read_npz
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.diffusion import LatentDiffusion
+from fedlatent.shared.models.priors import Prior, StandardNormal
+from fedlatent.simulations.generation import (
     PIXELS,
     REPORTED,
     accuracy,
@@ -33,9 +33,9 @@ from simulations.generation import (
     separated,
     sheet,
 )
-from simulations.zoo.images import binarised, png
-from simulations.zoo.likelihood import bounds
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.simulations.zoo.images import binarised, png
+from fedlatent.simulations.zoo.likelihood import bounds
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Latent diffusion and learned priors: synthetic digits judged by a classifier"
 

@@ -27,11 +27,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from shared.models.hierarchical import PRESETS, HierarchicalVAE
-from simulations.zoo import likelihood
-from simulations.zoo.images import binarised, grey
-from simulations.zoo.likelihood import bounds
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.shared.models.hierarchical import PRESETS, HierarchicalVAE
+from fedlatent.simulations.zoo import likelihood
+from fedlatent.simulations.zoo.images import binarised, grey
+from fedlatent.simulations.zoo.likelihood import bounds
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Likelihood of binarised MNIST: ladders of latent groups"
 #: In nats, of others, trained on 60,000 images.

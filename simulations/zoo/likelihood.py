@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.models import VAE
-from shared.models.objective import iwae
-from simulations.zoo.images import binarised, grey, png, sheet, shifted
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.objective import iwae
+from fedlatent.simulations.zoo.images import binarised, grey, png, sheet, shifted
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Likelihood of binarised MNIST: VAE and IWAE"
 #: In nats, of others, trained on 60,000 images (Burda et al., 2016, table 1).

@@ -32,9 +32,9 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.model_selection import cross_val_predict
 
-from shared.data.selfies_tokens import STOP, VOCABULARY, to_records, to_smiles
-from shared.models.molecule import MoleculeVAE
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.shared.data.selfies_tokens import STOP, VOCABULARY, to_records, to_smiles
+from fedlatent.shared.models.molecule import MoleculeVAE
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Molecules of MOSES: draws and property search"
 #: Of 30,000 draws of the VAE of MOSES (Polykovskiy et al., 2020, tables 2 and 3).

@@ -10,7 +10,8 @@ codebook falls behind as it grows.
 
 Second, on binarised images, a VAE with categorical latents (Jang et al., 2017) against a Gaussian
 VAE with the same hidden layers and latent dimensions; the likelihood is the importance-weighted
-bound of `simulations.zoo.likelihood` over 200 draws, of hard draws for the categorical one.
+bound of `fedlatent.simulations.zoo.likelihood` over 200 draws, of hard draws for the categorical
+one.
 """
 
 import math
@@ -22,11 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.models.tokens import code_use
-from shared.models.vq import VQVAE
-from simulations.zoo.images import binarised, grey, png
-from simulations.zoo.likelihood import bounds
-from simulations.zoo.training import Watch, fit, run_for
+from fedlatent.shared.models.tokens import code_use
+from fedlatent.shared.models.vq import VQVAE
+from fedlatent.simulations.zoo.images import binarised, grey, png
+from fedlatent.simulations.zoo.likelihood import bounds
+from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
 TITLE = "Discrete latents on MNIST: tokens and categories"
 

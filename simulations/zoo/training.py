@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.trainer import averages_of, train_round
-from shared.config import RunConfig
-from shared.models import VAE, build, load_state
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from simulations.stacked.engine import ClientWork, StackedTrainer
+from fedlatent.client.trainer import averages_of, train_round
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.models import VAE, build, load_state
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.simulations.stacked.engine import ClientWork, StackedTrainer
 
 Watch = Callable[[str], None]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli import main as cli_main
-from server.export import export_global
-from server.home import ServerHome
-from shared.keys import SigningKey
-from simulations.federation import Simulation, datasets, simulate
+from fedlatent.cli import main as cli_main
+from fedlatent.server.export import export_global
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.keys import SigningKey
+from fedlatent.simulations.federation import Simulation, datasets, simulate
 from tests.simulations.support import tiny_federation, tiny_run
 
 Run = Callable[..., tuple[int, str, str]]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.audit import run as auditing
+from fedlatent.simulations.audit import run as auditing
 from tests.cli.conftest import Run
 from tests.simulations.audit.test_report import TINY
 

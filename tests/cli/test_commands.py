@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 import typer.main
 
-from cli import main as cli_main
-from client.approvals import Approvals
-from client.edge.main import build_parser
-from client.home import ClientHome
-from server.authority import issue_client_certificate
-from server.home import ServerHome
-from server.registry import Registry, SiteOutcome
-from server.settings import load_settings
-from server.strikes import Strikes
-from shared.errors import PolicyRefusal, ServiceError
-from shared.keys import generate_node_key
-from shared.privacy.plan import PrivacyPlan
-from shared.schedule import Phase
-from shared.toml import dumps
-from simulations.federation import Simulation
+from fedlatent.cli import main as cli_main
+from fedlatent.client.approvals import Approvals
+from fedlatent.client.edge.main import build_parser
+from fedlatent.client.home import ClientHome
+from fedlatent.server.authority import issue_client_certificate
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry, SiteOutcome
+from fedlatent.server.settings import load_settings
+from fedlatent.server.strikes import Strikes
+from fedlatent.shared.errors import PolicyRefusal, ServiceError
+from fedlatent.shared.keys import generate_node_key
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.schedule import Phase
+from fedlatent.shared.toml import dumps
+from fedlatent.simulations.federation import Simulation
 from tests.cli.conftest import Run
 from tests.simulations.support import tiny_federation, tiny_run
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.edge.runtime import EdgeModel
-from client.home import ClientHome
-from shared.bundle.archive import CARD
-from shared.keys import SigningKey
-from shared.toml import dumps
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.home import ClientHome
+from fedlatent.shared.bundle.archive import CARD
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.toml import dumps
 from tests.cli.conftest import Run
 from tests.client.support import request, tiny_config, tiny_node, tiny_records, tiny_run, weights_of
 from tests.client.test_node import run_whole

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.data.dataset import Dataset
-from simulations.federation import datasets, simulate
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.simulations.federation import datasets, simulate
 from tests.cli.conftest import Run
 from tests.simulations.support import tiny_federation, tiny_run
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.home import USER_VARIABLE, ClientHome
-from client.known import note_records
-from client.service import ClientService
-from shared.errors import DataError, LedgerError
-from shared.toml import dumps
+from fedlatent.client.home import USER_VARIABLE, ClientHome
+from fedlatent.client.known import note_records
+from fedlatent.client.service import ClientService
+from fedlatent.shared.errors import DataError, LedgerError
+from fedlatent.shared.toml import dumps
 from tests.cli.conftest import Run
 from tests.client.support import request, tiny_config, tiny_node, tiny_records, tiny_run, weights_of
 from tests.client.test_chain import change, put_back

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shared.models import FAMILIES, build
+from fedlatent.shared.models import FAMILIES, build
 from tests.cli.conftest import Run
 
 

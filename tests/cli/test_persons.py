@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from client.home import ClientHome
-from client.policy import NodeConfig
-from server.authority import create_authority
-from server.home import ServerHome
-from shared.privacy.person import person_epsilon
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client.home import ClientHome
+from fedlatent.client.policy import NodeConfig
+from fedlatent.server.authority import create_authority
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.privacy.person import person_epsilon
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from tests.cli.conftest import Run
 from tests.client.support import request, tiny_run, weights_of
 from tests.client.test_persons import CAP, USED, config_of, node_of, write_csv

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from shared.config import RunConfig, TrainingSection
-from shared.data.schema import Schema
-from shared.export.bundling import golden_records
-from shared.models import build
-from shared.models.objective import elbo
-from shared.privacy.accounting import epsilon_of
-from shared.privacy.clipping import calibrated_clip, gradient_norms, synthetic_records
-from shared.privacy.person import person_epsilon
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.export.bundling import golden_records
+from fedlatent.shared.models import build
+from fedlatent.shared.models.objective import elbo
+from fedlatent.shared.privacy.accounting import epsilon_of
+from fedlatent.shared.privacy.clipping import calibrated_clip, gradient_norms, synthetic_records
+from fedlatent.shared.privacy.person import person_epsilon
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from tests.cli.conftest import Run
 
 _RUN = """\

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from client.home import ClientHome
-from server.home import ServerHome
-from shared.processes import MARK
-from shared.toml import dumps
+from fedlatent.client.home import ClientHome
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.processes import MARK
+from fedlatent.shared.toml import dumps
 from tests.cli.conftest import Run
 from tests.conftest import REPOSITORY
 
 TIDY = """
 import time
-from cli import main
+from fedlatent.cli import main
 def app():
     try:
         print("up", flush=True)
@@ -80,7 +80,7 @@ def test_a_command_tidies_up_when_it_is_ended(number: signal.Signals) -> None:
         assert command.wait(20) == 143
 
 
-@pytest.mark.parametrize("module", ["client.service", "server.service"])
+@pytest.mark.parametrize("module", ["fedlatent.client.service", "fedlatent.server.service"])
 def test_a_service_without_a_home_says_so(module: str, tmp_path: Path) -> None:
     """Started by itself, a service ends with a sentence and the status of its error."""
     ended = subprocess.run(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from client.edge.update import provision, update
-from server.home import HOME_VARIABLE, ServerHome
-from shared.bundle.sealed import RecipientKey
-from shared.keys import SigningKey
+from fedlatent.client.edge.update import provision, update
+from fedlatent.server.home import HOME_VARIABLE, ServerHome
+from fedlatent.shared.bundle.sealed import RecipientKey
+from fedlatent.shared.keys import SigningKey
 from tests.cli.conftest import Run
 from tests.shared.bundle import tiny
 

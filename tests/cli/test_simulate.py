@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.progress import Rate, time_left
+from fedlatent.cli.progress import Rate, time_left
 from tests.cli.conftest import Run
 from tests.simulations.experiments.tiny import TEXT
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from server.home import ServerHome
-from shared.errors import ServiceError, StorageError
-from shared.keys import generate_node_key
-from simulations.federation import Simulation
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.errors import ServiceError, StorageError
+from fedlatent.shared.keys import generate_node_key
+from fedlatent.simulations.federation import Simulation
 from tests.cli.conftest import Run
 
 FORBIDDEN = Path("/sys/fedlatent")  # a folder that not even root can make

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cli.console import table
-from server.home import ServerHome
-from server.registry import Registry
-from shared.errors import ConfigError
+from fedlatent.cli.console import table
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.shared.errors import ConfigError
 from tests.cli.conftest import Run
 from tests.cli.test_commands import commands, edge_commands, tree
 
@@ -27,7 +27,7 @@ ODD = "[bold]a[/x] :key: \x1b[31m " + "long " * 20 + "é"
 # Prints what a terminal of plain ASCII gets of every command's help.
 HELP = """
 import sys
-from cli import main
+from fedlatent.cli import main
 
 for words in eval(sys.argv[1]):
     sys.argv = ["fedlatent", *words, "--help"]
@@ -76,7 +76,7 @@ def test_paths_are_printed_as_they_are(run: Run, tmp_path: Path) -> None:
 
 def test_no_markup_is_printed() -> None:
     """The terminal takes text as it is, so styles are given by `styled`, in no string."""
-    for path in sorted((ROOT / "cli").glob("*.py")):
+    for path in sorted((ROOT / "fedlatent/cli").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not re.search(r"\[/[a-z ]*\]", node.value), f"{path.name}: {node.value}"
@@ -114,7 +114,7 @@ def test_every_help_can_be_read_in_ascii(tmp_path: Path) -> None:
 def test_letters_that_a_terminal_lacks_are_shown_by_number(tmp_path: Path) -> None:
     """A path that is no ASCII, or no text at all, is printed and is whole in JSON."""
     for name, shown in (("clé", "cl\\xe9"), (os.fsdecode(b"k\xff"), "k\\udcff")):
-        call = [sys.executable, "-m", "cli.main", "keys"]
+        call = [sys.executable, "-m", "fedlatent.cli.main", "keys"]
         made = ask(tmp_path, *call, "new", name)
         assert made.returncode == 0, made.stderr
         assert f"private {shown}" in made.stdout
@@ -142,6 +142,6 @@ def test_an_account_without_a_name_or_a_home_is_served(
     stranger = [unshare or "", "--user", "--map-user=12345", "--map-group=12345"]
     if unshare is None or ask(tmp_path, *stranger, "true").returncode:
         pytest.skip("this machine makes no user namespaces")
-    done = ask(tmp_path, *stranger, sys.executable, "-m", "cli.main", *words.split())
+    done = ask(tmp_path, *stranger, sys.executable, "-m", "fedlatent.cli.main", *words.split())
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert told in done.stdout + done.stderr

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from shared.models import VAE
+from fedlatent.shared.models import VAE
 
 #: Pairs of numbers whose products with each other's are equal, and whose multiples round apart.
 PAIRS = ((7.0, 11.0), (3.0, 5.0), (13.0, 17.0), (1.0, 1.0), (11.0, 19.0))

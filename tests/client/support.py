@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.compute import make_noise
-from client.home import ClientHome
-from client.local import assemble
-from client.node import Node, NoiseFactory
-from client.policy import NodeConfig, schema_of
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.models import VAE, build, encoder_state
-from shared.wire import PROTOCOL, Kind, RequestHeader
+from fedlatent.client.compute import make_noise
+from fedlatent.client.home import ClientHome
+from fedlatent.client.local import assemble
+from fedlatent.client.node import Node, NoiseFactory
+from fedlatent.client.policy import NodeConfig, schema_of
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.models import VAE, build, encoder_state
+from fedlatent.shared.wire import PROTOCOL, Kind, RequestHeader
 
 SHAPE = (12,)
 RECORDS = 200

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from client.app import app
-from client.home import ClientHome
-from client.link import serve
-from client.resident import Watchdog, answer
-from shared.config import DataSection, RunConfig
-from shared.data.sources import HEARTS_SCHEMA
-from shared.errors import ProtocolError
-from shared.records import from_records, to_records
-from shared.sockets import prepare_socket
-from shared.wire import Arrays, ReplyHeader
-from simulations.grid import InProcessGrid, by_handlers
+from fedlatent.client.app import app
+from fedlatent.client.home import ClientHome
+from fedlatent.client.link import serve
+from fedlatent.client.resident import Watchdog, answer
+from fedlatent.shared.config import DataSection, RunConfig
+from fedlatent.shared.data.sources import HEARTS_SCHEMA
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.records import from_records, to_records
+from fedlatent.shared.sockets import prepare_socket
+from fedlatent.shared.wire import Arrays, ReplyHeader
+from fedlatent.simulations.grid import InProcessGrid, by_handlers
 from tests.client.support import request, tiny_node, tiny_run, weights_of
 from tests.client.test_resident import REPOSITORY
 
@@ -37,7 +37,7 @@ def send(content: RecordDict, node_config: dict[str, str | int]) -> tuple[ReplyH
 def test_app_needs_no_pytorch() -> None:
     """Importing the app brings in neither PyTorch nor Opacus nor pandas."""
     code = (
-        "import sys, client.app; "
+        "import sys, fedlatent.client.app; "
         "print([m for m in ('torch', 'opacus', 'pandas', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -80,7 +80,7 @@ def test_message_goes_to_the_resident_and_back(tmp_path: Path) -> None:
 
 def test_absent_resident_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a resident the server hears 'unavailable' and no path of this machine."""
-    monkeypatch.setattr("client.app._MARGIN_S", 0.0)
+    monkeypatch.setattr("fedlatent.client.app._MARGIN_S", 0.0)
     run = tiny_run()
     content = to_records(request(run, 1, deadline_s=0.4), weights_of(run))
     header, arrays = send(content, {"socket": str(tmp_path / "none.sock"), "site": "north"})

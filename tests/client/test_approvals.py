@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from client import approvals
-from client.approvals import Approvals
-from client.home import ClientHome
-from shared.errors import ServiceError
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client import approvals
+from fedlatent.client.approvals import Approvals
+from fedlatent.client.home import ClientHome
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from tests.client.support import RUN_ID, request, tiny_node, tiny_run, weights_of
 from tests.client.test_caps import nothing_happened, refused
 

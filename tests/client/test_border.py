@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 from cryptography import x509
 
-from client.border import Border
-from client.compute import make_noise
-from client.home import ClientHome
-from client.node import Node, request_digest
-from client.policy import NodeConfig
-from client.resident import Watchdog, answer
-from server.authority import create_authority
-from server.home import ServerHome
-from shared.config import RunConfig
-from shared.errors import ConfigError
-from shared.files import sha256_hex
-from shared.keys import generate_node_key
-from shared.privacy.noise import NoiseSource
-from shared.privacy.summaries import LatentDensity
-from shared.schedule import Kind
-from shared.signing import (
+from fedlatent.client.border import Border
+from fedlatent.client.compute import make_noise
+from fedlatent.client.home import ClientHome
+from fedlatent.client.node import Node, request_digest
+from fedlatent.client.policy import NodeConfig
+from fedlatent.client.resident import Watchdog, answer
+from fedlatent.server.authority import create_authority
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.files import sha256_hex
+from fedlatent.shared.keys import generate_node_key
+from fedlatent.shared.privacy.noise import NoiseSource
+from fedlatent.shared.privacy.summaries import LatentDensity
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.signing import (
     CLOCK_SLACK_S,
     ReplySigner,
     RequestSigner,
@@ -32,7 +32,7 @@ from shared.signing import (
     digest_of,
     request_name,
 )
-from shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader, pack, unpack
+from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader, pack, unpack
 from tests.client.support import request, tiny_config, tiny_node, tiny_run, weights_of
 from tests.client.test_node import threshold_arrays
 
@@ -184,9 +184,9 @@ def test_answers_kept_by_protocol_3_are_sent_again_signed(
 ) -> None:
     """After an update in mid-run a node repeats what left, and builds on its old moments."""
     with monkeypatch.context() as old:
-        old.setattr("client.release.PROTOCOL", 3)
+        old.setattr("fedlatent.client.release.PROTOCOL", 3)
         without = frozenset({"request", "signature"})
-        old.setattr("client.release.pack", functools.partial(pack, without=without))
+        old.setattr("fedlatent.client.release.pack", functools.partial(pack, without=without))
         for header in (request(RUN, 1), request(RUN, 4, "moments")):
             assert bench.node.handle(header, WEIGHTS).header.status == "ok"
     entries = bench.node.ledger.entries()

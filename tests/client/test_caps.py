@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.node import Node
-from client.policy import Caps
-from client.release import Outgoing
-from shared.config import RunConfig
-from shared.data.gaussian import feature_basis
-from shared.models.size import TooLarge, at_most
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.summaries import LatentDensity
-from shared.schedule import Kind, phases
-from shared.wire import (
+from fedlatent.client.node import Node
+from fedlatent.client.policy import Caps
+from fedlatent.client.release import Outgoing
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.gaussian import feature_basis
+from fedlatent.shared.models.size import TooLarge, at_most
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.summaries import LatentDensity
+from fedlatent.shared.schedule import Kind, phases
+from fedlatent.shared.wire import (
     DATA_PREFIX,
     DENSITY_PREFIX,
     MIXTURE_PREFIX,

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.chain import GENESIS
-from client.ledger import Ledger
-from client.ledger_file import UNSEALED, VERSION
-from client.node import Node
-from shared.config import RunConfig
-from shared.errors import BudgetExceeded, LedgerError, ServiceError
-from shared.privacy.accounting import GaussianEvent
-from shared.privacy.noise import SecureNoise
+from fedlatent.client.chain import GENESIS
+from fedlatent.client.ledger import Ledger
+from fedlatent.client.ledger_file import UNSEALED, VERSION
+from fedlatent.client.node import Node
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import BudgetExceeded, LedgerError, ServiceError
+from fedlatent.shared.privacy.accounting import GaussianEvent
+from fedlatent.shared.privacy.noise import SecureNoise
 from tests.client.support import RUN_ID, request, tiny_node, tiny_run, weights_of
 from tests.client.test_ledger import STEP, reference_epsilon
 from tests.client.test_node import PowerCut

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.privacy.accounting import GaussianEvent, epsilon_of
-from shared.privacy.summaries import Form
-from shared.schedule import Kind, phases
-from shared.wire import Arrays
-from simulations.audit import checks
-from simulations.audit.hostile import ROUNDING, hostile_records, hostile_run, search
-from simulations.audit.node_checks import (
+from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
+from fedlatent.shared.privacy.summaries import Form
+from fedlatent.shared.schedule import Kind, phases
+from fedlatent.shared.wire import Arrays
+from fedlatent.simulations.audit import checks
+from fedlatent.simulations.audit.hostile import ROUNDING, hostile_records, hostile_run, search
+from fedlatent.simulations.audit.node_checks import (
     OFTEN,
     SELDOM,
     diagonal_run,
@@ -26,7 +26,7 @@ from simulations.audit.node_checks import (
     ledger_checks,
     training_run,
 )
-from simulations.audit.nodes import (
+from fedlatent.simulations.audit.nodes import (
     Noise,
     Rounds,
     ask,

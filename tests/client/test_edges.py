@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.compute import run_model
-from client.home import ClientHome
-from client.local import assemble
-from client.node import Node
-from client.policy import Caps, NodeConfig, schema_of
-from client.release import Outgoing
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.data.gaussian import feature_basis
-from shared.detection.parts import score_names
-from shared.models.base import ENCODER_PREFIX
-from shared.schedule import Kind, phases
-from shared.wire import (
+from fedlatent.client.compute import run_model
+from fedlatent.client.home import ClientHome
+from fedlatent.client.local import assemble
+from fedlatent.client.node import Node
+from fedlatent.client.policy import Caps, NodeConfig, schema_of
+from fedlatent.client.release import Outgoing
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.gaussian import feature_basis
+from fedlatent.shared.detection.parts import score_names
+from fedlatent.shared.models.base import ENCODER_PREFIX
+from fedlatent.shared.schedule import Kind, phases
+from fedlatent.shared.wire import (
     DATA_PREFIX,
     DENSITY_PREFIX,
     MIXTURE_PREFIX,

@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.gradients import sums as gradient_engine
-from client.gradients.parts import Grams, RecordGradients, Rows, Table, Whole, dense
-from client.gradients.segments import Segments
-from client.gradients.sums import Batch, StackedGradients, steady
-from client.trainer import GradientSums, gradient_sums
-from shared.config import RunConfig, TrainingSection
-from shared.models import VAE
-from shared.models.priors import GaussianPrior
-from shared.privacy.plan import PrivacyPlan
-from shared.wire import Arrays, ReplyHeader, unpack
+from fedlatent.client.gradients import sums as gradient_engine
+from fedlatent.client.gradients.parts import Grams, RecordGradients, Rows, Table, Whole, dense
+from fedlatent.client.gradients.segments import Segments
+from fedlatent.client.gradients.sums import Batch, StackedGradients, steady
+from fedlatent.client.trainer import GradientSums, gradient_sums
+from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.priors import GaussianPrior
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.wire import Arrays, ReplyHeader, unpack
 from tests.client.hostile import cancelling, hostile_weights, rows_of
 from tests.client.support import model_of, request, tiny_node, tiny_run, weights_of
 from tests.shared.models.cases import CASES, Case, noise, records

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.gradients.segments import Segments
-from client.gradients.sums import Batch, StackedGradients
-from client.trainer import gradient_sums
-from shared.models import VAE, GaussianConfig, GaussianVAE, build
-from shared.models.objective import elbo
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client.gradients.segments import Segments
+from fedlatent.client.gradients.sums import Batch, StackedGradients
+from fedlatent.client.trainer import gradient_sums
+from fedlatent.shared.models import VAE, GaussianConfig, GaussianVAE, build
+from fedlatent.shared.models.objective import elbo
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from tests.client.support import tiny_run
 
 RUN = tiny_run()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from client.home import ClientHome
-from server.home import ServerHome
-from shared.errors import ServiceError
-from shared.sockets import MAX_SOCKET_PATH, prepare_socket
+from fedlatent.client.home import ClientHome
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.sockets import MAX_SOCKET_PATH, prepare_socket
 
 
 def test_the_socket_is_in_the_home(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from client import app as installed
-from client.launcher import RUNTIME, use_own_code
-from shared.errors import ServiceError
+from fedlatent.client import app as installed
+from fedlatent.client.launcher import RUNTIME, use_own_code
+from fedlatent.shared.errors import ServiceError
 
 EVIL = b"from pathlib import Path\nPath('SENT-CODE-RAN').touch()\nfrom flwr.clientapp import ClientApp\napp = ClientApp()\n"  # noqa: E501
 
@@ -50,7 +50,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("app", "1.0.0", "evil:app"),
         ("app", "1.0.0/../../../out", "evil:app"),
         ("../../out", "1.0.0", "evil:app"),
-        ("fedlatent", "1.0.0", "client.app:app"),
+        ("fedlatent", "1.0.0", "fedlatent.client.app:app"),
     ],
 )
 def test_sent_code_neither_runs_nor_lands(

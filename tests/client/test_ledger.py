@@ -10,10 +10,10 @@ import dp_accounting
 import pytest
 from dp_accounting.rdp import RdpAccountant
 
-from client.ledger import Entry, Ledger
-from shared.errors import BudgetExceeded, PolicyRefusal, ReleaseRefused, ServiceError
-from shared.privacy.accounting import ORDERS, GaussianEvent
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client.ledger import Entry, Ledger
+from fedlatent.shared.errors import BudgetExceeded, PolicyRefusal, ReleaseRefused, ServiceError
+from fedlatent.shared.privacy.accounting import ORDERS, GaussianEvent
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from tests.client.support import tiny_run
 
 STEP = GaussianEvent(noise_multiplier=2.0, sample_rate=0.1, steps=20)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from client import link
-from client.link import ask, read_frame, serve
-from shared.errors import ServiceError
+from fedlatent.client import link
+from fedlatent.client.link import ask, read_frame, serve
+from fedlatent.shared.errors import ServiceError
 
 
 @contextlib.contextmanager

@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from client.compute import make_noise
-from client.home import ClientHome
-from client.local import assemble
-from client.node import Node, request_digest
-from client.policy import schema_of
-from client.release import Outgoing
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.models import encoder_state, load_encoder
-from shared.privacy import summaries
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.noise import NoiseSource, RngName, SecureNoise, SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, LatentDensity
-from shared.schedule import phases
-from shared.wire import (
+from fedlatent.client.compute import make_noise
+from fedlatent.client.home import ClientHome
+from fedlatent.client.local import assemble
+from fedlatent.client.node import Node, request_digest
+from fedlatent.client.policy import schema_of
+from fedlatent.client.release import Outgoing
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.models import encoder_state, load_encoder
+from fedlatent.shared.privacy import summaries
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.noise import NoiseSource, RngName, SecureNoise, SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, LatentDensity
+from fedlatent.shared.schedule import phases
+from fedlatent.shared.wire import (
     DENSITY_PREFIX,
     PROTOCOL,
     Arrays,

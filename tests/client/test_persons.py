@@ -10,21 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from client.export import export_site
-from client.home import ClientHome
-from client.ledger import Ledger, Person
-from client.local import assemble, open_node
-from client.node import Node
-from client.policy import NodeConfig
-from shared.bundle.archive import CARD, read_bundle
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.errors import BudgetExceeded, ConfigError, DataError, LedgerError
-from shared.keys import SigningKey
-from shared.privacy.accounting import GaussianEvent
-from shared.privacy.person import capped_epsilon, person_epsilon
-from shared.privacy.plan import PrivacyPlan
-from shared.toml import dumps
+from fedlatent.client.export import export_site
+from fedlatent.client.home import ClientHome
+from fedlatent.client.ledger import Ledger, Person
+from fedlatent.client.local import assemble, open_node
+from fedlatent.client.node import Node
+from fedlatent.client.policy import NodeConfig
+from fedlatent.shared.bundle.archive import CARD, read_bundle
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.errors import BudgetExceeded, ConfigError, DataError, LedgerError
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.privacy.accounting import GaussianEvent
+from fedlatent.shared.privacy.person import capped_epsilon, person_epsilon
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.toml import dumps
 from tests.client.support import SHAPE, request, tiny_config, tiny_records, tiny_run, weights_of
 from tests.client.test_node import run_whole
 

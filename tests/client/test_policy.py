@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from client.policy import Caps, NodeConfig, schema_of
-from shared.errors import ConfigError, PolicyRefusal
+from fedlatent.client.policy import Caps, NodeConfig, schema_of
+from fedlatent.shared.errors import ConfigError, PolicyRefusal
 from tests.client.support import tiny_config, tiny_run
 
 NODE_FILE = """

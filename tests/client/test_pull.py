@@ -10,11 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from client.trainer import Pull, averaged, averages_of, learning_rate, pull_share, train_round
-from shared.config import RunConfig
-from shared.models.base import ENCODER_PREFIX
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client.trainer import (
+    Pull,
+    averaged,
+    averages_of,
+    learning_rate,
+    pull_share,
+    train_round,
+)
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.models.base import ENCODER_PREFIX
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from tests.client.support import model_of, tiny_records, tiny_run
 
 RECORDS = torch.from_numpy(tiny_records(60).astype(np.float32))

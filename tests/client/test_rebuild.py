@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from client.home import ClientHome
-from client.journal import read_journal
-from client.ledger import Entry, Ledger
-from client.ledger_file import COUNTED
-from client.local import open_ledger
-from client.rebuild import rebuild
-from shared.errors import LedgerError, ServiceError
+from fedlatent.client.home import ClientHome
+from fedlatent.client.journal import read_journal
+from fedlatent.client.ledger import Entry, Ledger
+from fedlatent.client.ledger_file import COUNTED
+from fedlatent.client.local import open_ledger
+from fedlatent.client.rebuild import rebuild
+from fedlatent.shared.errors import LedgerError, ServiceError
 from tests.client.support import (
     RECORDS,
     RUN_ID,

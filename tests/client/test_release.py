@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.ledger import Entry, Ledger
-from client.release import INTERNAL_SENTENCE, KEEP_ROUNDS, Outgoing, ReleaseDoor
-from shared.errors import DataError, PolicyRefusal, ProtocolError, ReleaseRefused
-from shared.privacy.accounting import GaussianEvent
-from shared.privacy.summaries import MOMENTS_KEY, moments_spec, threshold_spec
-from shared.schedule import Kind
-from shared.wire import PROTOCOL, ReplyHeader, unpack
+from fedlatent.client.ledger import Entry, Ledger
+from fedlatent.client.release import INTERNAL_SENTENCE, KEEP_ROUNDS, Outgoing, ReleaseDoor
+from fedlatent.shared.errors import DataError, PolicyRefusal, ProtocolError, ReleaseRefused
+from fedlatent.shared.privacy.accounting import GaussianEvent
+from fedlatent.shared.privacy.summaries import MOMENTS_KEY, moments_spec, threshold_spec
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.wire import PROTOCOL, ReplyHeader, unpack
 from tests.client.support import RUN_ID, request, tiny_run
 
 EXPECTED = {"encoder.weight": (3, 2), "encoder.bias": (3,)}

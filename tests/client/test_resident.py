@@ -13,20 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.home import ClientHome
-from client.ledger import Ledger
-from client.link import ask
-from client.resident import OVERRUN_STATUS, READY_LINE, main
-from server.authority import create_authority
-from server.home import ServerHome
-from shared.config import RunConfig
-from shared.errors import ServiceError
-from shared.keys import generate_node_key, load_node_key
-from shared.privacy.noise import SecureNoise
-from shared.schedule import Kind
-from shared.signing import RequestSigner, check_reply, digest_of, request_name
-from shared.toml import dumps
-from shared.wire import ReplyHeader, RequestHeader, pack, unpack
+from fedlatent.client.home import ClientHome
+from fedlatent.client.ledger import Ledger
+from fedlatent.client.link import ask
+from fedlatent.client.resident import OVERRUN_STATUS, READY_LINE, main
+from fedlatent.server.authority import create_authority
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.keys import generate_node_key, load_node_key
+from fedlatent.shared.privacy.noise import SecureNoise
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.signing import RequestSigner, check_reply, digest_of, request_name
+from fedlatent.shared.toml import dumps
+from fedlatent.shared.wire import ReplyHeader, RequestHeader, pack, unpack
 from tests.client.support import request, tiny_node, tiny_records, tiny_run, weights_of
 from tests.client.test_ledger import reference_epsilon
 
@@ -62,7 +62,7 @@ def make_home(
 def resident(home: ClientHome) -> Iterator[subprocess.Popen[str]]:
     """A running resident that is ready; killed at the end if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "client.resident", "--home", str(home.root)],
+        [sys.executable, "-m", "fedlatent.client.resident", "--home", str(home.root)],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from client.compute import make_noise
-from client.node import Node, NoiseFactory
-from client.release import Outgoing
-from shared.config import RunConfig
-from shared.errors import ReleaseRefused
-from shared.privacy.noise import SEALED_BYTES, NoiseSource, SecureNoise
-from shared.privacy.summaries import LatentDensity
-from shared.schedule import Kind
-from shared.wire import ReplyHeader, unpack
+from fedlatent.client.compute import make_noise
+from fedlatent.client.node import Node, NoiseFactory
+from fedlatent.client.release import Outgoing
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ReleaseRefused
+from fedlatent.shared.privacy.noise import SEALED_BYTES, NoiseSource, SecureNoise
+from fedlatent.shared.privacy.summaries import LatentDensity
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.wire import ReplyHeader, unpack
 from tests.client.support import RUN_ID, request, tiny_node, tiny_run, weights_of
 from tests.client.test_node import PowerCut, threshold_arrays
 

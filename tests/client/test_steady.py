@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from client import compute
-from client.compute import Asked, parts_of
-from client.gradients.sums import steady
-from shared.privacy.summaries import LatentDensity
+from fedlatent.client import compute
+from fedlatent.client.compute import Asked, parts_of
+from fedlatent.client.gradients.sums import steady
+from fedlatent.shared.privacy.summaries import LatentDensity
 from tests.client.support import model_of, tiny_run
 
 SMALL = torch.ones(200_000, dtype=torch.int32).view(torch.float32)  # enough for several threads

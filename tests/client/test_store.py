@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from client.store import KEEP_ROUNDS, RoundState, SiteMaterial, Store
-from shared.errors import DataError
-from shared.privacy.summaries import LatentDensity
+from fedlatent.client.store import KEEP_ROUNDS, RoundState, SiteMaterial, Store
+from fedlatent.shared.errors import DataError
+from fedlatent.shared.privacy.summaries import LatentDensity
 from tests.client.support import tiny_run
 
 

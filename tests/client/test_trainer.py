@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from client import trainer
-from client.trainer import gradient_sums, train_round
-from shared.config import RunConfig
-from shared.errors import ReleaseRefused
-from shared.models import VAE, GaussianConfig, GaussianVAE, build
-from shared.models.objective import elbo
-from shared.privacy.noise import RngName, SimulationNoise
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client import trainer
+from fedlatent.client.trainer import gradient_sums, train_round
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ReleaseRefused
+from fedlatent.shared.models import VAE, GaussianConfig, GaussianVAE, build
+from fedlatent.shared.models.objective import elbo
+from fedlatent.shared.privacy.noise import RngName, SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from tests.client.support import model_of, tiny_records, tiny_run
 
 RUN = tiny_run()

@@ -15,7 +15,7 @@ import pytest
 from tests.mutants.catalogue import MUTANTS, ROOT, Mutant
 
 #: What a tree needs to run tests in.
-_PARTS = ("cli", "client", "server", "shared", "simulations", "tests", "pyproject.toml")
+_PARTS = ("fedlatent", "client", "server", "shared", "simulations", "tests", "pyproject.toml")
 
 Row = tuple[str, str, str, float]
 Warm = Callable[[dict[str, str]], int]
@@ -88,7 +88,8 @@ def test_every_sabotage_is_caught(
     for part in _PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, tmp_path / part, ignore=shutil.ignore_patterns("page"))
+            unpaged = shutil.ignore_patterns("page")
+            shutil.copytree(source, tmp_path / part, ignore=unpaged, symlinks=True)
         else:
             shutil.copy2(source, tmp_path / part)
     for path, text in _patched(mutant, ROOT).items():

@@ -13,23 +13,23 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from server.driver import Pace
-from server.home import ServerHome
-from shared.config import RunConfig
-from shared.privacy import summaries
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import HISTOGRAMS_KEY
-from shared.records import from_records, to_records
-from shared.signing import ReplySigner, digest_of, request_name
-from shared.wire import (
+from fedlatent.server.driver import Pace
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.privacy import summaries
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY
+from fedlatent.shared.records import from_records, to_records
+from fedlatent.shared.signing import ReplySigner, digest_of, request_name
+from fedlatent.shared.wire import (
     DENSITY_PREFIX,
     PROTOCOL,
     Arrays,
     ReplyHeader,
     RequestHeader,
 )
-from simulations.grid import InProcessGrid, by_handlers
+from fedlatent.simulations.grid import InProcessGrid, by_handlers
 
 LATENT = 3
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from server.authority import create_authority, issue_certificate
-from server.control import Control, Site, fingerprint_of
-from server.home import ServerHome
-from server.quota import ReplyQuota, save_quota
-from server.service import free_port
-from server.settings import GatewayLimits, ServerSettings, save_settings
-from shared.files import write_json
-from shared.keys import generate_node_key
-from shared.processes import Warden
-from shared.supervisor import child_environment
+from fedlatent.server.authority import create_authority, issue_certificate
+from fedlatent.server.control import Control, Site, fingerprint_of
+from fedlatent.server.home import ServerHome
+from fedlatent.server.quota import ReplyQuota, save_quota
+from fedlatent.server.service import free_port
+from fedlatent.server.settings import GatewayLimits, ServerSettings, save_settings
+from fedlatent.shared.files import write_json
+from fedlatent.shared.keys import generate_node_key
+from fedlatent.shared.processes import Warden
+from fedlatent.shared.supervisor import child_environment
 from tests.server.fleet import FleetNode, read_all
 from tests.server.stub_link import RUN, StubLink
 
@@ -59,7 +59,7 @@ class Gate:
         self.warden.watch(child_environment())
         with self.log_file.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server.gateway", "--home", str(self.home.root)],
+                [sys.executable, "-m", "fedlatent.server.gateway", "--home", str(self.home.root)],
                 env=child_environment() | self.warden.marks(),
                 stderr=stream,
             )

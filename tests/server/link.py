@@ -21,7 +21,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
-from simulations.grid import InProcessGrid, by_handlers
+from fedlatent.simulations.grid import InProcessGrid, by_handlers
 
 
 @dataclass

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from client.home import ClientHome
-from client.service import ClientService, init_client
-from server.service import ServerService
-from shared.data.sources import HEARTS_SCHEMA, hearts
+from fedlatent.client.home import ClientHome
+from fedlatent.client.service import ClientService, init_client
+from fedlatent.server.service import ServerService
+from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
 
 RUN = {
     "name": "hearts",

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from client.preflight import preflight
-from server.authority import ensure_certificate, issue_certificate, probe_context
-from server.home import ServerHome
-from server.seal import Seal
-from server.service import ServerService, free_port, init_server
-from server.settings import GatewayLimits
-from shared.errors import ConfigError, ServiceError
-from shared.supervisor import Supervisor
+from fedlatent.client.preflight import preflight
+from fedlatent.server.authority import ensure_certificate, issue_certificate, probe_context
+from fedlatent.server.home import ServerHome
+from fedlatent.server.seal import Seal
+from fedlatent.server.service import ServerService, free_port, init_server
+from fedlatent.server.settings import GatewayLimits
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.supervisor import Supervisor
 from tests.server.gates import Gate, running
 from tests.server.services import until
 
@@ -103,7 +103,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(
     open_before = http.client.HTTPSConnection(gate.address, context=context, timeout=10)
     open_before.connect()
     with monkeypatch.context() as late:
-        late.setattr("server.authority._RENEW_DAYS", 398)
+        late.setattr("fedlatent.server.authority._RENEW_DAYS", 398)
         assert "end soon" in ensure_certificate(gate.home, [])
     until(lambda: served(gate) != first, 20)
     open_before.request("GET", "/")
@@ -126,15 +126,15 @@ def test_a_running_server_renews_its_certificate(
     init_server(home, port=0)
     before, seal = home.certificate.read_bytes(), Seal.of(home)
     assert seal is not None
-    monkeypatch.setattr("server.service._RENEW_S", 0.1)
-    monkeypatch.setattr("server.authority._RENEW_DAYS", 398)
-    monkeypatch.setattr("server.service._WATCH_S", 0.1)
+    monkeypatch.setattr("fedlatent.server.service._RENEW_S", 0.1)
+    monkeypatch.setattr("fedlatent.server.authority._RENEW_DAYS", 398)
+    monkeypatch.setattr("fedlatent.server.service._WATCH_S", 0.1)
     service = ServerService(home)
     watcher = threading.Thread(target=service.watch_runs)
     watcher.start()
     try:
         until(lambda: home.certificate.read_bytes() != before, 20)
-        monkeypatch.setattr("server.authority._RENEW_DAYS", 30)
+        monkeypatch.setattr("fedlatent.server.authority._RENEW_DAYS", 30)
         time.sleep(0.5)
         authority = home.ca_key.read_bytes()
         home.ca_key.write_bytes(b"junk")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, RecordDict
 
-from client.app import app as client_app
-from server.app import (
+from fedlatent.client.app import app as client_app
+from fedlatent.server.app import (
     admitted_records,
     admitted_sites,
     app,
@@ -15,11 +15,11 @@ from server.app import (
     parse_config,
     read_settings,
 )
-from server.home import HOME_VARIABLE
-from server.registry import Registry
-from server.results import RunResult
-from shared.errors import ConfigError
-from simulations.grid import InProcessGrid, by_handlers
+from fedlatent.server.home import HOME_VARIABLE
+from fedlatent.server.registry import Registry
+from fedlatent.server.results import RunResult
+from fedlatent.shared.errors import ConfigError
+from fedlatent.simulations.grid import InProcessGrid, by_handlers
 from tests.server.federation import home_at, tiny_config
 
 

@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from client.certificate import install_certificate
-from client.home import ClientHome
-from client.policy import NodeConfig
-from server.authority import (
+from fedlatent.client.certificate import install_certificate
+from fedlatent.client.home import ClientHome
+from fedlatent.client.policy import NodeConfig
+from fedlatent.server.authority import (
     create_authority,
     ensure_certificate,
     ensure_secret,
@@ -23,12 +23,12 @@ from server.authority import (
     issue_client_certificate,
     probe_context,
 )
-from server.control import SITE_PATTERN, Control
-from server.home import ServerHome
-from server.settings import ServerSettings, save_settings
-from shared.errors import ConfigError, ServiceError
-from shared.keys import generate_node_key
-from shared.signing import REQUESTS_PURPOSE, RequestSigner
+from fedlatent.server.control import SITE_PATTERN, Control
+from fedlatent.server.home import ServerHome
+from fedlatent.server.settings import ServerSettings, save_settings
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.keys import generate_node_key
+from fedlatent.shared.signing import REQUESTS_PURPOSE, RequestSigner
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_certificate_of_the_future_is_replaced(
 ) -> None:
     """One that was made while the clock was ahead does not hold now."""
     with monkeypatch.context() as ahead:
-        ahead.setattr("server.authority._CLOCK_SLACK", datetime.timedelta(days=-2))
+        ahead.setattr("fedlatent.server.authority._CLOCK_SLACK", datetime.timedelta(days=-2))
         issue_certificate(home, [])
     with pytest.raises(VerificationError):
         verify(home, x509.DNSName("localhost"))
@@ -216,7 +216,7 @@ def test_a_home_of_before_gets_its_key_for_requests(
     ]
     before = home.requests_key.read_bytes()
     with monkeypatch.context() as early:
-        early.setattr("server.authority._RENEW_DAYS", 398)
+        early.setattr("fedlatent.server.authority._RENEW_DAYS", 398)
         assert ensure_certificate(home, [])
     assert home.requests_key.read_bytes() != before
     home.requests_key.chmod(0o644)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.driver import drive
-from server.strategies.averaging import EncoderAveraging, to_arrays
-from server.strategies.mean import WeightedMean
-from shared.models import build, encoder_state
+from fedlatent.server.driver import drive
+from fedlatent.server.strategies.averaging import EncoderAveraging, to_arrays
+from fedlatent.server.strategies.mean import WeightedMean
+from fedlatent.shared.models import build, encoder_state
 from tests.server.federation import Clock, grid_of, home_at, three_sites, tiny_config
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.checkpoint import Checkpoint, CheckpointStore
-from shared.errors import DataError
+from fedlatent.server.checkpoint import Checkpoint, CheckpointStore
+from fedlatent.shared.errors import DataError
 
 
 def checkpoint(done: int) -> Checkpoint:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from server.control import Control, RunState, Submission
-from server.home import ServerHome
-from server.registry import Registry, RunStatus
-from server.service import ServerService, init_server
-from shared.config import RunConfig
-from shared.errors import DataError, ServiceError
-from shared.files import write_json
+from fedlatent.server.control import Control, RunState, Submission
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry, RunStatus
+from fedlatent.server.service import ServerService, init_server
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import DataError, ServiceError
+from fedlatent.shared.files import write_json
 from tests.server.services import until
 
 CONFIG = RunConfig.parse({"name": "x", "data": {"name": "d", "shape": [2]}}, "test")
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_is_not_resumed(
     home: ServerHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as a process drives the run, a resume is refused in words."""
-    monkeypatch.setattr("server.control._ENDING_S", 0.0)
+    monkeypatch.setattr("fedlatent.server.control._ENDING_S", 0.0)
     submit(home, "x", "running")
     with (home.run("x") / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

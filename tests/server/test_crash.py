@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from server.driver import Pace, drive
-from server.registry import Registry
-from server.results import RunResult
-from shared.files import sha256_hex
-from shared.wire import Arrays, ReplyHeader
+from fedlatent.server.driver import Pace, drive
+from fedlatent.server.registry import Registry
+from fedlatent.server.results import RunResult
+from fedlatent.shared.files import sha256_hex
+from fedlatent.shared.wire import Arrays, ReplyHeader
 from tests.server.federation import grid_of, home_at, three_sites, tiny_config
 
 RUN = "tiny-1"

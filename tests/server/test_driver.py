@@ -11,19 +11,19 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from typer.testing import CliRunner
 
-from cli.main import app
-from server.driver import LAST_LOOK_S, drive, new_run_id
-from server.home import ServerHome
-from server.quota import ReplyQuota
-from server.registry import Registry, SiteOutcome, SiteRound
-from server.results import RunResult
-from server.strikes import STRIKES, Strikes
-from shared.errors import ConfigError, DataError, QuorumLost, ServiceError
-from shared.models import build, encoder_state
-from shared.privacy.summaries import HISTOGRAMS_KEY
-from shared.schedule import Phase
-from shared.wire import PROTOCOL, Arrays, ReplyHeader
-from simulations.grid import InProcessGrid
+from fedlatent.cli.main import app
+from fedlatent.server.driver import LAST_LOOK_S, drive, new_run_id
+from fedlatent.server.home import ServerHome
+from fedlatent.server.quota import ReplyQuota
+from fedlatent.server.registry import Registry, SiteOutcome, SiteRound
+from fedlatent.server.results import RunResult
+from fedlatent.server.strikes import STRIKES, Strikes
+from fedlatent.shared.errors import ConfigError, DataError, QuorumLost, ServiceError
+from fedlatent.shared.models import build, encoder_state
+from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY
+from fedlatent.shared.schedule import Phase
+from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader
+from fedlatent.simulations.grid import InProcessGrid
 from tests.server.federation import (
     LATENT,
     Clock,

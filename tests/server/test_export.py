@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.edge.runtime import EdgeModel
-from server.export import export_global, global_contents
-from server.home import ServerHome
-from shared.bundle.archive import DECODER
-from shared.errors import ConfigError
-from shared.keys import SigningKey
-from simulations.evaluation import combined_detector, global_detector
-from simulations.federation import Simulation, datasets, simulate
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.server.export import export_global, global_contents
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.bundle.archive import DECODER
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.keys import SigningKey
+from fedlatent.simulations.evaluation import combined_detector, global_detector
+from fedlatent.simulations.federation import Simulation, datasets, simulate
 from tests.simulations.support import tiny_federation, tiny_run
 
 

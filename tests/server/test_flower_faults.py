@@ -55,10 +55,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.authority import create_authority, issue_certificate
-from server.home import ServerHome
-from server.service import free_port
-from shared.supervisor import child_environment, program
+from fedlatent.server.authority import create_authority, issue_certificate
+from fedlatent.server.home import ServerHome
+from fedlatent.server.service import free_port
+from fedlatent.shared.supervisor import child_environment, program
 
 MEDIA = {"content-type": "application/protobuf", "accept": "application/protobuf"}
 

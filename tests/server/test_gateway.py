@@ -22,14 +22,14 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from client.preflight import preflight
-from server.authority import create_authority, issue_client_certificate, probe_context
-from server.control import Control
-from server.gateway.connections import network_of
-from server.gateway.rules import ENDPOINTS
-from server.home import ServerHome
-from server.settings import GatewayLimits
-from shared.errors import ServiceError
+from fedlatent.client.preflight import preflight
+from fedlatent.server.authority import create_authority, issue_client_certificate, probe_context
+from fedlatent.server.control import Control
+from fedlatent.server.gateway.connections import network_of
+from fedlatent.server.gateway.rules import ENDPOINTS
+from fedlatent.server.home import ServerHome
+from fedlatent.server.settings import GatewayLimits
+from fedlatent.shared.errors import ServiceError
 from tests.server.fleet import FleetNode, read_all
 from tests.server.gates import Gate, running
 from tests.server.stub_link import RUN

@@ -14,10 +14,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 
-from server.gateway.issued import Book, Issued
-from server.gateway.rates import Bucket
-from server.quota import ReplyQuota, save_quota
-from server.settings import GatewayLimits
+from fedlatent.server.gateway.issued import Book, Issued
+from fedlatent.server.gateway.rates import Bucket
+from fedlatent.server.quota import ReplyQuota, save_quota
+from fedlatent.server.settings import GatewayLimits
 from tests.server.fleet import FleetNode, Reply, read_all
 from tests.server.gates import QUOTA, Gate, running
 from tests.server.stub_link import RUN

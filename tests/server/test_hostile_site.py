@@ -21,20 +21,20 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from client.home import ClientHome
-from client.local import open_ledger, read_dataset
-from client.policy import NodeConfig
-from server.control import Submission
-from server.home import ServerHome
-from server.registry import Registry, SiteRound
-from server.service import ServerService, init_server
-from shared.config import RunConfig
-from shared.keys import generate_node_key
-from shared.processes import marked_processes
-from shared.records import ARRAYS, HEADER, METRICS, from_records, to_records
-from shared.schedule import phases
-from shared.signing import ReplySigner, digest_of, request_name
-from shared.wire import PROTOCOL, ReplyHeader, RequestHeader
+from fedlatent.client.home import ClientHome
+from fedlatent.client.local import open_ledger, read_dataset
+from fedlatent.client.policy import NodeConfig
+from fedlatent.server.control import Submission
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry, SiteRound
+from fedlatent.server.service import ServerService, init_server
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.keys import generate_node_key
+from fedlatent.shared.processes import marked_processes
+from fedlatent.shared.records import ARRAYS, HEADER, METRICS, from_records, to_records
+from fedlatent.shared.schedule import phases
+from fedlatent.shared.signing import ReplySigner, digest_of, request_name
+from fedlatent.shared.wire import PROTOCOL, ReplyHeader, RequestHeader
 from tests.server.fleet import FleetNode, read_all
 from tests.server.services import RUN, Federation
 

@@ -12,7 +12,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.superlink.grid import HttpGrid
 
-from server.inbox import (
+from fedlatent.server.inbox import (
     CALL_S,
     OBJECTS_A_LOOK,
     Arrived,
@@ -21,10 +21,10 @@ from server.inbox import (
     is_deployed,
     open_inbox,
 )
-from server.quota import ReplyQuota
-from server.screening import ScreeningFailure
-from shared.errors import ServiceError
-from simulations.grid import InProcessGrid, by_handlers
+from fedlatent.server.quota import ReplyQuota
+from fedlatent.server.screening import ScreeningFailure
+from fedlatent.shared.errors import ServiceError
+from fedlatent.simulations.grid import InProcessGrid, by_handlers
 from tests.server.federation import Clock
 from tests.server.link import Announced, Link, asked, status_error
 

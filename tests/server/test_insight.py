@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from server.checkpoint import Checkpoint
-from server.insight import (
+from fedlatent.server.checkpoint import Checkpoint
+from fedlatent.server.insight import (
     RunSites,
     SiteMean,
     clusters,
@@ -16,11 +16,11 @@ from server.insight import (
     drifts,
     site_means,
 )
-from shared.config import RunConfig
-from shared.errors import ConfigError
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import (
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.summaries import (
     Form,
     clip_rows,
     default_radius,

@@ -10,13 +10,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from flwr.app import Context, RecordDict
 
-from server import app as installed
-from server import launcher
-from server.control import RunState, Submission
-from server.home import HOME_VARIABLE, ServerHome
-from shared.config import RunConfig
-from shared.errors import ServiceError
-from shared.files import write_json
+from fedlatent.server import app as installed
+from fedlatent.server import launcher
+from fedlatent.server.control import RunState, Submission
+from fedlatent.server.home import HOME_VARIABLE, ServerHome
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.files import write_json
 from tests.client.test_launcher import hostile_app
 
 OURS = 7
@@ -108,7 +108,7 @@ def test_our_run_gets_the_installed_app_and_our_settings(
         ("app", "1.0.0", "evil:app"),
         ("app", "1.0.0/../../../out", "evil:app"),
         ("../../out", "1.0.0", "evil:app"),
-        ("fedlatent", "1.0.0", "server.app:app"),
+        ("fedlatent", "1.0.0", "fedlatent.server.app:app"),
     ],
 )
 def test_sent_code_neither_runs_nor_lands(

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from server.control import FlowerRun
-from server.home import ServerHome
-from server.service import ServerService, init_server
-from shared.config import RunConfig
-from shared.processes import marked_processes
-from shared.supervisor import child_environment
+from fedlatent.server.control import FlowerRun
+from fedlatent.server.home import ServerHome
+from fedlatent.server.service import ServerService, init_server
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.processes import marked_processes
+from fedlatent.shared.supervisor import child_environment
 from tests.server.services import RUN, Federation, until
 
 NOBODY = 65534
@@ -133,7 +133,7 @@ def foreign(federation: Federation, tmp_path_factory: pytest.TempPathFactory) ->
     (app / "pyproject.toml").write_text(PROJECT)
     (app / "own.py").write_text(APP.format(marker=str(marker)))
     control.online()  # writes down for flwr where the server is
-    flwr = [sys.executable, "-P", "-m", "server.launcher", "flwr"]
+    flwr = [sys.executable, "-P", "-m", "fedlatent.server.launcher", "flwr"]
     done = subprocess.run(
         [*flwr, "run", str(app), "fedlatent", "--format", "json"],
         env=child_environment() | {"FLWR_HOME": str(control.home.services / "cli" / "flower")},
@@ -192,7 +192,7 @@ def test_nothing_listens_on_tcp_but_the_gateway(federation: Federation) -> None:
         if (ports := listening_ports([pid]))
     }
     ((command, ports),) = found.items()
-    assert "server.gateway" in command
+    assert "fedlatent.server.gateway" in command
     assert ports == {federation.service.settings.port}
 
 

@@ -15,22 +15,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.edge.runtime import EdgeModel
-from client.edge.windows import CsvDecoder
-from server.page import build
-from server.page.build import PageReport, build_page, fetch_package
-from shared.bundle.archive import MANIFEST, SIGNATURE, pack, parse_bundle, signature_file
-from shared.bundle.arrays import pack_arrays
-from shared.bundle.manifest import Thresholds
-from shared.config import RunConfig
-from shared.data.schema import Schema
-from shared.errors import BundleError, ConfigError, DataError, ServiceError
-from shared.export.bundling import BundleContents, make_bundle
-from shared.files import write_json
-from shared.keys import SigningKey
-from shared.models import build as build_model
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.summaries import latent_density, release_moments
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.edge.windows import CsvDecoder
+from fedlatent.server.page import build
+from fedlatent.server.page.build import PageReport, build_page, fetch_package
+from fedlatent.shared.bundle.archive import MANIFEST, SIGNATURE, pack, parse_bundle, signature_file
+from fedlatent.shared.bundle.arrays import pack_arrays
+from fedlatent.shared.bundle.manifest import Thresholds
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import BundleError, ConfigError, DataError, ServiceError
+from fedlatent.shared.export.bundling import BundleContents, make_bundle
+from fedlatent.shared.files import write_json
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.models import build as build_model
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.summaries import latent_density, release_moments
 from tests.server.page_support import Browser, Node, PageServer, Tab, chromium
 from tests.shared.bundle import tiny
 

@@ -8,11 +8,11 @@ import pytest
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import Metadata, Root, Targets
 
-from client.edge.update import provision, update
-from server.publish import Expiries, Release, Rollout
-from shared.bundle.sealed import RecipientKey, RecipientPublic
-from shared.errors import BundleError, ConfigError, DataError
-from shared.keys import SigningKey
+from fedlatent.client.edge.update import provision, update
+from fedlatent.server.publish import Expiries, Release, Rollout
+from fedlatent.shared.bundle.sealed import RecipientKey, RecipientPublic
+from fedlatent.shared.errors import BundleError, ConfigError, DataError
+from fedlatent.shared.keys import SigningKey
 from tests.client.edge.powercut import cuts, fingerprint, load, lose, store
 from tests.client.edge.releases import MODEL, Publisher, with_version_1
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.registry import Registry, SiteOutcome
-from server.rounds import SiteStatus
-from shared.errors import ServiceError
+from fedlatent.server.registry import Registry, SiteOutcome
+from fedlatent.server.rounds import SiteStatus
+from fedlatent.shared.errors import ServiceError
 
 
 def opened(path: Path) -> Registry:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.strategies import robust
-from server.strategies.robust import HELD, Pool, clipping_centre
-from shared.config import Robust, RunConfig
-from shared.errors import ConfigError
-from shared.wire import Arrays
+from fedlatent.server.strategies import robust
+from fedlatent.server.strategies.robust import HELD, Pool, clipping_centre
+from fedlatent.shared.config import Robust, RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.wire import Arrays
 from tests.server.federation import tiny_config
 
 SIZE = 200

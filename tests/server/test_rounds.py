@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.rounds import JoinState, RoundState, Verdict
-from shared.schedule import Phase, phases
+from fedlatent.server.rounds import JoinState, RoundState, Verdict
+from fedlatent.shared.schedule import Phase, phases
 from tests.server.federation import tiny_config
 
 

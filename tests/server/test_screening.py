@@ -9,13 +9,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
-from server.strategies.weighting import weight_of
-from shared.privacy.specs import spec_of as summary_spec
-from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, Form
-from shared.records import ARRAYS, HEADER, to_records
-from shared.schedule import Kind, Phase
-from shared.wire import PROTOCOL, Arrays, ReplyHeader
+from fedlatent.server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from fedlatent.server.strategies.weighting import weight_of
+from fedlatent.shared.privacy.specs import spec_of as summary_spec
+from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, Form
+from fedlatent.shared.records import ARRAYS, HEADER, to_records
+from fedlatent.shared.schedule import Kind, Phase
+from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader
 from tests.server.federation import LATENT, plan_of, tiny_config
 
 SENT: Arrays = {

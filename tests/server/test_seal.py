@@ -11,18 +11,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from server.app import admitted_sites
-from server.authority import create_authority
-from server.control import Site as Admitted
-from server.driver import drive
-from server.home import ServerHome
-from server.registry import Registry, SiteRound
-from server.results import RunResult
-from server.seal import Seal
-from shared.errors import QuorumLost, ServiceError
-from shared.models import build, encoder_state
-from shared.signing import ReplySigner, check_request, digest_of, request_name
-from shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
+from fedlatent.server.app import admitted_sites
+from fedlatent.server.authority import create_authority
+from fedlatent.server.control import Site as Admitted
+from fedlatent.server.driver import drive
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry, SiteRound
+from fedlatent.server.results import RunResult
+from fedlatent.server.seal import Seal
+from fedlatent.shared.errors import QuorumLost, ServiceError
+from fedlatent.shared.models import build, encoder_state
+from fedlatent.shared.signing import ReplySigner, check_request, digest_of, request_name
+from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
 from tests.server.federation import Clock, Site, grid_of, home_at, refuse, three_sites, tiny_config
 
 RUN = "tiny-1"

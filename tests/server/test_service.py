@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from client.service import ClientService
-from server.app import admitted_records
-from server.home import ServerHome
-from server.registry import Registry
-from server.service import ServerService, init_server, is_lost
-from server.settings import load_settings
-from shared.config import RunConfig
-from shared.errors import ConfigError, ServiceError
-from shared.keys import generate_node_key
-from shared.processes import marked_processes
+from fedlatent.client.service import ClientService
+from fedlatent.server.app import admitted_records
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.server.service import ServerService, init_server, is_lost
+from fedlatent.server.settings import load_settings
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.keys import generate_node_key
+from fedlatent.shared.processes import marked_processes
 from tests.server.services import RUN, Federation, until
 
 
@@ -179,8 +179,8 @@ def test_lost_runs_are_told_from_waiting_ones(status: str, alive: int, lost: boo
         ("server", "launcher serverapp"),
         ("server", "launcher superlink"),
         ("server", "launcher superexec"),
-        ("server", "server.gateway"),
-        ("node", "client.resident"),
+        ("server", "fedlatent.server.gateway"),
+        ("node", "fedlatent.client.resident"),
         ("node", "launcher superexec"),
         ("node", "launcher supernode"),
     ],
@@ -209,7 +209,7 @@ def test_a_supernode_that_stops_polling_is_started_again(
     assert before.contact is not None
     assert time.time() - before.contact < 60.0
     assert before.pid is not None
-    monkeypatch.setattr("client.service._QUIET_S", 10.0)  # an idle one polls each 3 s
+    monkeypatch.setattr("fedlatent.client.service._QUIET_S", 10.0)  # an idle one polls each 3 s
     os.kill(before.pid, signal.SIGSTOP)
     until(lambda: node.status()[1].restarts > before.restarts, 60)
     assert "it has asked its peer for nothing for" in node.status()[1].reason

@@ -10,11 +10,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.strategies.averaging import EncoderAveraging
-from server.strategies.optimizer import server_step
-from server.strategies.weighting import weight_of
-from shared.config import StrategySection
-from shared.wire import PROTOCOL, Arrays, ReplyHeader
+from fedlatent.server.strategies.averaging import EncoderAveraging
+from fedlatent.server.strategies.optimizer import server_step
+from fedlatent.server.strategies.weighting import weight_of
+from fedlatent.shared.config import StrategySection
+from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader
 from tests.client.support import tiny_run
 
 TAU, BETA_1, BETA_2 = 1e-3, 0.9, 0.99  # Flower's defaults

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from server.registry import SiteOutcome
-from server.rounds import SiteStatus
-from server.strikes import MISBEHAVIOUR, STRIKES, Strikes
-from shared.errors import ConfigError, DataError
-from shared.schedule import Phase
+from fedlatent.server.registry import SiteOutcome
+from fedlatent.server.rounds import SiteStatus
+from fedlatent.server.strikes import MISBEHAVIOUR, STRIKES, Strikes
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.schedule import Phase
 
 PHASE = Phase(number=2, kind="train", trained=1)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from server.control import Submission
-from server.home import ServerHome
-from server.registry import Registry
-from server.watch import watch_run
-from shared.errors import QuorumLost, ServiceError
-from shared.files import write_json
+from fedlatent.server.control import Submission
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.server.watch import watch_run
+from fedlatent.shared.errors import QuorumLost, ServiceError
+from fedlatent.shared.files import write_json
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import RunConfig
-from shared.errors import ConfigError
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
 
 GOOD = """
 name = "ward-hearts"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import DataError, StorageError
-from shared.files import (
+from fedlatent.shared.errors import DataError, StorageError
+from fedlatent.shared.files import (
     append_line,
     canonical_json,
     check_room,

@@ -31,17 +31,17 @@ from flwr.supernode import fleet_http_connection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from shared import flower
-from shared.contact import FOLDER_VARIABLE, Contact
-from shared.errors import ServiceError
-from shared.supervisor import child_environment
+from fedlatent.shared import flower
+from fedlatent.shared.contact import FOLDER_VARIABLE, Contact
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.supervisor import child_environment
 
 TOKEN = "ab" * 128
 
 TASK = """
 import json, os, sys
 from pathlib import Path
-from shared.flower import read_token
+from fedlatent.shared.flower import read_token
 token = read_token()
 told = {"argv": sys.argv, "environment": dict(os.environ), "token": token}
 Path("told.part").write_text(json.dumps(told))
@@ -50,7 +50,7 @@ Path("told.part").rename("told.json")
 
 RETURNS = """
 import threading, time
-from shared import flower
+from fedlatent.shared import flower
 def gives_up():
     threading.Thread(target=time.sleep, args=(60,)).start()
 flower._entry = lambda program: gives_up

@@ -5,8 +5,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from shared.errors import ConfigError
-from shared.keys import SigningKey, VerifyKey, generate_node_key
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.keys import SigningKey, VerifyKey, generate_node_key
 
 
 def _mode(path: Path) -> int:

@@ -3,9 +3,9 @@
 import httpx
 import pytest
 
-from shared.errors import ConfigError
-from shared.proxies import proxy_environment, proxy_for, without_proxies
-from shared.supervisor import child_environment
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.proxies import proxy_environment, proxy_for, without_proxies
+from fedlatent.shared.supervisor import child_environment
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.quiet import QUIET
-from shared.supervisor import child_environment
+from fedlatent.shared.quiet import QUIET
+from fedlatent.shared.supervisor import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("cli", "client", "server", "simulations")
 
 # Says, at the first import of each dependency that reports its use, whether it was told not to.
 WATCH = """
@@ -40,16 +39,15 @@ def loud() -> dict[str, str]:
     return kept | {"ORT_DISABLE_TELEMETRY": "0", "FLWR_TELEMETRY_ENABLED": "1"}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_package_imports_shared_first(package: str) -> None:
+def test_the_package_imports_shared_first() -> None:
     """So whatever is run or imported of ours, the variables are set before a dependency."""
-    body = ast.parse((ROOT / package / "__init__.py").read_text()).body
+    body = ast.parse((ROOT / "fedlatent" / "__init__.py").read_text()).body
     imports = [one for one in body if isinstance(one, ast.Import | ast.ImportFrom)]
     assert isinstance(imports[0], ast.Import)
-    assert [one.name for one in imports[0].names] == ["shared"]
+    assert [one.name for one in imports[0].names] == ["fedlatent.shared"]
 
 
-@pytest.mark.parametrize("module", ["client.edge.runtime", "client.launcher"])
+@pytest.mark.parametrize("module", ["fedlatent.client.edge.runtime", "fedlatent.client.launcher"])
 def test_the_variables_are_set_before_a_dependency_is_imported(module: str) -> None:
     """Even where the environment asked for reports."""
     command = [sys.executable, "-c", WATCH, repr(dict(QUIET)), module]
@@ -61,7 +59,7 @@ def test_the_variables_are_set_before_a_dependency_is_imported(module: str) -> N
 
 def test_onnx_runtime_leaves_no_identity_in_the_home(tmp_path: Path) -> None:
     """Neither a device id nor events lie in the home of whoever imported the edge runtime."""
-    program = "import client.edge.runtime, onnxruntime; onnxruntime.SessionOptions()"
+    program = "import fedlatent.client.edge.runtime, onnxruntime; onnxruntime.SessionOptions()"
     environment = loud() | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=ROOT, check=True, timeout=120

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.config import RunConfig
-from shared.schedule import (
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.schedule import (
     EVERY,
     SUMMARY_KINDS,
     count_phases,

@@ -15,13 +15,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.authority import create_authority, issue_certificate
-from server.home import ServerHome
-from shared.config import RunConfig
-from shared.errors import ConfigError, SignatureError
-from shared.keys import SigningKey, generate_node_key, load_node_key, node_public_key
-from shared.records import from_records, to_records
-from shared.signing import (
+from fedlatent.server.authority import create_authority, issue_certificate
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError, SignatureError
+from fedlatent.shared.keys import SigningKey, generate_node_key, load_node_key, node_public_key
+from fedlatent.shared.records import from_records, to_records
+from fedlatent.shared.signing import (
     CLOCK_SLACK_S,
     REQUESTS_PURPOSE,
     ReplySigner,
@@ -31,7 +31,15 @@ from shared.signing import (
     digest_of,
     request_name,
 )
-from shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader, pack, parse_header, unpack
+from fedlatent.shared.wire import (
+    PROTOCOL,
+    Arrays,
+    ReplyHeader,
+    RequestHeader,
+    pack,
+    parse_header,
+    unpack,
+)
 
 NOW = datetime.datetime.now(datetime.UTC).timestamp()
 DAY = 86_400.0

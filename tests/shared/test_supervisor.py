@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.contact import Contact, Silence
-from shared.errors import ServiceError
-from shared.processes import MARK, TURN, end_processes, is_stopped, marked_processes
-from shared.supervisor import (
+from fedlatent.shared.contact import Contact, Silence
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.processes import MARK, TURN, end_processes, is_stopped, marked_processes
+from fedlatent.shared.supervisor import (
     FLOWER_ENVIRONMENT,
     Service,
     Supervisor,
@@ -179,7 +179,7 @@ def outside(folder: Path, script: str = SLEEPER[-1], before: str = "") -> subpro
     program = textwrap.dedent(
         f"""
         from pathlib import Path
-        from shared.supervisor import Service, Supervisor, run_until_signal
+        from fedlatent.shared.supervisor import Service, Supervisor, run_until_signal
         service = Service(
             name="one", argv=("/bin/sh", "-c", {script!r}), ready=lambda log: "up" in log
         )
@@ -196,7 +196,7 @@ def warden_of(folder: Path) -> int:
     """The process that waits for the end of the supervisor on ``folder``; 0 for none."""
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         words = entry.read_bytes().split(b"\0")
-        if b"shared.processes" in words and os.fsencode(folder) in words:
+        if b"fedlatent.shared.processes" in words and os.fsencode(folder) in words:
             return int(entry.parent.name)
     return 0
 
@@ -245,7 +245,7 @@ def state_of(pid: int) -> str:
 
 def test_a_killed_warden_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another takes its place, and the services do not notice."""
-    monkeypatch.setattr("shared.supervisor._LOOK_S", 0.05)
+    monkeypatch.setattr("fedlatent.shared.supervisor._LOOK_S", 0.05)
     with Supervisor(tmp_path, [Service(name="one", argv=SLEEPER)]) as supervisor:
         before = warden_of(tmp_path)
         os.kill(before, signal.SIGKILL)
@@ -291,7 +291,7 @@ def test_a_damaged_status_file_is_made_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be read is no error, and is written anew."""
-    monkeypatch.setattr("shared.supervisor._HEALTHY_S", 0.05)
+    monkeypatch.setattr("fedlatent.shared.supervisor._HEALTHY_S", 0.05)
     with Supervisor(tmp_path, [Service(name="one", argv=SLEEPER)]):
         until(lambda: len(read_status(tmp_path)) == 1)
         for junk in (b"", b"[{", b"[1]", b'[{"name": "one"}]', b"\xff"):
@@ -321,7 +321,8 @@ def test_hanging_up_is_terminating() -> None:
     One that ignores SIGHUP goes on doing so.
     """
     program = (
-        "import signal, sys, time; from shared.processes import hang_up_is_terminate; {}; "
+        "import signal, sys, time; "
+        "from fedlatent.shared.processes import hang_up_is_terminate; {}; "
         "hang_up_is_terminate(); print('up', flush=True); time.sleep(300)"
     )
     for setting, status in (
@@ -403,7 +404,8 @@ def test_a_running_supervisor_can_be_stopped_from_outside(tmp_path: Path) -> Non
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from shared.supervisor import stop_running; "
+            "import sys; from pathlib import Path; "
+            "from fedlatent.shared.supervisor import stop_running; "
             "sys.exit(not stop_running(Path(sys.argv[1])))",
             str(tmp_path),
         ]
@@ -417,7 +419,7 @@ def test_a_service_that_lives_and_does_nothing_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that ails for longer than its patience is ended, and the reason is kept."""
-    monkeypatch.setattr("shared.supervisor._LOOK_S", 0.05)
+    monkeypatch.setattr("fedlatent.shared.supervisor._LOOK_S", 0.05)
     ailing = ["it has not polled for 90 s"]
     service = Service(
         name="one",
@@ -441,7 +443,7 @@ def test_an_ailment_that_passes_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One look that finds fault is not enough."""
-    monkeypatch.setattr("shared.supervisor._LOOK_S", 0.02)
+    monkeypatch.setattr("fedlatent.shared.supervisor._LOOK_S", 0.02)
     looks = iter([*["it does not answer"] * 3, ""] * 100)
     service = Service(
         name="one", argv=SLEEPER, ready=lambda log: "up" in log, ails=looks.__next__, patience_s=0.2
@@ -454,7 +456,8 @@ def test_an_ailment_that_passes_ends_nothing(
 def test_the_last_contact_is_shown(tmp_path: Path) -> None:
     """A service's process notes when its peer answered, and the status says when that was."""
     code = (
-        "from shared.contact import Contact; c = Contact.of_process(); c.tried(); c.answered(); "
+        "from fedlatent.shared.contact import Contact; "
+        "c = Contact.of_process(); c.tried(); c.answered(); "
         "print('up', flush=True); import time; time.sleep(300)"
     )
     service = Service(name="one", argv=(sys.executable, "-c", code), ready=lambda log: "up" in log)

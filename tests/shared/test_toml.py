@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.toml import dumps
+from fedlatent.shared.toml import dumps
 
 SCALARS = st.one_of(
     st.booleans(),

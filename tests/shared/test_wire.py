@@ -9,10 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.config import RunConfig
-from shared.errors import ProtocolError
-from shared.records import from_records, to_records
-from shared.wire import (
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.records import from_records, to_records
+from fedlatent.shared.wire import (
     PROTOCOL,
     STORED_PROTOCOLS,
     ReplyHeader,

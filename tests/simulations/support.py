@@ -2,10 +2,10 @@
 
 import socket
 
-from client.home import ClientHome
-from client.ledger import Ledger
-from shared.config import RunConfig
-from shared.data.sources import Federation, hearts
+from fedlatent.client.home import ClientHome
+from fedlatent.client.ledger import Ledger
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation, hearts
 
 
 def tiny_federation(sites: int = 3) -> Federation:

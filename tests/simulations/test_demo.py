@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from client.edge.runtime import EdgeModel
-from shared.keys import VerifyKey
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.keys import VerifyKey
 
 SITES = 5
 
@@ -18,7 +18,15 @@ def demo(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """The JSON of one demo: five real patients over TLS, three that stay away."""
     folder = tmp_path_factory.mktemp("demo")
     arguments = ["--data", "mitbih", "--sites", str(SITES), "--absent", "3", "--json"]
-    command = [sys.executable, "-m", "cli.main", "demo", *arguments, "--folder", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "fedlatent.cli.main",
+        "demo",
+        *arguments,
+        "--folder",
+        str(folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=550)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     value: dict[str, object] = json.loads(done.stdout)

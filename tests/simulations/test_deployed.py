@@ -16,19 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.home import ClientHome
-from server.control import Control
-from server.home import ServerHome
-from server.registry import Registry
-from server.results import RunResult
-from server.service import ServerService, init_server
-from shared.config import RunConfig
-from shared.data.sources import Federation
-from shared.privacy.plan import PrivacyPlan
-from shared.processes import end_processes, marked_processes
-from shared.supervisor import running_pid
-from simulations.deployed import init_node
-from simulations.federation import datasets, simulate
+from fedlatent.client.home import ClientHome
+from fedlatent.server.control import Control
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.server.results import RunResult
+from fedlatent.server.service import ServerService, init_server
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.processes import end_processes, marked_processes
+from fedlatent.shared.supervisor import running_pid
+from fedlatent.simulations.deployed import init_node
+from fedlatent.simulations.federation import datasets, simulate
 from tests.simulations.support import answers, simulated_ledger, tiny_federation, tiny_run
 
 RUN_ID = "equal"
@@ -55,7 +55,7 @@ class Machine:
         """Start ``fedlatent server`` or ``fedlatent client`` on ``home``."""
         with (home / f"start-{len(self.started)}.log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", side, "start", "--home", str(home)],
+                [sys.executable, "-m", "fedlatent.cli.main", side, "start", "--home", str(home)],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,

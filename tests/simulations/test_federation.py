@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from client.approvals import Approvals
-from client.home import ClientHome
-from client.ledger import Ledger
-from server.driver import Pace, drive
-from server.home import ServerHome
-from shared.config import RunConfig
-from shared.errors import QuorumLost
-from shared.models import build
-from shared.privacy.accounting import GaussianEvent, epsilon_of
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
-from shared.records import from_records
-from shared.wire import ReplyHeader
-from simulations.evaluation import global_detector, rate, site_detector
-from simulations.federation import datasets, handler, make_node, open_policy, simulate
-from simulations.grid import Handler, InProcessGrid, by_handlers
+from fedlatent.client.approvals import Approvals
+from fedlatent.client.home import ClientHome
+from fedlatent.client.ledger import Ledger
+from fedlatent.server.driver import Pace, drive
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import QuorumLost
+from fedlatent.shared.models import build
+from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
+from fedlatent.shared.records import from_records
+from fedlatent.shared.wire import ReplyHeader
+from fedlatent.simulations.evaluation import global_detector, rate, site_detector
+from fedlatent.simulations.federation import datasets, handler, make_node, open_policy, simulate
+from fedlatent.simulations.grid import Handler, InProcessGrid, by_handlers
 from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
 

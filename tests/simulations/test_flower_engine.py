@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from client.local import SIMULATION_VARIABLE, partition_node
-from server.home import ServerHome
-from server.results import RunResult
-from shared.errors import ConfigError
-from simulations.flower import FlowerEngine, flower_engine, run_on_flower
+from fedlatent.client.local import SIMULATION_VARIABLE, partition_node
+from fedlatent.server.home import ServerHome
+from fedlatent.server.results import RunResult
+from fedlatent.shared.errors import ConfigError
+from fedlatent.simulations.flower import FlowerEngine, flower_engine, run_on_flower
 from tests.simulations.support import tiny_federation, tiny_run
 
 RUN = """

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from client.compute import load_weights, run_model
-from server.results import RunResult
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.data.schema import Schema
-from shared.errors import ConfigError
-from shared.models.priors import StandardNormal
-from shared.privacy.plan import PrivacyPlan
-from simulations.federation import simulate
-from simulations.generation import (
+from fedlatent.client.compute import load_weights, run_model
+from fedlatent.server.results import RunResult
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.priors import StandardNormal
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.simulations.federation import simulate
+from fedlatent.simulations.generation import (
     CLASSES,
     PIXELS,
     REPEATS,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from flwr.app import Message, RecordDict
 
-from simulations.grid import Answers, ClientsFailed, InProcessGrid, by_handlers
+from fedlatent.simulations.grid import Answers, ClientsFailed, InProcessGrid, by_handlers
 
 NODES = (1, 2, 3)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import ServiceError
-from simulations.offline import OURS, STEPS, Finding, Step, run_steps
+from fedlatent.shared.errors import ServiceError
+from fedlatent.simulations.offline import OURS, STEPS, Finding, Step, run_steps
 from tests.cli.test_commands import FROZEN
 
-#: Commands of `simulations.offline` that need no deployed federation, in one process.
+#: Commands of `fedlatent.simulations.offline` that need no deployed federation, in one process.
 QUICK = """
 import shlex, sys
-from cli import main
+from fedlatent.cli import main
 
 failed = []
 for line, status in eval(sys.argv[1]):
@@ -31,10 +31,10 @@ from pathlib import Path
 
 import numpy as np
 
-from server.export import export_global
-from server.home import ServerHome
-from shared.keys import SigningKey
-from simulations.federation import datasets, simulate
+from fedlatent.server.export import export_global
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.keys import SigningKey
+from fedlatent.simulations.federation import datasets, simulate
 from tests.simulations.support import tiny_federation, tiny_run
 
 folder, federation = Path(sys.argv[1]), tiny_federation()
@@ -95,7 +95,9 @@ def test_every_command_is_watched() -> None:
 
 def test_commands_look_nothing_up_and_leave_nothing_behind(tmp_path: Path) -> None:
     """In an empty home, without a network: no lookup, no file but where they were told to."""
-    lines = [(" ".join(one.argv[3:]), one.status) for one in STEPS if "cli.main" in one.argv]
+    lines = [
+        (" ".join(one.argv[3:]), one.status) for one in STEPS if "fedlatent.cli.main" in one.argv
+    ]
     quick = [
         (line, status)
         for line, status in lines

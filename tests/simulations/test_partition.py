@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.sources import Federation, SiteData, digits, hearts
-from shared.errors import ConfigError, DataError
-from simulations.partition import (
+from fedlatent.shared.data.sources import Federation, SiteData, digits, hearts
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.simulations.partition import (
     LEAST_ALPHA,
     MOST_ALPHA,
     NAMES,

@@ -2,14 +2,14 @@
 
 import pytest
 
-from client.policy import Policy
-from server.example import RUN_EXAMPLE
-from shared.config import RunConfig
-from shared.data.sources import HEARTS_SCHEMA, hearts
-from shared.privacy.plan import PrivacyPlan
-from simulations.demo import demo_run
-from simulations.experiments.shipped import shipped
-from simulations.experiments.spec import bind
+from fedlatent.client.policy import Policy
+from fedlatent.server.example import RUN_EXAMPLE
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.simulations.demo import demo_run
+from fedlatent.simulations.experiments.shipped import shipped
+from fedlatent.simulations.experiments.spec import bind
 
 
 def _runs() -> dict[str, RunConfig]:

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.home import ServerHome
-from shared.config import RunConfig
-from shared.data.sources import Federation
-from shared.privacy.plan import PrivacyPlan
-from shared.processes import marked_processes
-from simulations.deployed import run_deployed
-from simulations.federation import Engine, Progress, Simulation, datasets, simulate
-from simulations.flower import run_on_flower
+from fedlatent.server.home import ServerHome
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.sources import Federation
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.processes import marked_processes
+from fedlatent.simulations.deployed import run_deployed
+from fedlatent.simulations.federation import Engine, Progress, Simulation, datasets, simulate
+from fedlatent.simulations.flower import run_on_flower
 from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
 SITES, ROUNDS = 5, 3

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from client.compute import load_weights, run_model
-from client.edge.runtime import EdgeModel
-from client.export import fit_score, site_model
-from client.policy import schema_of
-from server.export import global_contents
-from shared.bundle.manifest import Thresholds
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.export.bundling import BundleContents, make_bundle
-from shared.keys import SigningKey
-from simulations.federation import Simulation, simulate
+from fedlatent.client.compute import load_weights, run_model
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.export import fit_score, site_model
+from fedlatent.client.policy import schema_of
+from fedlatent.server.export import global_contents
+from fedlatent.shared.bundle.manifest import Thresholds
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.export.bundling import BundleContents, make_bundle
+from fedlatent.shared.keys import SigningKey
+from fedlatent.simulations.federation import Simulation, simulate
 from tests.shared.models.cases import CASES, Case, records
 
 ROUNDS, CLIENTS = 3, 4

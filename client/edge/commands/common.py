@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.errors import ConfigError, FedlatentError
+from fedlatent.shared.errors import ConfigError, FedlatentError
 
 if TYPE_CHECKING:
-    from client.edge.runtime import EdgeModel
+    from fedlatent.client.edge.runtime import EdgeModel
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -90,11 +90,11 @@ def load_model(args: argparse.Namespace) -> "EdgeModel":
         BundleError: the bundle is not accepted.
         DataError: the calibration is not of this bundle.
     """
-    from client.edge.runtime import EdgeModel
-    from shared.keys import VerifyKey
+    from fedlatent.client.edge.runtime import EdgeModel
+    from fedlatent.shared.keys import VerifyKey
 
     if args.bundle.is_dir():
-        from client.edge.slots import boot
+        from fedlatent.client.edge.slots import boot
 
         args.state = args.bundle
         model = boot(args.state)
@@ -118,7 +118,7 @@ def confirmation(state: Path | None, digest: str) -> Callable[[], None] | None:
         return None
 
     def confirm() -> None:
-        from client.edge.slots import confirm as confirm_slot
+        from fedlatent.client.edge.slots import confirm as confirm_slot
 
         try:
             confirm_slot(state, digest)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.edge.commands.common import (
+from fedlatent.client.edge.commands.common import (
     Commands,
     add_json,
     add_model_options,
@@ -18,7 +18,7 @@ from client.edge.commands.common import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from client.edge.runtime import EdgeModel, ScoreTable
+    from fedlatent.client.edge.runtime import EdgeModel, ScoreTable
 
 _CHUNK = 512
 _SHOWN = 10
@@ -121,14 +121,14 @@ def _add_records(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "np.ndarray":
-    from client.edge.reader import read_records
+    from fedlatent.client.edge.reader import read_records
 
     columns = None if args.columns is None else args.columns.split(",")
     return read_records(path, model.bundle.manifest.schema, key=args.array, columns=columns)
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from shared.files import utc_text
+    from fedlatent.shared.files import utc_text
 
     model = load_model(args)
     error = model.golden_error
@@ -150,7 +150,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _extract(model: "EdgeModel", folder: Path) -> None:
-    from shared.files import write_atomic
+    from fedlatent.shared.files import write_atomic
 
     for name, data in model.bundle.files.items():
         write_atomic(folder / name, data)
@@ -202,8 +202,8 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from client.edge.footprint import edge_footprint
-    from shared.errors import ConfigError
+    from fedlatent.client.edge.footprint import edge_footprint
+    from fedlatent.shared.errors import ConfigError
 
     if args.normals is not None and args.calibration is not None:
         raise ConfigError("Expected --normals or --calibration, got both; choose one.")
@@ -256,7 +256,7 @@ def _write_csv(path: Path, names: list[str], rows: list[list[str]]) -> None:
     import csv
     import io
 
-    from shared.files import write_atomic
+    from fedlatent.shared.files import write_atomic
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

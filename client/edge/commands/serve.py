@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from client.edge.commands.common import (
+from fedlatent.client.edge.commands.common import (
     Commands,
     add_json,
     add_model_options,
@@ -11,7 +11,7 @@ from client.edge.commands.common import (
     load_model,
     print_json,
 )
-from client.edge.commands.stream import add_drift, drift_monitor
+from fedlatent.client.edge.commands.stream import add_drift, drift_monitor
 
 _HELP = "Score records over HTTP on this machine: POST /score, GET /health, /metrics, /info."
 _EXAMPLES = [
@@ -52,8 +52,8 @@ def register(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from client.edge.serve import EdgeServer, ServeOptions, serve
-    from client.edge.stream import Stop
+    from fedlatent.client.edge.serve import EdgeServer, ServeOptions, serve
+    from fedlatent.client.edge.stream import Stop
 
     with Stop() as stop:
         model = load_model(args)

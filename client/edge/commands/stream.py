@@ -5,13 +5,18 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.edge.commands.common import Commands, add_model_options, confirmation, load_model
-from shared.errors import ConfigError
+from fedlatent.client.edge.commands.common import (
+    Commands,
+    add_model_options,
+    confirmation,
+    load_model,
+)
+from fedlatent.shared.errors import ConfigError
 
 if TYPE_CHECKING:
-    from client.edge.drift import DriftMonitor
-    from client.edge.runtime import EdgeModel
-    from client.edge.stream import CalibrationPlan
+    from fedlatent.client.edge.drift import DriftMonitor
+    from fedlatent.client.edge.runtime import EdgeModel
+    from fedlatent.client.edge.stream import CalibrationPlan
 
 _HELP = "Score a stream record by record; print alarms, drift and heartbeats as JSON lines."
 _EXAMPLES = [
@@ -75,7 +80,7 @@ def add_drift(parser: argparse.ArgumentParser) -> None:
 
 def drift_monitor(args: argparse.Namespace, model: "EdgeModel") -> "DriftMonitor | None":
     """The monitor that the options of `add_drift` ask for."""
-    from client.edge.drift import DriftMonitor
+    from fedlatent.client.edge.drift import DriftMonitor
 
     if not args.drift_block:
         return None
@@ -155,10 +160,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from client.edge.events import Debounce, EventLog
-    from client.edge.sources import FollowSource, open_source
-    from client.edge.stream import Stop, Stream
-    from client.edge.windows import DECODERS, CsvDecoder, Windows, row_schema
+    from fedlatent.client.edge.events import Debounce, EventLog
+    from fedlatent.client.edge.sources import FollowSource, open_source
+    from fedlatent.client.edge.stream import Stop, Stream
+    from fedlatent.client.edge.windows import DECODERS, CsvDecoder, Windows, row_schema
 
     model = load_model(args)
     schema = model.bundle.manifest.schema
@@ -203,7 +208,7 @@ def _rule(text: str) -> dict[str, int]:
 
 
 def _plan(args: argparse.Namespace) -> "CalibrationPlan | None":
-    from client.edge.stream import CalibrationPlan
+    from fedlatent.client.edge.stream import CalibrationPlan
 
     if args.calibrate is not None:
         return CalibrationPlan(

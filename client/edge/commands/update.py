@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.edge.commands.common import Commands, Run, add_json, print_json, print_table
+from fedlatent.client.edge.commands.common import Commands, Run, add_json, print_json, print_table
 
 if TYPE_CHECKING:
-    from client.edge.update import UpdateReport
+    from fedlatent.client.edge.update import UpdateReport
 
 _STATE = "--state /var/lib/fedlatent-edge"
 
@@ -84,10 +84,10 @@ def _add(
 
 
 def _provision(args: argparse.Namespace) -> int:
-    from client.edge.slots import recipient_path
-    from client.edge.update import provision
-    from shared.errors import ConfigError
-    from shared.files import sha256_hex
+    from fedlatent.client.edge.slots import recipient_path
+    from fedlatent.client.edge.update import provision
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.files import sha256_hex
 
     try:
         root = args.root.read_bytes()
@@ -115,7 +115,7 @@ def _provision(args: argparse.Namespace) -> int:
 
 
 def _update(args: argparse.Namespace) -> int:
-    from client.edge.update import update
+    from fedlatent.client.edge.update import update
 
     report = update(args.state, args.source, check=args.check, retry=args.retry)
     if args.json:
@@ -139,7 +139,7 @@ def _sentence(report: "UpdateReport") -> str:
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    from client.edge.slots import rollback
+    from fedlatent.client.edge.slots import rollback
 
     installed = rollback(args.state)
     if args.json:
@@ -150,7 +150,7 @@ def _rollback(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from client.edge.slots import status
+    from fedlatent.client.edge.slots import status
 
     found = status(args.state)
     if args.json:

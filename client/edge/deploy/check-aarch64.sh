@@ -105,7 +105,7 @@ import io
 import json
 import sys
 
-from client.edge.main import main
+from fedlatent.client.edge.main import main
 
 
 def call(*arguments):
@@ -123,8 +123,8 @@ import json
 import sys
 from pathlib import Path
 
-from client.edge.runtime import EdgeModel
-from shared.keys import VerifyKey
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.keys import VerifyKey
 
 folder, cpus, key, _, *bundles = sys.argv[1:]
 trusted = [VerifyKey.load(Path(key))]

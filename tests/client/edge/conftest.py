@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from client.edge.runtime import EdgeModel
-from shared.bundle.manifest import Manifest
-from shared.keys import SigningKey
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.bundle.manifest import Manifest
+from fedlatent.shared.keys import SigningKey
 from tests.shared.bundle import tiny
 
 Load = Callable[..., EdgeModel]

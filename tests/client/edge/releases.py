@@ -12,12 +12,12 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Signed
 
-from client.edge import slots
-from client.edge.update import provision, update
-from server.publish import Release, Rollout, TargetStatus
-from shared.bundle.archive import write_bundle
-from shared.bundle.sealed import RecipientPublic
-from shared.keys import SigningKey
+from fedlatent.client.edge import slots
+from fedlatent.client.edge.update import provision, update
+from fedlatent.server.publish import Release, Rollout, TargetStatus
+from fedlatent.shared.bundle.archive import write_bundle
+from fedlatent.shared.bundle.sealed import RecipientPublic
+from fedlatent.shared.keys import SigningKey
 from tests.client.edge.powercut import Files, load, store
 from tests.shared.bundle import tiny
 

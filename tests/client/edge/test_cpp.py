@@ -12,10 +12,10 @@ from typing import cast
 import numpy as np
 import pytest
 
-from client.edge.main import main
-from client.edge.runtime import EdgeModel
-from shared.data.schema import Center
-from shared.keys import SigningKey
+from fedlatent.client.edge.main import main
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.data.schema import Center
+from fedlatent.shared.keys import SigningKey
 from tests.shared.bundle import tiny
 
 EXAMPLE = Path(__file__).parents[3] / "client/edge/examples/cpp"

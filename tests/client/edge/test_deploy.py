@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from client.edge.commands.common import print_json
-from client.edge.main import build_parser
-from client.edge.runtime import EdgeModel
-from client.edge.serve import EdgeServer, ServeOptions, serve
-from client.edge.stream import Stop
-from shared import errors
+from fedlatent.client.edge.commands.common import print_json
+from fedlatent.client.edge.main import build_parser
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.edge.serve import EdgeServer, ServeOptions, serve
+from fedlatent.client.edge.stream import Stop
+from fedlatent.shared import errors
 
 EDGE = Path(__file__).parents[3] / "client/edge"
 DEPLOY = EDGE / "deploy"
@@ -123,7 +123,7 @@ def test_timer_spreads_a_fleet() -> None:
 def test_update_service_reports_the_exit_code(tmp_path: Path) -> None:
     """The update's own exit code is the unit's, and its JSON reaches the journal."""
     program = tmp_path / "fedlatent-edge"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m client.edge.main "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fedlatent.client.edge.main "$@"\n')
     program.chmod(0o755)
     script = _shell(_unit(UPDATE)["Service"]["ExecStart"])
     script = script.replace(PROGRAM, shlex.quote(str(program)))

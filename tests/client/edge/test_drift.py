@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from client.edge.drift import BASELINE, CALM, LEVEL, DriftMonitor, hotelling_quantile
-from shared.bundle.graphs import Density
-from shared.errors import ConfigError
+from fedlatent.client.edge.drift import BASELINE, CALM, LEVEL, DriftMonitor, hotelling_quantile
+from fedlatent.shared.bundle.graphs import Density
+from fedlatent.shared.errors import ConfigError
 
 BLOCK = 128
 

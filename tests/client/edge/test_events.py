@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.edge.events import Debounce, EventLog, OutputFailed, event_line, utc_now
-from shared.errors import ConfigError
+from fedlatent.client.edge.events import Debounce, EventLog, OutputFailed, event_line, utc_now
+from fedlatent.shared.errors import ConfigError
 
 
 def _plain(flags: np.ndarray, flagged: int, of: int, calm: int) -> list[int]:

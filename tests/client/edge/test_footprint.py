@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.edge.footprint import edge_footprint
-from shared.keys import SigningKey
+from fedlatent.client.edge.footprint import edge_footprint
+from fedlatent.shared.keys import SigningKey
 from tests.shared.bundle import tiny
 
 ROOT = Path(__file__).parents[3]
@@ -17,10 +17,10 @@ FORBIDDEN = ("torch", "flwr", "opacus", "pydantic", "pandas", "sklearn", "onnx",
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from client.edge.footprint import edge_footprint
-from client.edge.reader import read_records
-from client.edge.runtime import EdgeModel
-from shared.keys import VerifyKey
+from fedlatent.client.edge.footprint import edge_footprint
+from fedlatent.client.edge.reader import read_records
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.keys import VerifyKey
 model = EdgeModel.load(Path(sys.argv[1]), [VerifyKey.load(Path(sys.argv[2]))])
 records = read_records(Path(sys.argv[3]), model.bundle.manifest.schema)
 first = model.score(records[:1])
@@ -58,7 +58,10 @@ def test_fresh_process_is_light(
 
 def test_package_import_is_free() -> None:
     """Importing the package alone loads neither numpy nor ONNX Runtime."""
-    program = "import sys, client.edge; print('numpy' in sys.modules, 'onnxruntime' in sys.modules)"
+    program = (
+        "import sys, fedlatent.client.edge; "
+        "print('numpy' in sys.modules, 'onnxruntime' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.edge.reader import read_records
-from shared.errors import DataError
+from fedlatent.client.edge.reader import read_records
+from fedlatent.shared.errors import DataError
 from tests.shared.bundle import tiny
 
 VALUES = np.array([[1.5, -2.0, 3e3, 0.0, 5.0, 6.25], [7.0, 8.0, 9.0, 1.0, 2.0, 3.0]])

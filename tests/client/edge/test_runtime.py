@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.edge.runtime import EdgeModel
-from shared.bundle.archive import GOLDEN, SCORER
-from shared.bundle.arrays import pack_arrays, unpack_arrays
-from shared.bundle.manifest import Thresholds
-from shared.errors import BundleError, ConfigError, DataError
-from shared.keys import SigningKey
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.bundle.archive import GOLDEN, SCORER
+from fedlatent.shared.bundle.arrays import pack_arrays, unpack_arrays
+from fedlatent.shared.bundle.manifest import Thresholds
+from fedlatent.shared.errors import BundleError, ConfigError, DataError
+from fedlatent.shared.keys import SigningKey
 from tests.client.edge.conftest import Load
 from tests.shared.bundle import tiny
 

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.edge import web
-from client.edge.drift import DriftMonitor
-from client.edge.runtime import EdgeModel
-from client.edge.serve import EdgeServer, ServeOptions, serve
-from client.edge.stream import CONFIRM_AFTER, Stop
-from shared.bundle.manifest import Thresholds
-from shared.errors import ConfigError, ServiceError
-from shared.keys import SigningKey
+from fedlatent.client.edge import web
+from fedlatent.client.edge.drift import DriftMonitor
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.edge.serve import EdgeServer, ServeOptions, serve
+from fedlatent.client.edge.stream import CONFIRM_AFTER, Stop
+from fedlatent.shared.bundle.manifest import Thresholds
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.keys import SigningKey
 from tests.client.edge.conftest import Load
 from tests.shared.bundle import tiny
 
@@ -553,7 +553,15 @@ def test_command_serves_and_ends_on_sigterm(tmp_path: Path, signing_key: Signing
     bundle = tiny.write(tmp_path / "tiny.fedlatent", signing_key)
     public = tmp_path / "publisher.pub"
     public.write_bytes(signing_key.public.to_pem())
-    command = [sys.executable, "-m", "client.edge.main", "serve", str(bundle), "--key", str(public)]
+    command = [
+        sys.executable,
+        "-m",
+        "fedlatent.client.edge.main",
+        "serve",
+        str(bundle),
+        "--key",
+        str(public),
+    ]
     process = subprocess.Popen(
         [*command, "--port", "0", "--json"],
         cwd=ROOT,

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from client.edge.single import SingleScorer, _Preparation
-from shared.bundle.archive import SCORER
-from shared.data.schema import Center, Schema
-from shared.errors import BundleError, DataError
+from fedlatent.client.edge.single import SingleScorer, _Preparation
+from fedlatent.shared.bundle.archive import SCORER
+from fedlatent.shared.data.schema import Center, Schema
+from fedlatent.shared.errors import BundleError, DataError
 from tests.client.edge.conftest import Load
 from tests.shared.bundle import tiny
 

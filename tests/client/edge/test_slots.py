@@ -20,13 +20,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from client.edge import slots
-from client.edge.update import bucket, update
-from server.publish import Rollout
-from shared.bundle.archive import GOLDEN
-from shared.bundle.arrays import pack_arrays, unpack_arrays
-from shared.bundle.sealed import RecipientKey, RecipientPublic
-from shared.errors import BundleError, UpdateRefused
+from fedlatent.client.edge import slots
+from fedlatent.client.edge.update import bucket, update
+from fedlatent.server.publish import Rollout
+from fedlatent.shared.bundle.archive import GOLDEN
+from fedlatent.shared.bundle.arrays import pack_arrays, unpack_arrays
+from fedlatent.shared.bundle.sealed import RecipientKey, RecipientPublic
+from fedlatent.shared.errors import BundleError, UpdateRefused
 from tests.client.edge.powercut import Cut, cut, cuts, fingerprint, load, lose, store
 from tests.client.edge.releases import MODEL, Publisher, confirmed, with_version_1
 from tests.shared.bundle import tiny

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from client.edge import sources
-from client.edge.sources import (
+from fedlatent.client.edge import sources
+from fedlatent.client.edge.sources import (
     DescriptorSource,
     FollowSource,
     HttpSource,
@@ -31,7 +31,7 @@ from client.edge.sources import (
     Source,
     open_source,
 )
-from shared.errors import ConfigError, DataError, ServiceError
+from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 
 
 def _read(source: Source, until: Callable[[list[bytes | Signal]], bool]) -> list[bytes | Signal]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.edge.main import main
-from shared.errors import StorageError
-from shared.keys import SigningKey
+from fedlatent.client.edge.main import main
+from fedlatent.shared.errors import StorageError
+from fedlatent.shared.keys import SigningKey
 from tests.shared.bundle import tiny
 
 ROOT = Path(__file__).parents[3]
@@ -97,7 +97,7 @@ def test_state_folder_that_cannot_be_made(folder: Path, capsys: pytest.CaptureFi
 def _limited(arguments: list[str], cwd: Path, stdout: int | io.IOBase) -> tuple[int, str]:
     """Run a command that may not write a file of more than 64 bytes."""
     done = subprocess.run(
-        [sys.executable, "-m", "client.edge.main", *arguments],
+        [sys.executable, "-m", "fedlatent.client.edge.main", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)),

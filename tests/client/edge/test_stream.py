@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.edge import slots
-from client.edge.commands.common import confirmation
-from client.edge.drift import DriftMonitor
-from client.edge.events import Debounce
-from client.edge.runtime import EdgeModel
-from client.edge.sources import DescriptorSource, Signal, Source
-from client.edge.stream import (
+from fedlatent.client.edge import slots
+from fedlatent.client.edge.commands.common import confirmation
+from fedlatent.client.edge.drift import DriftMonitor
+from fedlatent.client.edge.events import Debounce
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.edge.sources import DescriptorSource, Signal, Source
+from fedlatent.client.edge.stream import (
     CONFIRM_AFTER,
     END_S,
     CalibrationPlan,
@@ -31,16 +31,16 @@ from client.edge.stream import (
     Stop,
     Stream,
 )
-from client.edge.windows import CsvDecoder, Windows, row_schema
-from shared.bundle.manifest import Thresholds
-from shared.errors import BundleError, ConfigError, DataError, ServiceError
-from shared.files import sha256_hex, utc_text
-from shared.keys import SigningKey
+from fedlatent.client.edge.windows import CsvDecoder, Windows, row_schema
+from fedlatent.shared.bundle.manifest import Thresholds
+from fedlatent.shared.errors import BundleError, ConfigError, DataError, ServiceError
+from fedlatent.shared.files import sha256_hex, utc_text
+from fedlatent.shared.keys import SigningKey
 from tests.client.edge.conftest import Load
 from tests.shared.bundle import tiny
 
 RAW = tiny.raw_records(700, seed=5)
-MAIN = [sys.executable, "-m", "client.edge.main"]
+MAIN = [sys.executable, "-m", "fedlatent.client.edge.main"]
 ROOT = Path(__file__).parents[3]
 
 

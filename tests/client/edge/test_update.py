@@ -26,21 +26,21 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import DownloadError
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from client.edge import slots
-from client.edge import update as updates
-from client.edge.commands import update as commands
-from client.edge.commands.common import Commands
-from client.edge.main import build_parser, main
-from client.edge.runtime import EdgeModel
-from client.edge.update import Fetcher, Offer, bucket, choose, provision, update
-from server.publish import Release, Rollout, describe
-from shared.bundle import manifest as manifests
-from shared.bundle.archive import GOLDEN, SCORER, pack, parse_bundle, signature_file
-from shared.bundle.arrays import pack_arrays, unpack_arrays
-from shared.bundle.sealed import RecipientKey, RecipientPublic
-from shared.errors import ConfigError, UpdateRefused
-from shared.files import canonical_json, utc_text
-from shared.keys import SigningKey
+from fedlatent.client.edge import slots
+from fedlatent.client.edge import update as updates
+from fedlatent.client.edge.commands import update as commands
+from fedlatent.client.edge.commands.common import Commands
+from fedlatent.client.edge.main import build_parser, main
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.client.edge.update import Fetcher, Offer, bucket, choose, provision, update
+from fedlatent.server.publish import Release, Rollout, describe
+from fedlatent.shared.bundle import manifest as manifests
+from fedlatent.shared.bundle.archive import GOLDEN, SCORER, pack, parse_bundle, signature_file
+from fedlatent.shared.bundle.arrays import pack_arrays, unpack_arrays
+from fedlatent.shared.bundle.sealed import RecipientKey, RecipientPublic
+from fedlatent.shared.errors import ConfigError, UpdateRefused
+from fedlatent.shared.files import canonical_json, utc_text
+from fedlatent.shared.keys import SigningKey
 from tests.client.edge.releases import MODEL, Publisher, confirmed, past, with_version_1
 from tests.shared.bundle import tiny
 
@@ -801,7 +801,7 @@ def test_scoring_never_imports_tuf(publisher: Publisher, device: Path) -> None:
 import sys
 from pathlib import Path
 import numpy as np
-from client.edge import slots
+from fedlatent.client.edge import slots
 state = Path(sys.argv[1])
 model = slots.boot(state)
 model.score(np.zeros((1, 6)))
@@ -825,7 +825,7 @@ def test_update_that_finds_nothing_is_small(publisher: Publisher, device: Path) 
     program = """
 import sys
 from pathlib import Path
-from client.edge.update import update
+from fedlatent.client.edge.update import update
 assert update(Path(sys.argv[1]), sys.argv[2]).result == "current"
 print(sorted({"numpy", "onnxruntime"} & set(sys.modules)))
 """

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.keys import SigningKey
+from fedlatent.shared.keys import SigningKey
 from tests.shared.bundle import tiny
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +31,7 @@ EXTRAS = {"tuf", "securesystemslib", "urllib3", "paho"}
 PROGRAM = """
 import json, sys
 sys.path += json.loads(sys.argv[1])
-from client.edge.main import main
+from fedlatent.client.edge.main import main
 status = main(sys.argv[2:])
 sys.stderr.write(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 sys.exit(status)
@@ -106,13 +106,16 @@ def test_wheel_is_small(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_wheel_holds_all_edge_modules_and_nothing_of_training(wheel: Path) -> None:
     """Every module of client/edge is in, the licence is in, and nothing that needs PyTorch is."""
     names = _names(wheel)
-    edge = {path.relative_to(ROOT).as_posix() for path in (ROOT / "client/edge").rglob("*.py")}
+    found = (ROOT / "client/edge").rglob("*.py")
+    edge = {f"fedlatent/{path.relative_to(ROOT).as_posix()}" for path in found}
     missing = sorted(edge - names)
     assert not missing, f"add them to client/edge/pyproject.toml: {', '.join(missing)}"
     rest = {name for name in names - edge if ".dist-info/" not in name}
-    assert not {name for name in rest if not name.startswith(("shared/", "client/__init__"))}
+    top = ("fedlatent/shared/", "fedlatent/client/__init__", "fedlatent/__init__")
+    assert not {name for name in rest if not name.startswith(top)}
     assert not {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
-    assert not {"shared/bundle/build.py", "shared/bundle/card.py", "client/trainer.py"} & names
+    training = ("shared/bundle/build.py", "shared/bundle/card.py", "client/trainer.py")
+    assert not {f"fedlatent/{name}" for name in training} & names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
@@ -133,10 +136,10 @@ def test_wheel_is_closed_under_imports(wheel: Path) -> None:
                         wanted.add((name, node.module))
                     elif isinstance(node, ast.Import):
                         wanted |= {(name, alias.name) for alias in node.names}
-    ours = {pair for pair in wanted if pair[1].split(".")[0] in {"client", "shared"}}
+    ours = {pair for pair in wanted if pair[1].split(".")[0] == "fedlatent"}
     assert len(ours) > 20
     assert not {pair for pair in ours if pair[1] not in modules}
-    others = {module.split(".")[0] for _, module in wanted} - {"client", "shared"}
+    others = {module.split(".")[0] for _, module in wanted} - {"fedlatent"}
     assert others - set(sys.stdlib_module_names) <= {*VISIBLE, *EXTRAS}
 
 
@@ -154,13 +157,13 @@ def test_metadata_agrees_with_the_main_project(wheel: Path) -> None:
     assert set(found.get_all("Provides-Extra") or []) == {"update", "mqtt"}
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert b"fedlatent-edge = client.edge.main:main" in archive.read(name)
+        assert b"fedlatent-edge = fedlatent.client.edge.main:main" in archive.read(name)
 
 
 def test_two_builds_have_equal_bytes(wheel: Path, tmp_path: Path) -> None:
     """A build of a copy elsewhere, by another front end and with other file times, is the same."""
     skipped = shutil.ignore_patterns("__pycache__")
-    for name in ("client", "shared"):
+    for name in ("client", "shared", "fedlatent"):
         shutil.copytree(
             ROOT / name,
             tmp_path / name,
@@ -206,7 +209,7 @@ def test_wheel_scores_with_its_dependencies_alone(
     assert process["peak_rss_mb"] <= MAX_PEAK_MB
     assert 0 < process["first_score_s"] < 30
     imported = set(json.loads(done.stderr.splitlines()[-1]))
-    allowed = {*VISIBLE, *sys.stdlib_module_names, "client", "shared", "__main__"}
+    allowed = {*VISIBLE, *sys.stdlib_module_names, "fedlatent", "__main__"}
     assert {name for name in imported if not name.startswith("_")} <= allowed
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.edge.windows import BATCH, DECODERS, Decoder, Windows, row_schema
-from shared.errors import ConfigError, DataError
+from fedlatent.client.edge.windows import BATCH, DECODERS, Decoder, Windows, row_schema
+from fedlatent.shared.errors import ConfigError, DataError
 from tests.shared.bundle import tiny
 
 ROWS = np.round(np.random.default_rng(3).normal(0, 800, (600, tiny.DIM)), 2)

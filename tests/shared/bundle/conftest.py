@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.keys import SigningKey
+from fedlatent.shared.keys import SigningKey
 from tests.shared.bundle import tiny
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shared.bundle.archive import (
+from fedlatent.shared.bundle.archive import (
     CARD,
     DECODER,
     DENSITY,
@@ -26,9 +26,9 @@ from shared.bundle.archive import (
     signature_file,
     write_bundle,
 )
-from shared.bundle.manifest import FileEntry
-from shared.errors import BundleError
-from shared.keys import SigningKey
+from fedlatent.shared.bundle.manifest import FileEntry
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.keys import SigningKey
 from tests.shared.bundle import tiny
 
 FROZEN_DIGEST = "3427d64e9b5857254edc217fd0f41fcd178f089ef9cab13732b9e984ed6378bf"

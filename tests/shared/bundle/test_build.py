@@ -4,17 +4,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.edge.runtime import EdgeModel
-from shared.bundle.archive import CARD, DECODER, SCORER
-from shared.bundle.build import build_bundle
-from shared.bundle.card import model_card
-from shared.bundle.manifest import Manifest, Privacy, ScoreDefinition, Thresholds
-from shared.data.schema import Schema
-from shared.errors import BundleError
-from shared.export import Scorer, export_decoder, export_scorer, scorer_outputs
-from shared.keys import SigningKey
-from shared.models import build
-from shared.privacy.summaries import LatentDensity, squared_distance
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.bundle.archive import CARD, DECODER, SCORER
+from fedlatent.shared.bundle.build import build_bundle
+from fedlatent.shared.bundle.card import model_card
+from fedlatent.shared.bundle.manifest import Manifest, Privacy, ScoreDefinition, Thresholds
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.export import Scorer, export_decoder, export_scorer, scorer_outputs
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.models import build
+from fedlatent.shared.privacy.summaries import LatentDensity, squared_distance
 from tests.shared.bundle import tiny
 
 SCHEMA = Schema(

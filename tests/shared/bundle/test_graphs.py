@@ -8,11 +8,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from shared.bundle.archive import DENSITY, GOLDEN, SCORER
-from shared.bundle.arrays import pack_arrays, unpack_arrays
-from shared.bundle.graphs import CHUNK, Graphs, check_golden, make_golden
-from shared.bundle.manifest import Runtime, ScoreDefinition
-from shared.errors import BundleError, DataError
+from fedlatent.shared.bundle.archive import DENSITY, GOLDEN, SCORER
+from fedlatent.shared.bundle.arrays import pack_arrays, unpack_arrays
+from fedlatent.shared.bundle.graphs import CHUNK, Graphs, check_golden, make_golden
+from fedlatent.shared.bundle.manifest import Runtime, ScoreDefinition
+from fedlatent.shared.errors import BundleError, DataError
 from tests.shared.bundle import tiny
 
 

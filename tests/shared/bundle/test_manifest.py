@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.bundle.manifest import (
+from fedlatent.shared.bundle.manifest import (
     MAX_MANIFEST_BYTES,
     Combination,
     Manifest,
@@ -17,7 +17,7 @@ from shared.bundle.manifest import (
     ScoreDefinition,
     Thresholds,
 )
-from shared.errors import BundleError
+from fedlatent.shared.errors import BundleError
 from tests.shared.bundle import tiny
 
 FROZEN = Path(__file__).parent / "frozen_manifest.json"

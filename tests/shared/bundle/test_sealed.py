@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.bundle.sealed import (
+from fedlatent.shared.bundle.sealed import (
     MAX_OVERHEAD,
     SUITES,
     RecipientKey,
@@ -16,8 +16,8 @@ from shared.bundle.sealed import (
     open_sealed,
     seal,
 )
-from shared.errors import BundleError, ConfigError
-from shared.keys import SigningKey
+from fedlatent.shared.errors import BundleError, ConfigError
+from fedlatent.shared.keys import SigningKey
 
 INFO = ("hearts", 3)
 PLAIN = b"the whole signed bundle" * 100

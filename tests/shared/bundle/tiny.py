@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from shared.bundle.archive import CARD, DENSITY, GOLDEN, SCORER, write_bundle
-from shared.bundle.arrays import pack_arrays
-from shared.bundle.graphs import make_golden
-from shared.bundle.manifest import (
+from fedlatent.shared.bundle.archive import CARD, DENSITY, GOLDEN, SCORER, write_bundle
+from fedlatent.shared.bundle.arrays import pack_arrays
+from fedlatent.shared.bundle.graphs import make_golden
+from fedlatent.shared.bundle.manifest import (
     POSTERIOR,
     Kind,
     Manifest,
@@ -19,8 +19,8 @@ from shared.bundle.manifest import (
     Thresholds,
     Training,
 )
-from shared.data.schema import Schema
-from shared.keys import SigningKey
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.keys import SigningKey
 
 DIM = 6
 LATENT = 2

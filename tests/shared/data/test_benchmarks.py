@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data import benchmarks
-from shared.data.benchmarks import asd, fashion, mnist, mnist_one, omniglot, smd, windows
-from shared.data.sources import Federation
-from shared.detection.baselines import pca
-from shared.detection.metrics import auroc, per_site_mean
-from shared.errors import DataError
+from fedlatent.shared.data import benchmarks
+from fedlatent.shared.data.benchmarks import asd, fashion, mnist, mnist_one, omniglot, smd, windows
+from fedlatent.shared.data.sources import Federation
+from fedlatent.shared.detection.baselines import pca
+from fedlatent.shared.detection.metrics import auroc, per_site_mean
+from fedlatent.shared.errors import DataError
 
 
 def check(federation: Federation) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shared.data.columns import (
+from fedlatent.shared.data.columns import (
     Column,
     hidden,
     layout,
@@ -14,7 +14,7 @@ from shared.data.columns import (
     to_records,
     to_table,
 )
-from shared.errors import ConfigError, DataError
+from fedlatent.shared.errors import ConfigError, DataError
 
 COLUMNS = (
     Column(name="age", lower=20.0, upper=120.0),

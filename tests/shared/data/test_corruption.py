@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from shared.data.corruption import CORRUPTIONS, blur, corrupt, masking, salt_pepper, wander
-from shared.errors import ConfigError
+from fedlatent.shared.data.corruption import (
+    CORRUPTIONS,
+    blur,
+    corrupt,
+    masking,
+    salt_pepper,
+    wander,
+)
+from fedlatent.shared.errors import ConfigError
 
 every_kind = pytest.mark.parametrize("kind", CORRUPTIONS)
 every_shape = pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from shared.data.dataset import Dataset
-from shared.data.schema import Schema
-from shared.errors import DataError
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import DataError
 
 SCHEMA = Schema(name="pair", shape=(2,), unit="", scale=1.0, center="none", lower=-9.0, upper=9.0)
 

@@ -8,13 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dctn
 
-from shared.config import RunConfig
-from shared.data.frequencies import cosine_basis
-from shared.data.gaussian import DataGaussian, data_features, feature_basis, feature_radius
-from shared.data.scaling import data_radius
-from shared.errors import ProtocolError
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.summaries import moments, moments_spec, release
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.frequencies import cosine_basis
+from fedlatent.shared.data.gaussian import (
+    DataGaussian,
+    data_features,
+    feature_basis,
+    feature_radius,
+)
+from fedlatent.shared.data.scaling import data_radius
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.summaries import moments, moments_spec, release
 from tests.client.support import tiny_run
 
 SHAPES = st.sampled_from([(12,), (128,), (4, 6), (1, 8, 8), (2, 3, 5), (1,)])

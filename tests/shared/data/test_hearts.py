@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from shared.data.hearts import LENGTH, R_INDEX, RATE_HZ, draw_heart, patient
+from fedlatent.shared.data.hearts import LENGTH, R_INDEX, RATE_HZ, draw_heart, patient
 
 
 def half_width(beat: np.ndarray) -> int:

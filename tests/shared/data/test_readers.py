@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shared.data.readers import read, read_raw
-from shared.data.schema import Schema
-from shared.errors import DataError
+from fedlatent.shared.data.readers import read, read_raw
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import DataError
 
 SCHEMA = Schema(
     name="triple", shape=(3,), unit="", scale=0.5, center="none", lower=-100.0, upper=100.0

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from shared.config import DataSection
-from shared.data.scaling import (
+from fedlatent.shared.config import DataSection
+from fedlatent.shared.data.scaling import (
     LIMIT,
     Scaling,
     bounded_values,
@@ -18,9 +18,9 @@ from shared.data.scaling import (
     features_of,
     pool_scaling,
 )
-from shared.errors import ProtocolError
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.summaries import release, scaling_spec, scaling_sums
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.summaries import release, scaling_spec, scaling_sums
 
 FLAT = DataSection(name="flat", shape=(4,), lower=-2.0, upper=6.0)
 SERIES = DataSection(name="series", shape=(3, 5), lower=-1.0, upper=1.0)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from shared.data.schema import Schema, row_medians
-from shared.errors import ConfigError, DataError
+from fedlatent.shared.data.schema import Schema, row_medians
+from fedlatent.shared.errors import ConfigError, DataError
 
 FIELDS: dict[str, object] = {
     "name": "beat",
@@ -160,7 +160,7 @@ def test_missing_key_and_wrong_table() -> None:
 def test_schema_imports_only_numpy() -> None:
     """The edge runtime can use the schema without pandas, scikit-learn, torch or pydantic."""
     code = (
-        "import sys, shared.data.schema\n"
+        "import sys, fedlatent.shared.data.schema\n"
         "print([m for m in ('torch','pandas','sklearn','pydantic','flwr') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -3,7 +3,7 @@
 import numpy as np
 import selfies
 
-from shared.data.selfies_tokens import (
+from fedlatent.shared.data.selfies_tokens import (
     ALPHABET,
     FIRST_ATOM,
     VOCABULARY,
@@ -12,7 +12,7 @@ from shared.data.selfies_tokens import (
     to_records,
     to_smiles,
 )
-from shared.models.molecule import MoleculeConfig
+from fedlatent.shared.models.molecule import MoleculeConfig
 
 
 def test_the_alphabet_is_the_grammars_own() -> None:

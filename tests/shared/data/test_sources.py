@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.data.sources import Federation, digits, from_file, hearts, mitbih
-from shared.detection.baselines import mahalanobis, pca
-from shared.detection.metrics import auroc, pooled
-from shared.errors import DataError
+from fedlatent.shared.data.sources import Federation, digits, from_file, hearts, mitbih
+from fedlatent.shared.detection.baselines import mahalanobis, pca
+from fedlatent.shared.detection.metrics import auroc, pooled
+from fedlatent.shared.errors import DataError
 
 
 def absent_auroc(federation: Federation, absent: int, seed: int) -> float:

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shared.data import tabular
-from shared.data.sources import Federation, SiteData, hearts
-from shared.data.tabular import contaminate, heart_disease, nsl_kdd
-from shared.detection.baselines import pca
-from shared.detection.metrics import auroc, pooled
-from shared.errors import DataError
+from fedlatent.shared.data import tabular
+from fedlatent.shared.data.sources import Federation, SiteData, hearts
+from fedlatent.shared.data.tabular import contaminate, heart_disease, nsl_kdd
+from fedlatent.shared.detection.baselines import pca
+from fedlatent.shared.detection.metrics import auroc, pooled
+from fedlatent.shared.errors import DataError
 
 
 def check(federation: Federation) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from shared.data.schema import Schema
-from shared.data.transforms import affine_points, draw_shift, resample
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.transforms import affine_points, draw_shift, resample
 
 STILL = np.zeros(2)
 

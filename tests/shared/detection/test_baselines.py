@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from shared.data.frequencies import cosine_basis
-from shared.detection import baselines
-from shared.detection.baselines import (
+from fedlatent.shared.data.frequencies import cosine_basis
+from fedlatent.shared.detection import baselines
+from fedlatent.shared.detection.baselines import (
     Scorer,
     dp_gaussian_mixture,
     dp_mahalanobis,
@@ -17,9 +17,9 @@ from shared.detection.baselines import (
     one_class_svm,
     pca,
 )
-from shared.detection.metrics import auroc
-from shared.privacy.accounting import GaussianEvent, epsilon_of
-from shared.privacy.noise import SimulationNoise
+from fedlatent.shared.detection.metrics import auroc
+from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
+from fedlatent.shared.privacy.noise import SimulationNoise
 
 
 def cloud(count: int, seed: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shared.detection.combine import DEFAULT_PARTS, ScoreCombination
+from fedlatent.shared.detection.combine import DEFAULT_PARTS, ScoreCombination
 
 
 def parts(count: int, seed: int) -> dict[str, np.ndarray]:

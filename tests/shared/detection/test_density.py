@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from shared.detection.density import PARTS, pool_scores, score_radius, statistics
-from shared.detection.metrics import auroc
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.summaries import clip_rows, moments, release_moments
+from fedlatent.shared.detection.density import PARTS, pool_scores, score_radius, statistics
+from fedlatent.shared.detection.metrics import auroc
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.summaries import clip_rows, moments, release_moments
 
 NAMES = tuple(PARTS)
 CENTRES = (np.log(8.0), np.log(16.0), np.log(3.0), -2.0)

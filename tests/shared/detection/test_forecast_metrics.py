@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from shared.detection.forecast_metrics import DECILES, coverage, weighted_quantile_loss
-from shared.errors import ConfigError
+from fedlatent.shared.detection.forecast_metrics import DECILES, coverage, weighted_quantile_loss
+from fedlatent.shared.errors import ConfigError
 
 
 def test_a_point_forecast_has_the_relative_absolute_error() -> None:

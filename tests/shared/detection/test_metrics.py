@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from shared.detection.metrics import auprc, auroc, fpr_at_tpr, per_site_mean, pooled, vus_pr
+from fedlatent.shared.detection.metrics import (
+    auprc,
+    auroc,
+    fpr_at_tpr,
+    per_site_mean,
+    pooled,
+    vus_pr,
+)
 
 LABEL = [0, 0, 0, 0, 1, 1]
 

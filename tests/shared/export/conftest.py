@@ -8,17 +8,17 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from shared.detection.combine import ScoreCombination
-from shared.export import (
+from fedlatent.shared.detection.combine import ScoreCombination
+from fedlatent.shared.export import (
     Scorer,
     export_decoder,
     export_encoder,
     export_scorer,
     scorer_outputs,
 )
-from shared.models import VAE, build
-from shared.models.objective import elbo
-from shared.privacy.summaries import LatentDensity
+from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models.objective import elbo
+from fedlatent.shared.privacy.summaries import LatentDensity
 
 MODELS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
     "mlp": ((64,), {"hidden": [32]}),

@@ -8,14 +8,14 @@ import onnxruntime
 import pytest
 import torch
 
-from client.edge.runtime import EdgeModel
-from shared.bundle.archive import DECODER, SCORER, read_bundle
-from shared.bundle.graphs import Graphs
-from shared.bundle.manifest import Thresholds
-from shared.config import RunConfig
-from shared.data.schema import Schema
-from shared.errors import ConfigError, DataError
-from shared.export.bundling import (
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.bundle.archive import DECODER, SCORER, read_bundle
+from fedlatent.shared.bundle.graphs import Graphs
+from fedlatent.shared.bundle.manifest import Thresholds
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.export.bundling import (
     BundleContents,
     Form,
     golden_records,
@@ -23,12 +23,12 @@ from shared.export.bundling import (
     make_bundle,
     next_version,
 )
-from shared.export.onnx import Scorer
-from shared.export.targets import Target
-from shared.keys import SigningKey
-from shared.models import build
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.summaries import latent_density, release_moments
+from fedlatent.shared.export.onnx import Scorer
+from fedlatent.shared.export.targets import Target
+from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.models import build
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.summaries import latent_density, release_moments
 
 RUN = RunConfig.parse(
     {

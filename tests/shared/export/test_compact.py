@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from shared.bundle.graphs import Graph
-from shared.errors import BundleError
-from shared.export import Scorer, export_scorer
-from shared.export.compact import (
+from fedlatent.shared.bundle.graphs import Graph
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.export import Scorer, export_scorer
+from fedlatent.shared.export.compact import (
     INTEGER_OPS,
     optimise,
     quantise,
@@ -25,8 +25,8 @@ from shared.export.compact import (
     to_int8_weights,
     to_ort,
 )
-from shared.models import build
-from shared.privacy.summaries import squared_distance
+from fedlatent.shared.models import build
+from fedlatent.shared.privacy.summaries import squared_distance
 from tests.shared.export.conftest import Exported, latent_density
 
 

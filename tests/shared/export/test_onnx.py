@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.bundle.manifest import POSTERIOR
-from shared.errors import BundleError
-from shared.export import (
+from fedlatent.shared.bundle.manifest import POSTERIOR
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.export import (
     SCORER_TOLERANCE,
     Decoder,
     Encoder,
@@ -23,9 +23,9 @@ from shared.export import (
     run_onnx,
     scorer_outputs,
 )
-from shared.export.onnx import LATENT_PARTS
-from shared.models import GaussianConfig, GaussianVAE
-from shared.privacy.summaries import squared_distance
+from fedlatent.shared.export.onnx import LATENT_PARTS
+from fedlatent.shared.models import GaussianConfig, GaussianVAE
+from fedlatent.shared.privacy.summaries import squared_distance
 from tests.shared.export.conftest import Exported, exported
 
 

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from shared.errors import BundleError
-from shared.export import Encoder, parity
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.export import Encoder, parity
 from tests.shared.export.conftest import Exported
 
 

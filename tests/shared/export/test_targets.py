@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from shared.bundle.graphs import Graph
-from shared.bundle.manifest import MAX_TOLERANCE, Precision, Thresholds
-from shared.errors import BundleError
-from shared.export.targets import (
+from fedlatent.shared.bundle.graphs import Graph
+from fedlatent.shared.bundle.manifest import MAX_TOLERANCE, Precision, Thresholds
+from fedlatent.shared.errors import BundleError
+from fedlatent.shared.export.targets import (
     MAX_FLIPS,
     NEUTRAL,
     TARGETS,
@@ -26,7 +26,7 @@ from shared.export.targets import (
     pick,
     rederive,
 )
-from shared.export.timing import measure
+from fedlatent.shared.export.timing import measure
 from tests.shared.export.conftest import Exported, exported
 
 SCORES = arrays.arrays(np.float32, 12, elements=st.integers(-4, 4).map(lambda n: np.float32(n / 2)))

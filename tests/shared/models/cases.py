@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shared.models import VAE, build
+from fedlatent.shared.models import VAE, build
 
 Values = Callable[[torch.Size, torch.Generator], torch.Tensor]
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from shared.errors import ConfigError, ProtocolError
-from shared.models import FAMILIES, build, encoder_state, load_encoder, load_state
-from shared.models.base import use_prior
-from shared.models.priors import GaussianPrior, StandardNormal
+from fedlatent.shared.errors import ConfigError, ProtocolError
+from fedlatent.shared.models import FAMILIES, build, encoder_state, load_encoder, load_state
+from fedlatent.shared.models.base import use_prior
+from fedlatent.shared.models.priors import GaussianPrior, StandardNormal
 from tests.shared.models.cases import CASES, noise, records
 
 

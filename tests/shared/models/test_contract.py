@@ -14,16 +14,16 @@ from opacus.grad_sample import GradSampleModule
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from client.gradients.segments import Segments
-from client.gradients.sums import NORM_FLOOR, Batch, StackedGradients
-from client.trainer import gradient_sums, train_round
-from shared.config import RunConfig, TrainingSection
-from shared.export import Decoder, Encoder, export_decoder, export_encoder, export_graph
-from shared.export.parity import parity, run_onnx
-from shared.models import FAMILIES, VAE, Terms, build, encoder_state
-from shared.models.base import Graph
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client.gradients.segments import Segments
+from fedlatent.client.gradients.sums import NORM_FLOOR, Batch, StackedGradients
+from fedlatent.client.trainer import gradient_sums, train_round
+from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.export import Decoder, Encoder, export_decoder, export_encoder, export_graph
+from fedlatent.shared.export.parity import parity, run_onnx
+from fedlatent.shared.models import FAMILIES, VAE, Terms, build, encoder_state
+from fedlatent.shared.models.base import Graph
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from tests.shared.models.cases import CASES, Case, noise, records
 
 FROZEN = Path(__file__).parent / "frozen" / "encoder_keys.txt"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from shared.errors import ConfigError
-from shared.models import build
-from shared.models.denoising import DenoisingVAE
-from simulations.zoo.training import fit, run_for
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import build
+from fedlatent.shared.models.denoising import DenoisingVAE
+from fedlatent.simulations.zoo.training import fit, run_for
 
 
 def model_of(shape: tuple[int, ...] = (16,), **options: object) -> DenoisingVAE:

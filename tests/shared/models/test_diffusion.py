@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.errors import ConfigError
-from shared.models import build
-from shared.models.base import use_prior
-from shared.models.diffusion import DiffusionConfig, DiffusionPrior, LatentDiffusion
-from shared.models.objective import iwae
-from shared.models.priors import StandardNormal
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import build
+from fedlatent.shared.models.base import use_prior
+from fedlatent.shared.models.diffusion import DiffusionConfig, DiffusionPrior, LatentDiffusion
+from fedlatent.shared.models.objective import iwae
+from fedlatent.shared.models.priors import StandardNormal
 
 OPTIONS = {"latent_dim": 3, "hidden": [7], "width": 6, "blocks": 1, "levels": 2, "steps": 5}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shared.errors import ConfigError
-from shared.models.disentanglement import information, mutual_information_gap
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.disentanglement import information, mutual_information_gap
 
 
 def factors(count: int = 6_000) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy
 
-from shared.models import functional
+from fedlatent.shared.models import functional
 
 finite = st.floats(-50, 50, allow_nan=False)
 

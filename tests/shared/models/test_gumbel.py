@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shared.errors import ConfigError
-from shared.models.gumbel import GumbelConfig, GumbelVAE, _gumbel
-from shared.models.objective import iwae
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.gumbel import GumbelConfig, GumbelVAE, _gumbel
+from fedlatent.shared.models.objective import iwae
 from tests.shared.models.cases import CASES, noise, records
 
 

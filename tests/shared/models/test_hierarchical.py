@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from shared.config import RunConfig
-from shared.errors import ConfigError
-from shared.models import build
-from shared.models.hierarchical import HierarchicalConfig, HierarchicalVAE
-from shared.models.size import size_of
-from simulations.zoo.training import fit, run_for
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import build
+from fedlatent.shared.models.hierarchical import HierarchicalConfig, HierarchicalVAE
+from fedlatent.shared.models.size import size_of
+from fedlatent.simulations.zoo.training import fit, run_for
 
 OPTIONS: dict[str, object] = {
     "network": "conv2d",

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from shared.errors import ConfigError
-from shared.models import build
-from shared.models.mixed import MixedVAE
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import build
+from fedlatent.shared.models.mixed import MixedVAE
 from tests.shared.models.cases import CASES, noise, records
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from shared.errors import ConfigError
-from shared.models import build
-from shared.models.molecule import MoleculeVAE
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import build
+from fedlatent.shared.models.molecule import MoleculeVAE
 from tests.shared.models.cases import CASES, noise, records
 
 CASE = CASES["molecule"]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from shared.config import TrainingSection
-from shared.models import Terms
-from shared.models.functional import gaussian_nll
-from shared.models.objective import elbo, iwae, record_loss
-from shared.models.priors import GaussianPrior, MixturePrior, Prior
+from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.models import Terms
+from fedlatent.shared.models.functional import gaussian_nll
+from fedlatent.shared.models.objective import elbo, iwae, record_loss
+from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior
 from tests.shared.models.cases import CASES, noise, records
 
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.func import functional_call, grad, vmap
 
-from client.trainer import gradient_sums
-from shared.models import VAE, Terms
-from shared.models.functional import kl_standard_normal
-from shared.models.objective import elbo
-from shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.summaries import latent_density, moments
+from fedlatent.client.trainer import gradient_sums
+from fedlatent.shared.models import VAE, Terms
+from fedlatent.shared.models.functional import kl_standard_normal
+from fedlatent.shared.models.objective import elbo
+from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.privacy.summaries import latent_density, moments
 from tests.client.support import model_of, tiny_records, tiny_run
 from tests.shared.models.cases import CASES, noise, records
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from shared.models import build
-from shared.models.layers import GRUCell, initialise
-from shared.models.recurrent import MAX_STEPS, Reader, Writer
+from fedlatent.shared.models import build
+from fedlatent.shared.models.layers import GRUCell, initialise
+from fedlatent.shared.models.recurrent import MAX_STEPS, Reader, Writer
 
 
 def test_cell_is_that_of_torch() -> None:

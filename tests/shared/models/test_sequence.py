@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.trainer import train_round
-from shared.config import RunConfig, TrainingSection
-from shared.errors import ConfigError
-from shared.models import build
-from shared.models.base import use_prior
-from shared.models.priors import StandardNormal
-from shared.models.sequence import SequenceVAE
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client.trainer import train_round
+from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import build
+from fedlatent.shared.models.base import use_prior
+from fedlatent.shared.models.priors import StandardNormal
+from fedlatent.shared.models.sequence import SequenceVAE
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
 
 SMALL = {"latent_dim": 2, "width": 6, "hidden": 5}
 

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from shared.models import build
-from shared.models.size import size_of
+from fedlatent.shared.models import build
+from fedlatent.shared.models.size import size_of
 
 
 def test_sizes_of_a_dense_model() -> None:

@@ -6,11 +6,11 @@ import onnxruntime
 import pytest
 import torch
 
-from shared.errors import ConfigError
-from shared.export import export_encoder
-from shared.models import build
-from shared.models.sparse import SparseConfig, SparseVAE, trunk_share
-from simulations.zoo.training import fit, run_for
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.export import export_encoder
+from fedlatent.shared.models import build
+from fedlatent.shared.models.sparse import SparseConfig, SparseVAE, trunk_share
+from fedlatent.simulations.zoo.training import fit, run_for
 
 OPTIONS: dict[str, object] = {"latent_dim": 3, "stem": 4, "hidden": [16]}
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from shared.models.tokens import TokenPrior, code_use, digits_of, tokens_of
+from fedlatent.shared.models.tokens import TokenPrior, code_use, digits_of, tokens_of
 
 LEVELS, POSITIONS = (3, 4), 2
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from shared.errors import ConfigError
-from shared.models import VAE, build
-from shared.models.base import encoder_state, use_prior
-from shared.models.objective import iwae
-from shared.models.priors import StandardNormal
-from shared.models.trained_priors import Components, MixtureOfGaussians, VampPrior
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models.base import encoder_state, use_prior
+from fedlatent.shared.models.objective import iwae
+from fedlatent.shared.models.priors import StandardNormal
+from fedlatent.shared.models.trained_priors import Components, MixtureOfGaussians, VampPrior
 
 SHAPE = (4, 3)
 TRAINED = pytest.mark.parametrize("prior", ["mixture", "vamp"])

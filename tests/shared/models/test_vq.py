@@ -7,15 +7,15 @@ import onnxruntime
 import pytest
 import torch
 
-from client.trainer import train_round
-from shared.config import RunConfig
-from shared.errors import ConfigError
-from shared.export import export_graph
-from shared.models import build
-from shared.models.quantisers import FiniteScalar
-from shared.models.vq import VQVAE, VQConfig
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.client.trainer import train_round
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.export import export_graph
+from fedlatent.shared.models import build
+from fedlatent.shared.models.quantisers import FiniteScalar
+from fedlatent.shared.models.vq import VQVAE, VQConfig
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from tests.shared.models.cases import CASES, noise, records
 
 BOTH = ("vq-fsq", "vq-codebook")

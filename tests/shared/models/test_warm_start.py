@@ -6,13 +6,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.compute import first_model
-from shared.config import RunConfig
-from shared.data.gaussian import DataGaussian, data_features, feature_basis, feature_radius
-from shared.models import VAE
-from shared.models.objective import elbo
-from shared.models.warm_start import warm_start
-from shared.privacy.summaries import moments
+from fedlatent.client.compute import first_model
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.gaussian import (
+    DataGaussian,
+    data_features,
+    feature_basis,
+    feature_radius,
+)
+from fedlatent.shared.models import VAE
+from fedlatent.shared.models.objective import elbo
+from fedlatent.shared.models.warm_start import warm_start
+from fedlatent.shared.privacy.summaries import moments
 from tests.client.support import model_of, tiny_run
 
 

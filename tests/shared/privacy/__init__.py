@@ -1,1 +1,1 @@
-"""Tests of shared.privacy."""
+"""Tests of fedlatent.shared.privacy."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
 from opacus.accountants import RDPAccountant as OpacusAccountant
 
-from shared.privacy.accounting import (
+from fedlatent.shared.privacy.accounting import (
     ORDERS,
     PLD_LIMIT,
     GaussianEvent,
@@ -29,7 +29,7 @@ from shared.privacy.accounting import (
     filter_order,
     pld_epsilon_of,
 )
-from shared.privacy.audit import gaussian_epsilon
+from fedlatent.shared.privacy.audit import gaussian_epsilon
 
 EVENTS = st.builds(
     GaussianEvent,
@@ -204,9 +204,9 @@ def test_pld_at_the_ends() -> None:
 def test_a_node_starts_without_the_pld_accountant() -> None:
     """dp-accounting is loaded for the figure alone, and neither it nor absl changes the log."""
     code = (
-        "import logging, sys, client.node, client.ledger\n"
+        "import logging, sys, fedlatent.client.node, fedlatent.client.ledger\n"
         "before = (list(logging.root.handlers), logging.root.level)\n"
-        "from shared.privacy.accounting import GaussianEvent, pld_epsilon_of\n"
+        "from fedlatent.shared.privacy.accounting import GaussianEvent, pld_epsilon_of\n"
         "assert not {'dp_accounting', 'absl'} & sys.modules.keys()\n"
         "pld_epsilon_of([GaussianEvent(noise_multiplier=1.0)], 1e-5)\n"
         "assert 'dp_accounting' in sys.modules\n"

@@ -8,7 +8,7 @@ import pytest
 from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
-from shared.privacy.audit import (
+from fedlatent.shared.privacy.audit import (
     clopper_pearson,
     dp_lower_bound,
     gaussian_epsilon,

@@ -13,11 +13,11 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.ledger import Ledger
-from shared.config import RunConfig
-from shared.privacy.accounting import ORDERS, GaussianEvent, calibrate, epsilon_of
-from shared.privacy.plan import PrivacyPlan, shares_of
-from shared.schedule import Kind, phases
+from fedlatent.client.ledger import Ledger
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.privacy.accounting import ORDERS, GaussianEvent, calibrate, epsilon_of
+from fedlatent.shared.privacy.plan import PrivacyPlan, shares_of
+from fedlatent.shared.schedule import Kind, phases
 
 SHARE_NAMES = ("data", "moments", "mixture", "scores", "threshold")
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.privacy.em import first_mixture, next_mixture
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.summaries import (
+from fedlatent.shared.privacy.em import first_mixture, next_mixture
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.summaries import (
     LatentDensity,
     diagonal_moments,
     latent_density,

@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from shared.errors import ProtocolError
-from shared.privacy.mixture import MAX_COMPONENTS, LatentMixture
+from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.privacy.mixture import MAX_COMPONENTS, LatentMixture
 
 Arrays = dict[str, np.ndarray]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise, sealed_key
+from fedlatent.shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise, sealed_key
 
 
 @pytest.mark.parametrize("source", [SecureNoise(), SimulationNoise(3, 1)], ids=["secure", "seeded"])

@@ -8,9 +8,9 @@ import pytest
 from dp_accounting.pld import privacy_loss_distribution as library
 from scipy import stats
 
-from shared.privacy.accounting import GaussianEvent, epsilon_of
-from shared.privacy.audit import gaussian_delta, gaussian_epsilon
-from shared.privacy.person import person_epsilon
+from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
+from fedlatent.shared.privacy.audit import gaussian_delta, gaussian_epsilon
+from fedlatent.shared.privacy.person import person_epsilon
 
 DELTA = 1e-5
 

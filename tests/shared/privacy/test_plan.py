@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from shared.config import RunConfig
-from shared.privacy.accounting import epsilon_of
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.privacy.accounting import epsilon_of
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
 
 BASE = {"name": "plan", "data": {"name": "ecg", "shape": [8]}}
 

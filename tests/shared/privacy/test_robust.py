@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.strategies.weighting import bounded
-from shared.config import DataSection
-from shared.data.scaling import pool_scaling
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.robust import (
+from fedlatent.server.strategies.weighting import bounded
+from fedlatent.shared.config import DataSection
+from fedlatent.shared.data.scaling import pool_scaling
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.robust import (
     REACH,
     pooled_density,
     temper_moments,
     temper_stacks,
     weighted_median,
 )
-from shared.privacy.summaries import (
+from fedlatent.shared.privacy.summaries import (
     LatentDensity,
     diagonal_moments,
     diagonal_spec,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shared.errors import ServiceError
-from shared.privacy import selftest
-from shared.privacy.noise import SecureNoise
-from shared.privacy.selftest import check_bytes, check_normals, check_random_numbers
+from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.privacy import selftest
+from fedlatent.shared.privacy.noise import SecureNoise
+from fedlatent.shared.privacy.selftest import check_bytes, check_normals, check_random_numbers
 
 
 def test_sound_random_numbers_pass() -> None:

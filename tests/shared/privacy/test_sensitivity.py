@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from client.compute import Asked, data_sums, latent_sums, take_apart
-from shared.config import RunConfig
-from shared.detection.density import pool_scores, score_radius
-from shared.detection.parts import score_centres, score_names
-from shared.privacy.mixture import LatentMixture
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.specs import spec_of
-from shared.privacy.summaries import (
+from fedlatent.client.compute import Asked, data_sums, latent_sums, take_apart
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.detection.density import pool_scores, score_radius
+from fedlatent.shared.detection.parts import score_centres, score_names
+from fedlatent.shared.privacy.mixture import LatentMixture
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.specs import spec_of
+from fedlatent.shared.privacy.summaries import (
     SCORE_EDGES,
     Form,
     LatentDensity,
@@ -40,8 +40,8 @@ from shared.privacy.summaries import (
     scaling_sums,
     threshold_spec,
 )
-from shared.schedule import Kind
-from shared.wire import DENSITY_PREFIX, MIXTURE_PREFIX, SCORES_PREFIX, under
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.wire import DENSITY_PREFIX, MIXTURE_PREFIX, SCORES_PREFIX, under
 from tests.client.support import tiny_run
 
 DIMENSIONS, COMPONENTS, FEATURES = 3, 4, 5

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.summaries import (
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.summaries import (
     MOMENTS_SENSITIVITY,
     SCORE_EDGES,
     LatentDensity,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from server.strategies.weighting import bounded
-from shared.privacy.summaries import SCORE_EDGES, histograms, threshold_spec
-from shared.privacy.threshold import silent, threshold_from_histogram, threshold_of_sites
+from fedlatent.server.strategies.weighting import bounded
+from fedlatent.shared.privacy.summaries import SCORE_EDGES, histograms, threshold_spec
+from fedlatent.shared.privacy.threshold import silent, threshold_from_histogram, threshold_of_sites
 
 
 def noisy(scores: np.ndarray, clients: int, sigma: float, seed: int) -> tuple[np.ndarray, float]:

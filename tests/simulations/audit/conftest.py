@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simulations.audit.run import QUICK, Audit, run_audit
+from fedlatent.simulations.audit.run import QUICK, Audit, run_audit
 
 
 def unwatched(sentence: str, share: float) -> None:

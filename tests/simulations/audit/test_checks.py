@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from simulations.audit import checks
-from simulations.audit.checks import ALPHA, MOST_CHECKS, Check
+from fedlatent.simulations.audit import checks
+from fedlatent.simulations.audit.checks import ALPHA, MOST_CHECKS, Check
 
 STEPS, RATE = 4, 0.3
 

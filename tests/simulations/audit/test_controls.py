@@ -1,8 +1,8 @@
 """Negative controls: what is broken on purpose must be caught."""
 
-from simulations.audit.controls import toy_claim
-from simulations.audit.results import Finding
-from simulations.audit.run import Audit
+from fedlatent.simulations.audit.controls import toy_claim
+from fedlatent.simulations.audit.results import Finding
+from fedlatent.simulations.audit.run import Audit
 
 
 def named(audit: Audit, name: str) -> Finding:

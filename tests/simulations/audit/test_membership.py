@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from simulations.audit.inversion import PUBLIC, RELEASED, STOLEN, STOLEN_OTHERS, Quality
-from simulations.audit.run import USUAL_EPSILON, Audit
+from fedlatent.simulations.audit.inversion import PUBLIC, RELEASED, STOLEN, STOLEN_OTHERS, Quality
+from fedlatent.simulations.audit.run import USUAL_EPSILON, Audit
 
 
 def test_membership_stays_within_what_epsilon_allows(audit: Audit) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.schedule import SUMMARY_KINDS
-from simulations.audit.checks import MOST_CHECKS
-from simulations.audit.hostile import hostile_records, hostile_run, search
-from simulations.audit.node_checks import HOMES, OFTEN, training_run
-from simulations.audit.nodes import training_rounds
-from simulations.audit.run import Audit
+from fedlatent.shared.schedule import SUMMARY_KINDS
+from fedlatent.simulations.audit.checks import MOST_CHECKS
+from fedlatent.simulations.audit.hostile import hostile_records, hostile_run, search
+from fedlatent.simulations.audit.node_checks import HOMES, OFTEN, training_run
+from fedlatent.simulations.audit.nodes import training_rounds
+from fedlatent.simulations.audit.run import Audit
 
 
 def test_every_check_of_a_real_node_holds(audit: Audit) -> None:

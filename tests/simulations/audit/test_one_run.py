@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.wire import Arrays
-from simulations.audit.one_run import federated_run, plant
-from simulations.audit.run import CANARY_EPSILON, QUICK, Audit
-from simulations.audit.transcript import record
-from simulations.federation import simulate
+from fedlatent.shared.wire import Arrays
+from fedlatent.simulations.audit.one_run import federated_run, plant
+from fedlatent.simulations.audit.run import CANARY_EPSILON, QUICK, Audit
+from fedlatent.simulations.audit.transcript import record
+from fedlatent.simulations.federation import simulate
 
 
 def test_bound_stays_below_the_claim_but_finds_something(audit: Audit) -> None:

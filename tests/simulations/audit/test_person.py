@@ -4,13 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from client.compute import Asked, latent_sums
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.person import person_epsilon
-from simulations.audit.person import RECORDS, STEP_SIGMA, SUMMARY_SIGMA, person_lower_bound
-from simulations.audit.results import Finding
-from simulations.audit.run import Audit
-from simulations.audit.unit import (
+from fedlatent.client.compute import Asked, latent_sums
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.person import person_epsilon
+from fedlatent.simulations.audit.person import (
+    RECORDS,
+    STEP_SIGMA,
+    SUMMARY_SIGMA,
+    person_lower_bound,
+)
+from fedlatent.simulations.audit.results import Finding
+from fedlatent.simulations.audit.run import Audit
+from fedlatent.simulations.audit.unit import (
     DELTA,
     Draws,
     audit_run,

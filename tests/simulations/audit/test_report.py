@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from simulations.audit.report import write_report
-from simulations.audit.run import Audit, Sizes, run_audit
+from fedlatent.simulations.audit.report import write_report
+from fedlatent.simulations.audit.run import Audit, Sizes, run_audit
 from tests.simulations.audit.conftest import unwatched
 
 #: Too few draws for tight bounds, enough for every part to run.

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from shared.privacy import summaries
-from shared.privacy.audit import gaussian_epsilon, gdp_lower_bound
-from shared.privacy.noise import SecureNoise, SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from shared.schedule import SUMMARY_KINDS, Kind
-from simulations.audit.results import Finding
-from simulations.audit.run import Audit
-from simulations.audit.unit import (
+from fedlatent.shared.privacy import summaries
+from fedlatent.shared.privacy.audit import gaussian_epsilon, gdp_lower_bound
+from fedlatent.shared.privacy.noise import SecureNoise, SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.schedule import SUMMARY_KINDS, Kind
+from fedlatent.simulations.audit.results import Finding
+from fedlatent.simulations.audit.run import Audit
+from fedlatent.simulations.audit.unit import (
     DELTA,
     SUMMARY_SIGMA,
     one_step_plan,

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from shared.privacy.plan import PrivacyPlan
-from simulations.bench.accountants import PRV_ERROR, Row, prv_bounds, rows, shipped_runs, table
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.simulations.bench.accountants import (
+    PRV_ERROR,
+    Row,
+    prv_bounds,
+    rows,
+    shipped_runs,
+    table,
+)
 
 DOCS = Path(__file__).parents[3] / "docs" / "privacy.md"
 #: The default, the tightest against RDP, and the shortest.

@@ -11,15 +11,15 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from cli.bench import EXAMPLES, bench, show
-from shared.errors import ConfigError, ServiceError
-from simulations.bench import gpu
-from simulations.bench.measure import Gemm, Local, Measured, compare, ratios, take_turns
-from simulations.bench.peers import PEERS, PFL_PYTHON, choose, missing
-from simulations.bench.plain import CONV, MLP
-from simulations.bench.remote import Command, Remote
-from simulations.bench.report import Choice, measure_all
-from simulations.bench.turns import Lap, Work
+from fedlatent.cli.bench import EXAMPLES, bench, show
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.simulations.bench import gpu
+from fedlatent.simulations.bench.measure import Gemm, Local, Measured, compare, ratios, take_turns
+from fedlatent.simulations.bench.peers import PEERS, PFL_PYTHON, choose, missing
+from fedlatent.simulations.bench.plain import CONV, MLP
+from fedlatent.simulations.bench.remote import Command, Remote
+from fedlatent.simulations.bench.report import Choice, measure_all
+from fedlatent.simulations.bench.turns import Lap, Work
 
 TINY = replace(MLP, shape=(12,), hidden=(6,), latent=2, clients=3, records=8, batch=4)
 WORK = Work(parameters=10, clients=2, records=4, steps=1)
@@ -109,7 +109,7 @@ def test_all_systems_do_the_same_work_in_processes_of_their_own(
 ) -> None:
     """A comparison has costs of every system, equal work, ratios, and says what is missing."""
     monkeypatch.delenv(PFL_PYTHON, raising=False)
-    monkeypatch.setattr("simulations.bench.report.MLP", TINY)
+    monkeypatch.setattr("fedlatent.simulations.bench.report.MLP", TINY)
     peers, ours = ("plain_loop", "pfl"), ("stacked",)
     choice = Choice(clients=3, turns=1, peers=peers, conv=False, grow=False, ours=ours)
     report = measure_all(choice, silent)
@@ -137,7 +137,7 @@ def test_all_systems_do_the_same_work_in_processes_of_their_own(
 def test_quick_mode_has_the_promised_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command prints four ratios, a cost for each system and a note; a file has more."""
     for name, value in {"MLP": TINY, "FEW": 2, "MANY": 3}.items():
-        monkeypatch.setattr(f"simulations.bench.quick.{name}", value)
+        monkeypatch.setattr(f"fedlatent.simulations.bench.quick.{name}", value)
     arguments = ["--quick", "--json", "--clients", "2", "--repeats", "1"]
     done = CliRunner().invoke(COMMAND, [*arguments, "--out", str(tmp_path / "bench.json")])
     assert done.exit_code == 0, done.output
@@ -197,7 +197,7 @@ def test_the_whole_report_has_a_convolutional_model_and_growth(
     """With both options there are costs of the second model and of every number of clients."""
     tiny_conv = replace(CONV, shape=(1, 8, 8), hidden=(2, 3), latent=2, records=4, batch=2)
     for name, value in {"MLP": TINY, "CONV": tiny_conv, "SIZES": (2, 3)}.items():
-        monkeypatch.setattr(f"simulations.bench.report.{name}", value)
+        monkeypatch.setattr(f"fedlatent.simulations.bench.report.{name}", value)
     choice = Choice(
         clients=2, turns=1, peers=("plain_loop",), conv=True, grow=True, ours=("simulated",)
     )

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shared.models.objective import elbo
-from simulations.bench.plain import CONV, MLP, PlainVAE, Pool, Task, count_parameters
-from simulations.bench.systems import model_of, run_config
+from fedlatent.shared.models.objective import elbo
+from fedlatent.simulations.bench.plain import CONV, MLP, PlainVAE, Pool, Task, count_parameters
+from fedlatent.simulations.bench.systems import model_of, run_config
 
 
 @pytest.mark.parametrize("task", [MLP, CONV], ids=["mlp", "conv"])

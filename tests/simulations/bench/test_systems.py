@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from shared.models import VAE
-from simulations.bench.plain import CONV, MLP, PlainVAE, Pool, Task, plain_loop
-from simulations.bench.systems import TRAINERS, Ghost, Hooked
+from fedlatent.shared.models import VAE
+from fedlatent.simulations.bench.plain import CONV, MLP, PlainVAE, Pool, Task, plain_loop
+from fedlatent.simulations.bench.systems import TRAINERS, Ghost, Hooked
 
 TINY = replace(MLP, shape=(12,), hidden=(6,), latent=2, clients=3, records=8, batch=4)
 TINY_CONV = replace(CONV, shape=(1, 8, 8), hidden=(2, 3), latent=2, clients=2, records=4, batch=2)

@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.border import Border
-from client.home import USER_VARIABLE, ClientHome
-from client.local import open_node
-from client.policy import NodeConfig
-from client.service import ClientService, init_client
-from server.authority import ensure_certificate
-from server.checkpoint import Checkpoint, CheckpointStore
-from server.control import Control
-from server.home import ServerHome
-from server.registry import Registry
-from server.seal import Seal
-from server.service import ServerService, init_server
-from server.settings import load_settings
-from shared.data.sources import HEARTS_SCHEMA, hearts
-from shared.errors import FedlatentError
-from shared.files import write_json
-from simulations.chaos.faults import damage
-from simulations.chaos.plan import DAMAGES
+from fedlatent.client.border import Border
+from fedlatent.client.home import USER_VARIABLE, ClientHome
+from fedlatent.client.local import open_node
+from fedlatent.client.policy import NodeConfig
+from fedlatent.client.service import ClientService, init_client
+from fedlatent.server.authority import ensure_certificate
+from fedlatent.server.checkpoint import Checkpoint, CheckpointStore
+from fedlatent.server.control import Control
+from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry
+from fedlatent.server.seal import Seal
+from fedlatent.server.service import ServerService, init_server
+from fedlatent.server.settings import load_settings
+from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
+from fedlatent.shared.errors import FedlatentError
+from fedlatent.shared.files import write_json
+from fedlatent.simulations.chaos.faults import damage
+from fedlatent.simulations.chaos.plan import DAMAGES
 
 RUN = "run-1"
 

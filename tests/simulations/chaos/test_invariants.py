@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.wire import Arrays
-from simulations.chaos.invariants import Excuses, Witness
-from simulations.federation import datasets, simulate
+from fedlatent.shared.wire import Arrays
+from fedlatent.simulations.chaos.invariants import Excuses, Witness
+from fedlatent.simulations.federation import datasets, simulate
 from tests.simulations.support import tiny_federation, tiny_run
 
 SITE = "patient-000"

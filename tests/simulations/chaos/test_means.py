@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from simulations.chaos.line import Line
-from simulations.chaos.means import Means, full, set_clock, unwritable
+from fedlatent.simulations.chaos.line import Line
+from fedlatent.simulations.chaos.means import Means, full, set_clock, unwritable
 
 MEANS_REASON = "mounting needs the rights of root"
 

@@ -3,8 +3,8 @@
 import itertools
 from collections import Counter
 
-from simulations.chaos.plan import KEEPERS, SHARES, SIGNALS, Fault, deal
-from simulations.chaos.stage import ROLES
+from fedlatent.simulations.chaos.plan import KEEPERS, SHARES, SIGNALS, Fault, deal
+from fedlatent.simulations.chaos.stage import ROLES
 
 
 def dealt(seed: int, count: int, without: tuple[str, ...] = ()) -> list[Fault]:

@@ -1,6 +1,6 @@
 """The report of a storm: recovery times by kind, and every word on what went wrong."""
 
-from simulations.chaos.report import make, table
+from fedlatent.simulations.chaos.report import make, table
 
 
 def test_a_report_has_median_and_worst_and_every_violation() -> None:

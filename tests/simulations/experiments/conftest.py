@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulations.experiments.results import Results
+from fedlatent.simulations.experiments.results import Results
 from tests.simulations.experiments.tiny import run, tiny
 
 

@@ -5,8 +5,8 @@ import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.toml import dumps
-from simulations.experiments.lines import key_lines, line_of
+from fedlatent.shared.toml import dumps
+from fedlatent.simulations.experiments.lines import key_lines, line_of
 
 WHOLE = '''\
 title = "x # y = z"   # comment = 1

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import ConfigError
-from simulations.experiments import compare, figures
-from simulations.experiments.report import report
-from simulations.experiments.results import CELL, Results, Spread
+from fedlatent.shared.errors import ConfigError
+from fedlatent.simulations.experiments import compare, figures
+from fedlatent.simulations.experiments.report import report
+from fedlatent.simulations.experiments.results import CELL, Results, Spread
 from tests.simulations.experiments.tiny import tiny
 
 VOID = {"meta", "br", "hr", "img", "path", "use", "rect", "circle", "line", "polygon", "stop"}

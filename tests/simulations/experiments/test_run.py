@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from shared.errors import ConfigError, ServiceError
-from simulations.experiments.report import report
-from simulations.experiments.results import Results
-from simulations.experiments.run import Step, claimed, run_experiment
-from simulations.experiments.spec import parse
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.simulations.experiments.report import report
+from fedlatent.simulations.experiments.results import Results
+from fedlatent.simulations.experiments.run import Step, claimed, run_experiment
+from fedlatent.simulations.experiments.spec import parse
 from tests.simulations.experiments.tiny import TEXT, run, tiny
 
 TIMES = {"seconds", "clients_per_second"}
@@ -74,7 +74,14 @@ def test_a_killed_experiment_goes_on_to_the_same_result(finished: Results, tmp_p
     """SIGKILL in the second cell, then the same command: results equal those without a break."""
     (tmp_path / "tiny.toml").write_text(TEXT)
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "cli.main", "simulate", "run", str(tmp_path / "tiny.toml")]
+    command = [
+        sys.executable,
+        "-m",
+        "fedlatent.cli.main",
+        "simulate",
+        "run",
+        str(tmp_path / "tiny.toml"),
+    ]
     command += ["--out", str(out), "--data", str(tmp_path), "--json"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     second = finished.experiment.cells[1].id

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from shared.data.sources import HEARTS_SCHEMA, MITBIH_SCHEMA
-from shared.errors import ConfigError
-from simulations.experiments.shipped import shipped
-from simulations.experiments.spec import bind, likely_quorum, parse
-from simulations.experiments.tables import AvailabilityTable, takes_list
+from fedlatent.shared.data.sources import HEARTS_SCHEMA, MITBIH_SCHEMA
+from fedlatent.shared.errors import ConfigError
+from fedlatent.simulations.experiments.shipped import shipped
+from fedlatent.simulations.experiments.spec import bind, likely_quorum, parse
+from fedlatent.simulations.experiments.tables import AvailabilityTable, takes_list
 from tests.simulations.experiments.tiny import TEXT, tiny
 
 

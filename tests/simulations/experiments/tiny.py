@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from simulations.experiments.results import Results
-from simulations.experiments.run import run_experiment
-from simulations.experiments.spec import Experiment, parse
+from fedlatent.simulations.experiments.results import Results
+from fedlatent.simulations.experiments.run import run_experiment
+from fedlatent.simulations.experiments.spec import Experiment, parse
 
 #: Line 1 is the name; tests rely on the line numbers.
 TEXT = """\

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.compute import run_model
-from client.home import ClientHome
-from shared.config import RunConfig
-from shared.data.dataset import Dataset
-from shared.errors import ConfigError, QuorumLost
-from shared.models import encoder_state
-from shared.records import LocalRecords, from_records, to_records
-from shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
-from simulations.availability import Availability
-from simulations.federation import (
+from fedlatent.client.compute import run_model
+from fedlatent.client.home import ClientHome
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.errors import ConfigError, QuorumLost
+from fedlatent.shared.models import encoder_state
+from fedlatent.shared.records import LocalRecords, from_records, to_records
+from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
+from fedlatent.simulations.availability import Availability
+from fedlatent.simulations.federation import (
     OPEN_CAPS,
     Engine,
     Progress,
@@ -26,9 +26,9 @@ from simulations.federation import (
     open_policy,
     simulate,
 )
-from simulations.grid import Answers, InProcessGrid, by_handlers
-from simulations.stacked import engine as stacked_engine
-from simulations.stacked.cohort import Cohort
+from fedlatent.simulations.grid import Answers, InProcessGrid, by_handlers
+from fedlatent.simulations.stacked import engine as stacked_engine
+from fedlatent.simulations.stacked.cohort import Cohort
 from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
 FEDERATION = tiny_federation(5)
@@ -231,7 +231,7 @@ def test_a_run_cut_off_anywhere_resumes_to_the_same_result(
             raise Killed
 
     options = {"engine": engine, "availability": UNRELIABLE}
-    monkeypatch.setattr("simulations.federation._WATCH_S", -1.0)
+    monkeypatch.setattr("fedlatent.simulations.federation._WATCH_S", -1.0)
     with pytest.raises(Killed):
         simulate(run, sites(), tmp_path / "cut", watch=cut, **options)  # type: ignore[arg-type]
     again = simulate(run, sites(), tmp_path / "cut", resume=True, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The stacked trainer takes the steps of ``client.trainer`` for every client."""
+"""The stacked trainer takes the steps of ``fedlatent.client.trainer`` for every client."""
 
 import copy
 from typing import Any
@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.trainer import TrainResult, train_round
-from shared.config import RunConfig
-from shared.errors import ConfigError
-from shared.models import VAE
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from simulations.stacked import engine
-from simulations.stacked.engine import ClientWork, StackedTrainer
+from fedlatent.client.trainer import TrainResult, train_round
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models import VAE
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.simulations.stacked import engine
+from fedlatent.simulations.stacked.engine import ClientWork, StackedTrainer
 from tests.client.support import model_of, tiny_run
 
 SIZES = (40, 1, 7, 23, 60)

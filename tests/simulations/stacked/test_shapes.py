@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from client.trainer import train_round
-from shared.models import VAE, GaussianConfig, GaussianVAE
-from shared.privacy.noise import SimulationNoise
-from shared.privacy.plan import PrivacyPlan
-from simulations.stacked.engine import ClientWork, StackedTrainer
+from fedlatent.client.trainer import train_round
+from fedlatent.shared.models import VAE, GaussianConfig, GaussianVAE
+from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.simulations.stacked.engine import ClientWork, StackedTrainer
 from tests.client.support import tiny_run
 
 Layers = Callable[[], tuple[tuple[int, ...], list[nn.Module]]]

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from simulations.jobs import rows
-from simulations.utility import __main__ as command
-from simulations.utility import methods
-from simulations.utility.methods import DATA_SETS, FEDERATED, LEVERS, PUBLIC
-from simulations.utility.study import Job, jobs, run_study
-from simulations.utility.tables import collect, main_table, mean_table, spread
+from fedlatent.simulations.jobs import rows
+from fedlatent.simulations.utility import __main__ as command
+from fedlatent.simulations.utility import methods
+from fedlatent.simulations.utility.methods import DATA_SETS, FEDERATED, LEVERS, PUBLIC
+from fedlatent.simulations.utility.study import Job, jobs, run_study
+from fedlatent.simulations.utility.tables import collect, main_table, mean_table, spread
 
 HEART = DATA_SETS["heart_disease"]
 
@@ -28,7 +28,7 @@ def test_jobs_are_whole_seeds_in_order_and_all_different() -> None:
 @pytest.mark.parametrize("method", [*FEDERATED, *LEVERS])
 def test_every_method_is_a_run_whose_noise_can_be_solved(method: str, data_dir: Path) -> None:
     """The settings of each method make a valid run that spends its epsilon and no more."""
-    from shared.privacy.plan import PrivacyPlan
+    from fedlatent.shared.privacy.plan import PrivacyPlan
 
     present, _ = HEART.split(data_dir, 0)
     run = methods.run_of({**FEDERATED, **LEVERS}[method], present, 4.0, 0)

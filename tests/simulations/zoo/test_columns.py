@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simulations.zoo import columns
+from fedlatent.simulations.zoo import columns
 
 
 def test_quick_form(data_dir: Path) -> None:

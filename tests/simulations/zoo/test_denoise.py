@@ -5,8 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulations.zoo.denoise import experiment, picture
-from simulations.zoo.denoise_data import assembled, corrupted_strips, cut, psnr, shrink, snr
+from fedlatent.simulations.zoo.denoise import experiment, picture
+from fedlatent.simulations.zoo.denoise_data import (
+    assembled,
+    corrupted_strips,
+    cut,
+    psnr,
+    shrink,
+    snr,
+)
 
 
 @pytest.mark.parametrize("step", [(1, 1), (3, 2), (4, 4)])

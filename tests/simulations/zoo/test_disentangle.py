@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulations.zoo import disentangle
-from simulations.zoo.disentangle import FACTORS, HEIGHT, LEVELS, WIDTH, sprites
+from fedlatent.simulations.zoo import disentangle
+from fedlatent.simulations.zoo.disentangle import FACTORS, HEIGHT, LEVELS, WIDTH, sprites
 
 
 def test_sprites_are_every_combination_once() -> None:

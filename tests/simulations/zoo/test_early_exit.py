@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.zoo import early_exit
+from fedlatent.simulations.zoo import early_exit
 
 
 @pytest.mark.parametrize("epsilon", [None, 8.0])

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.detection.forecast_metrics import weighted_quantile_loss
-from simulations.zoo import forecast
+from fedlatent.shared.detection.forecast_metrics import weighted_quantile_loss
+from fedlatent.simulations.zoo import forecast
 
 
 def test_the_baselines_have_their_known_losses(data_dir: Path) -> None:

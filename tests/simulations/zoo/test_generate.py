@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from shared.models import build
-from shared.models.priors import StandardNormal
-from simulations.generation import PIXELS
-from simulations.zoo import generate
+from fedlatent.shared.models import build
+from fedlatent.shared.models.priors import StandardNormal
+from fedlatent.simulations.generation import PIXELS
+from fedlatent.simulations.zoo import generate
 
 
 @pytest.mark.parametrize("epsilon", [None, 8.0])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulations.zoo import ladder
+from fedlatent.simulations.zoo import ladder
 
 
 @pytest.mark.parametrize("epsilon", [None, 8.0])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from shared.models import build
-from simulations.zoo import likelihood
-from simulations.zoo.images import binarised, shifted
-from simulations.zoo.likelihood import bounds
+from fedlatent.shared.models import build
+from fedlatent.simulations.zoo import likelihood
+from fedlatent.simulations.zoo.images import binarised, shifted
+from fedlatent.simulations.zoo.likelihood import bounds
 
 
 def test_binarisation_has_the_grey_value_for_its_mean() -> None:

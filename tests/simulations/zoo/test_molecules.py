@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from simulations.zoo import molecules
+from fedlatent.simulations.zoo import molecules
 
 
 def test_quick_form(data_dir: Path) -> None:

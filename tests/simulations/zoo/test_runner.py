@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.errors import ConfigError
-from simulations.zoo import __main__ as runner
-from simulations.zoo import report
+from fedlatent.shared.errors import ConfigError
+from fedlatent.simulations.zoo import __main__ as runner
+from fedlatent.simulations.zoo import report
 
 FIGURES = {
     "loss": np.float32(0.5),
@@ -30,14 +30,14 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     def experiment(data: Path, *, epsilon: float | None, seed: int, **_: object) -> dict[str, Any]:
         return {**FIGURES, "loss": 0.5 + seed, "budget": epsilon}
 
-    module = ModuleType("simulations.zoo.toy")
+    module = ModuleType("fedlatent.simulations.zoo.toy")
 
     def picture(found: Any) -> bytes:  # noqa: ANN401
         return f"image of {len(found)}".encode()
 
     offered = {"TITLE": "A toy", "experiment": experiment, "picture": picture}
     vars(module).update(offered)
-    monkeypatch.setitem(sys.modules, "simulations.zoo.toy", module)
+    monkeypatch.setitem(sys.modules, "fedlatent.simulations.zoo.toy", module)
     monkeypatch.setitem(runner.TOPICS, "toy", "a toy")
 
 
@@ -51,7 +51,7 @@ def test_run_writes_figures_and_picture(tmp_path: Path, capsys: pytest.CaptureFi
     assert written["figures"]["broken"] is None
     assert "picture" not in written["figures"]
     assert written["seconds"] >= 0
-    command = "python -m simulations.zoo run toy --epsilon 8 --seed 2"
+    command = "python -m fedlatent.simulations.zoo run toy --epsilon 8 --seed 2"
     assert written["circumstances"]["command"] == command
     assert written["circumstances"]["commit"]
     assert (tmp_path / "toy-eps8-seed2.png").read_bytes() == b"image of 3"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.zoo import tokens
+from fedlatent.simulations.zoo import tokens
 
 
 @pytest.mark.parametrize("epsilon", [None, 8.0])

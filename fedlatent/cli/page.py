@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import JsonOption, err, out, print_json, size
+from fedlatent.cli.console import JsonOption, err, out, print_json, size
 
 EXAMPLES = (
     "Examples: fedlatent release page site hearts-1.fedlatent --stream beats=beats.npz | then, "
@@ -49,10 +49,10 @@ def page(
     """Make a static page that verifies and scores bundles in the browser, without a network."""
     from dataclasses import asdict
 
-    from server.home import ServerHome
-    from server.page.build import build_page
-    from shared.errors import ConfigError
-    from shared.keys import VerifyKey
+    from fedlatent.server.home import ServerHome
+    from fedlatent.server.page.build import build_page
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.keys import VerifyKey
 
     keys = key or [Path(f"{ServerHome.find(None).signing_key}.pub")]
     streams = dict(text.partition("=")[::2] for text in stream or [])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli.console import (
+from fedlatent.cli.console import (
     JsonOption,
     err,
     figure,
@@ -21,9 +21,9 @@ from cli.console import (
 )
 
 if TYPE_CHECKING:
-    from client.ledger import Ledger, Verified
-    from client.policy import NodeConfig
-    from client.rebuild import Rebuilt
+    from fedlatent.client.ledger import Ledger, Verified
+    from fedlatent.client.policy import NodeConfig
+    from fedlatent.client.rebuild import Rebuilt
 
 app = typer.Typer(
     no_args_is_help=True, help="Set up and run a node; see what left and what it cost."
@@ -79,13 +79,13 @@ def init(
 
     from pydantic import ValidationError
 
-    from client.home import ClientHome
-    from client.known import note_records
-    from client.local import read_dataset
-    from client.policy import NodeConfig
-    from client.service import init_client
-    from shared.config import first_problem
-    from shared.errors import ConfigError
+    from fedlatent.client.home import ClientHome
+    from fedlatent.client.known import note_records
+    from fedlatent.client.local import read_dataset
+    from fedlatent.client.policy import NodeConfig
+    from fedlatent.client.service import init_client
+    from fedlatent.shared.config import first_problem
+    from fedlatent.shared.errors import ConfigError
 
     try:
         tables = tomllib.loads(schema.read_text(encoding="utf-8"))
@@ -156,8 +156,8 @@ def certificate(
     home: HomeOption = None,
 ) -> None:
     """Install the certificate without which the server's gateway lets nobody in."""
-    from client.certificate import install_certificate
-    from client.home import ClientHome
+    from fedlatent.client.certificate import install_certificate
+    from fedlatent.client.home import ClientHome
 
     place = ClientHome.find(home)
     install_certificate(place, file.read_bytes())
@@ -167,14 +167,14 @@ def certificate(
 @app.command(epilog="Example: fedlatent client start --home node")
 def start(home: HomeOption = None) -> None:
     """Serve until Ctrl-C or the terminal closes: the resident node, SuperNode and SuperExec."""
-    from client.home import ClientHome
-    from client.known import note_records
-    from client.local import read_dataset
-    from client.policy import NodeConfig
-    from client.service import ClientService
-    from shared.errors import ServiceError
-    from shared.flower import reach_of
-    from shared.supervisor import run_until_signal
+    from fedlatent.client.home import ClientHome
+    from fedlatent.client.known import note_records
+    from fedlatent.client.local import read_dataset
+    from fedlatent.client.policy import NodeConfig
+    from fedlatent.client.service import ClientService
+    from fedlatent.shared.errors import ServiceError
+    from fedlatent.shared.flower import reach_of
+    from fedlatent.shared.supervisor import run_until_signal
 
     place = ClientHome.find(home)
     service = ClientService(place)
@@ -199,8 +199,8 @@ def start(home: HomeOption = None) -> None:
 @app.command(epilog="Example: fedlatent client stop --home node")
 def stop(home: HomeOption = None) -> None:
     """Stop the node, and what a killed one has left behind."""
-    from client.home import ClientHome
-    from client.policy import NodeConfig
+    from fedlatent.client.home import ClientHome
+    from fedlatent.client.policy import NodeConfig
 
     place = ClientHome.find(home)
     NodeConfig.load(place.config)
@@ -210,9 +210,9 @@ def stop(home: HomeOption = None) -> None:
 @app.command(epilog="Example: fedlatent client status --json")
 def status(home: HomeOption = None, json: JsonOption = False) -> None:
     """Show this node's processes, and when their peer last answered."""
-    from client.home import ClientHome
-    from client.policy import NodeConfig
-    from shared.supervisor import read_status
+    from fedlatent.client.home import ClientHome
+    from fedlatent.client.policy import NodeConfig
+    from fedlatent.shared.supervisor import read_status
 
     place = ClientHome.find(home)
     NodeConfig.load(place.config)
@@ -242,15 +242,15 @@ def ledger(
     json: JsonOption = False,
 ) -> None:
     """Show what every release cost, and what is left of the budget."""
-    from client.home import ClientHome
-    from client.local import open_ledger, read_dataset
-    from client.policy import NodeConfig
+    from fedlatent.client.home import ClientHome
+    from fedlatent.client.local import open_ledger, read_dataset
+    from fedlatent.client.policy import NodeConfig
 
     place = ClientHome.find(home)
     config = NodeConfig.load(place.config)
     records = len(read_dataset(place, config.data).normals())
     if remake:
-        from client.rebuild import rebuild
+        from fedlatent.client.rebuild import rebuild
 
         _print_rebuilt(rebuild(place, config, records), config, as_json=json)
         return
@@ -294,7 +294,7 @@ def _print_rebuilt(made: "Rebuilt", config: "NodeConfig", *, as_json: bool) -> N
 
 
 def _print_ledger_json(book: "Ledger", records: int) -> None:
-    from shared.privacy.accounting import ADJACENCY
+    from fedlatent.shared.privacy.accounting import ADJACENCY
 
     rows = [
         {
@@ -326,7 +326,7 @@ def _print_ledger_json(book: "Ledger", records: int) -> None:
 
 
 def _print_ledger(book: "Ledger", config: "NodeConfig", records: int) -> None:
-    from shared.privacy.accounting import ADJACENCY
+    from fedlatent.shared.privacy.accounting import ADJACENCY
 
     shown = table(
         f"{config.site}, data set {config.data.name!r}, {records} records",
@@ -393,8 +393,8 @@ def releases(
     json: JsonOption = False,
 ) -> None:
     """Show everything that left this node: what, why, bytes, hash, epsilon after."""
-    from client.home import ClientHome
-    from client.journal import read_journal
+    from fedlatent.client.home import ClientHome
+    from fedlatent.client.journal import read_journal
 
     journal = ClientHome.find(home).release_journal
     found = read_journal(journal)
@@ -428,9 +428,9 @@ def _torn(count: int, what: str) -> str | None:
 @app.command(epilog="Example: fedlatent client runs --json")
 def runs(home: HomeOption = None, json: JsonOption = False) -> None:
     """Show the runs that have asked for approval: what each costs and what would leave."""
-    from client.approvals import Approvals
-    from client.home import ClientHome
-    from client.policy import NodeConfig
+    from fedlatent.client.approvals import Approvals
+    from fedlatent.client.home import ClientHome
+    from fedlatent.client.policy import NodeConfig
 
     place = ClientHome.find(home)
     wanted = NodeConfig.load(place.config).policy.approval
@@ -475,8 +475,8 @@ def refuse(
 def _decide(
     run: str, decision: Literal["approved", "refused"], home: Path | None, *, json: bool
 ) -> None:
-    from client.approvals import Approvals
-    from client.home import ClientHome
+    from fedlatent.client.approvals import Approvals
+    from fedlatent.client.home import ClientHome
 
     decided = Approvals(ClientHome.find(home).approvals).decide(run, decision)
     if json:

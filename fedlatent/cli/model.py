@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, out, print_json, size, table
-from shared.errors import ConfigError
+from fedlatent.cli.console import JsonOption, out, print_json, size, table
+from fedlatent.shared.errors import ConfigError
 
 if TYPE_CHECKING:
-    from shared.models import VAE
+    from fedlatent.shared.models import VAE
 
 app = typer.Typer(no_args_is_help=True, help="Families of models and their sizes.")
 
@@ -23,7 +23,7 @@ def model() -> None:
 @app.command("list", epilog="Examples: fedlatent model list | fedlatent model list --json")
 def list_families(json: JsonOption = False) -> None:
     """List every family: what it is for, and its presets."""
-    from shared.models import FAMILIES
+    from fedlatent.shared.models import FAMILIES
 
     found: list[dict[str, Any]] = [
         {"family": name, "about": family.about, "presets": list(family.presets)}
@@ -66,7 +66,7 @@ def show(
 def _facts(
     family: str, shape: tuple[int, ...], preset: str | None, options: dict[str, object]
 ) -> dict[str, Any]:
-    from shared.models import FAMILIES, build
+    from fedlatent.shared.models import FAMILIES, build
 
     known = FAMILIES[family].presets if family in FAMILIES else {}
     sized = []
@@ -85,8 +85,8 @@ def _facts(
 
 def _sizes(made: "VAE") -> dict[str, Any]:
     """Numbers of one model, and the tensors that leave with "encoder" and with "full" sharing."""
-    from shared.models import encoder_state
-    from shared.models.size import size_of
+    from fedlatent.shared.models import encoder_state
+    from fedlatent.shared.models.size import size_of
 
     counted = size_of(made)
     leaving = encoder_state(made)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, figure, out, print_json, progress, styled, table
+from fedlatent.cli.console import JsonOption, figure, out, print_json, progress, styled, table
 
 EXAMPLES = (
     "Examples: fedlatent simulate bench --quick | fedlatent simulate bench --conv --out bench.json "
@@ -49,11 +49,11 @@ def bench(
         os.environ[name] = "1"
     import torch
 
-    from shared.errors import ConfigError
-    from shared.files import write_json
-    from simulations.bench.measure import circumstances
-    from simulations.bench.peers import choose
-    from simulations.bench.report import Choice, measure_all
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.files import write_json
+    from fedlatent.simulations.bench.measure import circumstances
+    from fedlatent.simulations.bench.peers import choose
+    from fedlatent.simulations.bench.report import Choice, measure_all
 
     chosen = choose(peers)
     if quick and conv:
@@ -62,7 +62,7 @@ def bench(
     report: dict[str, Any]
     with progress(quiet=json) as stages:
         if quick:
-            from simulations.bench.quick import measure_quick
+            from fedlatent.simulations.bench.quick import measure_quick
 
             report = measure_quick(clients or 16, repeats, stages)
         else:

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import JsonOption, err, figure, out, print_json, size, styled, table
+from fedlatent.cli.console import JsonOption, err, figure, out, print_json, size, styled, table
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shared.export.bundling import BundleReport, Form
-    from shared.export.targets import Choice
+    from fedlatent.shared.export.bundling import BundleReport, Form
+    from fedlatent.shared.export.targets import Choice
 
 app = typer.Typer(no_args_is_help=True, help="Make a signed ONNX bundle of a finished run.")
 
@@ -73,8 +73,8 @@ def global_(
     json: JsonOption = False,
 ) -> None:
     """Encoder, released latent density and threshold: for devices anywhere."""
-    from server.export import export_global
-    from server.home import ServerHome
+    from fedlatent.server.export import export_global
+    from fedlatent.server.home import ServerHome
 
     chosen = _form(target, public, labels, ort=ort)
     with err.status("exporting and checking against torch"):
@@ -105,8 +105,8 @@ def site(
     json: JsonOption = False,
 ) -> None:
     """Global encoder with this site's own decoder: for this site's devices only."""
-    from client.export import export_site
-    from client.home import ClientHome
+    from fedlatent.client.export import export_site
+    from fedlatent.client.home import ClientHome
 
     chosen = _form(target, public, labels, ort=ort)
     with err.status("exporting and checking against torch"):
@@ -122,10 +122,10 @@ def site(
 
 
 def _form(target: str | None, public: Path | None, labels: str | None, *, ort: bool) -> "Form":
-    from shared.data.readers import read_npz
-    from shared.errors import ConfigError
-    from shared.export.bundling import Form
-    from shared.export.targets import TARGETS
+    from fedlatent.shared.data.readers import read_npz
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.export.bundling import Form
+    from fedlatent.shared.export.targets import TARGETS
 
     if target is not None and target not in TARGETS:
         raise ConfigError(
@@ -153,8 +153,8 @@ def _public(path: Path) -> "np.ndarray":
     """Public raw records of a CSV without a schema's check, or array X of an NPZ."""
     import numpy as np
 
-    from shared.data.readers import read_npz
-    from shared.errors import DataError
+    from fedlatent.shared.data.readers import read_npz
+    from fedlatent.shared.errors import DataError
 
     if path.suffix == ".npz":
         return read_npz(path, ["X"])["X"]
@@ -170,7 +170,7 @@ def _public(path: Path) -> "np.ndarray":
 def _expires(days: int | None) -> str | None:
     import time
 
-    from shared.files import utc_text
+    from fedlatent.shared.files import utc_text
 
     return None if days is None else utc_text(time.time() + days * 86_400)
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import JsonOption, err, out, print_json, progress, styled, table
+from fedlatent.cli.console import JsonOption, err, out, print_json, progress, styled, table
 
 if TYPE_CHECKING:
-    from simulations.audit.run import Audit
+    from fedlatent.simulations.audit.run import Audit
 
 EXAMPLES = (
     "Examples: fedlatent audit --quick | fedlatent audit --out runs/audit | "
@@ -35,8 +35,8 @@ def audit(
     """
     import torch
 
-    from simulations.audit.report import write_report
-    from simulations.audit.run import FULL, QUICK, run_audit
+    from fedlatent.simulations.audit.report import write_report
+    from fedlatent.simulations.audit.run import FULL, QUICK, run_audit
 
     torch.set_num_threads(1)  # tensors are tiny, and sums keep their order
     with progress(quiet=json) as stages:
@@ -51,8 +51,8 @@ def audit(
 
 
 def _print(found: "Audit", page: Path) -> None:
-    from simulations.audit.report import check_row, row
-    from simulations.audit.unit import DELTA
+    from fedlatent.simulations.audit.report import check_row, row
+    from fedlatent.simulations.audit.unit import DELTA
 
     columns = ("#claimed epsilon", "#exact", "#95 % lower bound", "#ratio", "verdict")
     for title, findings in (

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from shared.errors import FedlatentError
+from fedlatent.shared.errors import FedlatentError
 
 if TYPE_CHECKING:
-    from shared.supervisor import ServiceStatus
+    from fedlatent.shared.supervisor import ServiceStatus
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -97,7 +97,7 @@ def process_facts(found: "Sequence[ServiceStatus]") -> list[dict[str, object]]:
 
 def stop_service(folder: Path, what: str) -> None:
     """End all that runs on a home's folder of services, and say what that was."""
-    from shared.supervisor import stop_running
+    from fedlatent.shared.supervisor import stop_running
 
     words = {
         "supervisor": f"{what} stopped",

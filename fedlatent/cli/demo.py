@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import JsonOption, figure, out, print_json, progress, size, styled, table
+from fedlatent.cli.console import JsonOption, figure, out, print_json, progress, size, styled, table
 
 if TYPE_CHECKING:
-    from shared.data.sources import Federation
-    from simulations.demo import DemoResult
-    from simulations.evaluation import Rating
+    from fedlatent.shared.data.sources import Federation
+    from fedlatent.simulations.demo import DemoResult
+    from fedlatent.simulations.evaluation import Rating
 
 EXAMPLES = (
     "Examples: fedlatent demo | fedlatent demo --data digits | "
@@ -44,9 +44,9 @@ def demo(
 ) -> None:
     """Train with real server and nodes over TLS, then score fresh records at the edge."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from shared.errors import ConfigError
-    from simulations.demo import demo_run, run_demo
-    from simulations.figures import demo_figure
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.simulations.demo import demo_run, run_demo
+    from fedlatent.simulations.figures import demo_figure
 
     place = folder or Path(tempfile.mkdtemp(prefix="fedlatent-demo-"))
     if place.exists() and any(place.iterdir()):
@@ -74,8 +74,8 @@ def demo(
 def _named(name: str, count: int, seed: int) -> "Federation":
     from dataclasses import replace
 
-    from shared.data import sources
-    from shared.errors import ConfigError
+    from fedlatent.shared.data import sources
+    from fedlatent.shared.errors import ConfigError
 
     if name == "hearts":
         return sources.hearts(count, seed)
@@ -103,7 +103,7 @@ def _from_file(
     normal_label: str | None,
     client: str | None,
 ) -> "Federation":
-    from simulations.own_data import federation_of_file
+    from fedlatent.simulations.own_data import federation_of_file
 
     normal = int(normal_label) if normal_label and normal_label.isdecimal() else normal_label
     return federation_of_file(

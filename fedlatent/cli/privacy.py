@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, err, figure, out, print_json, size, styled, table
+from fedlatent.cli.console import JsonOption, err, figure, out, print_json, size, styled, table
 
 if TYPE_CHECKING:
-    from shared.config import RunConfig
-    from shared.models import VAE
-    from shared.privacy.plan import PrivacyPlan
-    from shared.privacy.summaries import Form
-    from shared.schedule import Kind
+    from fedlatent.shared.config import RunConfig
+    from fedlatent.shared.models import VAE
+    from fedlatent.shared.privacy.plan import PrivacyPlan
+    from fedlatent.shared.privacy.summaries import Form
+    from fedlatent.shared.schedule import Kind
 
 app = typer.Typer(no_args_is_help=True, help="Plan the privacy budget of a run.")
 
@@ -52,7 +52,7 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Show what leaves each client, with which noise and for how much of the budget."""
-    from shared.config import RunConfig
+    from fedlatent.shared.config import RunConfig
 
     facts = _planned(RunConfig.load(config), records, person_records, str(config))
     if json:
@@ -87,9 +87,9 @@ class _Planned:
 def _planned(
     run: "RunConfig", records: int | None, person: int | None, source: str
 ) -> dict[str, Any]:
-    from shared.errors import ConfigError
-    from shared.models import build
-    from shared.privacy.plan import PrivacyPlan
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.models import build
+    from fedlatent.shared.privacy.plan import PrivacyPlan
 
     try:
         solved = PrivacyPlan.from_config(run)
@@ -111,9 +111,9 @@ def _planned(
 
 def _form(run: "RunConfig", plan: "PrivacyPlan", records: int | None, k: int) -> "tuple[Form, str]":
     """As the server will choose it, with so many records at each client; and why."""
-    from shared.privacy.accounting import epsilon_of
-    from shared.privacy.summaries import choose_form
-    from shared.schedule import phases
+    from fedlatent.shared.privacy.accounting import epsilon_of
+    from fedlatent.shared.privacy.summaries import choose_form
+    from fedlatent.shared.schedule import phases
 
     clients = run.federation.nodes
     if run.summaries.moments != "auto":
@@ -131,8 +131,8 @@ def _form(run: "RunConfig", plan: "PrivacyPlan", records: int | None, k: int) ->
 
 def _releases(planned: _Planned) -> list[dict[str, Any]]:
     """Each kind of release in the order of the run."""
-    from shared.privacy.plan import shares_of
-    from shared.schedule import phases
+    from fedlatent.shared.privacy.plan import shares_of
+    from fedlatent.shared.schedule import phases
 
     counts: dict[Kind, int] = {}
     for phase in phases(planned.run):
@@ -142,7 +142,7 @@ def _releases(planned: _Planned) -> list[dict[str, Any]]:
 
 
 def _release(planned: _Planned, kind: "Kind", count: int, share: float | None) -> dict[str, Any]:
-    from shared.privacy.accounting import epsilon_of
+    from fedlatent.shared.privacy.accounting import epsilon_of
 
     plan = planned.plan
     leaves, values, length, sensitivity = _leaving(planned, kind)
@@ -164,8 +164,8 @@ def _release(planned: _Planned, kind: "Kind", count: int, share: float | None) -
 
 def _leaving(planned: _Planned, kind: "Kind") -> tuple[str, int, int, float]:
     """What one release of a kind is: words, numbers, bytes, and what one record adds at most."""
-    from shared.models.base import ENCODER_PREFIX
-    from shared.privacy.specs import spec_of
+    from fedlatent.shared.models.base import ENCODER_PREFIX
+    from fedlatent.shared.privacy.specs import spec_of
 
     run, model = planned.run, planned.model
     if kind == "train":
@@ -183,7 +183,7 @@ def _leaving(planned: _Planned, kind: "Kind") -> tuple[str, int, int, float]:
 
 
 def _totals(planned: _Planned) -> dict[str, Any]:
-    from shared.privacy.accounting import ADJACENCY
+    from fedlatent.shared.privacy.accounting import ADJACENCY
 
     run, plan, records = planned.run, planned.plan, planned.records
     training = plan.rounds > 0
@@ -222,8 +222,8 @@ def _largest_clip(planned: _Planned) -> float | None:
     """The median gradient norm of public synthetic records; None where their scale is unknown."""
     import torch
 
-    from shared.data.schema import Schema
-    from shared.privacy.clipping import calibrated_clip, synthetic_records
+    from fedlatent.shared.data.schema import Schema
+    from fedlatent.shared.privacy.clipping import calibrated_clip, synthetic_records
 
     run, training = planned.run, planned.run.training
     if run.summaries.data == "scaling":
@@ -238,7 +238,7 @@ def _largest_clip(planned: _Planned) -> float | None:
 
 def _person(planned: _Planned) -> dict[str, Any] | None:
     """What the whole run costs one person with so many records, at the delta of a record."""
-    from shared.privacy.person import person_epsilon
+    from fedlatent.shared.privacy.person import person_epsilon
 
     plan, count = planned.plan, planned.person
     if count is None or not plan.private:
@@ -252,7 +252,7 @@ def _warnings(totals: dict[str, Any], sigma: float) -> list[str]:
     """What would go wrong, one sentence each."""
     if not totals["private"]:
         return ["this run has no differential privacy: everything leaves without noise"]
-    from client.policy import Caps
+    from fedlatent.client.policy import Caps
 
     found = []
     if totals["rng"] == "simulation":

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli import (
+from fedlatent.cli import (
     audit,
     client,
     demo,
@@ -28,11 +28,11 @@ from cli import (
     server,
     simulate,
 )
-from cli.console import print_error
-from client.edge.commands.common import take_any_text
-from shared.errors import FedlatentError, StorageError
-from shared.processes import hang_up_is_terminate
-from shared.quiet import cache_folder
+from fedlatent.cli.console import print_error
+from fedlatent.client.edge.commands.common import take_any_text
+from fedlatent.shared.errors import FedlatentError, StorageError
+from fedlatent.shared.processes import hang_up_is_terminate
+from fedlatent.shared.quiet import cache_folder
 
 app = typer.Typer(
     name="fedlatent",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import insight
-from cli.console import (
+from fedlatent.cli import insight
+from fedlatent.cli.console import (
     JsonOption,
     err,
     figure,
@@ -23,9 +23,9 @@ from cli.console import (
 )
 
 if TYPE_CHECKING:
-    from server.home import ServerHome
-    from server.registry import Registry, Round, Run
-    from shared.privacy.plan import PrivacyPlan
+    from fedlatent.server.home import ServerHome
+    from fedlatent.server.registry import Registry, Round, Run
+    from fedlatent.shared.privacy.plan import PrivacyPlan
 
 app = typer.Typer(no_args_is_help=True, help="Set up, run and watch the aggregation server.")
 app.command("sites", epilog=insight.EXAMPLES)(insight.sites)
@@ -60,10 +60,10 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Make the authority, certificates, keys and settings; prints the next command."""
-    from server.example import RUN_EXAMPLE
-    from server.home import ServerHome
-    from server.service import init_server
-    from shared.files import write_atomic
+    from fedlatent.server.example import RUN_EXAMPLE
+    from fedlatent.server.home import ServerHome
+    from fedlatent.server.service import init_server
+    from fedlatent.shared.files import write_atomic
 
     place = ServerHome.find(home)
     settings = init_server(
@@ -96,10 +96,10 @@ def start(home: HomeOption = None) -> None:
 
     Runs the gateway, the SuperLink and the SuperExec.
     """
-    from server.home import ServerHome
-    from server.service import ServerService
-    from shared.flower import reach_of
-    from shared.supervisor import run_until_signal
+    from fedlatent.server.home import ServerHome
+    from fedlatent.server.service import ServerService
+    from fedlatent.shared.flower import reach_of
+    from fedlatent.shared.supervisor import run_until_signal
 
     place = ServerHome.find(home)
     service = ServerService(place)
@@ -137,8 +137,8 @@ def admit(
     json: JsonOption = False,
 ) -> None:
     """Let the node with this public key join; also one that was removed before."""
-    from server.control import Control
-    from server.home import ServerHome
+    from fedlatent.server.control import Control
+    from fedlatent.server.home import ServerHome
 
     control = Control(ServerHome.find(home))
     admitted = control.admit(site, key, records)
@@ -169,8 +169,8 @@ def remove(
     site: Annotated[str, typer.Argument(help="Name of the site.")], home: HomeOption = None
 ) -> None:
     """Take a site's admission back."""
-    from server.control import Control
-    from server.home import ServerHome
+    from fedlatent.server.control import Control
+    from fedlatent.server.home import ServerHome
 
     Control(ServerHome.find(home)).remove(site)
     out.print(f"removed {site}")
@@ -190,10 +190,10 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Start a run and watch its rounds."""
-    from server.control import Control
-    from server.home import ServerHome
-    from shared.config import RunConfig
-    from shared.privacy.plan import PrivacyPlan
+    from fedlatent.server.control import Control
+    from fedlatent.server.home import ServerHome
+    from fedlatent.shared.config import RunConfig
+    from fedlatent.shared.privacy.plan import PrivacyPlan
 
     chosen = RunConfig.load(config)
     if not json:
@@ -214,8 +214,8 @@ def resume(
     json: JsonOption = False,
 ) -> None:
     """Go on with a run from its last checkpoint."""
-    from server.control import Control
-    from server.home import ServerHome
+    from fedlatent.server.control import Control
+    from fedlatent.server.home import ServerHome
 
     place = ServerHome.find(home)
     submission = Control(place).resume(run_id)
@@ -233,8 +233,8 @@ def stop(
     home: HomeOption = None,
 ) -> None:
     """Stop one run, or the whole server; both can go on later."""
-    from server.control import Control
-    from server.home import ServerHome
+    from fedlatent.server.control import Control
+    from fedlatent.server.home import ServerHome
 
     place = ServerHome.find(home)
     if run_id is not None:
@@ -251,11 +251,11 @@ def status(
     json: JsonOption = False,
 ) -> None:
     """Show processes, sites and runs, or the rounds of one run."""
-    from server.control import Control
-    from server.home import ServerHome
-    from server.registry import Registry
-    from server.strikes import Strikes
-    from shared.supervisor import read_status
+    from fedlatent.server.control import Control
+    from fedlatent.server.home import ServerHome
+    from fedlatent.server.registry import Registry
+    from fedlatent.server.strikes import Strikes
+    from fedlatent.shared.supervisor import read_status
 
     place = ServerHome.find(home)
     place.require()
@@ -300,9 +300,9 @@ def readmit(
     json: JsonOption = False,
 ) -> None:
     """Let a site back into a run that left it out, as one whose replies misbehaved."""
-    from server.home import ServerHome
-    from server.registry import Registry
-    from server.strikes import Strikes
+    from fedlatent.server.home import ServerHome
+    from fedlatent.server.registry import Registry
+    from fedlatent.server.strikes import Strikes
 
     place = ServerHome.find(home)
     place.require()
@@ -321,7 +321,7 @@ def _known(registry: "Registry", run_id: str) -> "Run":
     Raises:
         ConfigError: No such run.
     """
-    from shared.errors import ConfigError
+    from fedlatent.shared.errors import ConfigError
 
     row = registry.run(run_id)
     if row is None:
@@ -337,7 +337,7 @@ def _say_submitted(run_id: str, *, as_json: bool) -> None:
 
 
 def _watch(home: "ServerHome", run_id: str, *, as_json: bool, starts: int = 0) -> None:
-    from server.watch import watch_run
+    from fedlatent.server.watch import watch_run
 
     with progress(quiet=as_json) as stages:
         watch_run(home, run_id, stages, starts=starts)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from cli.console import err
+from fedlatent.cli.console import err
 
 if TYPE_CHECKING:
-    from simulations.experiments.run import Step, Watch
+    from fedlatent.simulations.experiments.run import Step, Watch
 
 
 _WIDTH = 32  # letters for the name of a cell

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import bench
-from cli.console import JsonOption, figure, out, print_json, table
+from fedlatent.cli import bench
+from fedlatent.cli.console import JsonOption, figure, out, print_json, table
 
 if TYPE_CHECKING:
-    from simulations.experiments.compare import Comparison
-    from simulations.experiments.results import Results
+    from fedlatent.simulations.experiments.compare import Comparison
+    from fedlatent.simulations.experiments.results import Results
 
 app = typer.Typer(
     help="Simulate private federations: experiments as TOML files, with sweeps and reports.",
@@ -56,13 +56,13 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run all cells of an experiment; the same command again goes on where it was stopped."""
-    from cli.progress import experiment_progress
-    from shared.files import write_atomic
-    from simulations.experiments.report import report as html
-    from simulations.experiments.results import Results
-    from simulations.experiments.run import run_experiment
-    from simulations.experiments.shipped import locate
-    from simulations.experiments.spec import Experiment
+    from fedlatent.cli.progress import experiment_progress
+    from fedlatent.shared.files import write_atomic
+    from fedlatent.simulations.experiments.report import report as html
+    from fedlatent.simulations.experiments.results import Results
+    from fedlatent.simulations.experiments.run import run_experiment
+    from fedlatent.simulations.experiments.shipped import locate
+    from fedlatent.simulations.experiments.spec import Experiment
 
     chosen = Experiment.load(locate(experiment))
     place = folder or Path("runs") / chosen.name
@@ -91,7 +91,7 @@ def list_(
     json: JsonOption = False,
 ) -> None:
     """Name the shipped experiments, and the result folders with how far they are."""
-    from simulations.experiments.shipped import folders, shipped
+    from fedlatent.simulations.experiments.shipped import folders, shipped
 
     experiments, found = shipped(), folders(root)
     if json:
@@ -141,9 +141,9 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write a report with tables and plots as one HTML file that opens offline."""
-    from shared.files import write_atomic
-    from simulations.experiments.report import report as html
-    from simulations.experiments.results import Results
+    from fedlatent.shared.files import write_atomic
+    from fedlatent.simulations.experiments.report import report as html
+    from fedlatent.simulations.experiments.results import Results
 
     results = Results.load(folder)
     page = output or folder / "report.html"
@@ -169,9 +169,9 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Put experiments side by side: mean and spread over seeds of every measure."""
-    from shared.files import write_atomic
-    from simulations.experiments import compare as comparing
-    from simulations.experiments.results import Results
+    from fedlatent.shared.files import write_atomic
+    from fedlatent.simulations.experiments import compare as comparing
+    from fedlatent.simulations.experiments.results import Results
 
     parts = [Results.load(folder) for folder in folders]
     called = comparing.names(parts)
@@ -190,7 +190,7 @@ def compare(
 
 
 def _print_comparison(one: "Comparison", called: list[str]) -> None:
-    from simulations.experiments.compare import table_rows
+    from fedlatent.simulations.experiments.compare import table_rows
 
     rows = table(one.title, "setting", *(f"#{name}" for name in called))
     for row in table_rows(one):
@@ -199,7 +199,7 @@ def _print_comparison(one: "Comparison", called: list[str]) -> None:
 
 
 def _print_summary(results: "Results") -> None:
-    from simulations.experiments.report import value_text
+    from fedlatent.simulations.experiments.report import value_text
 
     summaries = results.summaries()
     shown = [

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import JsonOption, out, print_json
+from fedlatent.cli.console import JsonOption, out, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Make and show the keys that sign bundles.")
 
@@ -16,7 +16,7 @@ def new(
     json: JsonOption = False,
 ) -> None:
     """Make an Ed25519 signing key; the public half goes beside it with the ending .pub."""
-    from shared.keys import SigningKey
+    from fedlatent.shared.keys import SigningKey
 
     made = SigningKey.generate(path)
     public = path.with_name(path.name + ".pub")
@@ -32,8 +32,8 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Print the id and the public half of a key; compare the id over another channel."""
-    from shared.errors import ConfigError
-    from shared.keys import SigningKey, VerifyKey
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.keys import SigningKey, VerifyKey
 
     try:
         public = VerifyKey.load(path)

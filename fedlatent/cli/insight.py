@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, err, figure, out, print_json, styled, table
+from fedlatent.cli.console import JsonOption, err, figure, out, print_json, styled, table
 
 if TYPE_CHECKING:
-    from server.insight import Drift, RunSites
+    from fedlatent.server.insight import Drift, RunSites
 
 EXAMPLES = (
     "Examples: fedlatent server sites RUN | fedlatent server sites JANUARY --against FEBRUARY | "
@@ -37,8 +37,8 @@ def sites(
 
     Free of privacy cost: only what was released is looked at, and its noise is taken into account.
     """
-    from server.home import ServerHome
-    from server.insight import LEVEL, RunSites
+    from fedlatent.server.home import ServerHome
+    from fedlatent.server.insight import LEVEL, RunSites
 
     place = ServerHome.find(home)
     found = RunSites.load(place, run_id)
@@ -52,7 +52,7 @@ def sites(
 
 
 def _rows(found: "RunSites", alarms: "list[Drift] | None") -> list[dict[str, Any]]:
-    from server.insight import clusters, distances_to_all
+    from fedlatent.server.insight import clusters, distances_to_all
 
     far = distances_to_all(found.sites, found.within)
     groups = clusters(found.sites, found.within)

@@ -11,6 +11,6 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 def edge(context: typer.Context) -> None:
     """Verify, calibrate, score, stream, serve and update a signed bundle."""
-    from client.edge.main import main
+    from fedlatent.client.edge.main import main
 
     sys.exit(main(context.args, "fedlatent edge"))

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, err, out, print_json, size, styled, table
+from fedlatent.cli.console import JsonOption, err, out, print_json, size, styled, table
 
 if TYPE_CHECKING:
-    from server.publish import Release
+    from fedlatent.server.publish import Release
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,10 +72,10 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Make an empty release and its keys: some for a safe place, one to publish, one online."""
-    from server.publish import Expiries, Release
-    from shared.errors import ConfigError
-    from shared.files import sha256_hex
-    from shared.keys import SigningKey
+    from fedlatent.server.publish import Expiries, Release
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.files import sha256_hex
+    from fedlatent.shared.keys import SigningKey
 
     own = _keys_folder(folder, keys)
     if not 1 <= root_threshold <= root_keys <= 16:
@@ -144,9 +144,9 @@ def add(
     json: JsonOption = False,
 ) -> None:
     """Publish a bundle, to all devices or to some first."""
-    from server.home import ServerHome
-    from shared.bundle.sealed import RecipientPublic
-    from shared.keys import VerifyKey
+    from fedlatent.server.home import ServerHome
+    from fedlatent.shared.bundle.sealed import RecipientPublic
+    from fedlatent.shared.keys import VerifyKey
 
     public = key or Path(f"{ServerHome.find(None).signing_key}.pub")
     made = _open(folder, keys, sign_with).publish(
@@ -260,9 +260,9 @@ def rotate(
     json: JsonOption = False,
 ) -> None:
     """Change the keys of a role, or renew the root; needs the root keys."""
-    from server.publish import ROLES
-    from shared.errors import ConfigError
-    from shared.keys import SigningKey, VerifyKey
+    from fedlatent.server.publish import ROLES
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.keys import SigningKey, VerifyKey
 
     wanted = next((one for one in ROLES if one == role), None)
     if wanted is None or (new and wanted == "root"):
@@ -302,7 +302,7 @@ def status(folder: FolderArgument, json: JsonOption = False) -> None:
     """Show the bundles of a release, its keys, and when its metadata expires."""
     from dataclasses import asdict
 
-    from server.publish import PINNED_ROOT, Release
+    from fedlatent.server.publish import PINNED_ROOT, Release
 
     own = _keys_folder(folder, None)
     pinned = own if (own / PINNED_ROOT).exists() else None
@@ -338,9 +338,9 @@ def _open(
     folder: Path, keys: Path | None, more: list[Path] | None, *, unfinished: bool = False
 ) -> "Release":
     """The release for changes, with all private keys at hand, pinned by the publisher's folder."""
-    from server.publish import PINNED_ROOT, Release
-    from shared.errors import ConfigError
-    from shared.keys import SigningKey
+    from fedlatent.server.publish import PINNED_ROOT, Release
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.keys import SigningKey
 
     own = _keys_folder(folder, keys)
     if not (own / PINNED_ROOT).exists():
@@ -354,7 +354,7 @@ def _open(
 
 
 def _rollout(percent: int, cohorts: list[str] | None, devices: list[str] | None) -> Any:  # noqa: ANN401
-    from server.publish import Rollout
+    from fedlatent.server.publish import Rollout
 
     return Rollout(percent=percent, cohorts=tuple(cohorts or ()), devices=tuple(devices or ()))
 
