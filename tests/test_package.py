@@ -30,9 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_takes_one_name_in_a_shared_environment(
-    wheel: Path, tmp_path: Path
-) -> None:
+def test_the_wheel_takes_one_name_in_a_shared_environment(wheel: Path, tmp_path: Path) -> None:
     """Installed beside others' packages, it adds ``fedlatent`` and its metadata, nothing else."""
     site = tmp_path / "site"
     options = ["--no-deps", "--no-index", "--quiet", "--target", str(site)]
@@ -50,9 +48,7 @@ def test_the_wheel_holds_every_module_of_the_checkout(wheel: Path) -> None:
         f"fedlatent/{path.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
-    } | {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "fedlatent" / "cli").glob("*.py")
-    }
+    } | {path.relative_to(ROOT).as_posix() for path in (ROOT / "fedlatent" / "cli").glob("*.py")}
     assert ours <= held
     assert {"fedlatent/__init__.py", "fedlatent/py.typed"} <= held
     assert not {name for name in held if name.endswith(".py")} - ours - {"fedlatent/__init__.py"}
