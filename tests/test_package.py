@@ -1,5 +1,6 @@
 """The distribution: what it installs, and where."""
 
+import ast
 import subprocess
 import sys
 import zipfile
@@ -64,3 +65,17 @@ def test_the_package_is_free_to_import() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_modules_are_imported_by_one_name() -> None:
+    """No file imports ``client`` or another folder by itself: that would be a second copy."""
+    wrong = []
+    for path in sorted(ROOT.glob("*/**/*.py")):
+        parts = path.relative_to(ROOT).parts
+        if parts[0] not in (*FOLDERS, "fedlatent", "tests"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wrong += [f"{path}: {name}" for name in modules if name.split(".")[0] in FOLDERS]
+    assert not wrong
