@@ -31,11 +31,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import fedlatent
+import fedlatent as package
 from fedlatent.shared.errors import ServiceError
 from fedlatent.shared.files import write_json
 
-ROOT = Path(fedlatent.__file__).resolve().parents[1]
+ROOT = Path(package.__file__).resolve().parents[1]
 OURS = (".fedlatent", ".cache/fedlatent")
 """What our own commands may write in a home, where they are given no other."""
 
