@@ -29,7 +29,7 @@ from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.detection import baselines
 from fedlatent.shared.detection.metrics import auprc, auroc, fpr_at_tpr, per_site_mean, pooled
 from fedlatent.shared.detection.parts import score_parts
-from fedlatent.shared.models import VAE, build, load_encoder
+from fedlatent.shared.models import VAE, build_model, load_encoder
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import (
@@ -124,7 +124,7 @@ def combined_detector(
     if scores is None:
         return None
     run, schema = result.config, schema_of(result.config.data)
-    model = _model(run)
+    model = build_model(run)
     load_weights(model, result.arrays, whole=run.shares_decoder)
     center: NDArray[np.float64] | None = None
     if normals is not None:
@@ -168,7 +168,7 @@ def train_alone(run: RunConfig, records: NDArray[np.float32], key: int) -> VAE:
         records: preprocessed [N, *shape].
         key: keeps the noise of different sites apart.
     """
-    model, plan = _model(run), PrivacyPlan.from_config(run)
+    model, plan = build_model(run), PrivacyPlan.from_config(run)
     state: Mapping[str, torch.Tensor] = {}
     data = torch.from_numpy(np.ascontiguousarray(records))
     for number in range(run.training.rounds):
@@ -234,7 +234,7 @@ def _latents(
     run: RunConfig, arrays: Mapping[str, np.ndarray], scaling: Scaling | None = None
 ) -> Callable[[NDArray[np.generic]], NDArray[np.float64]]:
     """Latent means [N, k] of raw records under the encoder in ``arrays``."""
-    model, schema = _model(run), schema_of(run.data)
+    model, schema = build_model(run), schema_of(run.data)
     load_encoder(model, _tensors({k: v for k, v in arrays.items() if k.startswith("encoder.")}))
     model.eval()
 
@@ -245,10 +245,6 @@ def _latents(
         return np.asarray(mean.double().numpy())
 
     return latents
-
-
-def _model(run: RunConfig) -> VAE:
-    return build(run.model.family, run.model.options, run.data.shape, run.seed)
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

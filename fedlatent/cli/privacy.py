@@ -11,7 +11,7 @@ from fedlatent.cli.console import JsonOption, err, figure, out, print_json, size
 
 if TYPE_CHECKING:
     from fedlatent.shared.config import RunConfig
-    from fedlatent.shared.models import VAE
+    from fedlatent.shared.models import VAE, build_model
     from fedlatent.shared.privacy.plan import PrivacyPlan
     from fedlatent.shared.privacy.summaries import Form
     from fedlatent.shared.schedule import Kind
@@ -88,12 +88,11 @@ def _planned(
     run: "RunConfig", records: int | None, person: int | None, source: str
 ) -> dict[str, Any]:
     from fedlatent.shared.errors import ConfigError
-    from fedlatent.shared.models import build
     from fedlatent.shared.privacy.plan import PrivacyPlan
 
     try:
         solved = PrivacyPlan.from_config(run)
-        model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+        model = build_model(run)
         form, why = _form(run, solved, records, model.latent_dim)
         planned = _Planned(
             run=run, plan=solved, model=model, form=form, why=why, records=records, person=person

@@ -32,7 +32,7 @@ from fedlatent.client.policy import NodeConfig, schema_of
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.detection.parts import score_names
-from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models import build_model
 from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy import summaries
 from fedlatent.shared.privacy.mixture import LatentMixture
@@ -154,7 +154,7 @@ def ask(
 
 def zero_weights(run: RunConfig) -> Arrays:
     """Weights under which only the decoder's last bias has a gradient: all of them zero."""
-    model = _model(run)
+    model = build_model(run)
     prefix = "" if run.shares_decoder else ENCODER_PREFIX
     return {
         key: np.zeros(tuple(value.shape), np.float32)
@@ -165,7 +165,7 @@ def zero_weights(run: RunConfig) -> Arrays:
 
 def first_weights(run: RunConfig, *, whole: bool) -> Arrays:
     """The weights with which a run begins, of the encoder alone or of the whole model."""
-    state, prefix = _model(run).state_dict(), "" if whole else ENCODER_PREFIX
+    state, prefix = build_model(run).state_dict(), "" if whole else ENCODER_PREFIX
     return {key: value.numpy() for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -203,7 +203,7 @@ def exact_sums(
     """What the node's records give for a request, without noise."""
     if kind == "data":
         return np.asarray(data_sums(run, node.records.numpy()))
-    model = _model(run)
+    model = build_model(run)
     asked: Asked = take_apart(run, kind, arrays, LATENT)
     load_weights(model, asked.weights, whole=run.shares_decoder and kind in WHOLE_KINDS)
     latents = latents_of(model, scaled(node.records, asked.scaling))
@@ -371,7 +371,3 @@ def _two_components() -> LatentMixture:
         means=np.stack([unit[0], -unit[0]]),
         covariances=np.stack([unit, unit]),
     )
-
-
-def _model(run: RunConfig) -> VAE:
-    return build(run.model.family, run.model.options, run.data.shape, run.seed)

@@ -14,7 +14,7 @@ from fedlatent.client.node import Node, NoiseFactory
 from fedlatent.client.policy import NodeConfig, schema_of
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.models import VAE, build, encoder_state
+from fedlatent.shared.models import build_model, encoder_state
 from fedlatent.shared.wire import PROTOCOL, Kind, RequestHeader
 
 SHAPE = (12,)
@@ -66,14 +66,9 @@ def tiny_node(
     return assemble(tiny_config(run, **policy), dataset, ClientHome(root), noise_factory)
 
 
-def model_of(run: RunConfig) -> VAE:
-    """The model of ``run`` with its initial weights."""
-    return build(run.model.family, run.model.options, run.data.shape, run.seed)
-
-
 def weights_of(run: RunConfig, seed: int | None = None) -> dict[str, np.ndarray]:
     """Encoder weights as a server sends them, the initial ones or other ones."""
-    state = encoder_state(model_of(run))
+    state = encoder_state(build_model(run))
     if seed is None:
         return {key: value.numpy() for key, value in state.items()}
     generator = torch.Generator().manual_seed(seed)
