@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from fedlatent.client.compute import load_weights, scaled
 from fedlatent.client.export import fit_score, site_model, site_parts
-from fedlatent.client.policy import schema_of
 from fedlatent.client.store import SiteMaterial
 from fedlatent.client.trainer import train_round
 from fedlatent.server.results import RunResult
@@ -98,7 +97,7 @@ def normals_of(site: SiteData, count: int, seed: int) -> NDArray[np.generic]:
 
 def site_detector(material: SiteMaterial, site: SiteData) -> Detector:
     """The score of a site bundle: parts of the global encoder and the site's own decoder."""
-    model, schema = site_model(material), schema_of(material.config.data)
+    model, schema = site_model(material), material.config.data
     combine, _ = fit_score(material, model, schema.preprocess(site.train))
     return lambda rows: combine(site_parts(material, model, schema.preprocess(rows)))
 
@@ -123,7 +122,7 @@ def combined_detector(
     scores, density, gaussian = result.scores, result.density, result.gaussian
     if scores is None:
         return None
-    run, schema = result.config, schema_of(result.config.data)
+    run, schema = result.config, result.config.data
     model = build_model(run)
     load_weights(model, result.arrays, whole=run.shares_decoder)
     center: NDArray[np.float64] | None = None
@@ -234,7 +233,7 @@ def _latents(
     run: RunConfig, arrays: Mapping[str, np.ndarray], scaling: Scaling | None = None
 ) -> Callable[[NDArray[np.generic]], NDArray[np.float64]]:
     """Latent means [N, k] of raw records under the encoder in ``arrays``."""
-    model, schema = build_model(run), schema_of(run.data)
+    model, schema = build_model(run), run.data
     load_encoder(model, _tensors({k: v for k, v in arrays.items() if k.startswith("encoder.")}))
     model.eval()
 

@@ -221,13 +221,12 @@ def _largest_clip(planned: _Planned) -> float | None:
     """The median gradient norm of public synthetic records; None where their scale is unknown."""
     import torch
 
-    from fedlatent.shared.data.schema import Schema
     from fedlatent.shared.privacy.clipping import calibrated_clip, synthetic_records
 
     run, training = planned.run, planned.run.training
     if run.summaries.data == "scaling":
         return None
-    schema = Schema.from_dict(run.data.model_dump(mode="json"))
+    schema = run.data
     return calibrated_clip(
         planned.model,
         torch.from_numpy(schema.preprocess(synthetic_records(schema, _CLIP_RECORDS))),

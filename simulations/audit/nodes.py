@@ -28,7 +28,7 @@ from fedlatent.client.home import ClientHome
 from fedlatent.client.ledger import Entry
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node
-from fedlatent.client.policy import NodeConfig, schema_of
+from fedlatent.client.policy import NodeConfig
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.detection.parts import score_names
@@ -94,7 +94,7 @@ def audit_node(root: Path, run: RunConfig, records: np.ndarray | None = None) ->
     config = NodeConfig.model_validate(
         {
             "site": "audit",
-            "data": {"path": _RECORD, "schema": run.data.model_dump()},
+            "data": {"path": _RECORD, "schema": run.data.to_dict()},
             "policy": {
                 "max_epsilon": 1e12,
                 "allowed_sharing": ["encoder", "summary", "encoder+summary", "full"],
@@ -108,7 +108,7 @@ def audit_node(root: Path, run: RunConfig, records: np.ndarray | None = None) ->
         }
     )
     held = audit_records() if records is None else records
-    return assemble(config, Dataset(records=held, schema=schema_of(run.data)), ClientHome(root))
+    return assemble(config, Dataset(records=held, schema=run.data), ClientHome(root))
 
 
 def home_of(folder: Path, run: RunConfig, number: int) -> Path:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedlatent.client.policy import schema_of
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation, SiteData, mitbih
@@ -116,7 +115,7 @@ def whole_model_detector(result: RunResult) -> Detector:
     run = result.config
     model = build_model(run)
     load_state(model, {key: torch.from_numpy(value) for key, value in result.arrays.items()})
-    return reconstruction_detector(model, schema_of(run.data))
+    return reconstruction_detector(model, run.data)
 
 
 def one_split_cell(federation: Federation, seed: int) -> Ratings:

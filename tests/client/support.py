@@ -11,7 +11,7 @@ from fedlatent.client.compute import make_noise
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node, NoiseFactory
-from fedlatent.client.policy import NodeConfig, schema_of
+from fedlatent.client.policy import NodeConfig
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.models import build_model, encoder_state
@@ -48,7 +48,7 @@ def tiny_config(run: RunConfig, **policy: Any) -> NodeConfig:  # noqa: ANN401
     return NodeConfig.model_validate(
         {
             "site": "north",
-            "data": {"path": "records.npz", "schema": run.data.model_dump()},
+            "data": {"path": "records.npz", "schema": run.data.to_dict()},
             "policy": {"max_epsilon": 5.0, "allow_simulation_rng": True, **policy},
         }
     )
@@ -61,7 +61,7 @@ def tiny_node(
     **policy: Any,  # noqa: ANN401
 ) -> Node:
     """A node with 200 records and its files below ``root``."""
-    schema = schema_of(run.data)
+    schema = run.data
     dataset = Dataset(records=schema.preprocess(tiny_records()), schema=schema)
     return assemble(tiny_config(run, **policy), dataset, ClientHome(root), noise_factory)
 

@@ -16,7 +16,6 @@ from fedlatent.client.compute import make_noise
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node, request_digest
-from fedlatent.client.policy import schema_of
 from fedlatent.client.release import Outgoing
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
@@ -257,7 +256,7 @@ def latents_of(run: RunConfig, weights: Arrays) -> np.ndarray:
     """Latent means of the node's records under received weights."""
     model = model_of(run).eval()
     load_encoder(model, {key: torch.from_numpy(value) for key, value in weights.items()})
-    records = schema_of(run.data).preprocess(tiny_records())
+    records = run.data.preprocess(tiny_records())
     with torch.no_grad():
         return model.encode(torch.from_numpy(records))[0].double().numpy()
 
@@ -476,7 +475,7 @@ def test_full_sharing_takes_and_gives_all_keys(tmp_path: Path) -> None:
 def test_known_anomalies_are_left_out(tmp_path: Path) -> None:
     """Records labelled as anomalies are not trained on and not counted."""
     run = tiny_run()
-    schema = schema_of(run.data)
+    schema = run.data
     label = np.zeros(RECORDS, np.uint8)
     label[:30] = 1
     dataset = Dataset(records=schema.preprocess(tiny_records()), schema=schema, label=label)
