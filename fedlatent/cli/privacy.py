@@ -11,7 +11,7 @@ from fedlatent.cli.console import JsonOption, err, figure, out, print_json, size
 
 if TYPE_CHECKING:
     from fedlatent.shared.config import RunConfig
-    from fedlatent.shared.models import VAE, build_model
+    from fedlatent.shared.models import VAE
     from fedlatent.shared.privacy.plan import PrivacyPlan
     from fedlatent.shared.privacy.summaries import Form
     from fedlatent.shared.schedule import Kind
@@ -88,6 +88,7 @@ def _planned(
     run: "RunConfig", records: int | None, person: int | None, source: str
 ) -> dict[str, Any]:
     from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.models import build_model
     from fedlatent.shared.privacy.plan import PrivacyPlan
 
     try:
