@@ -44,7 +44,7 @@ def server_steps(home: ServerHome) -> list[Callable[[], object]]:
         lambda: Control(home).sites(),
         lambda: Control(home).submission(RUN),
         registry,
-        CheckpointStore(home.run(RUN) / "checkpoints").load,
+        CheckpointStore(home.run(RUN) / "checkpoints", CONFIG).load,
         lambda: Seal.of(home),
     ]
 
@@ -63,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> ServerHome:
     """A server's home with a run that has begun."""
     home = ServerHome(tmp_path_factory.mktemp("server") / "home")
     init_server(home, port=0)
-    store = CheckpointStore(home.run(RUN) / "checkpoints")
+    store = CheckpointStore(home.run(RUN) / "checkpoints", CONFIG)
     for done in (0, 1):
         weights = {"encoder.x": np.zeros(3, np.float32)}
         store.save(Checkpoint(run_id=RUN, digest="d", done=done, encoder=weights))
