@@ -1,5 +1,6 @@
 """Checkpoints are whole or passed over."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,10 @@ import pytest
 
 from fedlatent.server.checkpoint import Checkpoint, CheckpointStore
 from fedlatent.shared.errors import DataError
+from fedlatent.shared.summaries import example_state
+from tests.server.federation import tiny_config
+
+RUN = tiny_config(summaries={"data": "scaling", "components": 3}, scoring={"combined": True})
 
 
 def checkpoint(done: int) -> Checkpoint:
@@ -16,8 +21,8 @@ def checkpoint(done: int) -> Checkpoint:
         digest="d" * 64,
         done=done,
         encoder={"encoder.w": np.full((2, 2), done, np.float32)},
-        released=Federated(
-            parts={"density": standard_density(2), "data": example},
+        released=replace(
+            example_state(RUN, 2),
             moments={2: np.eye(2), 18446744073709551615: np.ones((2, 2))},
             thresholds={"absolute": 1.5, "recentred": 2.5},
         ),

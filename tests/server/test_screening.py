@@ -260,7 +260,7 @@ def test_histograms_that_no_records_can_have_are_dropped(size: float) -> None:
     """Too few counts, too many or negative ones are named; true ones with some nulls pass."""
     config = tiny_config(privacy={"mechanism": "none", "rng": "simulation"})
     phase = Phase(number=4, kind="threshold", trained=2)
-    asked = summary_spec(config, "threshold", "full", LATENT, 0)
+    asked = SUMMARIES["threshold"].spec(config, LATENT, Federated())
     spec = ReplySpec.of("tiny-1", config, plan_of(config.to_json()), phase, asked)
     counts = np.zeros(asked.shape)
     counts[:, 40], counts[:, 41] = 60, 35

@@ -21,6 +21,7 @@ from fedlatent.server.registry import Registry
 from fedlatent.server.seal import Seal
 from fedlatent.server.service import ServerService, init_server
 from fedlatent.server.settings import load_settings
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
 from fedlatent.shared.errors import FedlatentError
 from fedlatent.shared.files import write_json
@@ -28,6 +29,7 @@ from fedlatent.simulations.chaos.faults import damage
 from fedlatent.simulations.chaos.plan import DAMAGES
 
 RUN = "run-1"
+CONFIG = RunConfig.parse({"name": "damages", "data": {"name": "x", "shape": [3]}}, "test")
 
 
 def server_steps(home: ServerHome) -> list[Callable[[], object]]:
