@@ -7,7 +7,6 @@ that was cut short goes on from the last checkpoint of its simulation, to the sa
 import fcntl
 import importlib.metadata
 import math
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,6 @@ from fedlatent.simulations.evaluation import Rating
 from fedlatent.simulations.experiments import measure
 from fedlatent.simulations.experiments.results import COPY, cell_folder, is_done, write_results
 from fedlatent.simulations.experiments.spec import Cell, Experiment, bind, parse
-from fedlatent.simulations.experiments.tables import DataTable
 from fedlatent.simulations.federation import Progress, RoundFacts, Simulation, datasets, simulate
 from fedlatent.simulations.partition import Partition, named_federation
 from fedlatent.simulations.stacked.engine import checked_device
@@ -212,11 +210,10 @@ class _Runner:
                 strength=data.strength,
             )
             return named_federation(data.source, self.data_dir, partition, cell.seed)
-        except (ConfigError, ValueError) as error:
+        except ConfigError as error:
+            key = {"kind": "partition"}.get(error.field or "", error.field)
+            path = ("data", key) if key else ("data",)
             sentence = str(error)
-            found = re.match(r"Expected partition (\w+)", sentence)
-            word = found[1].replace("kind", "partition") if found else ""
-            path = ("data", word) if word in DataTable.model_fields else ("data",)
             sentence = sentence[:1].lower() + sentence[1:]
             raise self.experiment.error(path, sentence) from None
 

@@ -9,7 +9,6 @@ import copy
 import itertools
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.files import canonical_json, sha256_hex
 from fedlatent.shared.models import build
 from fedlatent.shared.privacy.plan import PrivacyPlan
+from fedlatent.shared.toml import parse_toml
 from fedlatent.simulations.experiments import tables
 from fedlatent.simulations.experiments.lines import key_lines
 from fedlatent.simulations.experiments.tables import (
@@ -162,7 +162,7 @@ def parse(text: str, source: str) -> Experiment:
     Raises:
         ConfigError: one sentence with file, line, key, what was expected and what came.
     """
-    value = _toml(text, source)
+    value = parse_toml(text, source)
     lines = key_lines(text)
     try:
         file = _validated(FileTable, value)
@@ -213,9 +213,7 @@ def bind(experiment: Experiment, cell: Cell, schema: Schema, participants: int) 
     try:
         build(run.model.family, run.model.options, run.data.shape, run.seed)
     except ConfigError as error:
-        words = re.findall(r"\w+", str(error))
-        option = next((word for word in words if word in run.model.options), "")
-        path = ("run", "model", "options", option) if option else ("run", "model")
+        path = ("run", *(error.field or "model").split("."))
         sentence = str(error)
         raise experiment.error(path, sentence[0].lower() + sentence[1:]) from None
     try:
@@ -257,17 +255,6 @@ def label_of(setting: Mapping[str, object]) -> str:
         "no privacy" if (name, value) == ("epsilon", "none") else f"{name} {text_of(value)}"
         for name, value in setting.items()
     )
-
-
-def _toml(text: str, source: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", str(error))
-        what, line = (found[1], found[2]) if found else (str(error), str(text.count("\n") + 1))
-        raise ConfigError(
-            f"{source}, line {line}: expected TOML, got a syntax error: {what}."
-        ) from None
 
 
 def _validated(model: type[AnyTable], value: object) -> AnyTable:
