@@ -39,7 +39,7 @@ from fedlatent.server.strikes import LeftOut, Strikes
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, DataError, FedlatentError, QuorumLost, ServiceError
 from fedlatent.shared.files import sha256_hex, write_json
-from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.base import ENCODER_PREFIX, use_prior
 from fedlatent.shared.models.priors import StandardNormal
 from fedlatent.shared.models.warm_start import warm_start
@@ -247,10 +247,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         """Build the model once, for its first weights and its size."""
-        model = self.config.model
-        self._model: VAE = build(
-            model.family, model.options, self.config.data.shape, self.config.seed
-        )
+        self._model = build_model(self.config)
         if self.config.summaries.prior != "none":
             use_prior(self._model, StandardNormal())  # refused where a model trains its own
         self._strangers: set[int] = set()

@@ -10,7 +10,7 @@ import pytest
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.models import build
+from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.summaries import SCORE_EDGES
 from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.federation import Engine, datasets, simulate
@@ -58,7 +58,7 @@ def outcome(
 def start() -> Arrays:
     """The weights that a run begins with."""
     run = tiny_run(tiny_federation(SITES))
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
