@@ -139,7 +139,7 @@ def ask(
 
 def zero_weights(run: RunConfig) -> Arrays:
     """Weights under which only the decoder's last bias has a gradient: all of them zero."""
-    model = buildbuild_model(run)
+    model = build_model(run)
     prefix = "" if run.shares_decoder else ENCODER_PREFIX
     return {
         key: np.zeros(tuple(value.shape), np.float32)
@@ -150,7 +150,7 @@ def zero_weights(run: RunConfig) -> Arrays:
 
 def first_weights(run: RunConfig, *, whole: bool) -> Arrays:
     """The weights with which a run begins, of the encoder alone or of the whole model."""
-    state, prefix = buildbuild_model(run).state_dict(), "" if whole else ENCODER_PREFIX
+    state, prefix = build_model(run).state_dict(), "" if whole else ENCODER_PREFIX
     return {key: value.numpy() for key, value in state.items() if key.startswith(prefix)}
 
 
