@@ -41,8 +41,8 @@ def test_two_runs_with_one_seed_agree(tmp_path: Path) -> None:
     other = simulate(tiny_run(federation, seed=4), datasets(federation), tmp_path / "c").result
     for key, value in first.arrays.items():
         assert np.array_equal(value, second.arrays[key])
-    assert np.array_equal(first.density.within, second.density.within)
-    assert first.thresholds == second.thresholds
+    assert np.array_equal(first.released.density.within, second.released.density.within)
+    assert first.released.thresholds == second.released.thresholds
     assert any(not np.array_equal(first.arrays[k], other.arrays[k]) for k in first.arrays)
 
 
