@@ -131,7 +131,7 @@ class Node:
                 "run the same fedlatent release on both sides."
             )
         self.config.policy.check(run, self.schema, len(self.records))
-        plan = run_plan(run.to_json())
+        plan = run_plan(run)
         self.config.policy.check_plan(plan)
         phase = phase_of(run, header.round)
         if phase is None or phase.kind != header.kind:
