@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.base import VAE, Terms, encoder_state, load_encoder, load_state
 from fedlatent.shared.models.denoising import PRESETS as DENOISING_PRESETS
@@ -17,16 +18,18 @@ from fedlatent.shared.models.gaussian import GaussianConfig, GaussianVAE
 from fedlatent.shared.models.gumbel import PRESETS as GUMBEL_PRESETS
 from fedlatent.shared.models.gumbel import GumbelConfig, GumbelVAE
 from fedlatent.shared.models.hierarchical import PRESETS as HIERARCHICAL_PRESETS
-from fedlatent.shared.models.hierarchical import HierarchicalConfig, HierarchicalVAE
+from fedlatent.shared.models.hierarchical import HierarchicalVAE
 from fedlatent.shared.models.mixed import PRESETS as MIXED_PRESETS
 from fedlatent.shared.models.mixed import MixedConfig, MixedVAE
 from fedlatent.shared.models.molecule import PRESETS as MOLECULE_PRESETS
 from fedlatent.shared.models.molecule import MoleculeConfig, MoleculeVAE
 from fedlatent.shared.models.networks import wrong_option
+from fedlatent.shared.models.patches import SequenceConfig
 from fedlatent.shared.models.sequence import PRESETS as SEQUENCE_PRESETS
-from fedlatent.shared.models.sequence import SequenceConfig, SequenceVAE
+from fedlatent.shared.models.sequence import SequenceVAE
 from fedlatent.shared.models.sparse import PRESETS as SPARSE_PRESETS
 from fedlatent.shared.models.sparse import SparseConfig, SparseVAE
+from fedlatent.shared.models.topdown import HierarchicalConfig
 from fedlatent.shared.models.vq import PRESETS as VQ_PRESETS
 from fedlatent.shared.models.vq import VQVAE, VQConfig
 
@@ -38,6 +41,7 @@ __all__ = [
     "GaussianVAE",
     "Terms",
     "build",
+    "build_model",
     "encoder_state",
     "load_encoder",
     "load_state",
@@ -164,6 +168,15 @@ def build(
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in sized.items()}
     generator = torch.Generator().manual_seed(seed)
     return chosen.model(chosen.config(**values), tuple(input_shape), generator)
+
+
+def build_model(run: RunConfig) -> VAE:
+    """The model of a run with its first weights, which all its nodes and its server share.
+
+    Raises:
+        ConfigError: As `build`.
+    """
+    return build(run.model.family, run.model.options, run.data.shape, run.seed)
 
 
 def _with_preset(family: str, options: Mapping[str, object]) -> dict[str, object]:

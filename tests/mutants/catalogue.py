@@ -89,8 +89,8 @@ _CHOSEN = "chosen = torch.from_numpy(plan.sample(len(records), noise))"
 _DRAWN = "            total += torch.from_numpy(plan.gradient_noise(len(total), noise))\n"
 _SAMPLE = "return np.flatnonzero(noise.uniform(records) < self.sample_rate)"
 _GRADIENT_NOISE = "return noise.normal(size) * (self.noise_multiplier * self.clip)"
-_RELEASE = "summaries.release(exact, spec, plan.multiplier(kind), noise)"
-_LATENTS = "            latents = latents_of(model, scaled(self.records, asked.scaling))\n"
+_RELEASE = "summaries.noisy_sum(exact, spec, plan.multiplier(kind), noise)"
+_LATENTS = "            latents = latents_of(model, scaled(self.records, asked.state.scaling))\n"
 _ONE_PASS = "            self._add_layers(self._layers, x, eps, present, total)\n"
 _KEY = "key = sealed_key() if sealed is None else sealed"
 
@@ -282,7 +282,11 @@ SUMMARIES = (
         _NODE,
         _LATENTS,
         _LATENTS
-        + '            if kind == "threshold":\n                center = latents.mean(axis=0)\n',
+        + """\
+            if kind == "threshold":
+                view = view_of(run, model, self.records, asked, latents)
+                own = SUMMARIES["moments"].exact(run, asked.state, view)
+""",
     ),
     _mutant(
         "threshold about the private centre",
@@ -290,7 +294,12 @@ SUMMARIES = (
         _NODE,
         "            self._keep_site(header, model, asked, reservation)\n",
         "            self._keep_site(header, model, asked, reservation)\n"
-        "            center = self.store.load_site(header.run_id).center\n",
+        """\
+            from fedlatent.shared.summaries import latent_radius
+            center = self.store.load_site(header.run_id).center
+            row = np.append(center / latent_radius(run, len(center)), 1.0)
+            own = np.pad(row[None], ((len(center), 0), (0, 0)))
+""",
     ),
     _mutant(
         "summary of the personal model",
@@ -409,7 +418,7 @@ BORDER = (
     ),
     _mutant(
         "a new signature charged again",
-        _BORDER + "test_a_request_signed_anew_gets_the_same_arrays_for_one_charge",
+        _BORDER + "test_a_request_signed_anew_gets_the_same_bytes_for_one_charge",
         _NODE,
         "for key in sorted(arrays)}, without=SENDING))",
         "for key in sorted(arrays)}))",
@@ -418,8 +427,8 @@ BORDER = (
         "an old reply counted",
         "tests/server/test_seal.py::test_an_answer_of_the_attempt_before_is_none",
         _SIGNING,
-        "if header.request != request:",
-        "if not header.request:",
+        "if delivery.request != request:",
+        "if not delivery.request:",
     ),
     _mutant(
         "a reply of another site counted",
@@ -427,8 +436,11 @@ BORDER = (
         "test_a_reply_that_is_not_its_sites_does_not_move_the_average[_another_site-"
         "this key did not sign]",
         "server/seal.py",
-        "self.seal.keys()[name], f",
-        "self.seal.keys()[header.site], f",
+        'return check_reply(delivery, sha256, key, self._requests.get(node, ""))',
+        "return None if any(\n"
+        "check_reply(delivery, sha256, node_public_key(one, name), self._requests[node]) is None\n"
+        "            for one in self.seal.keys().values()\n"
+        '        ) else "this key did not sign"',
     ),
     _mutant(
         "any reply counted",
@@ -436,7 +448,7 @@ BORDER = (
         "test_a_reply_that_is_not_its_sites_does_not_move_the_average[_changed_arrays-"
         "this key did not sign]",
         "server/screening.py",
-        "reason = check(header, arrays) if check else None",
+        "reason = check(delivery, digest) if check else None",
         "reason = None",
     ),
 )

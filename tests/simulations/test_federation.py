@@ -14,12 +14,12 @@ from fedlatent.server.driver import Pace, drive
 from fedlatent.server.home import ServerHome
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import QuorumLost
-from fedlatent.shared.models import build
+from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
-from fedlatent.shared.records import from_records
-from fedlatent.shared.wire import ReplyHeader
+from fedlatent.shared.records import read_reply, reply_of
+from fedlatent.shared.wire import UNSIGNED
 from fedlatent.simulations.evaluation import global_detector, rate, site_detector
 from fedlatent.simulations.federation import datasets, handler, make_node, open_policy, simulate
 from fedlatent.simulations.grid import Handler, InProcessGrid, by_handlers
@@ -28,7 +28,7 @@ from tests.simulations.support import simulated_ledger, tiny_federation, tiny_ru
 
 def encoder_keys(run: RunConfig) -> set[str]:
     """The state-dict names that may leave in training."""
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     return {key for key in model.state_dict() if key.startswith("encoder.")}
 
 
@@ -41,8 +41,8 @@ def test_two_runs_with_one_seed_agree(tmp_path: Path) -> None:
     other = simulate(tiny_run(federation, seed=4), datasets(federation), tmp_path / "c").result
     for key, value in first.arrays.items():
         assert np.array_equal(value, second.arrays[key])
-    assert np.array_equal(first.density.within, second.density.within)
-    assert first.thresholds == second.thresholds
+    assert np.array_equal(first.released.density.within, second.released.density.within)
+    assert first.released.thresholds == second.released.thresholds
     assert any(not np.array_equal(first.arrays[k], other.arrays[k]) for k in first.arrays)
 
 
@@ -82,9 +82,9 @@ def test_captured_traffic_holds_encoder_keys_and_permitted_records_only(tmp_path
     }
     assert len(captured) == 3 * 4
     for content in captured:
-        assert set(content) == {"header", "arrays", "metrics"}
-        assert dict(content["metrics"]).keys() == {"num-examples"}
-        header, arrays = from_records(ReplyHeader, content)
+        assert set(content) == {"header", "arrays"}
+        assert read_reply(content)[0] == UNSIGNED
+        header, arrays = reply_of(content)
         assert set(arrays) == allowed[header.kind]
         assert header.status == "ok"
 
