@@ -17,7 +17,7 @@ from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.priors import StandardNormal
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.simulations.federation import simulate
-from fedlatent.simulations.generation import (
+from fedlatent.simulations.zoo.generation import (
     CLASSES,
     PIXELS,
     REPEATS,

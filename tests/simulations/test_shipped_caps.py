@@ -8,8 +8,8 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.simulations.demo import demo_run
-from fedlatent.simulations.experiments.shipped import shipped
-from fedlatent.simulations.experiments.spec import bind
+from fedlatent.simulations.study.shipped import shipped
+from fedlatent.simulations.study.spec import bind
 
 
 def _runs() -> dict[str, RunConfig]:

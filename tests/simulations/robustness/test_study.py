@@ -6,6 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedlatent.simulations.jobs import run_jobs
+from fedlatent.simulations.robustness import __main__ as command
+from fedlatent.simulations.robustness.attacks import ATTACKS, Hostile
+from fedlatent.simulations.robustness.study import ALONE, HONEST, METHODS, RULES, Job, jobs, split
+from fedlatent.simulations.robustness.tables import tables
 
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
@@ -14,11 +19,6 @@ from fedlatent.shared.models import build
 from fedlatent.shared.privacy.summaries import SCORE_EDGES
 from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.federation import Engine, datasets, simulate
-from fedlatent.simulations.jobs import run_jobs
-from fedlatent.simulations.robustness import __main__ as command
-from fedlatent.simulations.robustness.attacks import ATTACKS, Hostile
-from fedlatent.simulations.robustness.study import ALONE, HONEST, METHODS, RULES, Job, jobs, split
-from fedlatent.simulations.robustness.tables import tables
 from tests.simulations.support import tiny_federation, tiny_run
 
 SITES = 5
