@@ -112,7 +112,8 @@ def _problem(error: sqlite3.Error, path: Path) -> FedlatentError | None:
         return lost(path, "whatever it held")
     if code in _STORAGE:
         return StorageError.of(_cause(code, path), ledger)
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such" in str(error):
+    # SQLITE_ERROR: our statements are right, so the file lacks a table or a column that they name.
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
         return damaged(path, str(error))
     return None
 

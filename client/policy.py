@@ -4,16 +4,16 @@ The policy is the data holder's word, not the server's. A refusal says which pub
 run does not fit which public number of the policy; nothing about the records beyond their count.
 """
 
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedlatent.shared.config import DataSection, RunConfig, Sharing, first_problem
+from fedlatent.shared.config import DataSection, RunConfig, Sharing, invalid
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, PolicyRefusal
 from fedlatent.shared.schedule import count_phases, training_rounds
+from fedlatent.shared.toml import parse_toml
 
 if TYPE_CHECKING:
     from fedlatent.shared.privacy.plan import PrivacyPlan  # its accountants load slowly
@@ -280,11 +280,9 @@ class NodeConfig(_Table):
             ConfigError: naming the first wrong field, what was expected and what came.
         """
         try:
-            return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{source}: expected TOML, got a syntax error: {error}.") from None
+            return cls.model_validate(parse_toml(text, source))
         except ValidationError as error:
-            raise ConfigError(f"{source}: {first_problem(error)}") from None
+            raise invalid(source, error) from None
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -1,16 +1,15 @@
 """``server.toml``: where the server listens and what one peer may use."""
 
 import ipaddress
-import tomllib
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedlatent.server.home import ServerHome
-from fedlatent.shared.config import first_problem
+from fedlatent.shared.config import invalid
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.files import write_atomic
-from fedlatent.shared.toml import dumps
+from fedlatent.shared.toml import dumps, parse_toml
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=1)]
@@ -72,7 +71,7 @@ def load_settings(home: ServerHome) -> ServerSettings:
         ConfigError: It is absent or does not hold settings.
     """
     try:
-        value = tomllib.loads(home.config.read_text(encoding="utf-8"))
+        value = parse_toml(home.config.read_text(encoding="utf-8"), str(home.config))
         value.pop("link_port", None)  # of a home from before Flower had no port
         return ServerSettings.model_validate(value)
     except FileNotFoundError:
@@ -80,10 +79,10 @@ def load_settings(home: ServerHome) -> ServerSettings:
             f"Expected server settings at {home.config}, found none; "
             "run 'fedlatent server init' first."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{home.config}: expected TOML, got: {error}.") from None
     except ValidationError as error:
-        raise ConfigError(f"{home.config}: {first_problem(error)}") from None
+        raise invalid(str(home.config), error) from None
 
 
 def save_settings(home: ServerHome, settings: ServerSettings) -> None:

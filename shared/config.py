@@ -4,14 +4,15 @@ It is validated here, hashed, stored by the server, sent with every request and 
 every node against its own policy. Unknown keys are errors.
 """
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.errors import ConfigError, FedlatentError
 from fedlatent.shared.files import canonical_json, sha256_hex
+from fedlatent.shared.toml import parse_toml
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -220,16 +221,12 @@ class RunConfig(_Section):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise ConfigError(f"{source}: {first_problem(error)}") from None
+            raise invalid(source, error) from None
 
     @classmethod
     def from_toml(cls, text: str, source: str = "run configuration") -> Self:
         """Read the TOML text of a run file."""
-        try:
-            value = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-            raise ConfigError(f"{source}: expected TOML, got a syntax error: {error}.") from None
-        return cls.parse(value, source)
+        return cls.parse(parse_toml(text, source), source)
 
     @classmethod
     def from_json(cls, text: str, source: str = "run configuration") -> Self:
@@ -237,7 +234,7 @@ class RunConfig(_Section):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ConfigError(f"{source}: {first_problem(error)}") from None
+            raise invalid(source, error) from None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -262,10 +259,21 @@ class RunConfig(_Section):
         return sha256_hex(self.to_json().encode())
 
 
-def first_problem(error: ValidationError) -> str:
-    """Say the first problem pydantic found in one sentence, with the field and the value."""
+def invalid(
+    source: str, error: ValidationError, kind: type[FedlatentError] = ConfigError
+) -> FedlatentError:
+    """The error of a ``kind`` about the first problem that pydantic found in ``source``.
+
+    Its field is the path of the key, such as "training.rounds", and its reason pydantic's name of
+    the problem, such as "missing" or "extra_forbidden".
+    """
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "the whole text"
+    where = ".".join(str(part) for part in problem["loc"])
+    sentence = f"{source}: {_sentence(problem, where or 'the whole text')}"
+    return kind(sentence, field=where or None, reason=problem["type"])
+
+
+def _sentence(problem: ErrorDetails, where: str) -> str:
     if problem["type"] == "extra_forbidden":
         return f"expected only known keys, got {where!r}; remove it or fix its spelling."
     if problem["type"] == "missing":

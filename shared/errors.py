@@ -1,8 +1,26 @@
 """The one error tree: every failure that a person must act on, with its exit code.
 
-Each class carries a stable ``code`` (used on the wire, in logs and in JSON output) and an
-``exit_code`` for the command line. Messages are one sentence: what was expected, what came,
-what to do. They must never hold values of private records, since some of them travel.
+    FedlatentError              error          1
+    ├── ConfigError             config         2   a file or an argument is not what it must be
+    ├── DataError               data           3   records do not fit their schema
+    ├── ProtocolError  *        protocol       4   a message of another machine is malformed
+    │   └── SignatureError  *   signature      4   ... or does not prove whose it is
+    ├── PolicyRefusal  *        policy         5   the node's own rules forbid it
+    ├── BudgetExceeded  *       budget         6   the privacy budget does not reach
+    ├── ReleaseRefused          release        7   it may not leave the node
+    ├── BundleError             bundle         8   a bundle is damaged, untrusted or unfit
+    │   ├── UpgradeNeeded       needs-upgrade  8   ... or newer than this program
+    │   └── UpdateRefused       update        11   the device keeps what it runs
+    ├── ServiceError            service        9   a process, port or peer failed
+    │   └── LedgerError         ledger        12   the privacy ledger is damaged or lost
+    ├── QuorumLost              quorum        10   too few nodes answered
+    └── StorageError            storage       13   a file cannot be read or written
+
+The columns are the class, its stable ``code`` (on the wire, in logs, in JSON output), and its
+``exit_code`` on the command line; the sentences of a starred class may travel to a server. A
+message is one sentence for people: what was expected, what came, what to do. It never holds values
+of private records. Programs never read the sentence: they look at the class, at ``field`` (what is
+to blame) and at ``reason`` (why).
 """
 
 import errno
@@ -18,16 +36,32 @@ class FedlatentError(Exception):
         code: stable short name of the kind of error.
         exit_code: process exit status that the command line uses for it.
         travels: whether the sentence holds public facts only and may be sent to a server.
+        field: what is to blame, such as "training.rounds" of a run file; None where no one thing
+            is.
+        reason: stable short name of why, such as "missing"; None where the class says all.
     """
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
     travels: ClassVar[bool] = False
 
+    def __init__(
+        self, sentence: str = "", *, field: str | None = None, reason: str | None = None
+    ) -> None:
+        """Say ``sentence`` ("Expected X, got Y; what to do")."""
+        super().__init__(sentence)
+        self.field = field
+        self.reason = reason
+
     @property
     def details(self) -> dict[str, object]:
-        """What the sentence is about, by name, for scripts; nothing by default."""
-        return {}
+        """What the sentence is about, by name, for scripts: field and reason, or None each."""
+        return {"field": self.field, "reason": self.reason}
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The whole error as JSON values: code, message and details."""
+        return {"code": self.code, "message": str(self), **self.details}
 
 
 def exit_code_of(work: Callable[[], object]) -> int:
@@ -74,16 +108,11 @@ class SignatureError(ProtocolError):
     """
 
     code = "signature"
+    reason: str
 
     def __init__(self, reason: str, sentence: str) -> None:
         """Say ``sentence`` ("Expected X, got Y; what to do") under the name ``reason``."""
-        super().__init__(sentence)
-        self.reason = reason
-
-    @property
-    def details(self) -> dict[str, object]:
-        """The reason."""
-        return {"reason": self.reason}
+        super().__init__(sentence, reason=reason)
 
 
 class PolicyRefusal(FedlatentError):
@@ -150,8 +179,8 @@ class LedgerError(ServiceError):
 
     @property
     def details(self) -> dict[str, object]:
-        """Event and entry."""
-        return {"event": self.event, "entry": self.entry}
+        """Field, reason, event and entry."""
+        return {**super().details, "event": self.event, "entry": self.entry}
 
 
 class StorageError(FedlatentError):
@@ -167,14 +196,19 @@ class StorageError(FedlatentError):
         Args:
             error: of a file, not of a connection.
             what: what it is about; by default, the file that the error names.
+
+        Returns:
+            The error, with that name as its field and the system's name of the error, such as
+            "ENOSPC", as its reason.
         """
         found, remedy = _REMEDIES.get(
             error.errno or 0, (error.strerror or type(error).__name__, "see to that, then repeat")
         )
         name = what or error.filename
+        sentence = f"Expected {name or 'a file'} to be usable, got {found}; {remedy}."
         if name is None and error.errno not in _REMEDIES:  # such as a connection, or a short write
-            return cls(f"Expected the system to do its part, got {error}; mend it, then repeat.")
-        return cls(f"Expected {name or 'a file'} to be usable, got {found}; {remedy}.")
+            sentence = f"Expected the system to do its part, got {error}; mend it, then repeat."
+        return cls(sentence, field=name and str(name), reason=errno.errorcode.get(error.errno or 0))
 
 
 _FULL = ("no room for it", "make room, or raise the limit of this account, then repeat")
@@ -212,8 +246,8 @@ class UpdateRefused(BundleError):
 
     code = "update"
     exit_code = 11
+    reason: str
 
     def __init__(self, reason: str, sentence: str) -> None:
         """Say ``sentence`` ("Expected X, got Y; what to do") under the name ``reason``."""
-        super().__init__(f"Refused ({reason}): {sentence}")
-        self.reason = reason
+        super().__init__(f"Refused ({reason}): {sentence}", reason=reason)

@@ -349,9 +349,17 @@ class _Client(httpx.Client):
         try:
             return super().send(request, **options)
         except httpx.TransportError as error:
-            if "EOF occurred" not in str(error):
+            if not _line_broke(error):
                 raise
             raise type(error)("the line broke", request=request) from None
+
+
+def _line_broke(error: BaseException) -> bool:
+    """Whether TLS met the end of the line, somewhere beneath what httpx raised."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLEOFError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def _entry(program: str) -> Callable[[], object]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from fedlatent.shared.config import RunConfig, first_problem
+from fedlatent.shared.config import RunConfig, invalid
 from fedlatent.shared.errors import ConfigError, ProtocolError
 from fedlatent.shared.privacy.summaries import Form
 from fedlatent.shared.schedule import Kind
@@ -145,7 +145,7 @@ def parse_header(
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise ProtocolError(f"Expected a valid {kind.__name__}: {first_problem(error)}") from None
+        raise invalid(f"Expected a valid {kind.__name__}", error, ProtocolError) from None
 
 
 class _VersionOnly(BaseModel):
@@ -160,7 +160,7 @@ class _VersionOnly(BaseModel):
         try:
             return cls.model_validate_json(text).protocol
         except ValidationError as error:
-            raise ProtocolError(f"Expected a message header: {first_problem(error)}") from None
+            raise invalid("Expected a message header", error, ProtocolError) from None
 
 
 def pack(

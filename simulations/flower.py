@@ -79,7 +79,8 @@ def run_on_flower(
             try:
                 follow(server, run_id, run, watch, alive=lambda: process.poll() is None)
             except FedlatentError as error:
-                raise type(error)(f"{_in_names(str(error), homes)} See {log}.") from None
+                error.args = (f"{_in_names(str(error), homes)} See {log}.",)
+                raise error from None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_END_S)
     return outcome(server, _with_names(server, run_id, homes), homes)

@@ -1,7 +1,6 @@
 """A user's own file as a federation, for the demo."""
 
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from fedlatent.client.policy import schema_of
-from fedlatent.shared.config import DataSection, first_problem
+from fedlatent.shared.config import DataSection, invalid
 from fedlatent.shared.data.readers import Label, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import Federation, SiteData, from_file
 from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.toml import parse_toml
 
 _LEAST_TRAINING = 20  # normal records that a site of the demo needs
 
@@ -85,12 +85,12 @@ def _load_schema(path: Path) -> Schema:
     from pydantic import ValidationError
 
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("data")
+        table = parse_toml(path.read_text(encoding="utf-8"), str(path)).get("data")
         return schema_of(DataSection.model_validate(table))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Expected a TOML file with a table [data], got: {error}.") from None
     except ValidationError as error:
-        raise ConfigError(f"{path}, table [data]: {first_problem(error)}") from None
+        raise invalid(f"{path}, table [data]", error) from None
 
 
 def _schema_of_values(path: Path, **reader: object) -> Schema:

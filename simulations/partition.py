@@ -401,13 +401,15 @@ def _check(records: int, partition: Partition) -> None:
         wanted, what = wanted * partition.shards, "clients times shards"
     if wanted > records:
         limits = f"at most {records}, the number of training records"
-        raise _wrong(what, limits, wanted, "ask for fewer, so that nobody is left without one")
+        advice = "ask for fewer, so that nobody is left without one"
+        raise _wrong("clients", limits, wanted, advice, what)
 
 
-def _wrong(key: str, expected: str, got: object, advice: str) -> ConfigError:
-    """Say what is wrong with a key of a partition."""
+def _wrong(key: str, expected: str, got: object, advice: str, what: str = "") -> ConfigError:
+    """Say what is wrong with a key of a partition, or with ``what`` is made of it."""
     return ConfigError(
-        f"Expected partition {key} to be {expected}, got {repr(got)[:80]}; {advice}."
+        f"Expected partition {what or key} to be {expected}, got {repr(got)[:80]}; {advice}.",
+        field=key,
     )
 
 

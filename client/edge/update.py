@@ -584,7 +584,7 @@ def _checked(state: Path, data: bytes, offer: Offer) -> str:
 def _tried(plain: bytes, offer: Offer) -> str:
     """Check a bundle's signature, that it is what the release says, and what it computes here."""
     from fedlatent.client.edge.runtime import EdgeModel
-    from fedlatent.shared.bundle.archive import parse_bundle
+    from fedlatent.shared.bundle.archive import UNKNOWN_KEY, parse_bundle
 
     key = slots.verify_key(offer.key)
     try:
@@ -592,7 +592,7 @@ def _tried(plain: bytes, offer: Offer) -> str:
     except UpgradeNeeded as error:
         raise UpdateRefused(error.code, str(error)) from None
     except BundleError as error:
-        reason = "wrong-key" if "unknown key" in str(error) else "damaged-bundle"
+        reason = "wrong-key" if error.reason == UNKNOWN_KEY else "damaged-bundle"
         raise UpdateRefused(reason, str(error)) from None
     manifest, digest = bundle.manifest, bundle.digest
     del bundle  # the check below has its own copy

@@ -75,8 +75,6 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Make keys, configuration and policy; checks that the records fit."""
-    import tomllib
-
     from pydantic import ValidationError
 
     from fedlatent.client.home import ClientHome
@@ -84,13 +82,14 @@ def init(
     from fedlatent.client.local import read_dataset
     from fedlatent.client.policy import NodeConfig
     from fedlatent.client.service import init_client
-    from fedlatent.shared.config import first_problem
+    from fedlatent.shared.config import invalid
     from fedlatent.shared.errors import ConfigError
+    from fedlatent.shared.toml import parse_toml
 
     try:
-        tables = tomllib.loads(schema.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{schema}: expected TOML, got a syntax error: {error}.") from None
+        tables = parse_toml(schema.read_text(encoding="utf-8"), str(schema))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{schema}: expected TOML, got: {error}.") from None
     if not isinstance(tables.get("data"), dict):
         raise ConfigError(f"Expected a table [data] in {schema}, got none; use the run file.")
     place = ClientHome.find(home)
@@ -115,7 +114,7 @@ def init(
             }
         )
     except ValidationError as error:
-        raise ConfigError(f"client init: {first_problem(error)}") from None
+        raise invalid("client init", error) from None
     normals = read_dataset(place, preview.data).normals()
     records = len(normals)
     init_client(

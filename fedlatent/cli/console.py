@@ -110,8 +110,7 @@ def stop_service(folder: Path, what: str) -> None:
 def print_error(error: FedlatentError, *, as_json: bool) -> None:
     """Say what went wrong: a JSON object on standard output, or a sentence on standard error."""
     if as_json:
-        facts = {"code": error.code, "message": str(error)} | error.details
-        print_json({"error": facts})
+        print_json({"error": error.facts})
     else:
         err.print(styled("bold red", "error", f" ({error.code}): {error}"))
 

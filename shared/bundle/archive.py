@@ -45,6 +45,8 @@ SIZE_CAPS: Mapping[str, int] = {
 REQUIRED = frozenset({DENSITY, GOLDEN, CARD})  # and the scorer, in the format that runtime says
 MAX_BUNDLE_BYTES = sum(SIZE_CAPS.values()) + 4_096
 
+#: The reason of a `BundleError` about a bundle that another publisher signed.
+UNKNOWN_KEY = "unknown-key"
 _ALGORITHM = "ed25519"
 _MAX_DIRECTORY = 1024  # bytes of the zip's directory, 46 and a name for each entry
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
@@ -229,7 +231,8 @@ def _verify(text: bytes, stored: bytes, trusted: Sequence[VerifyKey]) -> str:
         known = ", ".join(key.key_id for key in trusted) or "none"
         raise BundleError(
             f"Expected a bundle signed by a trusted key ({known}), got unknown key {key_id}; "
-            "add the publisher's public key only after checking its id with the publisher."
+            "add the publisher's public key only after checking its id with the publisher.",
+            reason=UNKNOWN_KEY,
         )
     canonical = signature_file(key_id, signature) == stored
     if not canonical or not any(key.verify(text, signature) for key in keys):

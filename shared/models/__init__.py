@@ -22,6 +22,7 @@ from fedlatent.shared.models.mixed import PRESETS as MIXED_PRESETS
 from fedlatent.shared.models.mixed import MixedConfig, MixedVAE
 from fedlatent.shared.models.molecule import PRESETS as MOLECULE_PRESETS
 from fedlatent.shared.models.molecule import MoleculeConfig, MoleculeVAE
+from fedlatent.shared.models.networks import wrong_option
 from fedlatent.shared.models.sequence import PRESETS as SEQUENCE_PRESETS
 from fedlatent.shared.models.sequence import SequenceConfig, SequenceVAE
 from fedlatent.shared.models.sparse import PRESETS as SPARSE_PRESETS
@@ -143,19 +144,22 @@ def build(
     """
     if family not in FAMILIES:
         raise ConfigError(
-            f"Expected a model family out of {sorted(FAMILIES)}, got {family!r}; choose one."
+            f"Expected a model family out of {sorted(FAMILIES)}, got {family!r}; choose one.",
+            field="model.family",
         )
     if not input_shape or any(size < 1 for size in input_shape):
         raise ConfigError(
-            f"Expected a record shape of positive sizes, got {input_shape}; correct the schema."
+            f"Expected a record shape of positive sizes, got {input_shape}; correct the schema.",
+            field="data.shape",
         )
     chosen = FAMILIES[family]
     allowed = sorted(field.name for field in fields(chosen.config))
     sized = _with_preset(family, options)
     unknown = sorted(sized.keys() - set(allowed))
     if unknown:
-        raise ConfigError(
-            f"Expected options of family {family!r} out of {allowed}, got {unknown}; correct them."
+        raise wrong_option(
+            unknown[0],
+            f"Expected options of family {family!r} out of {allowed}, got {unknown}; correct them.",
         )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in sized.items()}
     generator = torch.Generator().manual_seed(seed)
@@ -170,8 +174,9 @@ def _with_preset(family: str, options: Mapping[str, object]) -> dict[str, object
     if name is None:
         return rest
     if name not in presets:
-        raise ConfigError(
+        raise wrong_option(
+            "preset",
             f"Expected a preset of family {family!r} out of {sorted(presets)}, got {name!r}; "
-            "choose one."
+            "choose one.",
         )
     return {**presets[str(name)], **rest}

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fedlatent.shared.data.corruption import CORRUPTIONS
 from fedlatent.shared.data.frequencies import cosine_basis
-from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
 from fedlatent.shared.models.layers import initialise
 from fedlatent.shared.models.likelihoods import LikelihoodVAE
@@ -25,6 +24,7 @@ from fedlatent.shared.models.networks import (
     check_whole,
     decoder_layers,
     encoder_layers,
+    wrong_option,
 )
 
 MAX_LATENT = 8192
@@ -64,14 +64,16 @@ class DenoisingConfig(NetworkOptions):
         check_whole("latent_dim", self.latent_dim, 1, MAX_LATENT)
         check_positive("max_level", self.max_level)
         if not isinstance(self.corruptions, tuple) or not self.corruptions:
-            raise ConfigError(
+            raise wrong_option(
+                "corruptions",
                 f"Expected corruptions as a list of names, got {self.corruptions!r}; "
-                'give for example ["gaussian"].'
+                'give for example ["gaussian"].',
             )
         if not isinstance(self.shortcut, bool) or (self.shortcut and self.network != "mlp"):
-            raise ConfigError(
+            raise wrong_option(
+                "shortcut",
                 f"Expected shortcut as true or false, and false with network {self.network!r}, "
-                f"got {self.shortcut!r}; correct one of them."
+                f"got {self.shortcut!r}; correct one of them.",
             )
         for name in self.corruptions:
             check_choice("corruptions", name, CORRUPTIONS)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
 from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
     MAX_WIDTH,
     NetworkOptions,
     check_choice,
+    check_switch,
     check_whole,
     encoder_and_decoder,
 )
@@ -57,10 +57,7 @@ class GaussianConfig(NetworkOptions):
         check_choice("prior", self.prior, PRIORS)
         check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
         check_whole("components", self.components, 1, MAX_WIDTH)
-        if not isinstance(self.stochastic, bool):
-            raise ConfigError(
-                f"Expected stochastic as true or false, got {self.stochastic!r}; choose one."
-            )
+        check_switch("stochastic", self.stochastic)
         check_prior(self.prior, self.network, stochastic=self.stochastic)
 
 

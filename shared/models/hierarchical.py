@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.base import Terms
 from fedlatent.shared.models.layers import initialise
 from fedlatent.shared.models.likelihoods import LIKELIHOODS, LikelihoodVAE
@@ -24,6 +23,7 @@ from fedlatent.shared.models.networks import (
     check_list,
     check_positive,
     check_whole,
+    wrong_option,
 )
 from fedlatent.shared.models.topdown import BottomUp, Plan, TopDown
 
@@ -102,10 +102,11 @@ class HierarchicalConfig:
         check_list("blocks", self.blocks, 0, MAX_LAYERS)
         levels = 1 if self.network == "mlp" else len(self.groups)
         if not len(self.groups) == len(self.blocks) == levels or not sum(self.groups):
-            raise ConfigError(
+            raise wrong_option(
+                "groups",
                 f"Expected groups and blocks of {levels} resolutions and at least one group, got "
                 f"{list(self.groups)} and {list(self.blocks)}; give both the same length, 1 for "
-                "network 'mlp'."
+                "network 'mlp'.",
             )
 
 
@@ -203,7 +204,8 @@ def _channels_first(config: HierarchicalConfig, shape: tuple[int, ...]) -> tuple
         return shape
     if len(shape) == 2:
         return (1, *shape)
-    raise ConfigError(
+    raise wrong_option(
+        "network",
         f"Expected images (H, W) or (C, H, W) for network 'conv2d', got shape {shape}; "
-        "choose network 'mlp'."
+        "choose network 'mlp'.",
     )

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import functional
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
 from fedlatent.shared.models.layers import ACTIVATIONS, initialise, mlp
@@ -27,7 +26,9 @@ from fedlatent.shared.models.networks import (
     check_choice,
     check_list,
     check_positive,
+    check_switch,
     check_whole,
+    wrong_option,
 )
 
 NUMBER = 0  # the entry of `columns` that stands for a column of numbers
@@ -67,18 +68,16 @@ class MixedConfig:
             ConfigError: A field has the wrong type or lies outside its range.
         """
         if not isinstance(self.columns, tuple) or not all(map(_is_column, self.columns)):
-            raise ConfigError(
+            raise wrong_option(
+                "columns",
                 f"Expected columns as a list of 0 (numbers) or 2 and more (levels), got "
-                f"{self.columns!r}; correct it."
+                f"{self.columns!r}; correct it.",
             )
         check_list("hidden", self.hidden, 1, MAX_WIDTH)
         check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
         check_positive("variance", self.variance)
         check_choice("activation", self.activation, ACTIVATIONS)
-        if not isinstance(self.presence, bool):
-            raise ConfigError(
-                f"Expected presence as true or false, got {self.presence!r}; choose one."
-            )
+        check_switch("presence", self.presence)
 
 
 class Parts(NamedTuple):
@@ -123,9 +122,10 @@ class MixedVAE(VAE):
         self.columns = config.columns or (NUMBER,) * (size // 2)
         needed = sum(map(_width, self.columns))
         if input_shape != (needed,):
-            raise ConfigError(
+            raise wrong_option(
+                "columns",
                 f"Expected records ({needed},) for these columns, got shape {input_shape}; "
-                "two values for numbers, one for each level."
+                "two values for numbers, one for each level.",
             )
         self.config = config
         self.latent_dim = config.latent_dim

@@ -17,7 +17,13 @@ from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import functional
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
 from fedlatent.shared.models.layers import ACTIVATIONS, GRUCell, conv_encoder, initialise
-from fedlatent.shared.models.networks import MAX_WIDTH, check_choice, check_list, check_whole
+from fedlatent.shared.models.networks import (
+    MAX_WIDTH,
+    check_choice,
+    check_list,
+    check_whole,
+    wrong_option,
+)
 
 PRESETS: dict[str, dict[str, object]] = {
     "tiny": {"embedding": 16, "channels": (32, 32), "hidden": 64, "latent_dim": 16},
@@ -58,9 +64,10 @@ class MoleculeConfig:
             check_whole(name, getattr(self, name), 1, MAX_WIDTH)
         check_whole("vocabulary", self.vocabulary, 2, MAX_WIDTH)
         if self.first_atom >= self.vocabulary:
-            raise ConfigError(
+            raise wrong_option(
+                "first_atom",
                 f"Expected first_atom below the vocabulary of {self.vocabulary}, got "
-                f"{self.first_atom}; give the index of an atom."
+                f"{self.first_atom}; give the index of an atom.",
             )
         check_list("channels", self.channels, 1, MAX_WIDTH)
         check_choice("activation", self.activation, ACTIVATIONS)

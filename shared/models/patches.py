@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.models.networks import wrong_option
 
 if TYPE_CHECKING:
     from fedlatent.shared.models.sequence import SequenceConfig
@@ -56,14 +57,16 @@ class Layout:
         parts = 2 if config.masked else 1
         channels, over = divmod(every - config.known, parts)
         if channels < 1 or over:
-            raise ConfigError(
+            raise wrong_option(
+                "known",
                 f"Expected {config.known} known channels and a number that {parts} divides beside "
-                f"them, got {every} channels; correct 'known', 'masked' or the shape."
+                f"them, got {every} channels; correct 'known', 'masked' or the shape.",
             )
         if length % config.patch or length < 2 * config.patch:
-            raise ConfigError(
+            raise wrong_option(
+                "patch",
                 f"Expected at least two whole patches of {config.patch} samples, got {length} "
-                "samples; choose another patch."
+                "samples; choose another patch.",
             )
         return cls(channels, config.masked, config.known, config.patch)
 

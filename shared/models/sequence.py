@@ -19,7 +19,7 @@ from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.base import VAE, Graph, Terms
 from fedlatent.shared.models.functional import per_record
 from fedlatent.shared.models.layers import ACTIVATIONS
-from fedlatent.shared.models.networks import check_choice, check_whole
+from fedlatent.shared.models.networks import check_choice, check_switch, check_whole, wrong_option
 from fedlatent.shared.models.patches import Layout, Patch
 from fedlatent.shared.models.vrnn import (
     Imagining,
@@ -88,17 +88,18 @@ class SequenceConfig:
             check_whole(name, getattr(self, name), 0, _MAX_WIDTH)
         for name in ("season", "memory"):
             if getattr(self, name) % self.patch:
-                raise ConfigError(
+                raise wrong_option(
+                    name,
                     f"Expected {name} as a multiple of patch {self.patch}, got "
-                    f"{getattr(self, name)}; choose a patch that divides it."
+                    f"{getattr(self, name)}; choose a patch that divides it.",
                 )
         if 0 < self.memory < self.season:
-            raise ConfigError(
+            raise wrong_option(
+                "memory",
                 f"Expected memory of at least the season {self.season}, got {self.memory}; "
-                "raise it, or set it to 0 for the season."
+                "raise it, or set it to 0 for the season.",
             )
-        if not isinstance(self.masked, bool):
-            raise ConfigError(f"Expected masked as true or false, got {self.masked!r}; choose one.")
+        check_switch("masked", self.masked)
 
 
 class SequenceVAE(VAE):

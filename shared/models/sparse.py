@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
 from fedlatent.shared.models.layers import ACTIVATIONS, initialise, mlp
 from fedlatent.shared.models.likelihoods import LikelihoodVAE
@@ -29,6 +28,7 @@ from fedlatent.shared.models.networks import (
     check_whole,
     decoder_layers,
     encoder_layers,
+    wrong_option,
 )
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -67,9 +67,10 @@ class SparseConfig(NetworkOptions):
         check_whole("stem", self.stem, 1, MAX_WIDTH)
         check_positive("cost", self.cost)
         if not isinstance(self.threshold, float) or not 0.0 <= self.threshold <= 1.0:
-            raise ConfigError(
+            raise wrong_option(
+                "threshold",
                 f"Expected threshold between 0.0 and 1.0, got {self.threshold!r}; "
-                "0.0 always takes the trunk and 1.0 never."
+                "0.0 always takes the trunk and 1.0 never.",
             )
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import functional
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN
+from fedlatent.shared.models.networks import wrong_option
 
 #: Of the option `prior` of families that may train one.
 PRIORS = ("standard", "mixture", "vamp")
@@ -171,13 +171,15 @@ def check_prior(prior: str, network: str, *, stochastic: bool) -> None:
             middle axis, which only "mlp" has.
     """
     if prior != "standard" and not stochastic:
-        raise ConfigError(
+        raise wrong_option(
+            "prior",
             f"Expected prior 'standard' for a plain autoencoder, got {prior!r}; "
-            "set stochastic to true."
+            "set stochastic to true.",
         )
     if prior == "vamp" and network != "mlp":
-        raise ConfigError(
-            f"Expected network 'mlp' for prior 'vamp', got {network!r}; choose prior 'mixture'."
+        raise wrong_option(
+            "network",
+            f"Expected network 'mlp' for prior 'vamp', got {network!r}; choose prior 'mixture'.",
         )
 
 

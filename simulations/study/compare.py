@@ -64,7 +64,7 @@ def compare(parts: Sequence[Results]) -> list[Comparison]:
     wanted = [(f"auroc_{q}", f"AUROC: {title}", 3) for q, title in QUESTION_TITLES.items()]
     summaries = [{one.label: one.measures for one in part.summaries()} for part in parts]
     labels = list(dict.fromkeys(label for part in summaries for label in part))
-    known = (*METRICS, "delta", "sigma", *(key for key, _, _ in COSTS))
+    known = (*METRICS, "delta", "sigma", "bytes_down", *(key for key, _, _ in COSTS))
     keys = dict.fromkeys(key for part in summaries for one in part.values() for key in one)
     others = [(key, key, 3) for key in keys if not key.startswith(known)]
     for key, title, digits in [*wanted, *COSTS, *others]:

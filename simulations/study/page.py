@@ -20,7 +20,7 @@ def svg(markup: str | None) -> Markup | None:
 def _labelled(markup: Markup, caption: str) -> Markup:
     """A plot with its caption for those who do not see it."""
     label = f'<svg role="img" aria-label="{escape(caption)}"'
-    return Markup(markup.replace("<svg", label, 1))
+    return Markup(str(markup).replace("<svg", label, 1))
 
 
 def _png(content: bytes) -> str:

@@ -10,7 +10,6 @@ import copy
 import itertools
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.files import canonical_json, sha256_hex
 from fedlatent.shared.models import build
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.toml import dumps
+from fedlatent.shared.toml import dumps, parse_toml
 from fedlatent.simulations.study import tables
 from fedlatent.simulations.study.lines import key_lines
 from fedlatent.simulations.study.tables import (
@@ -195,7 +194,7 @@ def parse(text: str, source: str) -> Study:
     Raises:
         ConfigError: one sentence with file, line, key, what was expected and what came.
     """
-    value = _toml(text, source)
+    value = parse_toml(text, source)
     lines = key_lines(text)
     try:
         file = _validated(FileTable, value)
@@ -225,14 +224,18 @@ def parse(text: str, source: str) -> Study:
 
 
 def merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``table`` with the values of ``over``, table by table; lists are replaced."""
+    """``table`` with the values of ``over``, table by table.
+
+    A list is replaced; by one value, too, which stays a sweep of that value alone.
+    """
     found = dict(table)
     for key, value in over.items():
         there = found.get(key)
         if isinstance(there, Mapping) and isinstance(value, Mapping):
             found[key] = merged(there, value)
         else:
-            found[key] = copy.deepcopy(value)
+            alone = isinstance(there, list) and not isinstance(value, list)
+            found[key] = [value] if alone else copy.deepcopy(value)
     return found
 
 
@@ -315,17 +318,6 @@ def value_text(name: str, value: object) -> str:
     return text_of(value) if name in VARIANTS.values() else f"{name} {text_of(value)}"
 
 
-def _toml(text: str, source: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", str(error))
-        what, line = (found[1], found[2]) if found else (str(error), str(text.count("\n") + 1))
-        raise ConfigError(
-            f"{source}, line {line}: expected TOML, got a syntax error: {what}."
-        ) from None
-
-
 def _validated(model: type[AnyTable], value: object) -> AnyTable:
     try:
         return model.model_validate(value)
@@ -354,7 +346,7 @@ class _Variant:
 
 
 def _variants(file: FileTable, value: Mapping[str, Any]) -> Iterator[_Variant]:
-    base = {key: value[key] for key in SWEPT if key in value}
+    base = {key: value[key] for key in value if key in SWEPT}
     for table, named in (("datasets", file.datasets), ("methods", file.methods)):
         for name, over in named.items():
             for key in over:
@@ -525,23 +517,22 @@ def _axes(cells: Sequence[Cell]) -> dict[str, list[object]]:
 
 def _check_report(report: ReportTable, sweeps: Mapping[str, list[object]]) -> None:
     """The axes that the tables are laid out by are swept."""
-    asked = {key: getattr(report, key) for key in ("rows", "columns", "over")}
-    for key, axis in asked.items():
+    asked = [((key,), getattr(report, key)) for key in ("rows", "columns", "over")]
+    asked += [(("against", axis), axis) for axis in report.against]
+    for path, axis in asked:
         if axis and axis not in sweeps:
-            raise Mistake(("report", key), f"expected one of {', '.join(sweeps)}, got {axis!r}.")
-    for axis, value in report.against.items():
-        if value not in sweeps.get(axis, ()):
-            raise Mistake(("report", "against", axis), f"expected a swept value, got {value!r}.")
+            known = ", ".join(sweeps)
+            raise Mistake(("report", *path), f"expected one of {known}, got {axis!r}.")
 
 
 def _changed(text: str, source: str, changes: Sequence[str], *, quick: bool) -> str:
     """The text with other values; without any changes it stays as it is."""
     if not (changes or quick):
         return text
-    value = _toml(text, source)
+    value = parse_toml(text, source)
     value = merged(value, value.pop("quick", {}) if quick else {})
     for change in changes:
-        value = merged(value, _toml(change, f"the change {change!r}"))
+        value = merged(value, parse_toml(change, f"the change {change!r}"))
     return dumps(value)
 
 

@@ -259,13 +259,14 @@ def _annotation(model: type[BaseModel], path: Path) -> object:
     """The type of the value at ``path``; None where the models do not say."""
     found: object = model
     for part in path:
-        members = typing.get_args(found) or (found,)  # of a table that may be left out
-        found = next((one for one in members if isinstance(one, type)), found)
         if not (isinstance(found, type) and issubclass(found, BaseModel)):
             return None
         if part not in found.model_fields:
             return None
         found = found.model_fields[part].annotation
+        tables = [one for one in typing.get_args(found) if isinstance(one, type)]
+        if tables and issubclass(tables[0], BaseModel):
+            found = tables[0]  # a table that may be left out
     return found
 
 

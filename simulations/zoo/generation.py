@@ -18,6 +18,7 @@ from pydantic import Field
 
 from fedlatent.client.compute import load_weights, run_model
 from fedlatent.server.results import RunResult
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.data.schema import Schema
@@ -25,11 +26,12 @@ from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal
 from fedlatent.simulations.federation import simulate
 from fedlatent.simulations.study.job import Found, Job
-from fedlatent.simulations.study.spec import bind
+from fedlatent.simulations.study.spec import Cell, Study, bind
 from fedlatent.simulations.zoo.images import png
 
 CLASSES = 10
 PIXELS = 28 * 28
+RECORDS = 20_000  # of ``mnist_train20k.npz``
 #: How often a record repeats its label, so that it counts beside 784 pixels.
 REPEATS = 6
 #: Accuracies that others report at epsilon 10, trained in one place on more MNIST images than the
@@ -140,6 +142,13 @@ def accuracy(
     return float((guess == labels).mean())
 
 
+def generation_run(study: Study, cell: Cell, clients: int) -> RunConfig:
+    """The cell's run, with a delta no larger than a tenth of a record's share of a client's."""
+    run = bind(study, cell, SCHEMA, clients)
+    delta = min(run.privacy.delta, clients / (10 * RECORDS))
+    return run.model_copy(update={"privacy": run.privacy.model_copy(update={"delta": delta})})
+
+
 def generation(job: Job, *, clients: Annotated[int, Field(ge=1)] = 1) -> Found:
     """Train on digits with labels; rate records drawn from each prior, and real ones beside.
 
@@ -149,8 +158,7 @@ def generation(job: Job, *, clients: Annotated[int, Field(ge=1)] = 1) -> Found:
     the latter.
 
     Args:
-        job: whose data folder holds ``mnist_train20k.npz`` and ``mnist_test10k.npz``; the run's
-            delta is no larger than a tenth of a record's share of a client's.
+        job: whose data folder holds ``mnist_train20k.npz`` and ``mnist_test10k.npz``.
         clients: that the 20,000 records are shared among; one is training in one place.
     """
     seed, data = job.cell.seed, job.data_dir
@@ -160,9 +168,7 @@ def generation(job: Job, *, clients: Annotated[int, Field(ge=1)] = 1) -> Found:
     sites = {
         f"client-{i}": Dataset(records=records[i::clients], schema=SCHEMA) for i in range(clients)
     }
-    run = bind(job.study, job.cell, SCHEMA, clients)
-    delta = min(run.privacy.delta, clients / (10 * len(records)))
-    run = run.model_copy(update={"privacy": run.privacy.model_copy(update={"delta": delta})})
+    run = generation_run(job.study, job.cell, clients)
     simulation = simulate(
         run, sites, job.folder / "simulation", resume=True, engine="stacked", watch=job.tell
     )

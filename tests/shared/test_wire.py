@@ -1,6 +1,7 @@
 """The message contract: exact round trips, and refusal of everything else."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.files import canonical_json, sha256_hex
 from fedlatent.shared.records import from_records, to_records
 from fedlatent.shared.wire import (
     PROTOCOL,
@@ -31,6 +34,9 @@ REPLY = ReplyHeader(
 )
 ARRAYS = {"encoder.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
 FROZEN = Path(__file__).parent / "frozen_wire.txt"
+FROZEN_SCHEMA = Path(__file__).parent / "frozen_run_schema.json"
+#: Set to 1, the frozen files are written anew, but never at the version they already hold.
+WRITE = "FEDLATENT_WRITE_GOLDEN"
 
 
 @pytest.mark.parametrize("header", [REQUEST, REPLY], ids=["request", "reply"])
@@ -125,11 +131,73 @@ def test_surplus_records_are_refused() -> None:
             from_records(ReplyHeader, content)
 
 
-def test_the_wire_format_is_frozen() -> None:
-    """The fields of both headers equal the reviewed file; a change needs a new protocol version."""
+def run_schema(kind: type[RunConfig] = RunConfig) -> dict[str, object]:
+    """What a run file may hold, as JSON Schema without texts and without names of classes."""
+    whole = kind.model_json_schema()
+    defined = whole.pop("$defs", {})
+
+    def bare(node: object) -> object:
+        if isinstance(node, list):
+            return [bare(one) for one in node]
+        if not isinstance(node, dict):
+            return node
+        kept = {
+            key: bare(value)
+            for key, value in node.items()
+            if key != "$ref" and not (key in ("title", "description") and isinstance(value, str))
+        }
+        if "required" in kept:
+            kept["required"] = sorted(kept["required"])
+        if "$ref" in node:
+            kept = {**bare(defined[node["$ref"].removeprefix("#/$defs/")]), **kept}
+        return kept
+
+    return bare(whole)
+
+
+def frozen_wire() -> tuple[str, str]:
+    """What the two frozen files have to hold today: the headers, and the schema of run files."""
+    schema = run_schema()
     lines = [
         f"{kind.__name__}.{name}: {field.annotation}"
         for kind in (RequestHeader, ReplyHeader)
         for name, field in sorted(kind.model_fields.items())
     ]
-    assert FROZEN.read_text().splitlines() == [f"protocol {PROTOCOL}", *lines]
+    named = f"RunConfig schema: {sha256_hex(canonical_json(schema))}"
+    told = {"protocol": PROTOCOL, "schema": schema}
+    return (
+        "\n".join([f"protocol {PROTOCOL}", named, *lines]) + "\n",
+        json.dumps(told, indent=2, sort_keys=True) + "\n",
+    )
+
+
+def test_the_wire_format_is_frozen() -> None:
+    """A change of a header or of the run file's schema demands a raised PROTOCOL."""
+    headers, schema = frozen_wire()
+    if (FROZEN.read_text(), FROZEN_SCHEMA.read_text()) == (headers, schema):
+        return
+    raised = json.loads(FROZEN_SCHEMA.read_text())["protocol"] < PROTOCOL
+    if raised and os.environ.get(WRITE) == "1":
+        FROZEN.write_text(headers)
+        FROZEN_SCHEMA.write_text(schema)
+    assert FROZEN_SCHEMA.read_text() == schema, (
+        "The run file's schema has changed, and nodes of the frozen version refuse what they do "
+        f"not know: raise PROTOCOL in the wire module, then write anew with {WRITE}=1."
+    )
+    assert FROZEN.read_text() == headers
+
+
+def test_the_frozen_schema_sees_keys_and_bounds_but_no_words() -> None:
+    """A new key and another bound change it; another class name or docstring does not."""
+
+    class Wider(RunConfig):
+        extra: int = 0
+
+    class Bounded(RunConfig):
+        seed: int = Field(0, ge=0, lt=7)
+
+    class Renamed(RunConfig):
+        """Told otherwise."""
+
+    assert run_schema(Wider) != run_schema() != run_schema(Bounded)
+    assert run_schema(Renamed) == run_schema()

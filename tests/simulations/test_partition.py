@@ -199,8 +199,10 @@ def test_names_sort_by_number() -> None:
 )
 def test_wrong_values_are_named(values: dict[str, Any], key: str, got: str) -> None:
     """Each value outside its range gives one sentence with key, range and value."""
-    with pytest.raises(ConfigError, match=rf"^Expected partition {key} to be .*, got {got};"):
+    sentence = rf"^Expected partition {key} to be .*, got {got};"
+    with pytest.raises(ConfigError, match=sentence) as caught:
         Partition(**values)
+    assert caught.value.field == key
 
 
 def test_wrong_values_of_the_functions() -> None:

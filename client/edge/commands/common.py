@@ -159,6 +159,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 def print_error(error: FedlatentError, *, as_json: bool) -> None:
     """Say what went wrong: a JSON object on standard output, or a sentence on standard error."""
     if as_json:
-        print_json({"error": {"code": error.code, "message": str(error)}})
+        print_json({"error": error.facts})
     else:
         sys.stderr.write(f"error ({error.code}): {error}\n")

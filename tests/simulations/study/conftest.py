@@ -1,4 +1,4 @@
-"""One finished tiny experiment for all tests of this folder."""
+"""One finished tiny study for all tests of this folder."""
 
 import pytest
 
@@ -8,5 +8,5 @@ from tests.simulations.study.tiny import run, tiny
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """The tiny experiment, run without a break; tests leave it as it is."""
-    return run(tiny(), tmp_path_factory.mktemp("experiments") / "whole")
+    """The tiny study, run without a break; tests leave it as it is."""
+    return run(tiny(), tmp_path_factory.mktemp("studies") / "whole")

@@ -61,14 +61,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(finished: Results) -> str:
-    """The report of the tiny experiment."""
+    """The report of the tiny study."""
     return report(finished)
 
 
 def edited(finished: Results, folder: Path, values: list[float]) -> Results:
     """A copy whose cells answer the second question with ``values``."""
     shutil.copytree(finished.folder, folder)
-    for cell, value in zip(finished.experiment.cells, values, strict=True):
+    for cell, value in zip(finished.study.cells, values, strict=True):
         path = folder / "cells" / cell.id / CELL
         content = json.loads(path.read_text())
         content["answers"]["absent"] = {"pooled": value, "site_mean": value / 2}
@@ -111,11 +111,11 @@ def test_references_inside_plots_are_there(page: str) -> None:
     assert used <= set(read.ids)
 
 
-def test_an_unfinished_experiment_is_reported_as_such(finished: Results, tmp_path: Path) -> None:
+def test_an_unfinished_study_is_reported_as_such(finished: Results, tmp_path: Path) -> None:
     """With one cell missing the page says so; without any there is no page."""
     folder = tmp_path / "half"
     shutil.copytree(finished.folder, folder)
-    (folder / "cells" / finished.experiment.cells[-1].id / CELL).unlink()
+    (folder / "cells" / finished.study.cells[-1].id / CELL).unlink()
     assert "3 of 4 cells are done" in report(Results.load(folder))
     with pytest.raises(ConfigError, match="no finished cell"):
         report(Results.of(tiny(), tmp_path / "none"))
@@ -141,10 +141,15 @@ def test_plots_are_left_out_where_there_is_nothing_to_plot(
 
 def test_spread_is_the_sample_deviation() -> None:
     """Mean and deviation with n - 1; none for a single value, nothing without values."""
-    assert Spread.of([1.0, 2.0, 4.0, None]) == Spread(
-        mean=7 / 3, deviation=statistics.stdev([1.0, 2.0, 4.0]), count=3
+    found = Spread.of([1.0, 2.0, 4.0, None])
+    assert found == Spread(
+        mean=pytest.approx(7 / 3),
+        deviation=pytest.approx(statistics.stdev([1.0, 2.0, 4.0])),
+        count=3,
     )
-    assert Spread.of([1.0]) == Spread(mean=1.0, deviation=None, count=1)
+    assert found.text(2) == "2.33 ± 1.53"
+    assert (alone := Spread.of([1.0])) == Spread(mean=1.0, deviation=None, count=1)
+    assert alone.text() == "1.000"
     assert Spread.of([None]) is None
 
 
@@ -176,7 +181,7 @@ def test_comparison_equals_hand_computation(finished: Results, tmp_path: Path) -
 
 def test_comparison_wants_different_finished_folders(finished: Results, tmp_path: Path) -> None:
     """One folder, the same one twice, or one without results are said in words."""
-    empty = Results(folder=tmp_path, experiment=tiny(), cells=[])
+    empty = Results(folder=tmp_path, study=tiny(), cells=[])
     for parts, words in (
         ([finished], "at least two"),
         ([finished, finished], "twice"),

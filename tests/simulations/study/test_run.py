@@ -14,7 +14,7 @@ import pytest
 from fedlatent.shared.errors import ConfigError, ServiceError
 from fedlatent.simulations.study.report import report
 from fedlatent.simulations.study.results import Results
-from fedlatent.simulations.study.run import Step, claimed, run_experiment
+from fedlatent.simulations.study.run import Step, claimed, run_study
 from fedlatent.simulations.study.spec import parse
 from tests.simulations.study.tiny import TEXT, run, tiny
 
@@ -31,7 +31,7 @@ def test_every_cell_has_answers_curve_and_costs(finished: Results) -> None:
     """A row a cell with all questions, baselines, privacy and bytes; a row a cell and phase."""
     assert finished.complete
     rows, rounds = finished.rows(), finished.rounds()
-    assert [row["cell"] for row in rows] == [cell.id for cell in finished.experiment.cells]
+    assert [row["cell"] for row in rows] == [cell.id for cell in finished.study.cells]
     for row in rows:
         for question in ("seen", "absent", "new10", "pca_seen", "mahalanobis_absent"):
             assert 0.5 < row[f"auroc_{question}"] <= 1.0
@@ -65,12 +65,12 @@ def test_done_cells_are_not_run_again(finished: Results) -> None:
     files = [path for path in (finished.folder / "cells").rglob("*") if path.is_file()]
     before = [path.stat().st_mtime_ns for path in files]
     steps: list[Step] = []
-    run_experiment(tiny(), finished.folder, data_dir=Path("none"), watch=steps.append)
+    run_study(tiny(), finished.folder, data_dir=Path("none"), watch=steps.append)
     assert steps == []
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
-def test_a_killed_experiment_goes_on_to_the_same_result(finished: Results, tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_to_the_same_result(finished: Results, tmp_path: Path) -> None:
     """SIGKILL in the second cell, then the same command: results equal those without a break."""
     (tmp_path / "tiny.toml").write_text(TEXT)
     out = tmp_path / "killed"
@@ -84,7 +84,7 @@ def test_a_killed_experiment_goes_on_to_the_same_result(finished: Results, tmp_p
     ]
     command += ["--out", str(out), "--data", str(tmp_path), "--json"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    second = finished.experiment.cells[1].id
+    second = finished.study.cells[1].id
     deadline = time.monotonic() + 60
     while not (out / "cells" / second / "curve.json").exists():
         assert process.poll() is None
@@ -101,7 +101,7 @@ def test_a_killed_experiment_goes_on_to_the_same_result(finished: Results, tmp_p
 
 
 @pytest.mark.parametrize("phase", [1, 2, 3, 4])
-def test_an_experiment_stopped_in_any_phase_goes_on_to_the_same_result(
+def test_a_study_stopped_in_any_phase_goes_on_to_the_same_result(
     finished: Results, tmp_path: Path, phase: int
 ) -> None:
     """Ctrl-C in a training round, the moments or the threshold loses and doubles nothing."""
@@ -112,13 +112,13 @@ def test_an_experiment_stopped_in_any_phase_goes_on_to_the_same_result(
 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(tiny(), out, data_dir=tmp_path, watch=stop)
+        run_study(tiny(), out, data_dir=tmp_path, watch=stop)
     again = run(tiny(), out)
     assert untimed(again.rows()) == untimed(finished.rows())
     assert untimed(again.rounds()) == untimed(finished.rounds())
 
 
-def test_the_folder_of_another_experiment_is_refused(finished: Results, tmp_path: Path) -> None:
+def test_the_folder_of_another_study_is_refused(finished: Results, tmp_path: Path) -> None:
     """Results of two files are never mixed, nor put among other files."""
     with pytest.raises(ConfigError, match="another file"):
         run(tiny("rounds = 2", "rounds = 3"), finished.folder)

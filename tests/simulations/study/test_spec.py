@@ -1,4 +1,4 @@
-"""The experiment file: expansion of sweeps, and errors with line and key."""
+"""The study file: expansion of sweeps, and errors with line and key."""
 
 import math
 
@@ -14,16 +14,16 @@ from tests.simulations.study.tiny import TEXT, tiny
 
 def test_a_list_where_a_value_is_expected_is_a_sweep() -> None:
     """Cells are the product of swept values and seeds, the first seed's settings first."""
-    experiment = tiny("rounds = 2", "rounds = [1, 2]")
-    assert [cell.id for cell in experiment.cells] == [
+    study = tiny("rounds = 2", "rounds = [1, 2]")
+    assert [cell.id for cell in study.cells] == [
         f"epsilon-{epsilon}_rounds-{rounds}_seed-{seed}"
         for seed in (0, 1)
         for epsilon in (4, "none")
         for rounds in (1, 2)
     ]
-    assert experiment.sweeps == {"epsilon": [4, "none"], "rounds": [1, 2]}
-    assert experiment.keys == {"epsilon": "run.privacy.epsilon", "rounds": "run.training.rounds"}
-    assert [cell.run["training"]["rounds"] for cell in experiment.cells[:2]] == [1, 2]
+    assert study.sweeps == {"epsilon": [4, "none"], "rounds": [1, 2]}
+    assert study.keys == {"epsilon": "run.privacy.epsilon", "rounds": "run.training.rounds"}
+    assert [cell.run["training"]["rounds"] for cell in study.cells[:2]] == [1, 2]
 
 
 def test_epsilon_none_trains_without_privacy() -> None:
@@ -49,8 +49,8 @@ def test_an_option_that_is_a_list_is_swept_by_a_list_of_lists() -> None:
 
 def test_data_grid_and_availability_can_be_swept() -> None:
     """Any key of these tables takes a list of values; equal short names get more of their path."""
-    experiment = tiny("absent = 1", "absent = [1, 2]\n[availability]\nlate = [0.0, 0.1]")
-    assert list(experiment.sweeps) == ["data.absent", "availability.late", "epsilon"]
+    study = tiny("absent = 1", "absent = [1, 2]\n[availability]\nlate = [0.0, 0.1]")
+    assert list(study.sweeps) == ["data.absent", "availability.late", "epsilon"]
     grids = tiny('grid = "stacked"', 'grid = ["nodes", "stacked"]')
     assert [cell.grid for cell in grids.cells[:3]] == ["nodes", "nodes", "stacked"]
 
@@ -136,25 +136,23 @@ def test_a_run_that_does_not_fit_its_data_is_said_with_its_line(
     old: str, new: str, line: int, words: str
 ) -> None:
     """What only shows on the data, the model or the noise is found before anything runs."""
-    experiment = tiny(old, new)
+    study = tiny(old, new)
     with pytest.raises(ConfigError) as caught:
-        bind(experiment, experiment.cells[0], MITBIH_SCHEMA, 2)
+        bind(study, study.cells[0], MITBIH_SCHEMA, 2)
     assert f"tiny.toml, line {line}: " in str(caught.value)
     assert words in str(caught.value)
 
 
-def test_the_shipped_experiments_are_right() -> None:
-    """Each parses, says what it is for, is named as its file, and has repetitions."""
-    experiments = shipped()
-    assert {one.name for one in experiments} >= {
-        "first-look",
-        "mitbih-epsilon",
-        "smd-epsilon",
-        "omniglot-epsilon",
-        "mnist-dirichlet",
-    }
-    for one in experiments:
-        assert one.source.endswith(f"/{one.name}.toml")
+def test_the_shipped_studies_are_right() -> None:
+    """Each parses, says what it is for, is named as its file, and repeats."""
+    studies = {one.name: one for one in shipped()}
+    assert studies.keys() >= {"first-look", "mitbih", "utility", "robustness", "generation"}
+    for name, one in studies.items():
+        assert one.source.endswith(f"/{name}.toml")
         assert one.description
+        assert len({cell.id for cell in one.cells}) == len(one.cells)
+    for name in ("first-look", "mitbih-epsilon", "smd-epsilon", "omniglot-epsilon"):
+        one = studies[name]
         assert len(one.seeds) >= 2
         assert len(one.cells) == len(one.seeds) * math.prod(map(len, one.sweeps.values()))
+    assert len(studies["utility"].cells) == 5 * 6 * 7 * 5

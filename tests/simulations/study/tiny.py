@@ -1,10 +1,10 @@
-"""A tiny experiment: two settings and two seeds, each a run of seconds."""
+"""A tiny study: two settings and two seeds, each a run of seconds."""
 
 from pathlib import Path
 
 from fedlatent.simulations.study.results import Results
-from fedlatent.simulations.study.run import run_experiment
-from fedlatent.simulations.study.spec import Experiment, parse
+from fedlatent.simulations.study.run import run_study
+from fedlatent.simulations.study.spec import Study, parse
 
 #: Line 1 is the name; tests rely on the line numbers.
 TEXT = """\
@@ -33,12 +33,12 @@ questions = ["seen", "absent", "new10"]
 """
 
 
-def tiny(old: str = "", new: str = "") -> Experiment:
-    """The experiment with one part of its text replaced."""
+def tiny(old: str = "", new: str = "") -> Study:
+    """The study with one part of its text replaced."""
     return parse(TEXT.replace(old, new) if old else TEXT, "tiny.toml")
 
 
-def run(experiment: Experiment, out: Path) -> Results:
+def run(study: Study, out: Path) -> Results:
     """Run it without real data."""
-    run_experiment(experiment, out, data_dir=out / "no-data")
+    run_study(study, out, data_dir=out / "no-data")
     return Results.load(out)

@@ -1,27 +1,31 @@
-"""Hostile sites in a whole run, by default and against plain averaging; the study's tables."""
+"""Hostile sites in a whole run, by default and against plain averaging, and in a study."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fedlatent.simulations.jobs import run_jobs
-from fedlatent.simulations.robustness import __main__ as command
-from fedlatent.simulations.robustness.attacks import ATTACKS, Hostile
-from fedlatent.simulations.robustness.study import ALONE, HONEST, METHODS, RULES, Job, jobs, split
-from fedlatent.simulations.robustness.tables import tables
 
 from fedlatent.server.results import RunResult
-from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import build
 from fedlatent.shared.privacy.summaries import SCORE_EDGES
 from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.federation import Engine, datasets, simulate
+from fedlatent.simulations.study.attacks import ALONE, ATTACKS, Hostile, cut, grouped
+from fedlatent.simulations.study.job import Job
+from fedlatent.simulations.study.shipped import locate
+from fedlatent.simulations.study.spec import Study
 from tests.simulations.support import tiny_federation, tiny_run
 
 SITES = 5
+METHODS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    cell.setting["method"]: {
+        key: cell.run.get(key, {}) for key in ("strategy", "federation", "summaries")
+    }
+    for cell in Study.load(locate("robustness")).cells
+}
 
 
 @pytest.fixture(scope="module")
@@ -110,48 +114,36 @@ def test_hostile_sites_do_the_same_to_real_nodes(
     assert found[0].thresholds == pytest.approx(found[1].thresholds, rel=1e-6)
 
 
-def test_jobs_differ_and_every_method_is_a_run() -> None:
-    """No job comes twice, each rule is tried, and the hostile are a fifth of the sites."""
-    made = list(jobs(("mitbih", "nsl_kdd", "groups"), (0, 1)))
-    assert len(set(made)) == len(made)
-    assert {job.method for job in made if job.sites == 20} == {*RULES, "plain"}
-    assert all(job.sites == 5 * job.hostile for job in made)
-    for tables_ in METHODS.values():
-        data = tiny_federation().schema.to_dict()
-        assert RunConfig.parse({"name": "x", "data": data, **tables_}, "test").data.shape
+def test_an_attack_is_rated_on_the_honest_sites(tmp_path: Path, data_dir: Path) -> None:
+    """A quick cell gives shares, areas and the threshold; an unknown attack is refused."""
+    study = Study.load(locate("robustness-groups"), quick=True)
+    cell = study.cells[1]
+    assert cell.setting == {"method": "default", "attack": "flipped"}
+    found = Job(study=study, cell=cell, data_dir=data_dir, folder=tmp_path).work().figures
+    assert found["finished"] == 1.0
+    for key in ("auroc", "flagged", "recentred", "false_alarms"):
+        assert 0.0 <= found[key] <= 1.0
+    wrong = Study.load(locate("robustness-groups"), ['parameters.attack = "flip"'])
+    job = Job(study=wrong, cell=wrong.cells[0], data_dir=data_dir, folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"parameters.attack: expected one of .*'flip'"):
+        job.work()
 
 
-def test_every_data_set_is_split_into_the_sites_of_a_job(data_dir: Path) -> None:
-    """Sites have records to train on; groups hold whole patients."""
-    for data, sites in (("mitbih", 5), ("mitbih", 20), ("groups", 5), ("nsl_kdd", 5)):
-        job = Job(data=data, sites=sites, hostile=sites // 5, method="plain", attack=HONEST, seed=0)
-        present, absent = split(job, data_dir)
-        assert len(present.sites) == sites
-        assert min(len(site.train) for site in present.sites) >= 100
-        assert sum(int(site.test_label.sum()) for site in absent.sites) > 100
+@pytest.mark.parametrize("name", ["robustness", "robustness-groups", "robustness-rules"])
+def test_the_hostile_are_a_fifth_of_the_sites(name: str) -> None:
+    """All cells differ, every attack is held against the honest alone, and each has its sites."""
+    study = Study.load(locate(name))
+    assert len({cell.id for cell in study.cells}) == len(study.cells)
+    for cell in study.cells:
+        assert cell.parameters["sites"] == 5 * cell.parameters["hostile"]
+        assert cell.parameters["attack"] in (ALONE, "none", *ATTACKS)
 
 
-def _measure(job: Job) -> dict[str, object]:
-    """Made-up measures: an attack costs all of the AUROC."""
-    value = 0.9 if job.attack in (ALONE, HONEST) else 0.0
-    measures = dict.fromkeys(("auroc", "flagged", "recentred", "false_alarms"), value)
-    return {"problem": "", **measures}
-
-
-def test_table_marks_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Losses against the honest alone stand beside each mean, bold beyond what is accepted."""
-    wanted = [
-        Job(data="mitbih", sites=5, hostile=1, method="default", attack=attack, seed=seed)
-        for attack in (ALONE, HONEST, "zero")
-        for seed in (0, 1)
-    ]
-    told: list[str] = []
-    run_jobs(tmp_path, wanted, _measure, 1, lambda number, total, job: told.append(job.attack))
-    run_jobs(tmp_path, wanted, _measure, 1, lambda number, total, job: told.append(job.attack))
-    assert told == [job.attack for job in wanted]
-    command.main(["tables", str(tmp_path)])
-    shown = capsys.readouterr().out
-    assert "| zero | **0.000 (-0.900; -0.900)** |" in shown
-    assert f"| {ALONE} | 0.900 | 0.900 | 0.900 | 0.900 | 0 of 2 |" in shown
-    stopped = [{"job": asdict(job), "answers": {"problem": "x"}} for job in wanted]
-    assert "| zero | - | - | - | - | 2 of 2 |" in tables(stopped)
+def test_groups_are_whole_clients() -> None:
+    """Each site's records are those of the clients that it is made of, as many as are left."""
+    federation = cut(tiny_federation(SITES), 7)
+    assert all(len(site.train) <= 7 for site in federation.sites)
+    groups = grouped(federation, 2)
+    assert [site.name for site in groups.sites] == ["group-0", "group-1"]
+    first = np.concatenate([site.train for site in federation.sites[:3]])
+    np.testing.assert_array_equal(groups.sites[0].train, first)
