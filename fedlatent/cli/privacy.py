@@ -20,13 +20,6 @@ app = typer.Typer(no_args_is_help=True, help="Plan the privacy budget of a run."
 
 _CLIP_RECORDS = 256
 _EMPTY_EPSILON = 10.0  # from here on a guarantee says next to nothing
-_LEAVES: dict["Kind", str] = {
-    "data": "sums over features",
-    "moments": "latent moments",
-    "mixture": "moments of each component",
-    "scores": "moments of the score's parts",
-    "threshold": "histograms of scores",
-}
 
 
 @app.callback()
@@ -88,12 +81,12 @@ def _planned(
     run: "RunConfig", records: int | None, person: int | None, source: str
 ) -> dict[str, Any]:
     from fedlatent.shared.errors import ConfigError
-    from fedlatent.shared.models import build
+    from fedlatent.shared.models import build_model
     from fedlatent.shared.privacy.plan import PrivacyPlan
 
     try:
         solved = PrivacyPlan.from_config(run)
-        model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+        model = build_model(run)
         form, why = _form(run, solved, records, model.latent_dim)
         planned = _Planned(
             run=run, plan=solved, model=model, form=form, why=why, records=records, person=person
@@ -111,9 +104,8 @@ def _planned(
 
 def _form(run: "RunConfig", plan: "PrivacyPlan", records: int | None, k: int) -> "tuple[Form, str]":
     """As the server will choose it, with so many records at each client; and why."""
-    from fedlatent.shared.privacy.accounting import epsilon_of
-    from fedlatent.shared.privacy.summaries import choose_form
     from fedlatent.shared.schedule import phases
+    from fedlatent.shared.summaries import SUMMARIES, Federated
 
     clients = run.federation.nodes
     if run.summaries.moments != "auto":
@@ -124,8 +116,8 @@ def _form(run: "RunConfig", plan: "PrivacyPlan", records: int | None, k: int) ->
         return "full", "as the first phase, before the server knows of any records"
     if records is None:
         return "full", "with enough records; give --records to see the server's choice"
-    epsilon = epsilon_of([plan.required("moments")], plan.delta)
-    form = choose_form(records * clients, clients, epsilon, k)
+    epsilon = plan.epsilon_of_one("moments")
+    form = SUMMARIES["moments"].form(run, k, Federated(), [records] * clients, clients, epsilon)
     return form, f"for {records} records at each of {clients} clients"
 
 
@@ -165,7 +157,7 @@ def _release(planned: _Planned, kind: "Kind", count: int, share: float | None) -
 def _leaving(planned: _Planned, kind: "Kind") -> tuple[str, int, int, float]:
     """What one release of a kind is: words, numbers, bytes, and what one record adds at most."""
     from fedlatent.shared.models.base import ENCODER_PREFIX
-    from fedlatent.shared.privacy.specs import spec_of
+    from fedlatent.shared.summaries import SUMMARIES, example_state
 
     run, model = planned.run, planned.model
     if kind == "train":
@@ -177,8 +169,10 @@ def _leaving(planned: _Planned, kind: "Kind") -> tuple[str, int, int, float]:
         ]
         words = "weights of the whole model" if whole else "weights of the encoder"
         return words, sum(parameters), 4 * sum(parameters), run.privacy.clip
-    spec = spec_of(run, kind, planned.form, model.latent_dim, run.summaries.components)
-    words = f"{_LEAVES[kind]} {list(spec.shape)}"
+    summary = SUMMARIES[kind]
+    state = example_state(run, model.latent_dim, planned.form)
+    spec = summary.spec(run, model.latent_dim, state)
+    words = f"{summary.label} {list(spec.shape)}"
     return words, math.prod(spec.shape), 8 * math.prod(spec.shape), spec.sensitivity
 
 
@@ -222,13 +216,12 @@ def _largest_clip(planned: _Planned) -> float | None:
     """The median gradient norm of public synthetic records; None where their scale is unknown."""
     import torch
 
-    from fedlatent.shared.data.schema import Schema
     from fedlatent.shared.privacy.clipping import calibrated_clip, synthetic_records
 
     run, training = planned.run, planned.run.training
     if run.summaries.data == "scaling":
         return None
-    schema = Schema.from_dict(run.data.model_dump(mode="json"))
+    schema = run.data
     return calibrated_clip(
         planned.model,
         torch.from_numpy(schema.preprocess(synthetic_records(schema, _CLIP_RECORDS))),

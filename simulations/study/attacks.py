@@ -263,7 +263,7 @@ def attacked(
         return Found(figures={"finished": 0.0, "problem": problem}, run=run)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    seconds, threshold = time.monotonic() - started, result.thresholds["absolute"]
+    seconds, threshold = time.monotonic() - started, result.released.thresholds["absolute"]
     detector = global_detector(result)
     own = [
         (site, global_detector(result, normals_of(site, _NORMALS, job.cell.seed)))

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedlatent.client.policy import schema_of
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import read_json, write_json
-from fedlatent.shared.models import build, encoder_state, load_state
+from fedlatent.shared.models import build_model, encoder_state, load_state
 from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.availability import Availability
 from fedlatent.simulations.federation import Simulation, datasets, simulate
@@ -54,7 +53,7 @@ def federated(job: Job) -> Found:
     own = list(_site_detectors(simulation, split.rated_present))
     answers = answered(job, lambda: own, lambda normals: global_detector(result, normals))
     answers |= {f"seen_{kind}": rate(own, kind) for kind in job.study.evaluate.kinds}
-    if result.scores is not None:
+    if result.released.scores is not None:
 
         def combined(normals: NDArray[np.generic] | None) -> Detector:
             detector = combined_detector(result, normals)
@@ -72,10 +71,10 @@ def whole_model(job: Job) -> Found:
     """Reconstruction error of the one model that clients share whole, for those that took part."""
     run = job.run()
     simulation = _simulate(job, run, lambda number, arrays: None)
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     weights = {key: torch.from_numpy(value) for key, value in simulation.result.arrays.items()}
     load_state(model, weights)
-    detector = reconstruction_detector(model, schema_of(run.data))
+    detector = reconstruction_detector(model, run.data)
     pairs = [(site, detector) for site in job.split.rated_present]
     return Found(answers={"seen": rate(pairs)}, run=run, history=simulation.history)
 
@@ -117,7 +116,7 @@ def alone(job: Job) -> Found:
 def untrained(job: Job) -> Found:
     """An exact density on the first weights: what training has to beat."""
     run = job.run()
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     weights = {key: value.numpy() for key, value in encoder_state(model).items()}
     rows = [site.train for site in job.split.present.sites]
 

@@ -21,7 +21,7 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.files import canonical_json, sha256_hex
-from fedlatent.shared.models import build
+from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.toml import dumps, parse_toml
 from fedlatent.simulations.study import tables
@@ -267,7 +267,7 @@ def bind(
         study.source,
     )
     try:
-        build(run.model.family, run.model.options, run.data.shape, run.seed)
+        build_model(run)
     except ConfigError as error:
         path = ("run", *(error.field or "model").split("."))
         sentence = str(error)
@@ -517,7 +517,9 @@ def _axes(cells: Sequence[Cell]) -> dict[str, list[object]]:
 
 def _check_report(report: ReportTable, sweeps: Mapping[str, list[object]]) -> None:
     """The axes that the tables are laid out by are swept."""
-    asked = [((key,), getattr(report, key)) for key in ("rows", "columns", "over")]
+    asked: list[tuple[tuple[str, ...], str]] = [
+        ((key,), getattr(report, key)) for key in ("rows", "columns", "over")
+    ]
     asked += [(("against", axis), axis) for axis in report.against]
     for path, axis in asked:
         if axis and axis not in sweeps:

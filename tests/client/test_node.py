@@ -16,11 +16,11 @@ from fedlatent.client.compute import make_noise
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node, request_digest
-from fedlatent.client.policy import schema_of
 from fedlatent.client.release import Outgoing
+from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.models import encoder_state, load_encoder
+from fedlatent.shared.models import build_model, encoder_state, load_encoder
 from fedlatent.shared.privacy import summaries
 from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.noise import NoiseSource, RngName, SecureNoise, SimulationNoise
@@ -28,18 +28,15 @@ from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, LatentDensity
 from fedlatent.shared.schedule import phases
 from fedlatent.shared.wire import (
-    DENSITY_PREFIX,
     PROTOCOL,
     Arrays,
     Kind,
     ReplyHeader,
-    under,
     unpack,
 )
 from tests.client.support import (
     RECORDS,
     RUN_ID,
-    model_of,
     request,
     tiny_config,
     tiny_node,
@@ -65,7 +62,7 @@ def density_of(moments: np.ndarray, run: RunConfig) -> summaries.LatentDensity:
 
 def threshold_arrays(weights: Arrays, density: summaries.LatentDensity) -> Arrays:
     """The arrays of a threshold request."""
-    return {**weights, **{DENSITY_PREFIX + k: v for k, v in density.arrays().items()}}
+    return {**weights, **{"density." + k: v for k, v in density.arrays().items()}}
 
 
 def run_whole(node: Node, run: RunConfig) -> list[Outgoing]:
@@ -111,7 +108,7 @@ def test_only_the_encoder_leaves_but_all_of_the_model_learns(tmp_path: Path) -> 
     assert all(not np.array_equal(got[key], sent[key]) for key in got)
     state = node.store.load(RUN_ID, 2, lambda entry: True)
     assert state is not None
-    initial = model_of(run).state_dict()
+    initial = build_model(run).state_dict()
     assert all(not torch.equal(value, initial[key]) for key, value in state.decoder.items())
     assert state.decoder.keys() | got.keys() == initial.keys()
 
@@ -255,9 +252,9 @@ def exact_run() -> RunConfig:
 
 def latents_of(run: RunConfig, weights: Arrays) -> np.ndarray:
     """Latent means of the node's records under received weights."""
-    model = model_of(run).eval()
+    model = build_model(run).eval()
     load_encoder(model, {key: torch.from_numpy(value) for key, value in weights.items()})
-    records = schema_of(run.data).preprocess(tiny_records())
+    records = run.data.preprocess(tiny_records())
     with torch.no_grad():
         return model.encode(torch.from_numpy(records))[0].double().numpy()
 
@@ -288,7 +285,7 @@ def test_threshold_recentres_on_the_released_mean(tmp_path: Path) -> None:
     asked = request(private, 5, "threshold")
     noisy = arrays_of(node.handle(asked, threshold_arrays(final, density)))[HISTOGRAMS_KEY]
     plan = PrivacyPlan.from_config(private)
-    expected = summaries.release(
+    expected = summaries.noisy_sum(
         summaries.histograms(
             summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
             summaries.squared_distance(latents, center, density.precision(recentred=True)),
@@ -343,8 +340,8 @@ def test_a_summary_cannot_be_made_to_fail_for_one_record(tmp_path: Path, kind: K
         mixture = LatentMixture(weights=np.ones(1), means=mean[None], covariances=tiny[None])
         arrays = {
             **weights_of(run),
-            **under(DENSITY_PREFIX, density.arrays()),
-            **(under("mixture.", mixture.arrays()) if kind == "mixture" else {}),
+            **add_prefix("density.", density.arrays()),
+            **(add_prefix("mixture.", mixture.arrays()) if kind == "mixture" else {}),
         }
         node.handle(request(run, 1, "moments"), weights_of(run))
         assert node.handle(request(run, number, kind), arrays).header.status == "ok"
@@ -455,7 +452,7 @@ def test_threshold_needs_own_moments_and_a_density(tmp_path: Path) -> None:
     moments = node.handle(request(run, 4, "moments"), weights)
     assert moments.header.status == "ok"
     for field, value in (("covariance", -np.eye(2)), ("mean", np.zeros(3))):
-        broken = {**threshold_arrays(weights, good), DENSITY_PREFIX + field: value}
+        broken = {**threshold_arrays(weights, good), "density." + field: value}
         assert node.handle(asked, broken).header.code == "protocol"
     assert len(node.ledger.entries()) == 1
 
@@ -464,7 +461,7 @@ def test_full_sharing_takes_and_gives_all_keys(tmp_path: Path) -> None:
     """With both sides' consent the whole model travels, and the received decoder is used."""
     run = tiny_run(sharing="full")
     node = tiny_node(tmp_path, run, allowed_sharing=["encoder", "full"])
-    sent = {key: value.numpy() for key, value in model_of(run).state_dict().items()}
+    sent = {key: value.numpy() for key, value in build_model(run).state_dict().items()}
     first = arrays_of(node.handle(request(run, 1), sent))
     assert first.keys() == sent.keys()
     zeroed = {k: np.zeros_like(v) if k.startswith("decoder") else v for k, v in sent.items()}
@@ -476,7 +473,7 @@ def test_full_sharing_takes_and_gives_all_keys(tmp_path: Path) -> None:
 def test_known_anomalies_are_left_out(tmp_path: Path) -> None:
     """Records labelled as anomalies are not trained on and not counted."""
     run = tiny_run()
-    schema = schema_of(run.data)
+    schema = run.data
     label = np.zeros(RECORDS, np.uint8)
     label[:30] = 1
     dataset = Dataset(records=schema.preprocess(tiny_records()), schema=schema, label=label)
@@ -529,7 +526,7 @@ def test_encoder_state_of_the_release_loads(tmp_path: Path) -> None:
     """What a node releases loads into a fresh model."""
     run = tiny_run()
     out = tiny_node(tmp_path, run).handle(request(run, 1), weights_of(run))
-    model = model_of(run)
+    model = build_model(run)
     load_encoder(model, {key: torch.from_numpy(v) for key, v in arrays_of(out).items()})
     assert encoder_state(model).keys() == arrays_of(out).keys()
 

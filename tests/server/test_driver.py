@@ -74,9 +74,9 @@ def test_run_gives_the_weighted_average_and_the_summaries(tmp_path: Path) -> Non
     for key, first in encoder_state(model).items():
         np.testing.assert_allclose(result.arrays[key], first.numpy() + shift, rtol=1e-5)
         assert result.arrays[key].dtype == np.float32
-    assert 600 < result.density.count <= 100 + 200 + 2 * 200  # none above twice the median
-    assert np.abs(result.density.mean).max() < 0.5
-    assert result.thresholds["absolute"] > 0
+    assert 600 < result.released.density.count <= 100 + 200 + 2 * 200  # none above twice the median
+    assert np.abs(result.released.density.mean).max() < 0.5
+    assert result.released.thresholds["absolute"] > 0
     assert status_of(home) == ("complete", "")
 
 
@@ -773,10 +773,11 @@ def test_one_of_five_moves_neither_density_nor_threshold(tmp_path: Path, edit: E
         home = home_at(tmp_path / name)
         found.append(drive(grid_of(sites), tiny_config(**run), home, run_id=RUN))
     lied, clean = found
-    ratio = np.linalg.eigvals(np.linalg.solve(clean.density.within, lied.density.within)).real
+    within = clean.released.density.within, lied.released.density.within
+    ratio = np.linalg.eigvals(np.linalg.solve(*within)).real
     assert 0.8 < ratio.min() <= ratio.max() < 1.25
-    for name, value in clean.thresholds.items():
-        assert lied.thresholds[name] == pytest.approx(value, rel=0.4)
+    for name, value in clean.released.thresholds.items():
+        assert lied.released.thresholds[name] == pytest.approx(value, rel=0.4)
     assert lied.facts["silent"] == []
 
 

@@ -13,7 +13,6 @@ from fedlatent.shared.bundle.archive import DECODER, SCORER, read_bundle
 from fedlatent.shared.bundle.graphs import Graphs
 from fedlatent.shared.bundle.manifest import Thresholds
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.export.bundling import (
     BundleContents,
@@ -28,7 +27,7 @@ from fedlatent.shared.export.targets import Target
 from fedlatent.shared.keys import SigningKey
 from fedlatent.shared.models import build
 from fedlatent.shared.privacy.noise import SimulationNoise
-from fedlatent.shared.privacy.summaries import latent_density, release_moments
+from fedlatent.shared.privacy.summaries import latent_density, noisy_moments
 
 RUN = RunConfig.parse(
     {
@@ -38,13 +37,13 @@ RUN = RunConfig.parse(
     },
     "test",
 )
-SCHEMA = Schema.from_dict(RUN.data.model_dump(mode="json"))
+SCHEMA = RUN.data
 
 
 def contents() -> BundleContents:
     """A small model with a density of random latents."""
     latents = np.random.default_rng(0).normal(size=(300, 2))
-    density = latent_density([release_moments(latents, 3.0, 0.0, SimulationNoise(0))], 3.0, 0.0)
+    density = latent_density([noisy_moments(latents, 3.0, 0.0, SimulationNoise(0))], 3.0, 0.0)
     return BundleContents(
         kind="global",
         run_id="bundled-1",
