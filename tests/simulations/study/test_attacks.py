@@ -98,7 +98,7 @@ def test_impossible_replies_count_for_nothing(
     """The run ends as if the site had not been there."""
     attacked = outcome(records, tmp_path, "default", attack)
     assert apart(alone.arrays, attacked.arrays) < 1e-6
-    assert attacked.thresholds == pytest.approx(alone.thresholds)
+    assert attacked.released.thresholds == pytest.approx(alone.released.thresholds)
 
 
 def test_hostile_sites_do_the_same_to_real_nodes(
@@ -111,7 +111,7 @@ def test_hostile_sites_do_the_same_to_real_nodes(
     ]
     for key, value in found[0].arrays.items():
         np.testing.assert_allclose(value, found[1].arrays[key], rtol=1e-4, atol=1e-4)
-    assert found[0].thresholds == pytest.approx(found[1].thresholds, rel=1e-6)
+    assert found[0].released.thresholds == pytest.approx(found[1].released.thresholds, rel=1e-6)
 
 
 def test_an_attack_is_rated_on_the_honest_sites(tmp_path: Path, data_dir: Path) -> None:
