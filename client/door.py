@@ -20,35 +20,13 @@ from fedlatent.client.ledger import Ledger, Reservation
 from fedlatent.shared.errors import FedlatentError, ProtocolError, ReleaseRefused, StorageError
 from fedlatent.shared.files import append_line, check_room, sha256_hex, write_atomic
 from fedlatent.shared.models.base import ENCODER_PREFIX
-from fedlatent.shared.privacy.summaries import (
-    DIAGONAL_KEY,
-    HISTOGRAMS_KEY,
-    MIXTURE_KEY,
-    MOMENTS_KEY,
-    SCALING_KEY,
-    SummarySpec,
-)
+from fedlatent.shared.privacy.summaries import SummarySpec
 from fedlatent.shared.schedule import Kind
-from fedlatent.shared.wire import (
-    PROTOCOL,
-    STORED_PROTOCOLS,
-    ReplyHeader,
-    RequestHeader,
-    pack,
-    unpack,
-)
+from fedlatent.shared.summaries import SUMMARIES
+from fedlatent.shared.wire import STORED_PROTOCOLS, ReplyHeader, RequestHeader, pack, unpack
 
 #: Payloads of training rounds kept for repeated requests, newest rounds first.
 KEEP_ROUNDS = 4
-
-#: Which arrays each kind of summary may bring out.
-SUMMARY_KEYS: dict[Kind, tuple[str, ...]] = {
-    "data": (SCALING_KEY, MOMENTS_KEY),
-    "moments": (MOMENTS_KEY, DIAGONAL_KEY),
-    "mixture": (MIXTURE_KEY,),
-    "scores": (MOMENTS_KEY,),
-    "threshold": (HISTOGRAMS_KEY,),
-}
 
 STORAGE_SENTENCE = (
     "Expected this site to have room and permission to write, got neither or one; ask its operator "
@@ -182,7 +160,8 @@ class ReleaseDoor:
         Raises:
             ReleaseRefused: as for ``encoder``, or the entry pays for training.
         """
-        if spec.key not in SUMMARY_KEYS.get(reservation.kind, ()):
+        summary = SUMMARIES.get(reservation.kind)
+        if summary is None or spec.key not in summary.keys:
             raise ReleaseRefused(
                 f"Expected a reserved ledger entry that pays for {spec.key}, got one for "
                 f"{reservation.kind}; nothing left."
@@ -239,16 +218,7 @@ class ReleaseDoor:
                 _LOG.error("%s", error)
         else:
             _LOG.error("request failed inside the node", exc_info=error)
-        header = ReplyHeader(
-            protocol=PROTOCOL,
-            run_id=request.run_id if request else "unknown",
-            round=request.round if request else 1,
-            kind=request.kind if request else "train",
-            site=self._site,
-            status="refused",
-            code=code,
-            text=text,
-        )
+        header = ReplyHeader.to(request, self._site, status="refused", code=code, text=text)
         payload = pack(header, {})
         try:
             self._write_lines(header, payload, None, f"refused: {text}")
@@ -296,12 +266,9 @@ class ReleaseDoor:
         }
 
     def _header(self, entry: Reservation) -> ReplyHeader:
-        return ReplyHeader(
-            protocol=PROTOCOL,
-            run_id=entry.run_id,
-            round=entry.round,
-            kind=entry.kind,
-            site=self._site,
+        return ReplyHeader.to(
+            entry,
+            self._site,
             status="ok",
             records=self._records,
             noise_multiplier=entry.noise_multiplier,
