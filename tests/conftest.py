@@ -1,9 +1,7 @@
 """Fixtures that every test may use."""
 
-import functools
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)  # what tests have sta
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has & behind us
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_REGISTRATION = "torch.onnx._internal.exporter._registration"
 
 #: Folders whose tests share what is dear to make: one worker takes them whole.
 TOGETHER = ("simulations/audit", "golden")
@@ -38,7 +35,7 @@ LONGEST = (
     "server/test_export.py",
     "shared/export/test_bundling.py",
     "simulations/bench/test_measure.py",
-    "simulations/experiments/test_run.py",
+    "simulations/study/test_run.py",
 )
 
 
@@ -68,21 +65,6 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data sets at {folder}; set FEDLATENT_DATA to their folder")
     return folder
-
-
-def pytest_runtest_setup() -> None:
-    """Read the exporter's table of operators once a process: each export would build it anew.
-
-    Building it takes longer than the export of a tiny model. Nothing changes it between exports.
-    """
-    registration = sys.modules.get(_REGISTRATION)
-    if registration is not None and _REGISTRATION not in _ONCE:
-        _ONCE.add(_REGISTRATION)
-        registry = registration.ONNXRegistry
-        registry.from_torchlib = staticmethod(functools.lru_cache(registry.from_torchlib))
-
-
-_ONCE: set[str] = set()
 
 
 @pytest.fixture(autouse=True)
