@@ -6,8 +6,7 @@
 import functools
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,15 +16,9 @@ from fedlatent.client.policy import Caps, within
 from fedlatent.client.store import RoundState
 from fedlatent.client.trainer import averages_of
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.data.gaussian import (
-    DataGaussian,
-    data_features,
-    feature_basis,
-    feature_radius,
-)
-from fedlatent.shared.data.scaling import Scaling, bounded_values
-from fedlatent.shared.detection.density import ScoreDensity, score_radius, statistics
-from fedlatent.shared.detection.parts import score_centres, score_names, score_parts
+from fedlatent.shared.data.gaussian import DataGaussian
+from fedlatent.shared.data.scaling import Scaling
+from fedlatent.shared.detection.parts import score_parts
 from fedlatent.shared.errors import BudgetExceeded, ConfigError, PolicyRefusal, ProtocolError
 from fedlatent.shared.models import VAE, build, load_encoder, load_state
 from fedlatent.shared.models.base import ENCODER_PREFIX, use_prior
@@ -33,20 +26,20 @@ from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior
 from fedlatent.shared.models.size import TooLarge, at_most
 from fedlatent.shared.models.warm_start import warm_start
 from fedlatent.shared.privacy import summaries
-from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.noise import NoiseSource, SecureNoise, SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.privacy.specs import latent_radius
 from fedlatent.shared.privacy.summaries import Form, LatentDensity
 from fedlatent.shared.schedule import Kind
-from fedlatent.shared.wire import (
-    DATA_PREFIX,
-    DENSITY_PREFIX,
-    EXTRA_PREFIXES,
-    MIXTURE_PREFIX,
-    SCALING_PREFIX,
-    SCORES_PREFIX,
-    below,
+from fedlatent.shared.summaries import (
+    Federated,
+    Summary,
+    View,
+    carried,
+    latent_radius,
+    read_parts,
+    scaling_of,
+    split_parts,
+    stream_of,
 )
 
 Arrays = Mapping[str, np.ndarray]
@@ -54,6 +47,8 @@ Arrays = Mapping[str, np.ndarray]
 _ENCODE_CHUNK = 4096
 _SHRINK = 2.0
 _ROUNDING = 1e-6
+#: Arrays of a part that are inverted.
+_COVARIANCES = ("covariance", "covariances", "within")
 
 
 def make_noise(
@@ -70,8 +65,7 @@ def make_noise(
     """
     if run.privacy.rng == "secure":
         return SecureNoise(sealed)
-    purpose = get_args(Kind).index(kind)
-    return SimulationNoise(run.seed, zlib.crc32(site.encode()), round, purpose)
+    return SimulationNoise(run.seed, zlib.crc32(site.encode()), round, stream_of(kind))
 
 
 @functools.lru_cache(maxsize=16)
@@ -154,37 +148,26 @@ def latents_of(model: VAE, records: torch.Tensor) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The arrays of a request, taken apart and checked; what it does not hold is None.
+class Request:
+    """What a request brings, parsed and checked.
 
     Attributes:
         weights: of the model.
-        scaling: of the records' features.
-        gaussian: of the data, for first weights.
-        density: of the latents.
-        mixture: of the latents.
-        scores: of the score's parts.
+        state: what the federation has released, as far as the request tells it.
     """
 
     weights: Arrays
-    scaling: Scaling | None = None
-    gaussian: DataGaussian | None = None
-    density: LatentDensity | None = None
-    mixture: LatentMixture | None = None
-    scores: ScoreDensity | None = None
-
-    def prior(self, run: RunConfig) -> Prior | None:
-        """The broadcast prior that the rate is measured against; None where there is none yet."""
-        if run.summaries.prior == "mixture" and self.mixture is not None:
-            return MixturePrior.of(self.mixture)
-        if run.summaries.prior != "none" and self.density is not None:
-            return GaussianPrior.of(self.density)
-        return None
+    state: Federated = field(default_factory=Federated)
 
 
-def take_apart(
-    run: RunConfig, kind: Kind, arrays: Arrays, latent_dim: int, caps: Caps | None = None
-) -> Asked:
+def parse_request(
+    run: RunConfig,
+    kind: Kind,
+    arrays: Arrays,
+    latent_dim: int,
+    caps: Caps | None = None,
+    form: Form = "full",
+) -> Request:
     """Check what a request of a kind brings: weights against ``caps``, all else in full.
 
     Args:
@@ -193,77 +176,73 @@ def take_apart(
         arrays: that came.
         latent_dim: of the run's model.
         caps: of the node's policy; None where the arrays are the caller's own.
+        form: of moments that it names.
 
     Raises:
         ProtocolError: an array is missing, unknown or not what its name says.
         PolicyRefusal: a number lies outside of what this node computes with.
     """
-    found = {prefix: below(arrays, prefix) for prefix in EXTRA_PREFIXES}
-    needed = {
-        SCALING_PREFIX: run.summaries.data == "scaling" and kind != "data",
-        DATA_PREFIX: run.summaries.data == "gaussian" and kind == "scores",
-        DENSITY_PREFIX: kind in ("scores", "threshold"),
-        SCORES_PREFIX: run.scoring.combined and kind == "threshold",
-        MIXTURE_PREFIX: kind == "mixture",
-    }
-    missing = [prefix for prefix, wanted in needed.items() if wanted and not found[prefix]]
+    weights, parts = split_parts(run, arrays)
+    needed = scaling_of(run) if kind == "train" else carried(run, kind)
+    missing = [name for name in needed if name not in parts]
     if missing:
         raise ProtocolError(
-            f"Expected arrays {missing[0]}* with a request of kind {kind!r}, got none; "
+            f"Expected arrays {missing[0]}.* with a request of kind {kind!r}, got none; "
             "run the same fedlatent release on both sides."
         )
-    scaling, data = found[SCALING_PREFIX], found[DATA_PREFIX]
-    density, mixture = found[DENSITY_PREFIX], found[MIXTURE_PREFIX]
-    scores = found[SCORES_PREFIX]
-    asked = Asked(
-        weights={key: v for key, v in arrays.items() if not key.startswith(EXTRA_PREFIXES)},
-        scaling=Scaling.from_arrays(scaling, run.data) if scaling else None,
-        gaussian=DataGaussian.from_arrays(run, data) if data else None,
-        density=LatentDensity.checked(density, latent_dim) if density else None,
-        mixture=LatentMixture.checked(mixture, latent_dim) if mixture else None,
-        scores=ScoreDensity.of(run, latent_dim, scores) if scores else None,
-    )
+    state = replace(read_parts(run, latent_dim, parts), form=form)
+    request = Request(weights=weights, state=state)
     if caps is not None:
-        check_caps(asked, run, caps)
-    return asked
+        check_caps(request, run, caps)
+    return request
 
 
-def check_caps(asked: Asked, run: RunConfig, caps: Caps) -> None:
+def out_of_turn(summary: Summary) -> ProtocolError:
+    """For a summary that builds on a release which this client has not made."""
+    return ProtocolError(
+        f"Expected {summary.builds_on} of this node before its {summary.kind}, got none in this "
+        f"run; ask for {summary.builds_on} first."
+    )
+
+
+def prior_of(run: RunConfig, state: Federated) -> Prior | None:
+    """The broadcast prior that the rate is measured against; None where there is none yet."""
+    if run.summaries.prior == "mixture" and state.mixture is not None:
+        return MixturePrior.of(state.mixture)
+    if run.summaries.prior != "none" and "density" in state.parts:
+        return GaussianPrior.of(state.density)
+    return None
+
+
+def check_caps(request: Request, run: RunConfig, caps: Caps) -> None:
     """Refuse arrays outside of what this node computes with.
 
     Raises:
         PolicyRefusal: naming the first.
     """
-    for name, value in asked.weights.items():
+    for name, value in request.weights.items():
         if (np.abs(value) > caps.largest_weight).any():  # NaN is found where they are loaded
             raise PolicyRefusal(
                 f"Expected weights of at most {caps.largest_weight:g}, got larger ones in "
                 f"{name[:80]}; go on from an earlier round, with a smaller learning rate."
             )
-    densities = {
-        "data": asked.gaussian.density if asked.gaussian else None,
-        "density": asked.density,
-        "scores": asked.scores.density if asked.scores else None,
-    }
-    means, covariances = {}, {}
-    for name, one in densities.items():
-        if one is not None:
-            means[name] = one.mean
-            covariances[f"{name}.covariance"] = one.covariance
-            covariances[f"{name}.within"] = one.within
-    if asked.mixture is not None:
-        means["mixture"] = asked.mixture.means
-        covariances["mixture.covariances"] = asked.mixture.covariances
-    for name, value in means.items():
-        largest = float(np.abs(value).max())
-        within(f"the largest mean of {name}", largest, 0.0, caps.largest_weight)
-    for name, value in covariances.items():
-        found = np.linalg.eigvalsh(value)
-        for extreme in (float(found.min()), float(found.max())):
-            least, most = caps.smallest_eigenvalue, caps.largest_eigenvalue
-            within(f"eigenvalues of {name}", extreme, least, most)
-    if asked.scaling is not None:
-        _check_scaling(asked.scaling, run, caps)
+    for name, part in request.state.parts.items():
+        if isinstance(part, Scaling):
+            _check_scaling(part, run, caps)
+            continue
+        for key, value in part.arrays().items():
+            if key in _COVARIANCES:
+                _check_covariances(f"{name}.{key}", value, caps)
+            elif key != "count":
+                largest, what = float(np.abs(value).max(initial=0.0)), key.removesuffix("s")
+                within(f"the largest {what} of {name}", largest, 0.0, caps.largest_weight)
+
+
+def _check_covariances(name: str, covariances: np.ndarray, caps: Caps) -> None:
+    found = np.linalg.eigvalsh(covariances)
+    for extreme in (float(found.min()), float(found.max())):
+        least, most = caps.smallest_eigenvalue, caps.largest_eigenvalue
+        within(f"eigenvalues of {name}", extreme, least, most)
 
 
 def _check_scaling(scaling: Scaling, run: RunConfig, caps: Caps) -> None:
@@ -288,78 +267,19 @@ def first_model(run: RunConfig, gaussian: DataGaussian | None) -> VAE:
     return model
 
 
-def data_sums(run: RunConfig, records: np.ndarray) -> np.ndarray:
-    """The un-noised statistics of preprocessed records in the phase "data"."""
-    if run.summaries.data == "scaling":
-        return summaries.scaling_sums(bounded_values(records, run.data))
-    middle = (run.data.lower + run.data.upper) / 2
-    features = data_features(records, feature_basis(run), middle)
-    return summaries.moments(features, feature_radius(run))
+def view_of(
+    run: RunConfig, model: VAE, records: torch.Tensor, request: Request, latents: np.ndarray
+) -> View:
+    """Preprocessed records [N, *shape] as a summary sees them, given their latents [N, k]."""
+    state, parts = request.state, {}
+    if run.scoring.combined and "density" in state.parts:
+        taken = scaled(records, state.scaling)
+        with steady():
+            parts = score_parts(model, records, taken, state.density, state.gaussian)
+    return View(records=records.numpy(), latents=latents, score_parts=parts)
 
 
-def parts_of(
-    run: RunConfig, model: VAE, records: torch.Tensor, asked: Asked
-) -> Mapping[str, np.ndarray]:
-    """The parts [N] of the combined score by name; none where the run has no such score."""
-    if not run.scoring.combined or asked.density is None:
-        return {}
-    taken = scaled(records, asked.scaling)
-    with steady():
-        return score_parts(model, records, taken, asked.density, asked.gaussian)
-
-
-def latent_sums(
-    run: RunConfig,
-    kind: Kind,
-    form: Form,
-    latents: np.ndarray,
-    asked: Asked,
-    center: np.ndarray,
-    parts: Mapping[str, np.ndarray],
-) -> np.ndarray:
-    """The un-noised statistics of a summary phase that looks at records through the model.
-
-    Args:
-        run: the run.
-        kind: "moments", "mixture", "scores" or "threshold".
-        form: of moments.
-        latents: means [N, k] under the released encoder; NaN for a null record.
-        asked: what the request brought.
-        center: the client's own released mean [k]; only "threshold" looks at it.
-        parts: of the combined score; only "scores" and "threshold" look at them.
-
-    Raises:
-        ProtocolError: the request does not hold what its kind needs.
-    """
-    k = latents.shape[1]
-    radius = latent_radius(run, k)
-    null = ~np.isfinite(latents).all(axis=1)
-    if kind == "moments":
-        of_form = summaries.moments if form == "full" else summaries.diagonal_moments
-        return of_form(latents, radius)
-    if kind == "mixture" and asked.mixture is not None:
-        return summaries.mixture_moments(latents, radius, asked.mixture)
-    if kind == "scores" and parts:
-        names = score_names(run)
-        mapped = statistics(parts, names, score_centres(run, k))
-        mapped[null] = np.nan
-        return summaries.moments(mapped, score_radius(len(names)))
-    density = asked.density
-    if kind != "threshold" or density is None:
-        raise ProtocolError(f"Expected a request that {kind!r} can answer, got another one.")
-    with np.errstate(over="ignore", invalid="ignore"):
-        scores = [
-            summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
-            summaries.squared_distance(latents, center, density.precision(recentred=True)),
-        ]
-        if asked.scores is not None:
-            scores.append(asked.scores(parts))
-    # A density chosen so that one record's score overflows must not make its presence show.
-    scores = [np.where(np.isnan(one), np.inf, one) for one in scores]
-    return summaries.histograms(*(np.where(null, np.nan, one) for one in scores))
-
-
-def own_density(
+def site_density(
     run: RunConfig, latents: np.ndarray, released: LatentDensity
 ) -> tuple[LatentDensity, np.ndarray]:
     """A client's exact density [k] and centre, drawn to the released ones where it is small.
@@ -386,7 +306,7 @@ def site_weights(
     run: RunConfig,
     model: VAE,
     state: RoundState | None,
-    asked: Asked,
+    request: Request,
 ) -> dict[str, torch.Tensor]:
     """All weights of a site's own model: the final encoder with its newest decoder.
 
@@ -397,13 +317,13 @@ def site_weights(
         run: the run.
         model: with the final encoder loaded.
         state: what the last training round left, if there was one.
-        asked: what the threshold request brought.
+        request: what the threshold request brought.
     """
     whole = dict(model.state_dict())
     if state is not None:
         averaged = averages_of(state.optimizer) if run.training.ema else {}
         whole |= {**state.decoder, **{k: averaged[k] for k in state.decoder if k in averaged}}
     if run.shares_decoder:
-        sent = {key: torch.tensor(value) for key, value in asked.weights.items()}
+        sent = {key: torch.tensor(value) for key, value in request.weights.items()}
         whole |= sent
     return {key: value.detach() for key, value in whole.items()}

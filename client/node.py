@@ -6,6 +6,7 @@ the ledger; compute; keep local state; release. Whatever fails becomes a refusal
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,23 +15,23 @@ from fedlatent.client.approvals import Approvals
 from fedlatent.client.basis import basis_of
 from fedlatent.client.compute import (
     Arrays,
-    Asked,
-    data_sums,
+    Request,
     expected_arrays,
     first_model,
-    latent_sums,
     latents_of,
     load_weights,
     make_noise,
-    own_density,
-    parts_of,
+    out_of_turn,
+    parse_request,
+    prior_of,
     run_model,
     run_plan,
     scaled,
     set_prior,
+    site_density,
     site_weights,
-    take_apart,
     tensors_of,
+    view_of,
     without_encoder,
 )
 from fedlatent.client.ledger import Ledger, Reservation
@@ -47,8 +48,8 @@ from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy import summaries
 from fedlatent.shared.privacy.noise import NoiseSource
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.privacy.specs import latent_radius, spec_of
-from fedlatent.shared.schedule import WHOLE_KINDS, Kind, Phase, phase_of
+from fedlatent.shared.schedule import Kind, Phase, phase_of
+from fedlatent.shared.summaries import SUMMARIES, Summary
 from fedlatent.shared.wire import (
     MEANING,
     PROTOCOL,
@@ -189,11 +190,11 @@ class Node:
         previous = self._state(header.run_id, header.round)
         caps = self.config.policy.caps
         model = run_model(run, caps.largest_model)
-        asked = take_apart(run, header.kind, arrays, model.latent_dim, caps)
+        asked = parse_request(run, header.kind, arrays, model.latent_dim, caps)
         if previous is None and not whole:
-            model = first_model(run, asked.gaussian)
+            model = first_model(run, asked.state.gaussian)
         load_weights(model, asked.weights, whole=whole)
-        set_prior(model, asked.prior(run))
+        set_prior(model, prior_of(run, asked.state))
         before = previous.entry if previous else None
         reservation = self._reserve(header, arrays, plan, before, _STATES * _size(model))
         if reservation.state == "released":
@@ -206,7 +207,7 @@ class Node:
             load_state(model, {**received, **previous.decoder})
         result = train_round(
             model,
-            scaled(self.records, asked.scaling),
+            scaled(self.records, asked.state.scaling),
             plan,
             run.training,
             self._noise(header, reservation),
@@ -227,55 +228,49 @@ class Node:
         return release(reservation, leaving, expected)
 
     def _summary(self, header: RequestHeader, arrays: Arrays, plan: PrivacyPlan) -> Outgoing:
-        run, kind, radius = header.config, header.kind, 0.0
-        whole = run.shares_decoder and kind in WHOLE_KINDS
+        run, kind = header.config, header.kind
+        summary = SUMMARIES[kind]
         caps = self.config.policy.caps
         model = run_model(run, caps.largest_model)
-        asked = take_apart(run, kind, arrays, model.latent_dim, caps)
-        components = len(asked.mixture.weights) if asked.mixture else 0
-        spec = spec_of(run, kind, header.form, model.latent_dim, components)
+        asked = parse_request(run, kind, arrays, model.latent_dim, caps, header.form)
+        spec = summary.spec(run, model.latent_dim, asked.state)
         # A wide latent costs few parameters, and the square of its width in the answer.
         within("numbers of an answer", math.prod(spec.shape), 1, caps.largest_model)
-        center, before = np.zeros(model.latent_dim), None
-        if kind != "data":
-            load_weights(model, asked.weights, whole=whole)
-            radius = latent_radius(run, model.latent_dim)
-        if kind == "threshold":
-            before, center = self._own_center(header.run_id, radius)
+        if summary.sees_model:
+            load_weights(model, asked.weights, whole=run.shares_decoder and summary.whole_model)
+        before, own = self._own(header.run_id, summary)
         nbytes = 8 * math.prod(spec.shape) + _STATES * _size(model)
         reservation = self._reserve(header, arrays, plan, before, nbytes)
-        if kind == "threshold":
+        if summary.closes:
             self._keep_site(header, model, asked, reservation)
         if reservation.state == "released":
             return self.door.replay(reservation)
-        if kind == "data":
-            exact = data_sums(run, self.records.numpy())
-        else:
-            latents = latents_of(model, scaled(self.records, asked.scaling))
-            parts = parts_of(run, model, self.records, asked)
-            exact = latent_sums(run, kind, header.form, latents, asked, center, parts)
+        latents = np.zeros((len(self.records), 0))
+        if summary.sees_model:
+            latents = latents_of(model, scaled(self.records, asked.state.scaling))
+        view = view_of(run, model, self.records, asked, latents)
+        exact = summary.exact(run, asked.state, replace(view, own=own))
         noise = self._noise(header, reservation)
-        released = summaries.release(exact, spec, plan.multiplier(kind), noise)
+        released = summaries.noisy_sum(exact, spec, plan.multiplier(kind), noise)
         return self.door.summary(reservation, released, spec)
 
-    def _own_center(self, run_id: str, radius: float) -> tuple[int, np.ndarray]:
-        """This node's latent mean as its released moments tell it, never the exact one.
+    def _own(self, run_id: str, summary: Summary) -> tuple[int | None, np.ndarray | None]:
+        """The release of this node that a summary builds on, as it left, never the exact one.
 
-        Beside it the number of the entry that paid for them.
+        Before it the number of the entry that paid for it.
         """
+        if summary.builds_on is None:
+            return None, None
         released = [
             entry
             for entry in self.ledger.entries()
-            if entry.run_id == run_id and entry.kind == "moments" and entry.state == "released"
+            if (entry.run_id, entry.kind, entry.state) == (run_id, summary.builds_on, "released")
         ]
         if not released:
-            raise ProtocolError(
-                "Expected moments of this node before its threshold, got none in this run; "
-                "ask for moments first."
-            )
+            raise out_of_turn(summary)
         _, arrays = unpack(ReplyHeader, self.door.stored(released[-1]), STORED_PROTOCOLS)
-        (moments,) = arrays.values()
-        return released[-1].id, summaries.client_mean(moments, radius)
+        (own,) = arrays.values()
+        return released[-1].id, own
 
     def _state(self, run_id: str, before: int) -> RoundState | None:
         released = {entry.id for entry in self.ledger.entries() if entry.state == "released"}
@@ -285,7 +280,7 @@ class Node:
         self,
         header: RequestHeader,
         model: VAE,
-        asked: Asked,
+        asked: Request,
         reservation: Reservation,
     ) -> None:
         """Save what a bundle of this site needs; the newest decoder joins the final encoder."""
@@ -294,12 +289,10 @@ class Node:
         private = np.isfinite(reservation.epsilon_after)
         persons = self.ledger.person if private else None
         own = site_weights(run, model, state, asked)
-        if asked.density is None:
-            raise ProtocolError("Expected a latent density with a threshold request, got none.")
         site = run_model(run)  # what is released afterwards is about the shared encoder
         load_state(site, own)
-        latents = latents_of(site, scaled(self.records, asked.scaling))
-        density, center = own_density(run, latents, asked.density)
+        latents = latents_of(site, scaled(self.records, asked.state.scaling))
+        density, center = site_density(run, latents, asked.state.density)
         arrays = {key: value.numpy() for key, value in own.items()}
         self.store.save_site(
             SiteMaterial(
@@ -313,7 +306,7 @@ class Node:
                 epsilon=reservation.epsilon_after if private else None,
                 delta=self.ledger.delta,
                 rng=self.ledger.rng(),
-                scaling=asked.scaling,
+                scaling=asked.state.scaling,
                 person_records=persons.records if persons else None,
                 person_epsilon=self.ledger.person_epsilon() if persons else None,
             )

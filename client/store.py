@@ -23,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from fedlatent.shared.arrays import add_prefix, strip_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.scaling import Scaling
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import canonical_json, write_atomic
 from fedlatent.shared.privacy.noise import RngName
 from fedlatent.shared.privacy.summaries import LatentDensity
-from fedlatent.shared.wire import DENSITY_PREFIX, SCALING_PREFIX, below
 
 #: Training rounds whose state is kept; a server may go back one checkpoint, a node one attempt.
 KEEP_ROUNDS = 3
@@ -142,11 +142,11 @@ class Store:
         arrays = {
             **material.encoder,
             **material.decoder,
-            **{f"density.{key}": value for key, value in material.density.arrays().items()},
+            **add_prefix("density.", material.density.arrays()),
             "center": material.center,
         }
         if material.scaling is not None:
-            arrays |= {f"scaling.{key}": v for key, v in material.scaling.arrays().items()}
+            arrays |= add_prefix("scaling.", material.scaling.arrays())
         meta = {
             "run_id": material.run_id,
             "config": material.config.to_json(),
@@ -171,13 +171,13 @@ class Store:
         tensors, meta = _read(self._folder(run_id) / "site.safetensors")
         arrays = {key: value.numpy() for key, value in tensors.items()}
         run = RunConfig.from_json(meta["config"])
-        scaling = below(arrays, SCALING_PREFIX)
+        scaling = strip_prefix(arrays, "scaling.")
         return SiteMaterial(
             run_id=meta["run_id"],
             config=run,
             encoder={key: arrays[key] for key in meta["encoder"]},
             decoder={key: arrays[key] for key in meta["decoder"]},
-            density=LatentDensity.from_arrays(below(arrays, DENSITY_PREFIX)),
+            density=LatentDensity.from_arrays(strip_prefix(arrays, "density.")),
             center=arrays["center"],
             records=meta["records"],
             epsilon=meta["epsilon"],

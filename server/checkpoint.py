@@ -5,7 +5,7 @@ last, so a checkpoint without it does not exist. Reading takes the newest one wh
 """
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
 
@@ -14,13 +14,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from fedlatent.shared.arrays import Arrays, add_prefix, strip_prefix
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import canonical_json, read_json, sha256_hex, write_atomic, write_json
-from fedlatent.shared.wire import Arrays, below, under
+from fedlatent.shared.summaries import Federated, form_of, names_of, read_stored, stored_name
 
 KEPT = 2
 _FORMAT = 3
-_GROUPS = ("encoder", "density", "data", "mixture", "optimizer", "average", "scores")
+_GROUPS = ("encoder", "optimizer", "average")
 _MOMENTS = "moments/"
 
 _log = getLogger("fedlatent.server")
@@ -35,14 +37,9 @@ class Checkpoint:
         digest: digest of its configuration.
         done: number of completed phases.
         encoder: the shared arrays that the next phase sends.
-        moments: released moments by node id, of the newest moments phase.
-        density: arrays of the latent density, of the newest moments phase.
-        data: arrays of the scaling, or of the Gaussian of the data, once that phase is done.
-        mixture: arrays of the latent mixture, of the newest mixture phase.
-        scores: arrays of the density of the score's parts, once that phase is done.
+        released: what the summaries have been pooled into so far.
         optimizer: state of the server optimiser.
         average: the shared arrays averaged over rounds, where the run wants that.
-        thresholds: "absolute" and "recentred", once the threshold phase is done.
         sites: public facts of each site's last good reply, by site name.
         history: one entry for each completed phase.
     """
@@ -51,14 +48,9 @@ class Checkpoint:
     digest: str
     done: int
     encoder: Arrays
-    moments: dict[int, np.ndarray] = field(default_factory=dict)
-    density: Arrays = field(default_factory=dict)
-    data: Arrays = field(default_factory=dict)
-    mixture: Arrays = field(default_factory=dict)
-    scores: Arrays = field(default_factory=dict)
+    released: Federated = field(default_factory=Federated)
     optimizer: Arrays = field(default_factory=dict)
     average: Arrays = field(default_factory=dict)
-    thresholds: dict[str, float] = field(default_factory=dict)
     sites: dict[str, dict[str, object]] = field(default_factory=dict)
     history: list[dict[str, object]] = field(default_factory=list)
 
@@ -66,9 +58,10 @@ class Checkpoint:
 class CheckpointStore:
     """Reads and writes the checkpoints in one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use ``folder``; it is made on the first save."""
+    def __init__(self, folder: Path, run: RunConfig) -> None:
+        """Use ``folder`` for the checkpoints of ``run``; it is made on the first save."""
         self.folder = folder
+        self._run = run
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write ``checkpoint`` durably, then forget all but the last two."""
@@ -78,7 +71,7 @@ class CheckpointStore:
             "run_id": checkpoint.run_id,
             "digest": checkpoint.digest,
             "done": checkpoint.done,
-            "thresholds": checkpoint.thresholds,
+            "thresholds": dict(checkpoint.released.thresholds),
             "sites": checkpoint.sites,
             "history": checkpoint.history,
             "arrays_sha256": sha256_hex(data),
@@ -129,14 +122,18 @@ class CheckpointStore:
             arrays = load_arrays(data)
         except SafetensorError as error:
             raise DataError(f"Expected safetensors arrays, got: {error}.") from None
-        moments = below(arrays, _MOMENTS)
+        moments = strip_prefix(arrays, _MOMENTS)
+        by_node = {int(node): moments[node] for node in sorted(moments, key=int)}
+        names = map(stored_name, names_of(self._run))
+        released = read_stored(self._run, {n: strip_prefix(arrays, f"{n}/") for n in names})
         return Checkpoint(
             run_id=facts["run_id"],
             digest=facts["digest"],
             done=facts["done"],
-            **{group: below(arrays, f"{group}/") for group in _GROUPS},
-            moments={int(node): moments[node] for node in sorted(moments, key=int)},
-            thresholds=facts["thresholds"],
+            **{group: strip_prefix(arrays, f"{group}/") for group in _GROUPS},
+            released=replace(
+                released, form=form_of(by_node), moments=by_node, thresholds=facts["thresholds"]
+            ),
             sites=facts["sites"],
             history=facts["history"],
         )
@@ -153,8 +150,9 @@ class CheckpointStore:
 
 
 def _flatten(checkpoint: Checkpoint) -> Arrays:
-    moments = {str(node): value for node, value in checkpoint.moments.items()}
-    flat = under(_MOMENTS, moments)
-    for group in _GROUPS:
-        flat |= under(f"{group}/", getattr(checkpoint, group))
+    released = checkpoint.released
+    flat = add_prefix(_MOMENTS, {str(node): value for node, value in released.moments.items()})
+    own = {group: getattr(checkpoint, group) for group in _GROUPS}
+    for group, arrays in (own | released.stored()).items():
+        flat |= add_prefix(f"{group}/", arrays)
     return {key: np.ascontiguousarray(value) for key, value in flat.items()}

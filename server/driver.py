@@ -9,7 +9,6 @@ request again from their store without a new charge.
 """
 
 import fcntl
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +28,7 @@ from fedlatent.server.home import ServerHome
 from fedlatent.server.inbox import UNREADABLE, Inbox, open_inbox
 from fedlatent.server.quota import ReplyQuota
 from fedlatent.server.registry import Registry, SiteOutcome
-from fedlatent.server.results import RunResult, form_of, silent_ones, write_result
+from fedlatent.server.results import RunResult, silent_ones, write_result
 from fedlatent.server.rounds import JoinState, RoundState, Verdict
 from fedlatent.server.screening import ReplySpec, ScreeningFailure
 from fedlatent.server.seal import Seal
@@ -38,48 +37,21 @@ from fedlatent.server.strategies.optimizer import server_step
 from fedlatent.server.strategies.weighting import bounded
 from fedlatent.server.strikes import LeftOut, Strikes
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.data.gaussian import DataGaussian
-from fedlatent.shared.data.scaling import pool_scaling
-from fedlatent.shared.detection.density import pool_scores
-from fedlatent.shared.detection.parts import score_centres, score_names
 from fedlatent.shared.errors import ConfigError, DataError, FedlatentError, QuorumLost, ServiceError
 from fedlatent.shared.files import sha256_hex, write_json
 from fedlatent.shared.models import VAE, build
 from fedlatent.shared.models.base import ENCODER_PREFIX, use_prior
 from fedlatent.shared.models.priors import StandardNormal
 from fedlatent.shared.models.warm_start import warm_start
-from fedlatent.shared.privacy.accounting import epsilon_of
-from fedlatent.shared.privacy.em import first_mixture, next_mixture
-from fedlatent.shared.privacy.mixture import LatentMixture
-from fedlatent.shared.privacy.robust import LEAST_SITES, pooled_density, temper_stacks
-from fedlatent.shared.privacy.specs import latent_radius, spec_of
-from fedlatent.shared.privacy.summaries import (
-    Form,
-    LatentDensity,
-    SummarySpec,
-    choose_form,
-    threshold_spec,
-)
-from fedlatent.shared.privacy.threshold import threshold_from_histogram, threshold_of_sites
-from fedlatent.shared.schedule import WHOLE_KINDS, Phase, phases, training_rounds
-from fedlatent.shared.wire import (
-    DATA_PREFIX,
-    DENSITY_PREFIX,
-    MIXTURE_PREFIX,
-    SCALING_PREFIX,
-    SCORES_PREFIX,
-    Arrays,
-    check_run_id,
-    under,
-)
+from fedlatent.shared.privacy.summaries import Form, SummarySpec
+from fedlatent.shared.schedule import Phase, phases, training_rounds
+from fedlatent.shared.summaries import SUMMARIES, Replies, carried
+from fedlatent.shared.wire import Arrays, check_run_id
 
 _log = getLogger("fedlatent.server")
 
 #: Times that a phase is tried before its run is paused.
 ATTEMPTS = 2
-
-#: Names of the thresholds, in the order of the histograms; the last only of combined scores.
-THRESHOLDS = ("absolute", "recentred", "combined")
 
 #: Node id -> site name of the admitted sites; empty when the server keeps no such table.
 SiteTable = Mapping[int, str]
@@ -182,7 +154,7 @@ def drive(
                 run_id=run_id,
                 strategy=strategy or _averaging(config, run_id),
                 registry=registry,
-                store=CheckpointStore(folder / "checkpoints"),
+                store=CheckpointStore(folder / "checkpoints", config),
                 sites=sites,
                 counts=counts,
                 pace=pace or Pace(),
@@ -427,40 +399,21 @@ class Driver:
 
     def _request(self, state: Checkpoint, phase: Phase, clients: int) -> "_Request":
         """What a phase sends, and what it wants back."""
-        run, kind = self.config, phase.kind
-        arrays = {} if kind == "data" else dict(state.encoder)
-        if kind not in ("data", "train", *(WHOLE_KINDS if run.shares_decoder else ())):
-            arrays = {k: v for k, v in arrays.items() if k.startswith(ENCODER_PREFIX)}
-        if kind != "data" and run.summaries.data == "scaling":
-            arrays |= under(SCALING_PREFIX, state.data)
-        warm = kind == "train" and run.training.warm_start_steps
-        if run.summaries.data == "gaussian" and (warm or kind in WHOLE_KINDS):
-            arrays |= under(DATA_PREFIX, state.data)
-        if kind == "threshold":
-            arrays |= under(SCORES_PREFIX, state.scores)
-        prior = kind == "train" and run.summaries.prior != "none"
-        if state.density and (prior or kind in WHOLE_KINDS):
-            arrays |= under(DENSITY_PREFIX, state.density)
-        if state.mixture and (prior or kind == "mixture"):
-            arrays |= under(MIXTURE_PREFIX, state.mixture)
-        form = self._form(state, clients) if kind == "moments" else form_of(state.moments)
+        run, kind, released = self.config, phase.kind, state.released
         if kind == "train":
-            return _Request(arrays=arrays, form=form, summary=None)
-        components = len(state.mixture["weights"]) if kind == "mixture" else 0
-        spec = spec_of(run, kind, form, self._model.latent_dim, components)
-        return _Request(arrays=arrays, form=form, summary=spec)
-
-    def _form(self, state: Checkpoint, clients: int) -> Form:
-        """Full or diagonal moments: as the run says, or by what the clients' records bear."""
-        wanted, plan = self.config.summaries.moments, self.strategy.plan
-        if wanted != "auto":
-            return wanted
+            arrays = {**state.encoder, **released.sent(carried(run, kind))}
+            return _Request(arrays=arrays, form=released.form, summary=None)
+        summary, k = SUMMARIES[kind], self._model.latent_dim
         stated = [int(str(site["records"])) for site in state.sites.values()]
-        if not plan.private or not stated:
-            return "full"
-        records = int(sum(bounded(stated) if self.config.summaries.robust else stated))
-        epsilon = epsilon_of([plan.required("moments")], plan.delta)
-        return choose_form(records, clients, epsilon, self._model.latent_dim)
+        records = bounded(stated).tolist() if run.summaries.robust and stated else stated
+        epsilon = self.strategy.plan.epsilon_of_one(kind)
+        form = summary.form(run, k, released, records, clients, epsilon)
+        weights = state.encoder if summary.sees_model else {}
+        if not (run.shares_decoder and summary.whole_model):
+            weights = {k: v for k, v in weights.items() if k.startswith(ENCODER_PREFIX)}
+        spec = summary.spec(run, k, replace(released, form=form))
+        arrays = {**weights, **released.sent(carried(run, kind))}
+        return _Request(arrays=arrays, form=form, summary=spec)
 
     def _collect(self, collector: Collector, request: "_Request", quota: ReplyQuota) -> Verdict:
         """Send, then look for replies until the phase is decided.
@@ -606,13 +559,7 @@ class Driver:
             self._tell_noted(phase, collector)
             return self._trained(state, phase, mean)
         try:
-            return {
-                "data": self._data,
-                "moments": self._moments,
-                "mixture": self._mixture,
-                "scores": self._scores,
-                "threshold": self._threshold,
-            }[phase.kind](state, collector)
+            return self._pooled(state, phase, collector)
         except ValueError as error:
             raise DataError(f"The summaries ({phase.kind}) cannot be pooled: {error}") from None
 
@@ -642,112 +589,39 @@ class Driver:
         last = number == training_rounds(self.config)
         return replace(state, average=average, encoder=average if last else arrays)
 
-    def _data(self, state: Checkpoint, collector: Collector) -> Checkpoint:
-        """Pool the scaling or the Gaussian of the data; the latter may warm the first weights."""
-        run, sigma = self.config, self.strategy.plan.multiplier("data")
-        summaries, weights = collector.summaries(), self._weights(collector)
-        if run.summaries.data == "scaling":
-            scaling = pool_scaling(summaries, run.data, sigma, weights)
-            return replace(state, data=scaling.arrays())
-        gaussian = DataGaussian.pooled(run, summaries, sigma, weights)
-        state = replace(state, data=gaussian.density.arrays())
-        if not run.training.warm_start_steps:
-            return state
-        warm_start(self._model, run, gaussian)
-        return replace(state, encoder=_shared_arrays(self._model, whole=run.shares_decoder))
-
-    def _moments(self, state: Checkpoint, collector: Collector) -> Checkpoint:
-        """Pool the latent moments; a first mixture is spread over them."""
-        run, sigma = self.config, self.strategy.plan.multiplier("moments")
-        weights = self._weights(collector)
-        density = pooled_density(collector.summaries(), self._radius, sigma, weights)
-        mixture: Arrays = {}
-        if run.summaries.components:
-            mixture = first_mixture(density, run.summaries.components, run.seed).arrays()
-        released = dict(sorted(collector.released.items()))
-        return replace(state, moments=released, density=density.arrays(), mixture=mixture)
-
-    def _mixture(self, state: Checkpoint, collector: Collector) -> Checkpoint:
-        """One maximisation step."""
-        plan, stacks = self.strategy.plan, collector.summaries()
-        sigma, weights = plan.multiplier("mixture"), self._weights(collector)
-        if weights is not None and len(stacks) >= LEAST_SITES:
-            tempered = temper_stacks(stacks, _records(collector), weights)
-            stacks, sigma = tempered.sums, sigma * math.sqrt(np.square(tempered.factors).mean())
-        mixture = next_mixture(
-            LatentMixture.from_arrays(state.mixture),
-            np.sum(stacks, axis=0),
-            radius=self._radius,
-            clients=len(stacks),
-            noise_multiplier=sigma,
-            epsilon=epsilon_of([plan.required("mixture")], plan.delta) if plan.private else 1.0,
-            density=LatentDensity.from_arrays(state.density),
+    def _pooled(self, state: Checkpoint, phase: Phase, collector: Collector) -> Checkpoint:
+        """After a summary phase; a Gaussian of the data may warm the first weights."""
+        run, kind, plan = self.config, phase.kind, self.strategy.plan
+        nodes = sorted(collector.released)
+        records = [collector.outcomes[node].records for node in nodes]
+        replies = Replies(
+            nodes=nodes,
+            sites=[collector.names[node] for node in nodes],
+            sums=collector.summaries(),
+            records=records,
+            weights=bounded(records) if run.summaries.robust else None,
+            sigma=plan.multiplier(kind),
+            epsilon=plan.epsilon_of_one(kind),
         )
-        return replace(state, mixture=mixture.arrays())
-
-    def _scores(self, state: Checkpoint, collector: Collector) -> Checkpoint:
-        """Pool the moments of the score's parts."""
-        run, k = self.config, self._model.latent_dim
-        pooled = pool_scores(
-            collector.summaries(),
-            score_names(run),
-            score_centres(run, k),
-            self.strategy.plan.multiplier("scores"),
-            self._weights(collector),
-        )
-        return replace(state, scores=pooled.density.arrays())
-
-    def _threshold(self, state: Checkpoint, collector: Collector) -> Checkpoint:
-        """Thresholds of the federation, and of each client where the run wants them."""
-        counts, records = collector.summaries(), _records(collector)
-        noise = self.strategy.plan.multiplier("threshold")
-        deviation = threshold_spec(len(counts[0])).sensitivity * noise
-        weights = self._weights(collector)
-        if weights is None:
-            noise_of_all = deviation * math.sqrt(len(counts))
-            thresholds = self._thresholds(np.sum(counts, axis=0), sum(records), noise_of_all)
-        else:
-            thresholds = {
-                name: threshold_of_sites(
-                    one,
-                    self.config.scoring.quantile,
-                    records=records,
-                    weights=weights,
-                    noise_deviation=deviation,
-                )
-                for name, one in zip(THRESHOLDS, np.stack(counts, axis=1), strict=False)
-            }
-        for name in silent_ones(thresholds):
+        before = state.released
+        after = SUMMARIES[kind].pool(run, self._model.latent_dim, before, replies)
+        new = {k: v for k, v in after.thresholds.items() if k not in before.thresholds}
+        for name in silent_ones(new):
             _log.warning(
                 "run %s: the %s threshold lies in the last bin and flags nothing; the scores of "
                 "most sites are out of range",
                 self.run_id,
                 name,
             )
-        sites = state.sites
-        if self.config.scoring.per_client:
-            sites = {name: dict(facts) for name, facts in sites.items()}
-            for (node, own), number in zip(
-                sorted(collector.released.items()), records, strict=True
-            ):
-                name = collector.names[node]
-                sites[name]["thresholds"] = self._thresholds(own, number, deviation)
-        return replace(state, thresholds=thresholds, sites=sites)
-
-    def _thresholds(self, counts: np.ndarray, total: int, deviation: float) -> dict[str, float]:
-        quantile = self.config.scoring.quantile
-        return {
-            name: threshold_from_histogram(one, quantile, total=total, noise_deviation=deviation)
-            for name, one in zip(THRESHOLDS, counts, strict=False)
-        }
-
-    def _weights(self, collector: Collector) -> np.ndarray | None:
-        """What each summary counts at most, in their order; None where the run does not bound."""
-        return bounded(_records(collector)) if self.config.summaries.robust else None
-
-    @property
-    def _radius(self) -> float:
-        return latent_radius(self.config, self._model.latent_dim)
+        sites = {name: dict(facts) for name, facts in state.sites.items()}
+        for name, own in after.site_thresholds.items():
+            sites[name]["thresholds"] = dict(own)
+        state = replace(state, released=after, sites=sites)
+        warmed = run.training.warm_start_steps and before.gaussian is None
+        if not warmed or after.gaussian is None:
+            return state
+        warm_start(self._model, run, after.gaussian)
+        return replace(state, encoder=_shared_arrays(self._model, whole=run.shares_decoder))
 
     def _first_arrays(self) -> Arrays:
         """What the run begins with: the seed's weights, or those of the run that it starts from."""
@@ -803,11 +677,6 @@ def _shared_arrays(model: VAE, *, whole: bool) -> Arrays:
         for key, value in model.state_dict().items()
         if whole or key.startswith(ENCODER_PREFIX)
     }
-
-
-def _records(collector: Collector) -> list[int]:
-    """The records behind each summary, in the order of the summaries."""
-    return [collector.outcomes[node].records for node in sorted(collector.released)]
 
 
 def _excuses(collector: Collector) -> str:

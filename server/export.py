@@ -85,8 +85,9 @@ def global_contents(result: RunResult, run_id: str, version: int) -> BundleConte
     Raises:
         ConfigError: a threshold that it would carry lies in the last bin of scores.
     """
-    used = ("absolute" if result.scores is None else "combined", "recentred")
-    quiet = [name for name in silent_ones(result.thresholds) if name in used]
+    state = result.released
+    used = ("absolute" if state.scores is None else "combined", "recentred")
+    quiet = [name for name in silent_ones(state.thresholds) if name in used]
     if quiet:
         raise ConfigError(
             f"Expected thresholds that flag something, got that of {' and '.join(quiet)} scores in "
@@ -103,9 +104,9 @@ def global_contents(result: RunResult, run_id: str, version: int) -> BundleConte
     sites = result.facts["sites"]
     facts = list(sites.values()) if isinstance(sites, Mapping) else []
     released = None
-    if (scores := result.scores) is not None:
-        threshold = result.thresholds["combined"]
-        released = Released(scores=scores, gaussian=result.gaussian, threshold=threshold)
+    if (scores := state.scores) is not None:
+        threshold = state.thresholds["combined"]
+        released = Released(scores=scores, gaussian=state.gaussian, threshold=threshold)
     # Sites state epsilon at their own delta; (epsilon, delta) also holds at any larger delta.
     spent = [site["epsilon"] for site in facts if site["epsilon"] is not None]
     return BundleContents(
@@ -113,13 +114,13 @@ def global_contents(result: RunResult, run_id: str, version: int) -> BundleConte
         run_id=run_id,
         run=run,
         model=model,
-        density=result.density,
-        scaling=result.scaling,
+        density=state.density,
+        scaling=state.scaling,
         released=released,
         thresholds=Thresholds(
             quantile=run.scoring.quantile,
-            absolute=released.threshold if released else result.thresholds["absolute"],
-            recentred=result.thresholds["recentred"],
+            absolute=released.threshold if released else state.thresholds["absolute"],
+            recentred=state.thresholds["recentred"],
         ),
         epsilon=max(spent) if spent and run.privacy.mechanism != "none" else None,
         delta=max((site["delta"] for site in facts if site["delta"]), default=run.privacy.delta),

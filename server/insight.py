@@ -12,7 +12,6 @@ latents are correlated, false alarms are then up to about twice as frequent as s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -25,13 +24,8 @@ from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.files import read_json
 from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.privacy.specs import latent_radius
-from fedlatent.shared.privacy.summaries import (
-    LatentDensity,
-    as_matrix,
-    diagonal_spec,
-    moments_spec,
-)
+from fedlatent.shared.privacy.summaries import as_matrix
+from fedlatent.shared.summaries import SUMMARIES, latent_radius, scaling_of
 from fedlatent.shared.wire import check_run_id
 
 #: Chance that like sites are told apart, or that an alarm is raised though nothing moved.
@@ -186,15 +180,16 @@ class RunSites:
             DataError: its checkpoints are damaged.
         """
         folder = home.run(check_run_id(run_id))
-        state = CheckpointStore(folder / "checkpoints").load()
-        if state is None or not state.moments:
+        config = folder / "config.json"
+        run = RunConfig.parse(read_json(config), str(config)) if config.exists() else None
+        state = CheckpointStore(folder / "checkpoints", run).load() if run else None
+        if run is None or state is None or not state.released.moments:
             raise ConfigError(
                 f"Expected a run with released moments named {run_id!r} in {home.root}, got none; "
                 "see 'fedlatent server status'."
             )
-        run = _stored_config(folder / "config.json")
-        density = LatentDensity.from_arrays(state.density)
-        return cls(run=run, state=state, sites=site_means(state, run), within=density.within)
+        within = state.released.density.within
+        return cls(run=run, state=state, sites=site_means(state, run), within=within)
 
     @property
     def radius(self) -> float:
@@ -238,12 +233,12 @@ def site_means(state: Checkpoint, run: RunConfig) -> tuple[SiteMean, ...]:
     sigma = PrivacyPlan.from_config(run).multiplier("moments")
     found = []
     for name, facts in sorted(state.sites.items()):
-        released = state.moments.get(int(str(facts["node_id"])))
+        released = state.released.moments.get(int(str(facts["node_id"])))
         if released is None:
             continue
         records, matrix = int(str(facts["records"])), as_matrix(released)
         k = len(matrix) - 1
-        spec = diagonal_spec(k) if released.ndim == 1 else moments_spec(k)
+        spec = SUMMARIES["moments"].spec(run, k, state.released)
         deviation = spec.sensitivity * sigma / (np.sqrt(2.0) if spec.symmetric else 1.0)
         scale = latent_radius(run, k) / records
         found.append(
@@ -287,17 +282,13 @@ def _against_others(changes: np.ndarray, noise: np.ndarray, calm: np.ndarray) ->
     return statistics
 
 
-def _stored_config(path: Path) -> RunConfig:
-    return RunConfig.parse(read_json(path), str(path))
-
-
 def _last(kinds: Sequence[str], kind: str) -> int:
     return max(number for number, one in enumerate(kinds) if one == kind)
 
 
 def _seen(one: RunSites) -> dict[str, np.ndarray]:
     """The arrays that make latents out of records."""
-    scaling = one.state.data if one.run.summaries.data == "scaling" else {}
+    scaling = one.state.released.sent(scaling_of(one.run))
     encoder = {k: v for k, v in one.state.encoder.items() if k.startswith(ENCODER_PREFIX)}
     return encoder | scaling
 

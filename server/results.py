@@ -7,37 +7,30 @@ absent; writing it again gives the same bytes.
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from fedlatent.server.checkpoint import Checkpoint
+from fedlatent.shared.arrays import Arrays, add_prefix, strip_prefix
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.data.gaussian import DataGaussian
-from fedlatent.shared.data.scaling import Scaling
-from fedlatent.shared.detection.density import ScoreDensity
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import read_json, sha256_hex, write_atomic, write_json
-from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.privacy.specs import latent_radius
-from fedlatent.shared.privacy.summaries import Form, LatentDensity
 from fedlatent.shared.privacy.threshold import silent
-from fedlatent.shared.wire import (
-    DATA_PREFIX,
-    MIXTURE_PREFIX,
-    PROTOCOL,
-    SCORES_PREFIX,
-    Arrays,
-    below,
-    under,
+from fedlatent.shared.summaries import (
+    Federated,
+    latent_radius,
+    names_of,
+    read_stored,
+    stored_name,
 )
+from fedlatent.shared.wire import PROTOCOL
 
 FACTS = "result.json"
 DENSITY = "density.safetensors"
@@ -53,52 +46,15 @@ class RunResult:
         folder: the result folder.
         config: the run configuration.
         arrays: the shared arrays: the encoder, or all parameters when the run shares "full".
-        density: the released latent density.
-        extra: arrays of the latent mixture, of the data's scaling or Gaussian and of the score's
-            density, under "mixture.", "data." and "scores."; empty where the run released none.
-        thresholds: "absolute" and "recentred", of squared latent distances.
+        released: what the summaries were pooled into, thresholds among it.
         facts: the whole of ``result.json``.
     """
 
     folder: Path
     config: RunConfig
     arrays: Arrays
-    density: LatentDensity
-    extra: Arrays
-    thresholds: dict[str, float]
+    released: Federated
     facts: dict[str, object]
-
-    @property
-    def form(self) -> Form:
-        """In which form the latent moments were released."""
-        return "diagonal" if self.facts.get("moments") == "diagonal" else "full"
-
-    @property
-    def scaling(self) -> Scaling | None:
-        """How records are scaled before the model, or None."""
-        if self.config.summaries.data != "scaling":
-            return None
-        return Scaling.from_arrays(below(self.extra, DATA_PREFIX), self.config.data)
-
-    @property
-    def mixture(self) -> LatentMixture | None:
-        """The released latent mixture, or None."""
-        found = below(self.extra, MIXTURE_PREFIX)
-        return LatentMixture.from_arrays(found) if found else None
-
-    @property
-    def gaussian(self) -> DataGaussian | None:
-        """The released Gaussian of the data, or None."""
-        if self.config.summaries.data != "gaussian":
-            return None
-        return DataGaussian.from_arrays(self.config, below(self.extra, DATA_PREFIX))
-
-    @property
-    def scores(self) -> ScoreDensity | None:
-        """The released density of the score's parts, or None."""
-        found = below(self.extra, SCORES_PREFIX)
-        k = len(self.density.mean)
-        return ScoreDensity.of(self.config, k, found) if found else None
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -118,10 +74,15 @@ class RunResult:
                 part: _load(folder, facts[part]["file"], facts[part]["sha256"])
                 for part in ("model", "density", "extra")
             }
-            density = LatentDensity.from_arrays(read["density"])
-            thresholds = {
-                key: value for key, value in facts["thresholds"].items() if key != "quantile"
+            groups = {
+                name: strip_prefix(read["extra"], f"{name}.")
+                for name in map(stored_name, names_of(config))
             }
+            released = replace(
+                read_stored(config, {**groups, "density": read["density"]}),
+                form="diagonal" if facts.get("moments") == "diagonal" else "full",
+                thresholds={k: v for k, v in facts["thresholds"].items() if k != "quantile"},
+            )
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"Expected a whole result in {folder / FACTS}, got one without {error}; "
@@ -131,9 +92,7 @@ class RunResult:
             folder=folder,
             config=config,
             arrays=read["model"],
-            density=density,
-            extra=read["extra"],
-            thresholds=thresholds,
+            released=released,
             facts=facts,
         )
 
@@ -161,10 +120,16 @@ def write_result(
     state: Checkpoint, config: RunConfig, plan: PrivacyPlan, latent_dim: int, folder: Path
 ) -> RunResult:
     """Write the result of a run whose phases are all done."""
+    released = state.released
+    parts = released.stored()
+    density = parts.pop("density")
+    extra: Arrays = {}
+    for name, arrays in parts.items():
+        extra |= add_prefix(f"{name}.", arrays)
     files = {
         "model": (model_file(config), save_arrays(state.encoder)),
-        "density": (DENSITY, save_arrays(state.density)),
-        "extra": (EXTRA, save_arrays(_extra(state))),
+        "density": (DENSITY, save_arrays(density)),
+        "extra": (EXTRA, save_arrays(extra)),
     }
     finished = state.history[-1]["finished"]
     facts: dict[str, object] = {
@@ -178,29 +143,16 @@ def write_result(
         "rounds": state.history,
         "sites": state.sites,
         "latent_dim": latent_dim,
-        "moments": form_of(state.moments),
+        "moments": released.form,
         "radius": latent_radius(config, latent_dim),
-        "thresholds": {"quantile": config.scoring.quantile, **state.thresholds},
-        "silent": silent_ones(state.thresholds),
+        "thresholds": {"quantile": config.scoring.quantile, **released.thresholds},
+        "silent": silent_ones(released.thresholds),
     }
     for part, (name, data) in files.items():
         write_atomic(folder / name, data)
         facts[part] = {"file": name, "sha256": sha256_hex(data), "bytes": len(data)}
     write_json(folder / FACTS, facts)
     return RunResult.load(folder)
-
-
-def _extra(state: Checkpoint) -> Arrays:
-    return {
-        **under(MIXTURE_PREFIX, state.mixture),
-        **under(DATA_PREFIX, state.data),
-        **under(SCORES_PREFIX, state.scores),
-    }
-
-
-def form_of(moments: Mapping[int, np.ndarray]) -> Form:
-    """The form in which the newest moments were released; "full" where there are none yet."""
-    return "diagonal" if any(one.ndim == 1 for one in moments.values()) else "full"
 
 
 def plan_facts(plan: PrivacyPlan) -> dict[str, object]:

@@ -19,16 +19,14 @@ from fedlatent.server.rounds import SiteStatus
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, SummarySpec
+from fedlatent.shared.privacy.summaries import SummarySpec
 from fedlatent.shared.records import ARRAYS, HEADER, LocalRecords, from_records
 from fedlatent.shared.schedule import Phase
+from fedlatent.shared.summaries import SUMMARIES
 from fedlatent.shared.wire import MAX_HEADER_BYTES, PROTOCOL, Arrays, ReplyHeader
 
 #: Gaussian noise stays within this many deviations but with probability 1e-23 for each entry.
 _NOISE_REACH = 10.0
-#: Of its records, that a site must be able to score.
-_LEAST_SCORED = 0.5
-_ROUNDING = 1e-6
 _SENTENCE_LIMIT = 500
 _VERSIONS = 10**6
 _BLOCK = 2**14
@@ -355,27 +353,9 @@ def _screen_values(
             )
         if symmetric and not np.allclose(value, value.swapaxes(-1, -2), atol=1e-6 * bound):
             return _failed("range", f"Expected a symmetric matrix {key}, got one that is not.")
-        if key == HISTOGRAMS_KEY:
-            return _screen_histograms(value, header.records, reach)
-    return None
-
-
-def _screen_histograms(counts: np.ndarray, records: int, reach: float) -> ScreeningFailure | None:
-    """Each record but null ones falls into one bin of each histogram [scores, bins]."""
-    totals, reach_of_total = counts.sum(axis=1), reach * math.sqrt(counts.shape[1])
-    least, most = _LEAST_SCORED * records - reach_of_total, records + reach_of_total
-    wrong = totals[(totals < least) | (totals > most + _ROUNDING)]
-    if len(wrong):
-        return _failed(
-            "counts",
-            f"Expected histograms of {records} records with {max(least, 0.0):.0f} to {most:.0f} "
-            f"counts each, got {wrong[0]:.0f}.",
-        )
-    if float(counts.min()) < -reach:
-        return _failed(
-            "counts",
-            f"Expected no count below {-reach:.4g} in a histogram, got {counts.min():.4g}.",
-        )
+        fault = SUMMARIES[spec.phase.kind].fault(value, header.records, reach)
+        if fault is not None:
+            return _failed("counts", fault)
     return None
 
 

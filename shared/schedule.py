@@ -3,24 +3,32 @@
 Phases are numbered from 1. A kind may come more than once; training rounds are counted apart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import WrapValidator
 
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.summaries import SUMMARIES, When, kinds
 
-#: What a phase asks for: scaling or a Gaussian of the data, training of a round, latent moments, a
-#: step of expectation maximisation of the latent mixture, a density of the score's parts,
-#: histograms of the score.
-Kind = Literal["train", "moments", "threshold", "data", "mixture", "scores"]
 
-SUMMARY_KINDS: tuple[Kind, ...] = ("data", "moments", "mixture", "scores", "threshold")
+def _known(kind: object, others: Callable[[object], Any]) -> Any:  # noqa: ANN401
+    """A kind of the table as it is by now, which may have grown since this module was read."""
+    return kind if kind in kinds() else others(kind)
 
-#: Summaries that look through the decoder, too, where a run shares whole models.
-WHOLE_KINDS: tuple[Kind, ...] = ("scores", "threshold")
+
+#: What a phase asks for: "train", or a kind of ``fedlatent.shared.summaries.SUMMARIES``. Whatever
+#: is validated against it is one of these.
+if TYPE_CHECKING:
+    Kind = str
+else:
+    Kind = Annotated[Literal[kinds()], WrapValidator(_known)]
 
 #: Training rounds between two releases of moments when a run names none.
 EVERY = 5
+
+_WHEN: tuple[When, ...] = get_args(When)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +57,10 @@ def phases(run: RunConfig) -> tuple[Phase, ...]:
 
 def count_phases(run: RunConfig) -> int:
     """How many phases a run has, without making them: a hostile file may ask for any number."""
-    summaries, rounds = run.summaries, training_rounds(run)
-    mixture = summaries.em_rounds if summaries.components else 0
-    every = (summaries.every or EVERY) if run.sharing == "encoder+summary" else 0
+    rounds, every = training_rounds(run), _every(run)
     between = (rounds - 1) // every if every and rounds else 0
-    each = 1 + (mixture if summaries.prior == "mixture" else 0)
-    once = (summaries.data != "none") + 1 + mixture + run.scoring.combined + 1
-    return rounds + between * each + once
+    counts = {when: sum(one.times(run, when) for one in SUMMARIES.values()) for when in _WHEN}
+    return rounds + counts["start"] + between * counts["between"] + counts["end"]
 
 
 def phase_of(run: RunConfig, number: int) -> Phase | None:
@@ -70,9 +75,9 @@ def training_round(run: RunConfig, number: int) -> int:
     return 0 if found is None else found.trained + (found.kind == "train")
 
 
-def last_moments(run: RunConfig, before: int) -> Phase | None:
-    """The newest moments phase before phase number ``before``; None when there is none."""
-    found = [one for one in phases(run)[: before - 1] if one.kind == "moments"]
+def last_phase(run: RunConfig, kind: Kind, before: int) -> Phase | None:
+    """The newest phase of a kind before phase number ``before``; None when there is none."""
+    found = [one for one in phases(run)[: before - 1] if one.kind == kind]
     return found[-1] if found else None
 
 
@@ -82,23 +87,20 @@ def training_rounds(run: RunConfig) -> int:
 
 
 def _kinds(run: RunConfig) -> Iterator[Kind]:
-    summaries, rounds = run.summaries, training_rounds(run)
-    if summaries.data != "none":
-        yield "data"
-    every = (summaries.every or EVERY) if run.sharing == "encoder+summary" else 0
+    rounds, every = training_rounds(run), _every(run)
+    yield from _summaries(run, "start")
     for number in range(1, rounds + 1):
         yield "train"
         if every and number % every == 0 and number < rounds:
-            yield "moments"
-            if summaries.prior == "mixture":
-                yield from _mixture(run)
-    yield "moments"
-    yield from _mixture(run)
-    if run.scoring.combined:
-        yield "scores"
-    yield "threshold"
+            yield from _summaries(run, "between")
+    yield from _summaries(run, "end")
 
 
-def _mixture(run: RunConfig) -> list[Kind]:
-    summaries = run.summaries
-    return ["mixture"] * summaries.em_rounds if summaries.components else []
+def _summaries(run: RunConfig, when: When) -> Iterator[Kind]:
+    for kind, one in SUMMARIES.items():
+        yield from [kind] * one.times(run, when)
+
+
+def _every(run: RunConfig) -> int:
+    """Training rounds between two releases of summaries; 0 where there are none in between."""
+    return (run.summaries.every or EVERY) if run.sharing == "encoder+summary" else 0

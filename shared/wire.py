@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from fedlatent.shared.arrays import Arrays as Arrays  # passed on: a message is made of them
 from fedlatent.shared.config import RunConfig, invalid
 from fedlatent.shared.errors import ConfigError, ProtocolError
 from fedlatent.shared.privacy.summaries import Form
@@ -32,18 +33,9 @@ MAX_COUNT = 2**53  # whole numbers up to here are exact in a float
 
 #: What a run may be called; it names a folder on both sides.
 RUN_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,80}$"
-Arrays = dict[str, np.ndarray]
 
 #: Fields of a request that say how it was sent, not what it asks for.
 SENDING = frozenset({"receiver", "expires", "certificate", "signature"})
-
-#: What the names of the arrays beside the weights begin with in a request.
-SCALING_PREFIX = "scaling."
-DATA_PREFIX = "data."
-DENSITY_PREFIX = "density."
-MIXTURE_PREFIX = "mixture."
-SCORES_PREFIX = "scores."
-EXTRA_PREFIXES = (SCALING_PREFIX, DATA_PREFIX, DENSITY_PREFIX, MIXTURE_PREFIX, SCORES_PREFIX)
 
 _LENGTH = struct.Struct("<II")
 
@@ -94,18 +86,6 @@ class ReplyHeader(_Header):
     rng: Literal["secure", "simulation"] = "secure"  # of the worst release in epsilon
     request: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""  # name of what is answered
     signature: SignatureText = ""  # of the node's own key; see fedlatent.shared.signing
-
-
-def below(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    """The arrays whose names begin with ``prefix``, without it."""
-    return {
-        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
-    }
-
-
-def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """The same arrays with ``prefix`` before their names."""
-    return {prefix + key: value for key, value in arrays.items()}
 
 
 HeaderT = TypeVar("HeaderT", RequestHeader, ReplyHeader)

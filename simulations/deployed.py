@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.errors import FedlatentError, ServiceError
 from fedlatent.shared.files import write_atomic
-from fedlatent.shared.schedule import Kind, phases, training_round
+from fedlatent.shared.schedule import phases, training_round
 from fedlatent.simulations.federation import (
     Progress,
     RoundFacts,
@@ -225,7 +224,7 @@ def outcome(server: ServerHome, result: RunResult, homes: Mapping[str, ClientHom
         history.append(
             RoundFacts(
                 number=row.number,
-                kind=cast(Kind, row.kind),
+                kind=row.kind,
                 round=training_round(result.config, row.number),
                 seconds=(row.finished or row.started) - row.started,
                 asked=row.asked,
@@ -255,7 +254,7 @@ def _progress(server: ServerHome, run_id: str) -> Iterator[Progress]:
         yield Progress(
             phase=row.number,
             phases=run.phases,
-            kind=cast(Kind, row.kind),
+            kind=row.kind,
             round=training_round(config, row.number),
             asked=row.asked,
             answered=sum(part.status in ANSWERED for part in parts),

@@ -105,8 +105,8 @@ def site_detector(material: SiteMaterial, site: SiteData) -> Detector:
 
 def global_detector(result: RunResult, normals: NDArray[np.generic] | None = None) -> Detector:
     """The score of the global bundle, re-centred on ``normals`` when there are some."""
-    latents = _latents(result.config, result.arrays, result.scaling)
-    density = result.density
+    latents = _latents(result.config, result.arrays, result.released.scaling)
+    density = result.released.density
     center = density.mean if normals is None else latents(normals).mean(axis=0)
     precision = density.precision(recentred=normals is not None)
     return lambda rows: squared_distance(latents(rows), center, precision)
@@ -120,7 +120,11 @@ def combined_detector(
     Re-centred on ``normals``, distances are about their mean and within clients, and the density's
     mean moves to that of the normals' parts, as far as their number bears it.
     """
-    scores, density, gaussian = result.scores, result.density, result.gaussian
+    scores, density, gaussian = (
+        result.released.scores,
+        result.released.density,
+        result.released.gaussian,
+    )
     if scores is None:
         return None
     run, schema = result.config, schema_of(result.config.data)
@@ -128,14 +132,14 @@ def combined_detector(
     load_weights(model, result.arrays, whole=run.shares_decoder)
     center: NDArray[np.float64] | None = None
     if normals is not None:
-        center = _latents(run, result.arrays, result.scaling)(normals).mean(axis=0)
+        center = _latents(run, result.arrays, result.released.scaling)(normals).mean(axis=0)
         if gaussian is not None:
             gaussian = gaussian.recentred(schema.preprocess(normals))
 
     def parts(rows: NDArray[np.generic]) -> dict[str, NDArray[np.float64]]:
         records = torch.from_numpy(schema.preprocess(rows))
         return score_parts(
-            model, records, scaled(records, result.scaling), density, gaussian, center
+            model, records, scaled(records, result.released.scaling), density, gaussian, center
         )
 
     if normals is not None:

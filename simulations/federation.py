@@ -30,7 +30,8 @@ from fedlatent.shared.data.sources import Federation
 from fedlatent.shared.files import append_line, read_lines
 from fedlatent.shared.records import LocalRecords, from_records, to_records
 from fedlatent.shared.schedule import Kind, phase_of, phases, training_round
-from fedlatent.shared.wire import EXTRA_PREFIXES, Arrays, ReplyHeader, RequestHeader, unpack
+from fedlatent.shared.summaries import split_parts
+from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader, unpack
 from fedlatent.simulations.availability import Availability
 from fedlatent.simulations.grid import Answers, ClientsFailed, Handler, InProcessGrid, by_handlers
 from fedlatent.simulations.stacked.cohort import Cohort
@@ -333,7 +334,7 @@ class _Observer:
             header, arrays = from_records(RequestHeader, messages[0].content)
             before = phase_of(self._run, header.round - 1)
             if self._after_round and before is not None and before.kind == "train":
-                weights = {k: v for k, v in arrays.items() if not k.startswith(EXTRA_PREFIXES)}
+                weights, _ = split_parts(header.config, arrays)
                 self._after_round(before.trained + 1, weights)
             tally = _Tally()
             started = reported = time.monotonic()

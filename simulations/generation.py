@@ -125,10 +125,10 @@ def priors_of(result: RunResult) -> dict[str, Prior]:
     """What latents can be drawn from after a run."""
     priors: dict[str, Prior] = {
         "N(0, I)": StandardNormal(),
-        "gaussian": GaussianPrior.of(result.density),
+        "gaussian": GaussianPrior.of(result.released.density),
     }
-    if result.mixture is not None:
-        priors["mixture"] = MixturePrior.of(result.mixture)
+    if result.released.mixture is not None:
+        priors["mixture"] = MixturePrior.of(result.released.mixture)
     return priors
 
 

@@ -20,13 +20,6 @@ app = typer.Typer(no_args_is_help=True, help="Plan the privacy budget of a run."
 
 _CLIP_RECORDS = 256
 _EMPTY_EPSILON = 10.0  # from here on a guarantee says next to nothing
-_LEAVES: dict["Kind", str] = {
-    "data": "sums over features",
-    "moments": "latent moments",
-    "mixture": "moments of each component",
-    "scores": "moments of the score's parts",
-    "threshold": "histograms of scores",
-}
 
 
 @app.callback()
@@ -111,9 +104,8 @@ def _planned(
 
 def _form(run: "RunConfig", plan: "PrivacyPlan", records: int | None, k: int) -> "tuple[Form, str]":
     """As the server will choose it, with so many records at each client; and why."""
-    from fedlatent.shared.privacy.accounting import epsilon_of
-    from fedlatent.shared.privacy.summaries import choose_form
     from fedlatent.shared.schedule import phases
+    from fedlatent.shared.summaries import SUMMARIES, Federated
 
     clients = run.federation.nodes
     if run.summaries.moments != "auto":
@@ -124,8 +116,8 @@ def _form(run: "RunConfig", plan: "PrivacyPlan", records: int | None, k: int) ->
         return "full", "as the first phase, before the server knows of any records"
     if records is None:
         return "full", "with enough records; give --records to see the server's choice"
-    epsilon = epsilon_of([plan.required("moments")], plan.delta)
-    form = choose_form(records * clients, clients, epsilon, k)
+    epsilon = plan.epsilon_of_one("moments")
+    form = SUMMARIES["moments"].form(run, k, Federated(), [records] * clients, clients, epsilon)
     return form, f"for {records} records at each of {clients} clients"
 
 
@@ -165,7 +157,7 @@ def _release(planned: _Planned, kind: "Kind", count: int, share: float | None) -
 def _leaving(planned: _Planned, kind: "Kind") -> tuple[str, int, int, float]:
     """What one release of a kind is: words, numbers, bytes, and what one record adds at most."""
     from fedlatent.shared.models.base import ENCODER_PREFIX
-    from fedlatent.shared.privacy.specs import spec_of
+    from fedlatent.shared.summaries import SUMMARIES, example_state
 
     run, model = planned.run, planned.model
     if kind == "train":
@@ -177,8 +169,10 @@ def _leaving(planned: _Planned, kind: "Kind") -> tuple[str, int, int, float]:
         ]
         words = "weights of the whole model" if whole else "weights of the encoder"
         return words, sum(parameters), 4 * sum(parameters), run.privacy.clip
-    spec = spec_of(run, kind, planned.form, model.latent_dim, run.summaries.components)
-    words = f"{_LEAVES[kind]} {list(spec.shape)}"
+    summary = SUMMARIES[kind]
+    state = example_state(run, model.latent_dim, planned.form)
+    spec = summary.spec(run, model.latent_dim, state)
+    words = f"{summary.label} {list(spec.shape)}"
     return words, math.prod(spec.shape), 8 * math.prod(spec.shape), spec.sensitivity
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
+from fedlatent.shared.arrays import Arrays, add_prefix, strip_prefix
 from fedlatent.shared.config import StrategySection
-from fedlatent.shared.wire import Arrays, below, under
 
 _MOMENTUM = 0.9
 _ADAPTIVE = {"adam": FedAdam, "yogi": FedYogi, "adagrad": FedAdagrad}
@@ -31,20 +31,20 @@ def server_step(
         return _momentum(section.server_learning_rate, before, mean, state)
     rule = _ADAPTIVE[section.server_optimizer](eta=section.server_learning_rate)
     rule.current_arrays = {key: value.astype(np.float64) for key, value in before.items()}
-    rule.m_t, rule.v_t = below(state, "m/") or None, below(state, "v/") or None
+    rule.m_t, rule.v_t = strip_prefix(state, "m/") or None, strip_prefix(state, "v/") or None
     record, _ = rule.aggregate_train(round, [_reply(mean)])
-    kept = {**under("m/", dict(rule.m_t or {})), **under("v/", dict(rule.v_t or {}))}
+    kept = {**add_prefix("m/", dict(rule.m_t or {})), **add_prefix("v/", dict(rule.v_t or {}))}
     return _like(before, record), kept
 
 
 def _momentum(rate: float, before: Arrays, mean: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
     rule = FedAvgM(server_learning_rate=rate, server_momentum=_MOMENTUM)
     rule.current_arrays = _record(before)
-    velocity = below(state, "m/")
+    velocity = strip_prefix(state, "m/")
     rule.momentum_vector = [velocity[key] for key in before] if velocity else None
     record, _ = rule.aggregate_train(1, [_reply({key: mean[key] for key in before})])
     kept = dict(zip(before, rule.momentum_vector or [], strict=True))
-    return _like(before, record), under("m/", kept)
+    return _like(before, record), add_prefix("m/", kept)
 
 
 def _reply(mean: Mapping[str, np.ndarray]) -> Message:

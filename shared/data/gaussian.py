@@ -34,6 +34,10 @@ class DataGaussian:
     middle: float
     shape: tuple[int, ...]
 
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """The density of the features as float64 arrays, for files and messages."""
+        return self.density.arrays()
+
     def features(self, records: NDArray[np.float32]) -> NDArray[np.float64]:
         """Features [N, m] of preprocessed records [N, *shape]."""
         return data_features(records, self.basis, self.middle)

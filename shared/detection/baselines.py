@@ -21,8 +21,8 @@ from fedlatent.shared.privacy.summaries import (
     latent_density,
     mixture_moments,
     mixture_spec,
-    release,
-    release_moments,
+    noisy_moments,
+    noisy_sum,
     squared_distance,
 )
 
@@ -188,7 +188,7 @@ def dp_mahalanobis(
 
     Records pass a public linear map (`cosine_basis`: the lowest `features` frequencies along each
     axis alike, or the values themselves where `features` is not below their number, as suits
-    tables), then each site makes one `release_moments`, and the sum gives mean and covariance.
+    tables), then each site makes one `noisy_moments`, and the sum gives mean and covariance.
     Privacy per site: one Gaussian release with `noise_multiplier`.
 
     Args:
@@ -276,7 +276,7 @@ def dp_gaussian_mixture(
     for _ in range(em_rounds):
         stacks = [mixture_moments(one, radius, mixture) for one in rows]
         spec = mixture_spec(len(mixture.weights), rows[0].shape[1])
-        released = [release(one, spec, noise_multiplier, noise) for one in stacks]
+        released = [noisy_sum(one, spec, noise_multiplier, noise) for one in stacks]
         mixture = next_mixture(
             mixture,
             np.sum(released, axis=0),
@@ -306,7 +306,7 @@ def _released_density(
     rows: Sequence[NDArray[np.float64]], radius: float, noise_multiplier: float, noise: NoiseSource
 ) -> LatentDensity:
     """Pool one release of the moments of each site's rows [N_i, features]."""
-    released = [release_moments(one, radius, noise_multiplier, noise) for one in rows]
+    released = [noisy_moments(one, radius, noise_multiplier, noise) for one in rows]
     return latent_density(released, radius, noise_multiplier)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.detection.parts import score_centres, score_names
 from fedlatent.shared.privacy.robust import pooled_density
 from fedlatent.shared.privacy.summaries import LatentDensity
 
@@ -27,6 +26,8 @@ PARTS: dict[str, float] = {
 }
 
 _PRIOR_RECORDS = 10.0
+_EXPECTED_ERROR = 0.05  # of one value of a record, in squared units; only a public centre
+_EXPECTED_LOGVAR = -2.0
 #: Of a mapped part, so that one that hardly varies does not decide alone.
 LEAST_DEVIATION = 0.02
 #: Of a distance before its logarithm.
@@ -65,6 +66,10 @@ class ScoreDensity:
             density=LatentDensity.checked(arrays, len(names)),
         )
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The density of the parts as float64 arrays, for files and messages."""
+        return self.density.arrays()
+
     def recentred(self, parts: Mapping[str, NDArray[np.float64]]) -> "ScoreDensity":
         """About a device's own normal records, given their parts [N]; few of them count little."""
         mapped = statistics(parts, self.names, self.centres)
@@ -80,6 +85,28 @@ class ScoreDensity:
         return np.asarray(
             np.maximum(standard, 0.0).sum(axis=1) + WEIGHT_BELOW * standard.sum(axis=1)
         )
+
+
+def score_names(run: RunConfig) -> tuple[str, ...]:
+    """The parts that everyone who has a run's result can compute."""
+    names = ["latent_distance", "posterior_logvar"]
+    if run.summaries.data == "gaussian":
+        names.append("data_distance")
+    if run.shares_decoder:
+        names.append("reconstruction_error")
+    return tuple(names)
+
+
+def score_centres(run: RunConfig, latent_dim: int) -> tuple[float, ...]:
+    """Public centres of the parts of ``score_names``."""
+    size = math.prod(run.data.shape)
+    centres = {
+        "latent_distance": math.log(latent_dim),
+        "posterior_logvar": _EXPECTED_LOGVAR,
+        "data_distance": math.log(min(run.summaries.features, size)),
+        "reconstruction_error": math.log(size * _EXPECTED_ERROR),
+    }
+    return tuple(centres[name] for name in score_names(run))
 
 
 def statistics(

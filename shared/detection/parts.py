@@ -1,41 +1,14 @@
-"""The parts of a run's score: which it has, their public centres, and their values for records."""
-
-import math
+"""The values of a score's parts for records."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.gaussian import DataGaussian
 from fedlatent.shared.models.base import VAE
 from fedlatent.shared.privacy.summaries import LatentDensity, squared_distance
 
 _CHUNK = 4096
-_EXPECTED_ERROR = 0.05  # of one value of a record, in squared units; only a public centre
-_EXPECTED_LOGVAR = -2.0
-
-
-def score_names(run: RunConfig) -> tuple[str, ...]:
-    """The parts that everyone who has a run's result can compute."""
-    names = ["latent_distance", "posterior_logvar"]
-    if run.summaries.data == "gaussian":
-        names.append("data_distance")
-    if run.shares_decoder:
-        names.append("reconstruction_error")
-    return tuple(names)
-
-
-def score_centres(run: RunConfig, latent_dim: int) -> tuple[float, ...]:
-    """Public centres of the parts of ``score_names``."""
-    size = math.prod(run.data.shape)
-    centres = {
-        "latent_distance": math.log(latent_dim),
-        "posterior_logvar": _EXPECTED_LOGVAR,
-        "data_distance": math.log(min(run.summaries.features, size)),
-        "reconstruction_error": math.log(size * _EXPECTED_ERROR),
-    }
-    return tuple(centres[name] for name in score_names(run))
 
 
 def score_parts(

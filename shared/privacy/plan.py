@@ -15,6 +15,7 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.privacy.accounting import GaussianEvent, calibrate, epsilon_of, pld_epsilon_of
 from fedlatent.shared.privacy.noise import NoiseSource, RngName
 from fedlatent.shared.schedule import Kind, phases
+from fedlatent.shared.summaries import SUMMARIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,11 @@ class PrivacyPlan:
             raise ValueError("Expected a private run, got one without noise.")
         return event
 
+    def epsilon_of_one(self, kind: Kind) -> float | None:
+        """Epsilon of one phase of a kind by itself; None without privacy."""
+        event = self.event(kind)
+        return None if event is None else epsilon_of([event], self.delta)
+
     def events(self) -> list[GaussianEvent]:
         """Everything the whole run releases about one client; empty when not private."""
         counts: list[tuple[Kind, int]] = [("train", self.rounds)] if self.rounds else []
@@ -147,16 +153,8 @@ def shares_of(run: RunConfig) -> dict[Kind, float]:
     Raises:
         ValueError: the summaries leave nothing for training.
     """
-    privacy = run.privacy
-    whole: dict[Kind, float] = {
-        "data": privacy.data_share,
-        "moments": privacy.moments_share,
-        "mixture": privacy.mixture_share,
-        "scores": privacy.scores_share,
-        "threshold": privacy.threshold_share,
-    }
-    kinds = {phase.kind for phase in phases(run)}
-    shares = {kind: share for kind, share in whole.items() if kind in kinds}
+    kinds = dict.fromkeys(phase.kind for phase in phases(run))
+    shares = {kind: SUMMARIES[kind].share(run) for kind in kinds if kind != "train"}
     total = sum(shares.values())
     if "train" not in kinds:
         return {kind: share / total for kind, share in shares.items()}

@@ -1,7 +1,7 @@
-"""Latent summaries: moments, mixtures, scaling and histograms, Gaussian releases all of them.
+"""Sums over records: moments, mixtures, scaling and histograms, and Gaussian noise on them.
 
 Notation: z_i in R^k are latent means of the released encoder, clipped to a public radius R,
-u_i = (z_i / R, 1). Un-noised sums and their releases are separate functions, so that tests can
+u_i = (z_i / R, 1). Un-noised sums and their noise are separate functions, so that tests can
 check the sensitivity of the first and the variance of the second. Sensitivities are L2 under
 zero-out: what one record adds to the sum beyond a null record. numpy only.
 
@@ -124,7 +124,7 @@ def threshold_spec(scores: int = 2) -> SummarySpec:
     )
 
 
-def release(
+def noisy_sum(
     exact: np.ndarray, spec: SummarySpec, noise_multiplier: float, noise: NoiseSource
 ) -> np.ndarray:
     """``exact`` with Gaussian noise of deviation s = sensitivity * noise_multiplier; 0 means none.
@@ -241,12 +241,12 @@ def scaling_sums(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[len(whole)], firsts.sum(axis=0) / root, seconds.sum(axis=0) / root])
 
 
-def release_moments(
+def noisy_moments(
     latents: np.ndarray, radius: float, noise_multiplier: float, noise: NoiseSource
 ) -> np.ndarray:
     """The full moments [k+1, k+1] with noise; ``noise_multiplier`` 0 means none."""
     exact = moments(latents, radius)
-    return release(exact, moments_spec(len(exact) - 1), noise_multiplier, noise)
+    return noisy_sum(exact, moments_spec(len(exact) - 1), noise_multiplier, noise)
 
 
 def as_matrix(released: np.ndarray) -> np.ndarray:
@@ -325,6 +325,12 @@ class LatentDensity:
             covariance=np.asarray(arrays["covariance"], dtype=np.float64),
             within=np.asarray(arrays["within"], dtype=np.float64),
         )
+
+
+def standard_density(k: int) -> LatentDensity:
+    """The standard normal law of k dimensions, as if of one record."""
+    unit = np.eye(k)
+    return LatentDensity(count=1.0, mean=np.zeros(k), covariance=unit, within=unit)
 
 
 def symmetric(matrices: np.ndarray) -> bool:

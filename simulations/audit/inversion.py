@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedlatent.shared.data.sources import hearts
-from fedlatent.shared.privacy.specs import latent_radius
 from fedlatent.shared.privacy.summaries import client_mean
+from fedlatent.shared.summaries import latent_radius
 from fedlatent.simulations.audit.usual import UsualRun, codes
 
 #: Public patients and beats of each; their seeds are far from those of any federation here.

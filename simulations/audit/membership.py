@@ -110,7 +110,7 @@ def statistics(usual: UsualRun, records: np.ndarray) -> np.ndarray:
     Latent means and log variances under the final encoder, the rates under both encoders, and the
     distance to the released density.
     """
-    density = usual.transcript.result.density
+    density = usual.transcript.result.released.density
     means, logvars = codes(usual.released(), records)
     before = codes(run_model(usual.config), records)
     distance = squared_distance(means, density.mean, density.precision(recentred=False))

@@ -8,21 +8,18 @@ it must be standard normal.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedlatent.client.compute import (
-    Asked,
-    data_sums,
-    latent_sums,
     latents_of,
     load_weights,
-    parts_of,
+    parse_request,
     scaled,
-    take_apart,
+    view_of,
 )
 from fedlatent.client.home import ClientHome
 from fedlatent.client.ledger import Entry
@@ -31,27 +28,13 @@ from fedlatent.client.node import Node
 from fedlatent.client.policy import NodeConfig, schema_of
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.detection.parts import score_names
 from fedlatent.shared.models import VAE, build
 from fedlatent.shared.models.base import ENCODER_PREFIX
-from fedlatent.shared.privacy import summaries
-from fedlatent.shared.privacy.mixture import LatentMixture
-from fedlatent.shared.privacy.specs import latent_radius
-from fedlatent.shared.privacy.summaries import Form, LatentDensity
-from fedlatent.shared.schedule import WHOLE_KINDS, Kind, Phase, phases
-from fedlatent.shared.wire import (
-    DATA_PREFIX,
-    DENSITY_PREFIX,
-    MIXTURE_PREFIX,
-    PROTOCOL,
-    SCALING_PREFIX,
-    SCORES_PREFIX,
-    Arrays,
-    ReplyHeader,
-    RequestHeader,
-    under,
-    unpack,
-)
+from fedlatent.shared.privacy.summaries import Form, SummarySpec
+from fedlatent.shared.schedule import Kind, Phase, phases
+from fedlatent.shared.summaries import SUMMARIES, carried, example_state, scaling_of
+from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader, unpack
+from fedlatent.simulations.audit.unit import summary_cases
 
 #: A record is 8 features at 8 places; there is a record for each of the 64 values.
 SHAPE = (8, 8)
@@ -61,6 +44,8 @@ LATENT = 8
 CLIP = 0.5
 BOUND = 3.0
 
+#: The kinds whose sensitivity is stated here.
+_STATED = ("data", "moments", "mixture", "scores", "threshold")
 _DEADLINE_S = 60.0
 _RECORD = "record"  # of the file that a node's configuration names and nobody reads here
 
@@ -174,41 +159,27 @@ def request_arrays(run: RunConfig, kind: Kind) -> Arrays:
 
     Beside them lie unit scalings and densities, where the kind needs some.
     """
-    if kind == "data":
-        return {}
+    state = example_state(run, LATENT)
     if kind == "train":
-        return zero_weights(run) | _scaling(run)
-    arrays = first_weights(run, whole=run.shares_decoder and kind in WHOLE_KINDS)
-    arrays |= _scaling(run)
-    if kind in WHOLE_KINDS:
-        arrays |= under(DENSITY_PREFIX, _unit_density(LATENT).arrays())
-        if run.summaries.data == "gaussian":
-            arrays |= under(DATA_PREFIX, _unit_density(run.summaries.features).arrays())
-    if kind == "threshold" and run.scoring.combined:
-        arrays |= under(SCORES_PREFIX, _unit_density(len(score_names(run))).arrays())
-    if kind == "mixture":
-        arrays |= under(MIXTURE_PREFIX, _two_components().arrays())
-    return arrays
-
-
-def _scaling(run: RunConfig) -> Arrays:
-    if run.summaries.data != "scaling":
-        return {}
-    return under(SCALING_PREFIX, {"mean": np.zeros(SHAPE[0]), "deviation": np.ones(SHAPE[0])})
+        return zero_weights(run) | state.sent(scaling_of(run))
+    summary, weights = SUMMARIES[kind], Arrays()
+    if summary.sees_model:
+        weights = first_weights(run, whole=run.shares_decoder and summary.whole_model)
+    return weights | state.sent(carried(run, kind))
 
 
 def exact_sums(
-    node: Node, run: RunConfig, kind: Kind, form: Form, arrays: Arrays, center: np.ndarray
+    node: Node, run: RunConfig, kind: Kind, form: Form, arrays: Arrays, own: np.ndarray | None
 ) -> np.ndarray:
-    """What the node's records give for a request, without noise."""
-    if kind == "data":
-        return np.asarray(data_sums(run, node.records.numpy()))
-    model = _model(run)
-    asked: Asked = take_apart(run, kind, arrays, LATENT)
-    load_weights(model, asked.weights, whole=run.shares_decoder and kind in WHOLE_KINDS)
-    latents = latents_of(model, scaled(node.records, asked.scaling))
-    parts = parts_of(run, model, node.records, asked)
-    return np.asarray(latent_sums(run, kind, form, latents, asked, center, parts))
+    """What the node's records give for a request, without noise; ``own`` is what it builds on."""
+    model, summary = _model(run), SUMMARIES[kind]
+    asked = parse_request(run, kind, arrays, LATENT, form=form)
+    latents = np.zeros((len(node.records), 0))
+    if summary.sees_model:
+        load_weights(model, asked.weights, whole=run.shares_decoder and summary.whole_model)
+        latents = latents_of(model, scaled(node.records, asked.state.scaling))
+    view = view_of(run, model, node.records, asked, latents)
+    return summary.exact(run, asked.state, replace(view, own=own))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,31 +271,36 @@ def _noise_of_run(
     node: Node, run: RunConfig, form: Form, run_id: str, exact: dict[Kind, np.ndarray]
 ) -> Iterator[tuple[Kind, np.ndarray]]:
     """Noise of each summary of one run; ``exact`` keeps what is the same in all runs."""
-    center = np.zeros(LATENT)
+    released: dict[Kind, np.ndarray] = {}
     for phase in phases(run):
         kind, arrays = phase.kind, request_arrays(run, phase.kind)
         answer = ask(node, run, run_id, phase, form, arrays)
         if kind == "train":
             continue
-        (released,) = answer.arrays.values()
-        if kind == "moments":
-            center = summaries.client_mean(released, latent_radius(run, LATENT))
-        if kind not in exact or kind == "threshold":
-            exact[kind] = exact_sums(node, run, kind, form, arrays, center)
+        (released[kind],) = answer.arrays.values()
+        base = SUMMARIES[kind].builds_on
+        own = None if base is None else released[base]
+        if kind not in exact or own is not None:
+            exact[kind] = exact_sums(node, run, kind, form, arrays, own)
         paid = answer.entry.noise_multiplier * sensitivity(run, kind, form)
-        yield kind, (released - exact[kind]) / paid
+        yield kind, (released[kind] - exact[kind]) / paid
 
 
 def symmetric(run: RunConfig, kind: Kind, form: Form) -> bool:
     """Whether a summary is a symmetric matrix, or a stack of them."""
+    if kind not in _STATED:
+        return _spec(run, kind, form).symmetric
     return not _diagonal(run, kind, form) and kind != "threshold"
 
 
 def sensitivity(run: RunConfig, kind: Kind, form: Form) -> float:
     """What one record adds at most to a summary, as docs/privacy.md derives it.
 
-    Stated here a second time on purpose: the audit must not believe the code it audits.
+    Stated here a second time on purpose: the audit must not believe the code it audits. Of a kind
+    that is not stated, what the worst record of its unit audit adds.
     """
+    if kind not in _STATED:
+        return max(case.moved for case in summary_cases(0) if case.kind == kind)
     if kind == "threshold":
         return math.sqrt(3 if run.scoring.combined else 2)
     if kind == "mixture":
@@ -334,9 +310,13 @@ def sensitivity(run: RunConfig, kind: Kind, form: Form) -> float:
 
 def _counts(run: RunConfig, kind: Kind, form: Form) -> int | None:
     """Which of the independent numbers is the public number of records, which needs no noise."""
-    if kind in ("threshold", "mixture"):
+    if kind not in _STATED or kind in ("threshold", "mixture"):
         return None
     return 0 if _diagonal(run, kind, form) else -1
+
+
+def _spec(run: RunConfig, kind: Kind, form: Form) -> SummarySpec:
+    return SUMMARIES[kind].spec(run, LATENT, example_state(run, LATENT, form))
 
 
 def _diagonal(run: RunConfig, kind: Kind, form: Form) -> bool:
@@ -357,20 +337,6 @@ def _independent(noise: np.ndarray, *, is_symmetric: bool, count: int | None) ->
         flat = np.delete(flat, count, axis=1)
         diagonal = None if diagonal is None else np.delete(diagonal, count)
     return Noise(rows=flat, diagonal=diagonal)
-
-
-def _unit_density(k: int) -> LatentDensity:
-    unit = np.eye(k)
-    return LatentDensity(count=float(RECORDS), mean=np.zeros(k), covariance=unit, within=unit)
-
-
-def _two_components() -> LatentMixture:
-    unit = np.eye(LATENT)
-    return LatentMixture(
-        weights=np.array([0.5, 0.5]),
-        means=np.stack([unit[0], -unit[0]]),
-        covariances=np.stack([unit, unit]),
-    )
 
 
 def _model(run: RunConfig) -> VAE:

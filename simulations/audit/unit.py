@@ -15,21 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlatent.client.compute import Asked, data_sums, latent_sums
 from fedlatent.client.gradients.sums import NORM_FLOOR
 from fedlatent.client.trainer import gradient_sums, train_round
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.detection.parts import score_names
 from fedlatent.shared.models import VAE, build
 from fedlatent.shared.privacy import summaries
 from fedlatent.shared.privacy.accounting import epsilon_of
 from fedlatent.shared.privacy.audit import gaussian_epsilon, gdp_lower_bound
-from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.noise import NoiseSource, SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.privacy.specs import spec_of
-from fedlatent.shared.privacy.summaries import Form, LatentDensity, SummarySpec
+from fedlatent.shared.privacy.summaries import SummarySpec
 from fedlatent.shared.schedule import Kind
+from fedlatent.shared.summaries import SUMMARIES
 from fedlatent.simulations.audit.results import Finding, Watch
 
 #: Noise multipliers of a training step and of a summary.
@@ -41,9 +38,9 @@ CLIP = 0.5
 _SHAPE = (12,)
 _LATENT = 3
 _BOUND = 3.0  # of records
+#: Draws follow from a case's place, so the kinds of the published audit keep theirs.
+_FIRST = ("moments", "mixture", "threshold", "scores", "data")
 _OTHERS = 8  # records that are in both worlds
-_FAR = 100.0  # a latent beyond any radius
-_NULL = np.nan  # every value of a null record
 _REPORTS = 20  # of progress, per audit
 
 
@@ -185,6 +182,11 @@ class SummaryCase:
     without: np.ndarray
     spec: SummarySpec
 
+    @property
+    def moved(self) -> float:
+        """L2 norm of what the canary adds."""
+        return float(np.linalg.norm(self.with_ - self.without))
+
 
 def summary_findings(draws: int, seed: int, watch: Watch) -> Iterator[Finding]:
     """Every kind of summary that a client can release."""
@@ -205,13 +207,13 @@ def summary_findings(draws: int, seed: int, watch: Watch) -> Iterator[Finding]:
 def summary_draws(
     case: SummaryCase, plan: PrivacyPlan, draws: int, noise: NoiseSource, watch: Watch
 ) -> Draws:
-    """Scores of releases of one summary by ``fedlatent.shared.privacy.summaries.release``."""
+    """Scores of releases of one summary by ``fedlatent.shared.privacy.summaries.noisy_sum``."""
     direction = case.with_ - case.without
     worlds = []
     for world, exact in enumerate((case.with_, case.without)):
         scores = np.empty(draws)
         for draw in range(draws):
-            released = summaries.release(exact, case.spec, plan.multiplier(case.kind), noise)
+            released = summaries.noisy_sum(exact, case.spec, plan.multiplier(case.kind), noise)
             scores[draw] = np.vdot(released, direction)
         watch(case.name, (world + 1) / 2)
         worlds.append(scores)
@@ -219,84 +221,21 @@ def summary_draws(
 
 
 def summary_cases(seed: int) -> list[SummaryCase]:
-    """The sums of ``client.compute`` over the same other records, with and without a canary.
-
-    Without it, a null record stands in its place: NaN. So the public number of records is the same.
-    """
+    """The sums of every kind over the same other records, with and without its worst record."""
     run, rng = audit_run(), np.random.default_rng(seed)
+    first = [kind for kind in _FIRST if kind in SUMMARIES]
+    order = dict.fromkeys([*first, *SUMMARIES])
     return [
-        *(_latent_case(run, rng, *one) for one in _LATENT_KINDS),
-        _scores_case(run, rng),
-        _data_case(run, rng, "scaling", "feature scaling"),
-        _data_case(run, rng, "gaussian", "Gaussian of the data"),
+        SummaryCase(
+            name=case.name,
+            kind=kind,
+            with_=SUMMARIES[kind].exact(case.run, case.state, case.present),
+            without=SUMMARIES[kind].exact(case.run, case.state, case.absent),
+            spec=SUMMARIES[kind].spec(case.run, _LATENT, case.state),
+        )
+        for kind in order
+        for case in SUMMARIES[kind].worst_cases(run, _LATENT, rng)
     ]
-
-
-_LATENT_KINDS: tuple[tuple[str, Kind, Form], ...] = (
-    ("moments, full", "moments", "full"),
-    ("moments, diagonal", "moments", "diagonal"),
-    ("moments of a mixture", "mixture", "full"),
-    ("histograms of scores", "threshold", "full"),
-)
-
-
-def _latent_case(
-    run: RunConfig, rng: np.random.Generator, name: str, kind: Kind, form: Form
-) -> SummaryCase:
-    others = rng.normal(0, 1, (_OTHERS, _LATENT))
-    # Along an axis, so that the squares of a diagonal release reach their norm, too.
-    canary = np.zeros((1, _LATENT))
-    canary[0, 0] = _FAR
-    unit = np.eye(_LATENT)
-    asked = Asked(
-        weights={},
-        density=LatentDensity(count=1.0, mean=np.zeros(_LATENT), covariance=unit, within=unit),
-        # One component takes the whole canary: shares of one record have no larger norm.
-        mixture=LatentMixture(
-            weights=np.array([0.5, 0.5]),
-            means=np.stack([_FAR * unit[0], -_FAR * unit[0]]),
-            covariances=np.stack([unit, unit]),
-        ),
-    )
-    sums = [
-        latent_sums(run, kind, form, latents, asked, np.zeros(_LATENT), {})
-        for latents in (np.vstack([others, canary]), np.vstack([others, _NULL * canary]))
-    ]
-    spec = spec_of(run, kind, form, _LATENT, 2)
-    return SummaryCase(name=name, kind=kind, with_=sums[0], without=sums[1], spec=spec)
-
-
-def _scores_case(run: RunConfig, rng: np.random.Generator) -> SummaryCase:
-    """Parts of a combined score; the canary's are so large that all map to the end of the scale."""
-    names = score_names(run)
-    canary = np.append(np.zeros(_OTHERS), np.inf)
-    parts = {name: rng.uniform(0.5, 2.0, _OTHERS + 1) + canary for name in names}
-    asked, center = Asked(weights={}), np.zeros(_LATENT)
-    present = np.zeros((_OTHERS + 1, _LATENT))
-    absent = present.copy()
-    absent[-1] = _NULL
-    sums = [
-        latent_sums(run, "scores", "full", latents, asked, center, parts)
-        for latents in (present, absent)
-    ]
-    spec = spec_of(run, "scores", "full", _LATENT, 0)
-    return SummaryCase(
-        name="parts of the score", kind="scores", with_=sums[0], without=sums[1], spec=spec
-    )
-
-
-def _data_case(run: RunConfig, rng: np.random.Generator, data: str, name: str) -> SummaryCase:
-    """Summaries of the records themselves; the canary lies on the bounds everywhere."""
-    features = {"scaling": 1, "gaussian": _LATENT}[data]
-    chosen = run.model_copy(
-        update={"summaries": run.summaries.model_copy(update={"data": data, "features": features})}
-    )
-    others = rng.normal(0, 1, (_OTHERS, *_SHAPE)).astype(np.float32)
-    canary = np.full((1, *_SHAPE), _BOUND, dtype=np.float32)
-    null = np.full_like(canary, _NULL)
-    sums = [data_sums(chosen, np.vstack([others, last])) for last in (canary, null)]
-    spec = spec_of(chosen, "data", "full", _LATENT, 0)
-    return SummaryCase(name=name, kind="data", with_=sums[0], without=sums[1], spec=spec)
 
 
 def claimed(plan: PrivacyPlan, kind: Kind) -> float:

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedlatent.shared.schedule import SUMMARY_KINDS
+from fedlatent.shared.summaries import SUMMARIES
 from fedlatent.simulations.experiments.results import Results, Row, Spread, Summary
 from fedlatent.simulations.experiments.spec import label_of, text_of
 
@@ -143,7 +143,7 @@ def bytes_figure(results: Results) -> str | None:
     cells = max(1, len(results.cells) // max(1, len(totals)))
     if len(set(totals.values())) == 1:
         rows = [row for row in results.rounds() if row["good"]]
-        names = {"train": "one training round", **{kind: kind for kind in SUMMARY_KINDS}}
+        names = {"train": "one training round", **{kind: kind for kind in SUMMARIES}}
         bars = {
             name: tuple(
                 statistics.fmean(row[key] / row["good"] for row in rows if row["kind"] == kind)

@@ -188,7 +188,7 @@ def work(data_dir: Path, job: Job) -> dict[str, object]:
         return asdict(Outcome(problem=f"{type(error).__name__}: {error}"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    seconds, threshold = time.monotonic() - started, result.thresholds["absolute"]
+    seconds, threshold = time.monotonic() - started, result.released.thresholds["absolute"]
     detector = global_detector(result)
     own = [
         (site, global_detector(result, normals_of(site, _NORMALS, job.seed)))

@@ -11,7 +11,7 @@ nothing new.
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,19 @@ import torch
 from flwr.app import Message
 
 from fedlatent.client.compute import (
-    Asked,
-    data_sums,
+    Request,
     first_model,
-    latent_sums,
     latents_of,
     load_weights,
     make_noise,
-    own_density,
-    parts_of,
+    out_of_turn,
+    parse_request,
+    prior_of,
     run_model,
     scaled,
+    site_density,
     site_weights,
-    take_apart,
+    view_of,
 )
 from fedlatent.client.policy import Policy, schema_of
 from fedlatent.client.release import clamped
@@ -46,19 +46,11 @@ from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy.accounting import epsilon_of
 from fedlatent.shared.privacy.noise import NoiseSource
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.privacy.specs import latent_radius, spec_of
-from fedlatent.shared.privacy.summaries import Form, client_mean, release
+from fedlatent.shared.privacy.summaries import noisy_sum
 from fedlatent.shared.records import LocalRecords, from_records
-from fedlatent.shared.schedule import WHOLE_KINDS, Kind, Phase, last_moments, phase_of, phases
-from fedlatent.shared.wire import (
-    DENSITY_PREFIX,
-    PROTOCOL,
-    SCALING_PREFIX,
-    Arrays,
-    ReplyHeader,
-    RequestHeader,
-    under,
-)
+from fedlatent.shared.schedule import Kind, Phase, last_phase, phase_of, phases
+from fedlatent.shared.summaries import SUMMARIES, Federated, Summary, View
+from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
 from fedlatent.simulations.availability import Availability, Presence
 from fedlatent.simulations.stacked.engine import Chunk, StackedTrainer
 from fedlatent.simulations.stacked.states import ClientStates
@@ -172,7 +164,7 @@ class Cohort:
     ) -> Iterator[Message]:
         caps, dimensions = self._policy.caps, self._model.latent_dim
         try:
-            request = take_apart(self._run, header.kind, arrays, dimensions, caps)
+            request = parse_request(self._run, header.kind, arrays, dimensions, caps, header.form)
         except PolicyRefusal as error:
             for one in asked:
                 refusal = self._refusal(len(self._records(one.site))) or error
@@ -189,22 +181,13 @@ class Cohort:
             result: of the finished run.
         """
         run, last = self._run, phases(self._run)[-1].number
-        asked = take_apart(
-            run,
-            "train",
-            {
-                **result.arrays,
-                **under(DENSITY_PREFIX, result.density.arrays()),
-                **(under(SCALING_PREFIX, result.scaling.arrays()) if result.scaling else {}),
-            },
-            self._model.latent_dim,
-        )
+        asked = Request(weights=result.arrays, state=result.released)
         load_weights(self._model, asked.weights, whole=run.shares_decoder)
         own = site_weights(run, self._model, self._kept(site), asked)
         load_state(self._model, own)
-        records = scaled(self._records(site), asked.scaling)
+        records = scaled(self._records(site), asked.state.scaling)
         latents = latents_of(self._model, records)
-        density, center = own_density(run, latents, result.density)
+        density, center = site_density(run, latents, asked.state.density)
         arrays = {key: value.numpy() for key, value in own.items()}
         return SiteMaterial(
             run_id=self._run_id,
@@ -217,7 +200,7 @@ class Cohort:
             epsilon=self._epsilon(site, last, len(records)),
             delta=self._policy.effective_delta(len(records)),
             rng=self._plan.rng,
-            scaling=asked.scaling,
+            scaling=asked.state.scaling,
         )
 
     def _kept(self, site: str) -> RoundState | None:
@@ -241,13 +224,14 @@ class Cohort:
         return RoundState(decoder=own, optimizer=means if self._run.training.ema else {})
 
     def _train(
-        self, header: RequestHeader, request: Asked, asked: Sequence[_Asked]
+        self, header: RequestHeader, request: Request, asked: Sequence[_Asked]
     ) -> Iterator[Message]:
-        if request.gaussian is not None and not self._warmed:
-            self._first = dict(first_model(self._run, request.gaussian).state_dict())
+        gaussian = request.state.gaussian
+        if gaussian is not None and not self._warmed:
+            self._first = dict(first_model(self._run, gaussian).state_dict())
             self._warmed = True
         load_weights(self._model, request.weights, whole=self._run.shares_decoder)
-        self._trainer.set_prior(request.prior(self._run))
+        self._trainer.set_prior(prior_of(self._run, request.state))
         received = self._received(request.weights)
         for group in self._groups(header, asked):
             yield from self._train_group(header, request, received, group)
@@ -277,7 +261,7 @@ class Cohort:
     def _train_group(
         self,
         header: RequestHeader,
-        request: Asked,
+        request: Request,
         received: torch.Tensor,
         group: Sequence[tuple[_Asked, torch.Tensor]],
     ) -> Iterator[Message]:
@@ -298,7 +282,7 @@ class Cohort:
     def _chunk(
         self,
         header: RequestHeader,
-        request: Asked,
+        request: Request,
         received: torch.Tensor,
         group: Sequence[tuple[_Asked, torch.Tensor]],
     ) -> Chunk:
@@ -311,7 +295,7 @@ class Cohort:
             self._take_own(one.place, trained, None if full else weights[slot], own)
         return Chunk(
             weights=weights,
-            records=[scaled(records, request.scaling) for _, records in group],
+            records=[scaled(records, request.state.scaling) for _, records in group],
             noises=[self._noise(one.site, header.round, "train") for one, _ in group],
             steps=trained * self._plan.steps_per_round,
             moments=moments if trained else {},
@@ -367,72 +351,58 @@ class Cohort:
         return {name: part.numpy() for name, part in self._trainer.cut(row).items()}
 
     def _summaries(
-        self, header: RequestHeader, request: Asked, asked: Sequence[_Asked]
+        self, header: RequestHeader, request: Request, asked: Sequence[_Asked]
     ) -> Iterator[Message]:
         """A summary of every client, under one encoder for all."""
-        run, kind = self._run, header.kind
-        if kind != "data":
-            whole = run.shares_decoder and kind in WHOLE_KINDS
+        run, summary = self._run, SUMMARIES[header.kind]
+        if summary.sees_model:
+            whole = run.shares_decoder and summary.whole_model
             load_weights(self._model, request.weights, whole=whole)
         for start in range(0, len(asked), _TOGETHER):
             group = asked[start : start + _TOGETHER]
             records = [self._records(one.site) for one in group]
-            latents = [np.zeros((0, self._model.latent_dim))] * len(group)
-            if kind != "data":
-                together = latents_of(self._model, scaled(torch.cat(records), request.scaling))
+            latents = [np.zeros((len(own), 0)) for own in records]
+            if summary.sees_model:
+                taken = scaled(torch.cat(records), request.state.scaling)
                 offsets = np.cumsum([len(own) for own in records])[:-1]
-                latents = np.split(together, offsets)
+                latents = np.split(latents_of(self._model, taken), offsets)
             for one, own, means in zip(group, records, latents, strict=True):
-                error = self._refusal(len(own)) or self._out_of_turn(header, one)
+                error = self._refusal(len(own)) or self._out_of_turn(header, one, summary)
                 if error is not None:
                     yield self._refuse(header, one, error)
                     continue
-                released = self._summary(header, request, one.site, own, means)
+                view = view_of(run, self._model, own, request, means)
+                released = self._summary(header, request, one.site, view)
                 yield self._reply(header, one, len(own), released)
 
-    def _summary(
-        self,
-        header: RequestHeader,
-        request: Asked,
-        site: str,
-        records: torch.Tensor,
-        latents: np.ndarray,
-    ) -> Arrays:
-        run, kind = self._run, header.kind
-        components = len(request.mixture.weights) if request.mixture else 0
-        spec = spec_of(run, kind, header.form, self._model.latent_dim, components)
-        if kind == "data":
-            exact = data_sums(run, records.numpy())
-        else:
-            center = np.zeros(self._model.latent_dim)
-            if kind == "threshold":
-                center = self._center(site, header.round, header.form, latents)
-            parts = parts_of(run, self._model, records, request)
-            exact = latent_sums(run, kind, header.form, latents, request, center, parts)
-        noise = self._noise(site, header.round, kind)
-        return {spec.key: clamped(release(exact, spec, self._plan.multiplier(kind), noise))}
+    def _summary(self, header: RequestHeader, request: Request, site: str, view: View) -> Arrays:
+        run, kind, state, k = self._run, header.kind, request.state, self._model.latent_dim
+        summary = SUMMARIES[kind]
+        if summary.builds_on is not None:
+            view = replace(view, own=self._base(header, summary.builds_on, state, site, view))
+        spec = summary.spec(run, k, state)
+        exact = summary.exact(run, state, view)
+        noise, sigma = self._noise(site, header.round, kind), self._plan.multiplier(kind)
+        return {spec.key: clamped(noisy_sum(exact, spec, sigma, noise))}
 
-    def _center(self, site: str, before: int, form: Form, latents: np.ndarray) -> np.ndarray:
-        """A client's own mean as its last moments told it: the same bits as in that phase."""
-        run, k = self._run, latents.shape[1]
-        phase = last_moments(run, before)
+    def _base(
+        self, header: RequestHeader, kind: Kind, state: Federated, site: str, view: View
+    ) -> np.ndarray:
+        """A client's last release of a kind: the same bits as in that phase."""
+        phase, summary = last_phase(self._run, kind, header.round), SUMMARIES[kind]
         number = phase.number if phase else 0
-        none = Asked(weights={})
-        exact = latent_sums(run, "moments", form, latents, none, np.zeros(k), {})
-        noise, spec = self._noise(site, number, "moments"), spec_of(run, "moments", form, k, 0)
-        released = release(exact, spec, self._plan.multiplier("moments"), noise)
-        return client_mean(released, latent_radius(run, k))
+        spec = summary.spec(self._run, self._model.latent_dim, state)
+        exact = summary.exact(self._run, state, view)
+        return noisy_sum(exact, spec, self._plan.multiplier(kind), self._noise(site, number, kind))
 
-    def _out_of_turn(self, header: RequestHeader, one: _Asked) -> FedlatentError | None:
-        if header.kind != "threshold":
+    def _out_of_turn(
+        self, header: RequestHeader, one: _Asked, summary: Summary
+    ) -> FedlatentError | None:
+        if summary.builds_on is None:
             return None
-        phase = last_moments(self._run, header.round)
-        if phase is None or self._presence(one.site, phase.number) == "away":
-            return ProtocolError(
-                "Expected moments of this node before its threshold, got none in this run; "
-                "ask for moments first."
-            )
-        return None
+        phase = last_phase(self._run, summary.builds_on, header.round)
+        away = phase is None or self._presence(one.site, phase.number) == "away"
+        return out_of_turn(summary) if away else None
 
     def _records(self, site: str) -> torch.Tensor:
         normals = self._sites[site].normals()

@@ -184,7 +184,7 @@ def federated(
     seen = [(site, site_detector(simulation.material(site.name), site)) for site in present.sites]
     yield "score", "seen", rate(seen)
     yield from _others("score", absent, seed, lambda normals: global_detector(result, normals))
-    if result.scores is None:
+    if result.released.scores is None:
         return
 
     def combined(normals: NDArray[np.generic] | None) -> Detector:

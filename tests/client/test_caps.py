@@ -10,6 +10,7 @@ import pytest
 from fedlatent.client.node import Node
 from fedlatent.client.policy import Caps
 from fedlatent.client.release import Outgoing
+from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.gaussian import feature_basis
 from fedlatent.shared.models.size import TooLarge, at_most
@@ -17,13 +18,7 @@ from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.summaries import LatentDensity
 from fedlatent.shared.schedule import Kind, phases
 from fedlatent.shared.wire import (
-    DATA_PREFIX,
-    DENSITY_PREFIX,
-    MIXTURE_PREFIX,
-    SCALING_PREFIX,
-    SCORES_PREFIX,
     Arrays,
-    under,
 )
 from tests.client.support import model_of, request, tiny_node, tiny_run, weights_of
 
@@ -148,30 +143,30 @@ def extra_arrays(run: RunConfig, prefix: str, **changes: Any) -> dict[str, np.nd
         weights=np.ones(2) / 2, means=np.zeros((2, 2)), covariances=np.stack([np.eye(2)] * 2)
     ).arrays()
     tables = {
-        DENSITY_PREFIX: density(2),
-        DATA_PREFIX: density(len(feature_basis(run))),
-        SCORES_PREFIX: density(3),
-        MIXTURE_PREFIX: plain,
+        "density.": density(2),
+        "data.": density(len(feature_basis(run))),
+        "scores.": density(3),
+        "mixture.": plain,
     }
     tables[prefix] = {**tables[prefix], **changes}
-    return {key: v for name, table in tables.items() for key, v in under(name, table).items()}
+    return {key: v for name, table in tables.items() for key, v in add_prefix(name, table).items()}
 
 
 @pytest.mark.parametrize("kind", ["train", "mixture", "threshold"])
 @pytest.mark.parametrize(
     ("prefix", "changes", "named"),
     [
-        (DENSITY_PREFIX, {"covariance": np.diag([1.0, 1e-9])}, "density.covariance"),
-        (DENSITY_PREFIX, {"covariance": np.diag([1.0, 1e9])}, "density.covariance"),
-        (DENSITY_PREFIX, {"within": np.diag([1.0, 1e-300])}, "density.within"),
-        (DENSITY_PREFIX, {"mean": np.asarray([0.0, -1e5])}, "mean of density"),
-        (DATA_PREFIX, {"covariance": np.diag([1.0, 1.0, 1e-9])}, "data.covariance"),
-        (DATA_PREFIX, {"mean": np.full(3, 1e200)}, "mean of data"),
-        (SCORES_PREFIX, {"within": np.diag([1.0, 1.0, 1e-9])}, "scores.within"),
-        (SCORES_PREFIX, {"mean": np.full(3, -1e200)}, "mean of scores"),
-        (MIXTURE_PREFIX, {"means": np.full((2, 2), 1e200)}, "mean of mixture"),
+        ("density.", {"covariance": np.diag([1.0, 1e-9])}, "density.covariance"),
+        ("density.", {"covariance": np.diag([1.0, 1e9])}, "density.covariance"),
+        ("density.", {"within": np.diag([1.0, 1e-300])}, "density.within"),
+        ("density.", {"mean": np.asarray([0.0, -1e5])}, "mean of density"),
+        ("data.", {"covariance": np.diag([1.0, 1.0, 1e-9])}, "data.covariance"),
+        ("data.", {"mean": np.full(3, 1e200)}, "mean of data"),
+        ("scores.", {"within": np.diag([1.0, 1.0, 1e-9])}, "scores.within"),
+        ("scores.", {"mean": np.full(3, -1e200)}, "mean of scores"),
+        ("mixture.", {"means": np.full((2, 2), 1e200)}, "mean of mixture"),
         (
-            MIXTURE_PREFIX,
+            "mixture.",
             {"covariances": np.stack([np.eye(2), 1e-8 * np.eye(2)])},
             "mixture.covariances",
         ),
@@ -198,11 +193,11 @@ def test_a_covariance_that_only_rounding_makes_positive_is_refused_before_any_ch
         weights=np.ones(1), means=np.zeros((1, 2)), covariances=singular[None]
     ).arrays()
     for prefix, arrays in (
-        (DENSITY_PREFIX, density(2, covariance=singular, within=singular)),
-        (MIXTURE_PREFIX, mixture),
+        ("density.", density(2, covariance=singular, within=singular)),
+        ("mixture.", mixture),
     ):
         node = tiny_node(tmp_path / prefix, run)
-        sent = {**weights_of(run), **under(prefix, arrays)}
+        sent = {**weights_of(run), **add_prefix(prefix, arrays)}
         out = node.handle(request(run, 2, "mixture"), sent)
         assert (out.header.status, out.header.code) == ("refused", "protocol")
         nothing_happened(node)
@@ -213,7 +208,7 @@ def test_a_prior_that_single_precision_cannot_invert_is_used(tmp_path: Path) -> 
     close = np.asarray([[4096.0, 4096.0], [4096.0, 4096.0 + 2.0**-13]])
     run = tiny_run(sharing="encoder+summary", summaries={"prior": "gaussian", "every": 1})
     node = tiny_node(tmp_path, run)
-    arrays = under(DENSITY_PREFIX, density(2, covariance=close))
+    arrays = add_prefix("density.", density(2, covariance=close))
     out = node.handle(request(run, 3), {**weights_of(run), **arrays})
     assert out.header.status == "ok", out.header.text
 
@@ -235,7 +230,7 @@ def test_a_scaling_outside_the_caps_is_refused_before_any_charge(
     node = tiny_node(tmp_path, run)
     scaling = {"mean": np.full(12, mean), "deviation": np.full(12, 1.0)}
     scaling["deviation"][3] = deviation
-    arrays = {**weights_of(run), **under(SCALING_PREFIX, scaling)}
+    arrays = {**weights_of(run), **add_prefix("scaling.", scaling)}
     refused(node, node.handle(request(run, 2), arrays), named)
 
 
@@ -249,7 +244,7 @@ def test_a_broadcast_prior_for_a_model_with_its_own_is_refused_before_any_charge
         model={"options": {"hidden": [6], "latent_dim": 2, "prior": "mixture"}},
     )
     node = tiny_node(tmp_path, run)
-    arrays = {**weights_of(run), **under(DENSITY_PREFIX, density(2))}
+    arrays = {**weights_of(run), **add_prefix("density.", density(2))}
     out = node.handle(request(run, 3), arrays)
     assert (out.header.status, out.header.code) == ("refused", "protocol")
     nothing_happened(node)

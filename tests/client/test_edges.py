@@ -14,20 +14,15 @@ from fedlatent.client.local import assemble
 from fedlatent.client.node import Node
 from fedlatent.client.policy import Caps, NodeConfig, schema_of
 from fedlatent.client.release import Outgoing
+from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.gaussian import feature_basis
-from fedlatent.shared.detection.parts import score_names
+from fedlatent.shared.detection.density import score_names
 from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.schedule import Kind, phases
 from fedlatent.shared.wire import (
-    DATA_PREFIX,
-    DENSITY_PREFIX,
-    MIXTURE_PREFIX,
-    SCALING_PREFIX,
-    SCORES_PREFIX,
     Arrays,
-    under,
 )
 from tests.client.support import request
 from tests.shared.models.cases import CASES, Case
@@ -133,16 +128,16 @@ def edge_extras(run: RunConfig, k: int, kind: Kind) -> Arrays:
         "covariances": np.stack([covariance(k, 2), CAPS.smallest_eigenvalue * 1.1 * np.eye(k)]),
     }
     arrays = {
-        **under(DENSITY_PREFIX, density(k)),
-        **under(SCORES_PREFIX, density(len(score_names(run)))),
-        **under(MIXTURE_PREFIX, mixture),
+        **add_prefix("density.", density(k)),
+        **add_prefix("scores.", density(len(score_names(run)))),
+        **add_prefix("mixture.", mixture),
     }
     if run.summaries.data == "gaussian":
-        return arrays | under(DATA_PREFIX, density(len(feature_basis(run))))
+        return arrays | add_prefix("data.", density(len(feature_basis(run))))
     half = (run.data.upper - run.data.lower) / 2
     least = np.full(run.data.shape[0], 1.01 * CAPS.smallest_deviation * half)
     scaling = {"mean": np.full(run.data.shape[0], run.data.upper), "deviation": least}
-    return arrays if kind == "data" else arrays | under(SCALING_PREFIX, scaling)
+    return arrays if kind == "data" else arrays | add_prefix("scaling.", scaling)
 
 
 def answers(node: Node, run: RunConfig, pattern: str) -> list[Outgoing]:

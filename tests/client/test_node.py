@@ -18,6 +18,7 @@ from fedlatent.client.local import assemble
 from fedlatent.client.node import Node, request_digest
 from fedlatent.client.policy import schema_of
 from fedlatent.client.release import Outgoing
+from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.models import encoder_state, load_encoder
@@ -28,12 +29,10 @@ from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, LatentDensity
 from fedlatent.shared.schedule import phases
 from fedlatent.shared.wire import (
-    DENSITY_PREFIX,
     PROTOCOL,
     Arrays,
     Kind,
     ReplyHeader,
-    under,
     unpack,
 )
 from tests.client.support import (
@@ -65,7 +64,7 @@ def density_of(moments: np.ndarray, run: RunConfig) -> summaries.LatentDensity:
 
 def threshold_arrays(weights: Arrays, density: summaries.LatentDensity) -> Arrays:
     """The arrays of a threshold request."""
-    return {**weights, **{DENSITY_PREFIX + k: v for k, v in density.arrays().items()}}
+    return {**weights, **{"density." + k: v for k, v in density.arrays().items()}}
 
 
 def run_whole(node: Node, run: RunConfig) -> list[Outgoing]:
@@ -288,7 +287,7 @@ def test_threshold_recentres_on_the_released_mean(tmp_path: Path) -> None:
     asked = request(private, 5, "threshold")
     noisy = arrays_of(node.handle(asked, threshold_arrays(final, density)))[HISTOGRAMS_KEY]
     plan = PrivacyPlan.from_config(private)
-    expected = summaries.release(
+    expected = summaries.noisy_sum(
         summaries.histograms(
             summaries.squared_distance(latents, density.mean, density.precision(recentred=False)),
             summaries.squared_distance(latents, center, density.precision(recentred=True)),
@@ -343,8 +342,8 @@ def test_a_summary_cannot_be_made_to_fail_for_one_record(tmp_path: Path, kind: K
         mixture = LatentMixture(weights=np.ones(1), means=mean[None], covariances=tiny[None])
         arrays = {
             **weights_of(run),
-            **under(DENSITY_PREFIX, density.arrays()),
-            **(under("mixture.", mixture.arrays()) if kind == "mixture" else {}),
+            **add_prefix("density.", density.arrays()),
+            **(add_prefix("mixture.", mixture.arrays()) if kind == "mixture" else {}),
         }
         node.handle(request(run, 1, "moments"), weights_of(run))
         assert node.handle(request(run, number, kind), arrays).header.status == "ok"
@@ -455,7 +454,7 @@ def test_threshold_needs_own_moments_and_a_density(tmp_path: Path) -> None:
     moments = node.handle(request(run, 4, "moments"), weights)
     assert moments.header.status == "ok"
     for field, value in (("covariance", -np.eye(2)), ("mean", np.zeros(3))):
-        broken = {**threshold_arrays(weights, good), DENSITY_PREFIX + field: value}
+        broken = {**threshold_arrays(weights, good), "density." + field: value}
         assert node.handle(asked, broken).header.code == "protocol"
     assert len(node.ledger.entries()) == 1
 

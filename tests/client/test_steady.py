@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fedlatent.client import compute
-from fedlatent.client.compute import Asked, parts_of
+from fedlatent.client.compute import Request, view_of
 from fedlatent.client.gradients.sums import steady
 from fedlatent.shared.privacy.summaries import LatentDensity
+from fedlatent.shared.summaries import Federated
 from tests.client.support import model_of, tiny_run
 
 SMALL = torch.ones(200_000, dtype=torch.int32).view(torch.float32)  # enough for several threads
@@ -81,5 +82,6 @@ def test_the_parts_of_a_score_are_computed_without_subnormal_numbers(
     one = np.eye(2)
     density = LatentDensity(count=1.0, mean=np.zeros(2), covariance=one, within=one)
     monkeypatch.setattr(compute, "score_parts", lambda *_: {"left": np.array([left_over()])})
-    records, asked = torch.zeros(1, 12), Asked(weights={}, density=density)
-    assert parts_of(run, model_of(run), records, asked)["left"][0] == 0
+    request = Request(weights={}, state=Federated().having("density", density))
+    view = view_of(run, model_of(run), torch.zeros(1, 12), request, np.zeros((1, 2)))
+    assert view.score_parts["left"][0] == 0

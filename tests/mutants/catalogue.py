@@ -89,8 +89,8 @@ _CHOSEN = "chosen = torch.from_numpy(plan.sample(len(records), noise))"
 _DRAWN = "            total += torch.from_numpy(plan.gradient_noise(len(total), noise))\n"
 _SAMPLE = "return np.flatnonzero(noise.uniform(records) < self.sample_rate)"
 _GRADIENT_NOISE = "return noise.normal(size) * (self.noise_multiplier * self.clip)"
-_RELEASE = "summaries.release(exact, spec, plan.multiplier(kind), noise)"
-_LATENTS = "            latents = latents_of(model, scaled(self.records, asked.scaling))\n"
+_RELEASE = "summaries.noisy_sum(exact, spec, plan.multiplier(kind), noise)"
+_LATENTS = "            latents = latents_of(model, scaled(self.records, asked.state.scaling))\n"
 _ONE_PASS = "            self._add_layers(self._layers, x, eps, present, total)\n"
 _KEY = "key = sealed_key() if sealed is None else sealed"
 
@@ -282,7 +282,11 @@ SUMMARIES = (
         _NODE,
         _LATENTS,
         _LATENTS
-        + '            if kind == "threshold":\n                center = latents.mean(axis=0)\n',
+        + """\
+            if kind == "threshold":
+                view = view_of(run, model, self.records, asked, latents)
+                own = SUMMARIES["moments"].exact(run, asked.state, view)
+""",
     ),
     _mutant(
         "threshold about the private centre",
@@ -290,7 +294,12 @@ SUMMARIES = (
         _NODE,
         "            self._keep_site(header, model, asked, reservation)\n",
         "            self._keep_site(header, model, asked, reservation)\n"
-        "            center = self.store.load_site(header.run_id).center\n",
+        """\
+            from fedlatent.shared.summaries import latent_radius
+            center = self.store.load_site(header.run_id).center
+            row = np.append(center / latent_radius(run, len(center)), 1.0)
+            own = np.pad(row[None], ((len(center), 0), (0, 0)))
+""",
     ),
     _mutant(
         "summary of the personal model",

@@ -23,7 +23,6 @@ from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY
 from fedlatent.shared.records import from_records, to_records
 from fedlatent.shared.signing import ReplySigner, digest_of, request_name
 from fedlatent.shared.wire import (
-    DENSITY_PREFIX,
     PROTOCOL,
     Arrays,
     ReplyHeader,
@@ -92,17 +91,19 @@ class Site:
             full = header.form == "full"
             sums = summaries.moments if full else summaries.diagonal_moments
             spec = (summaries.moments_spec if full else summaries.diagonal_spec)(LATENT)
-            released = {spec.key: summaries.release(sums(latents, radius), spec, multiplier, noise)}
+            released = {
+                spec.key: summaries.noisy_sum(sums(latents, radius), spec, multiplier, noise)
+            }
         else:
             multiplier = plan.multiplier("threshold")
             density = summaries.LatentDensity.from_arrays(
                 {
-                    key.removeprefix(DENSITY_PREFIX): value
+                    key.removeprefix("density."): value
                     for key, value in arrays.items()
-                    if key.startswith(DENSITY_PREFIX)
+                    if key.startswith("density.")
                 }
             )
-            counts = summaries.release(
+            counts = summaries.noisy_sum(
                 summaries.histograms(
                     summaries.squared_distance(
                         latents, density.mean, density.precision(recentred=False)

@@ -74,9 +74,9 @@ def test_run_gives_the_weighted_average_and_the_summaries(tmp_path: Path) -> Non
     for key, first in encoder_state(model).items():
         np.testing.assert_allclose(result.arrays[key], first.numpy() + shift, rtol=1e-5)
         assert result.arrays[key].dtype == np.float32
-    assert 600 < result.density.count <= 100 + 200 + 2 * 200  # none above twice the median
-    assert np.abs(result.density.mean).max() < 0.5
-    assert result.thresholds["absolute"] > 0
+    assert 600 < result.released.density.count <= 100 + 200 + 2 * 200  # none above twice the median
+    assert np.abs(result.released.density.mean).max() < 0.5
+    assert result.released.thresholds["absolute"] > 0
     assert status_of(home) == ("complete", "")
 
 

@@ -50,11 +50,13 @@ def test_a_combined_score_reaches_the_device(tmp_path: Path, sections: dict[str,
     edge = load(home)
     table = edge.score(raw)
     np.testing.assert_allclose(table.score, detector(raw), rtol=1e-4, atol=1e-4)
-    assert table.threshold == simulation.result.thresholds["combined"]
-    parts = set(simulation.result.scores.names) if simulation.result.scores else set()
+    assert table.threshold == simulation.result.released.thresholds["combined"]
+    parts = (
+        set(simulation.result.released.scores.names) if simulation.result.released.scores else set()
+    )
     assert parts <= set(table.parts)
     moved = edge.recentre(raw[:10])
-    assert moved.score(raw).threshold == simulation.result.thresholds["recentred"]
+    assert moved.score(raw).threshold == simulation.result.released.thresholds["recentred"]
 
 
 def test_without_it_the_latent_distance_is_the_score(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_without_it_the_latent_distance_is_the_score(tmp_path: Path) -> None:
     simulation, home, raw = finished(tmp_path)
     table = load(home).score(raw)
     np.testing.assert_allclose(table.score, global_detector(simulation.result)(raw), rtol=1e-4)
-    assert table.threshold == simulation.result.thresholds["absolute"]
+    assert table.threshold == simulation.result.released.thresholds["absolute"]
 
 
 def test_only_a_shared_decoder_is_exported(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ from fedlatent.shared.privacy.summaries import (
     latent_density,
     moments,
     moments_spec,
-    release,
+    noisy_sum,
 )
+from fedlatent.shared.summaries import Federated
 
 K = 3
 WITHIN = np.array([[1.0, 0.6, 0.0], [0.6, 2.0, 0.2], [0.0, 0.2, 0.5]])
@@ -77,7 +78,9 @@ def test_means_are_read_from_a_checkpoint_with_the_variance_of_their_noise(form:
             digest="",
             done=1,
             encoder={},
-            moments={7: release(exact, spec, sigma, SimulationNoise(seed))},
+            released=Federated(
+                form=form, moments={7: noisy_sum(exact, spec, sigma, SimulationNoise(seed))}
+            ),
             sites={
                 "north": {"node_id": "7", "records": 300},
                 "replaced": {"node_id": "8", "records": 5},
@@ -195,7 +198,7 @@ def test_false_alarms_stay_rare_with_moments_that_were_really_released() -> None
     def released(seed: int) -> tuple[list[SiteMean], np.ndarray]:
         rng = np.random.default_rng(seed)
         matrices = [
-            release(
+            noisy_sum(
                 moments(rng.multivariate_normal(np.zeros(K), WITHIN, n), radius),
                 spec,
                 sigma,

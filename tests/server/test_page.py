@@ -30,7 +30,7 @@ from fedlatent.shared.files import write_json
 from fedlatent.shared.keys import SigningKey
 from fedlatent.shared.models import build as build_model
 from fedlatent.shared.privacy.noise import SimulationNoise
-from fedlatent.shared.privacy.summaries import latent_density, release_moments
+from fedlatent.shared.privacy.summaries import latent_density, noisy_moments
 from tests.server.page_support import Browser, Node, PageServer, Tab, chromium
 from tests.shared.bundle import tiny
 
@@ -67,7 +67,7 @@ def untrained(path: Path, key: SigningKey, name: str, data: Mapping[str, object]
         run_id=f"{name}-1",
         run=run,
         model=build_model("gaussian", options, run.data.shape, seed=1),
-        density=latent_density([release_moments(latents, 3.0, 0.0, SimulationNoise(0))], 3.0, 0.0),
+        density=latent_density([noisy_moments(latents, 3.0, 0.0, SimulationNoise(0))], 3.0, 0.0),
         thresholds=Thresholds(quantile=0.9, absolute=6.5, recentred=None),
         epsilon=3.5,
         delta=1e-5,

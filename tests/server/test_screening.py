@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from fedlatent.server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
 from fedlatent.server.strategies.weighting import weight_of
-from fedlatent.shared.privacy.specs import spec_of as summary_spec
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, Form
 from fedlatent.shared.records import ARRAYS, HEADER, to_records
 from fedlatent.shared.schedule import Kind, Phase
+from fedlatent.shared.summaries import SUMMARIES, Federated
 from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader
 from tests.server.federation import LATENT, plan_of, tiny_config
 
@@ -31,7 +31,7 @@ def spec_of(kind: Kind = "train", form: Form = "full", **federation: float) -> R
     number = {"train": 2, "moments": 3, "threshold": 4}[kind]
     plan = plan_of(config.to_json())
     phase = Phase(number=number, kind=kind, trained=min(number - 1, 2))
-    asked = SENT if kind == "train" else summary_spec(config, kind, form, LATENT, 0)
+    asked = SENT if kind == "train" else SUMMARIES[kind].spec(config, LATENT, Federated(form=form))
     return ReplySpec.of("tiny-1", config, plan, phase, asked)
 
 
@@ -260,7 +260,7 @@ def test_histograms_that_no_records_can_have_are_dropped(size: float) -> None:
     """Too few counts, too many or negative ones are named; true ones with some nulls pass."""
     config = tiny_config(privacy={"mechanism": "none", "rng": "simulation"})
     phase = Phase(number=4, kind="threshold", trained=2)
-    asked = summary_spec(config, "threshold", "full", LATENT, 0)
+    asked = SUMMARIES["threshold"].spec(config, LATENT, Federated())
     spec = ReplySpec.of("tiny-1", config, plan_of(config.to_json()), phase, asked)
     counts = np.zeros(asked.shape)
     counts[:, 40], counts[:, 41] = 60, 35

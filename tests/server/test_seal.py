@@ -169,7 +169,7 @@ def test_a_reply_that_is_not_its_sites_does_not_move_the_average(
     assert result.arrays.keys() == without_east.arrays.keys()
     for key, value in without_east.arrays.items():
         np.testing.assert_array_equal(result.arrays[key], value)
-    assert result.thresholds == without_east.thresholds
+    assert result.released.thresholds == without_east.released.thresholds
 
 
 def test_an_answer_of_the_attempt_before_is_none(tmp_path: Path) -> None:

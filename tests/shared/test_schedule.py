@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.schedule import (
     EVERY,
-    SUMMARY_KINDS,
     count_phases,
-    last_moments,
+    last_phase,
     phase_of,
     phases,
     training_round,
     training_rounds,
 )
+from fedlatent.shared.summaries import SUMMARIES
 
 SHORT = {"T": "train", "M": "moments", "E": "mixture", "D": "data", "S": "scores", "H": "threshold"}
 
@@ -116,7 +116,7 @@ def test_any_schedule_is_well_formed(run: RunConfig) -> None:
     assert "train" not in order[last:]
     if "mixture" in order:
         assert order.index("moments") < order.index("mixture")
-    assert set(order) <= {"train", *SUMMARY_KINDS}
+    assert set(order) <= {"train", *SUMMARIES}
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,13 +145,13 @@ def test_training_rounds_count_apart_from_phases(run: RunConfig) -> None:
 def test_the_last_moments_before_a_phase(run: RunConfig, before: int) -> None:
     """The newest moments phase with a smaller number, or none."""
     earlier = [one for one in phases(run) if one.kind == "moments" and one.number < before]
-    assert last_moments(run, before) == (earlier[-1] if earlier else None)
+    assert last_phase(run, "moments", before) == (earlier[-1] if earlier else None)
 
 
 def test_the_last_moments_in_words() -> None:
     """Nothing before the first; a moments phase does not count as before itself."""
     run = run_of("encoder+summary", every=1)  # TMTMTMH
-    found = [last_moments(run, number) for number in range(1, 8)]
+    found = [last_phase(run, "moments", number) for number in range(1, 8)]
     assert [one.number if one else None for one in found] == [None, None, 2, 2, 4, 4, 6]
 
 

@@ -60,8 +60,10 @@ def assert_equal(one: Simulation, other: Simulation) -> None:
     """Shared weights, the density and thresholds agree."""
     for key, value in one.result.arrays.items():
         np.testing.assert_allclose(other.result.arrays[key], value, rtol=1e-3, atol=1e-5)
-    for key, value in one.result.density.arrays().items():
-        np.testing.assert_allclose(other.result.density.arrays()[key], value, rtol=1e-3, atol=1e-4)
+    for key, value in one.result.released.density.arrays().items():
+        np.testing.assert_allclose(
+            other.result.released.density.arrays()[key], value, rtol=1e-3, atol=1e-4
+        )
 
 
 @every_family

@@ -19,7 +19,7 @@ from fedlatent.shared.data.gaussian import (
 from fedlatent.shared.data.scaling import data_radius
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.privacy.noise import SimulationNoise
-from fedlatent.shared.privacy.summaries import moments, moments_spec, release
+from fedlatent.shared.privacy.summaries import moments, moments_spec, noisy_sum
 from tests.client.support import tiny_run
 
 SHAPES = st.sampled_from([(12,), (128,), (4, 6), (1, 8, 8), (2, 3, 5), (1,)])
@@ -43,7 +43,7 @@ def released(run: RunConfig, records: np.ndarray, sigma: float = 0.0, seed: int 
     """What a client releases in the phase "data"."""
     features = data_features(records, feature_basis(run), 0.0)
     exact = moments(features, feature_radius(run))
-    return release(exact, moments_spec(len(exact) - 1), sigma, SimulationNoise(seed))
+    return noisy_sum(exact, moments_spec(len(exact) - 1), sigma, SimulationNoise(seed))
 
 
 @settings(max_examples=40, deadline=None)

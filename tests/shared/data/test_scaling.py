@@ -20,7 +20,7 @@ from fedlatent.shared.data.scaling import (
 )
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.privacy.noise import SimulationNoise
-from fedlatent.shared.privacy.summaries import release, scaling_spec, scaling_sums
+from fedlatent.shared.privacy.summaries import noisy_sum, scaling_spec, scaling_sums
 
 FLAT = DataSection(name="flat", shape=(4,), lower=-2.0, upper=6.0)
 SERIES = DataSection(name="series", shape=(3, 5), lower=-1.0, upper=1.0)
@@ -105,7 +105,7 @@ def test_noise_cannot_make_a_deviation_that_is_not_positive(seed: int, sigma: fl
     records = records_of(FLAT, 400, seed=seed)
     spec = scaling_spec(4)
     released = [
-        release(sums_of(part, FLAT), spec, sigma, SimulationNoise(seed, i))
+        noisy_sum(sums_of(part, FLAT), spec, sigma, SimulationNoise(seed, i))
         for i, part in enumerate(np.split(records, 4))
     ]
     if sum(one[0] for one in released) < 1:
@@ -123,7 +123,7 @@ def test_error_falls_with_the_noise() -> None:
     exact = pool_scaling([sums], FLAT, 0.0)
     errors = []
     for sigma in (30.0, 3.0, 0.3):
-        found = pool_scaling([release(sums, spec, sigma, SimulationNoise(3))], FLAT, sigma)
+        found = pool_scaling([noisy_sum(sums, spec, sigma, SimulationNoise(3))], FLAT, sigma)
         errors.append(np.abs(found.mean - exact.mean).max())
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.01

@@ -6,7 +6,7 @@ import pytest
 from fedlatent.shared.detection.density import PARTS, pool_scores, score_radius, statistics
 from fedlatent.shared.detection.metrics import auroc
 from fedlatent.shared.privacy.noise import SimulationNoise
-from fedlatent.shared.privacy.summaries import clip_rows, moments, release_moments
+from fedlatent.shared.privacy.summaries import clip_rows, moments, noisy_moments
 
 NAMES = tuple(PARTS)
 CENTRES = (np.log(8.0), np.log(16.0), np.log(3.0), -2.0)
@@ -65,7 +65,7 @@ def test_one_large_part_is_enough(name: str, sigma: float) -> None:
     """A record that stands out in one part alone scores high, under noise too."""
     radius = score_radius(len(NAMES))
     released = [
-        release_moments(mapped(parts(400, site)), radius, sigma, SimulationNoise(site))
+        noisy_moments(mapped(parts(400, site)), radius, sigma, SimulationNoise(site))
         for site in range(5)
     ]
     density = pool_scores(released, NAMES, CENTRES, sigma)

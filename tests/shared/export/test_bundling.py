@@ -28,7 +28,7 @@ from fedlatent.shared.export.targets import Target
 from fedlatent.shared.keys import SigningKey
 from fedlatent.shared.models import build
 from fedlatent.shared.privacy.noise import SimulationNoise
-from fedlatent.shared.privacy.summaries import latent_density, release_moments
+from fedlatent.shared.privacy.summaries import latent_density, noisy_moments
 
 RUN = RunConfig.parse(
     {
@@ -44,7 +44,7 @@ SCHEMA = Schema.from_dict(RUN.data.model_dump(mode="json"))
 def contents() -> BundleContents:
     """A small model with a density of random latents."""
     latents = np.random.default_rng(0).normal(size=(300, 2))
-    density = latent_density([release_moments(latents, 3.0, 0.0, SimulationNoise(0))], 3.0, 0.0)
+    density = latent_density([noisy_moments(latents, 3.0, 0.0, SimulationNoise(0))], 3.0, 0.0)
     return BundleContents(
         kind="global",
         run_id="bundled-1",

@@ -15,7 +15,7 @@ from fedlatent.shared.privacy.summaries import (
     mixture_moments,
     mixture_spec,
     moments,
-    release,
+    noisy_sum,
 )
 
 RADIUS = 8.0
@@ -48,7 +48,7 @@ def step(
     components = len(previous.weights)
     spec = mixture_spec(components, 2)
     released = [
-        release(mixture_moments(rows, RADIUS, previous), spec, sigma, SimulationNoise(seed, i))
+        noisy_sum(mixture_moments(rows, RADIUS, previous), spec, sigma, SimulationNoise(seed, i))
         for i, rows in enumerate(clients)
     ]
     return next_mixture(

@@ -25,7 +25,7 @@ from fedlatent.shared.privacy.summaries import (
     latent_density,
     moments,
     moments_spec,
-    release,
+    noisy_sum,
     scaling_spec,
     scaling_sums,
 )
@@ -119,7 +119,7 @@ def test_sites_that_differ_alike_are_pooled_nearly_as_they_are(form: str, sigma:
     spec = moments_spec(K) if full else diagonal_spec(K)
     own = sites(8)
     released = [
-        release(sums(one, RADIUS), spec, sigma, SimulationNoise(i)) for i, one in enumerate(own)
+        noisy_sum(sums(one, RADIUS), spec, sigma, SimulationNoise(i)) for i, one in enumerate(own)
     ]
     plain = latent_density(released, RADIUS, sigma)
     found = pooled_density(released, RADIUS, sigma, bounded([400] * 8))

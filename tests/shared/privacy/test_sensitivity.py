@@ -6,6 +6,7 @@ zero-out.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedlatent.client.compute import Asked, data_sums, latent_sums, take_apart
+from fedlatent.client.compute import parse_request
+from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.detection.density import pool_scores, score_radius
-from fedlatent.shared.detection.parts import score_centres, score_names
+from fedlatent.shared.detection.density import (
+    pool_scores,
+    score_centres,
+    score_names,
+    score_radius,
+)
 from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.noise import SimulationNoise
-from fedlatent.shared.privacy.specs import spec_of
 from fedlatent.shared.privacy.summaries import (
     SCORE_EDGES,
     Form,
@@ -35,13 +40,13 @@ from fedlatent.shared.privacy.summaries import (
     mixture_spec,
     moments,
     moments_spec,
-    release,
+    noisy_sum,
     scaling_spec,
     scaling_sums,
     threshold_spec,
 )
 from fedlatent.shared.schedule import Kind
-from fedlatent.shared.wire import DENSITY_PREFIX, MIXTURE_PREFIX, SCORES_PREFIX, under
+from fedlatent.shared.summaries import SUMMARIES, Federated, View, latent_radius
 from tests.client.support import tiny_run
 
 DIMENSIONS, COMPONENTS, FEATURES = 3, 4, 5
@@ -210,7 +215,7 @@ def test_the_public_count_is_exact_and_equal_for_neighbours(
             return (moments if full else diagonal_moments)(rows, 2.0)
 
     for rows in (records, without(records)):
-        released = release(of(rows), spec, 3.0, SimulationNoise(len(records)))
+        released = noisy_sum(of(rows), spec, 3.0, SimulationNoise(len(records)))
         assert spec.count is not None
         assert released[spec.count] == len(records)
 
@@ -220,7 +225,7 @@ def test_only_public_counts_go_without_noise() -> None:
     assert mixture_spec(2, 3).count is None
     assert threshold_spec().count is None
     for spec in (mixture_spec(2, 3), threshold_spec(), *COUNTED):
-        silent = release(np.zeros(spec.shape), spec, 1.0, SimulationNoise(3)) == 0.0
+        silent = noisy_sum(np.zeros(spec.shape), spec, 1.0, SimulationNoise(3)) == 0.0
         assert silent.sum() == (spec.count is not None)
 
 
@@ -277,18 +282,18 @@ def _density(k: int, seed: int) -> LatentDensity:
     return latent_density([moments(rng.normal(size=(50, k)), 3.0)], 3.0, 0.0)
 
 
-def _asked(run: RunConfig, kind: Kind, extra: Mapping[str, np.ndarray] | None = None) -> Asked:
+def _asked(run: RunConfig, kind: Kind, extra: Mapping[str, np.ndarray] | None = None) -> Federated:
     """What a request brings, checked as a node checks it."""
     names = score_names(run)
     scores = np.random.default_rng(2).uniform(-1, 1, size=(40, len(names)))
     root = math.sqrt(len(names))
     pooled = pool_scores([moments(scores, root)], names, score_centres(run, 3), 0.0)
     brought = {
-        **under(DENSITY_PREFIX, _density(DIMENSIONS, 1).arrays()),
-        **under(MIXTURE_PREFIX, mixture_of(3).arrays()),
-        **under(SCORES_PREFIX, pooled.density.arrays()),
+        **add_prefix("density.", _density(DIMENSIONS, 1).arrays()),
+        **add_prefix("mixture.", mixture_of(3).arrays()),
+        **add_prefix("scores.", pooled.density.arrays()),
     }
-    return take_apart(run, kind, {**brought, **(extra or {})}, DIMENSIONS)
+    return parse_request(run, kind, {**brought, **(extra or {})}, DIMENSIONS).state
 
 
 @settings(max_examples=40, deadline=None)
@@ -300,20 +305,33 @@ def test_what_a_client_releases_of_its_data_keeps_the_sensitivity(
 ) -> None:
     """Neither form of the phase "data" moves by more than the spec of the run says."""
     run = summary_run(data, data_radius=radius)
-    spec = spec_of(run, "data", "full", DIMENSIONS, 0)
+    spec = SUMMARIES["data"].spec(run, DIMENSIONS, Federated())
     batch = np.vstack([records, np.ones((1, 12))]).astype(np.float32)
-    assert data_sums(run, batch).shape == spec.shape
-    assert moved(lambda rows: data_sums(run, rows), batch) <= spec.sensitivity * (1 + 1e-6)
+    assert _data_sums(run, batch).shape == spec.shape
+    assert moved(lambda rows: _data_sums(run, rows), batch) <= spec.sensitivity * (1 + 1e-6)
     if spec.count is not None:
-        assert data_sums(run, batch)[spec.count] == len(batch)
+        assert _data_sums(run, batch)[spec.count] == len(batch)
+
+
+def _data_sums(run: RunConfig, records: np.ndarray) -> np.ndarray:
+    """What a client releases of its records, without noise."""
+    view = View(records=records, latents=np.zeros((len(records), 0)))
+    return SUMMARIES["data"].exact(run, Federated(), view)
+
+
+def _own_moments(run: RunConfig, center: np.ndarray) -> np.ndarray:
+    """Moments [k+1, k+1] of a client whose mean is ``center``."""
+    own = np.zeros((len(center) + 1, len(center) + 1))
+    own[-1] = np.append(center / latent_radius(run, len(center)), 1.0)
+    return own
 
 
 @pytest.mark.parametrize("data", ["scaling", "gaussian"])
 def test_the_data_of_nobody_gives_zeros(data: str) -> None:
     """A client without records releases noise about zeros in the phase "data"."""
     run = summary_run(data)
-    sums = data_sums(run, np.zeros((0, 12), np.float32))
-    assert sums.shape == spec_of(run, "data", "full", DIMENSIONS, 0).shape
+    sums = _data_sums(run, np.zeros((0, 12), np.float32))
+    assert sums.shape == SUMMARIES["data"].spec(run, DIMENSIONS, Federated()).shape
     assert not sums.any()
 
 
@@ -347,13 +365,14 @@ def test_what_a_client_releases_of_its_latents_keeps_the_sensitivity(
     )
     names = score_names(run)
     table = data.draw(arrays(np.float64, (len(latents), len(names)), elements=PARTS))
-    asked = _asked(run, kind)
-    spec = spec_of(run, kind, form, DIMENSIONS, COMPONENTS)
-    center = np.array([0.5, -0.5, 0.0])
+    asked = replace(_asked(run, kind), form=form)
+    spec = SUMMARIES[kind].spec(run, DIMENSIONS, asked)
+    own = _own_moments(run, np.array([0.5, -0.5, 0.0]))
 
     def sums(rows: np.ndarray) -> np.ndarray:
         parts = {name: table[:, i] for i, name in enumerate(names)}
-        return latent_sums(run, kind, form, rows, asked, center, parts)
+        view = View(records=rows, latents=rows, score_parts=parts, own=own)
+        return SUMMARIES[kind].exact(run, asked, view)
 
     assert sums(latents).shape == spec.shape
     assert moved(sums, latents) <= spec.sensitivity * SLACK
@@ -375,14 +394,14 @@ def test_no_request_can_be_made_to_fail_for_one_record_alone(kind: Kind) -> None
     run = summary_run()
     tiny = 1e-308 * np.eye(DIMENSIONS)
     brought: dict[str, np.ndarray] = {
-        **under(
-            MIXTURE_PREFIX,
+        **add_prefix(
+            "mixture.",
             LatentMixture(
                 weights=np.ones(1), means=np.zeros((1, DIMENSIONS)), covariances=tiny[None]
             ).arrays(),
         ),
-        **under(
-            DENSITY_PREFIX,
+        **add_prefix(
+            "density.",
             LatentDensity(
                 count=9.0, mean=np.zeros(DIMENSIONS), covariance=tiny, within=tiny
             ).arrays(),
@@ -392,9 +411,12 @@ def test_no_request_can_be_made_to_fail_for_one_record_alone(kind: Kind) -> None
     parts = {name: np.ones(3) for name in score_names(run)}
     near, far = np.full((3, DIMENSIONS), 0.1), np.full((3, DIMENSIONS), 0.1)
     far[1] = 1.2  # within the radius
-    center = np.zeros(DIMENSIONS)
+    own = _own_moments(run, np.zeros(DIMENSIONS))
     without, present = (
-        latent_sums(run, kind, "full", rows, asked, center, parts) for rows in (near, far)
+        SUMMARIES[kind].exact(
+            run, asked, View(records=rows, latents=rows, score_parts=parts, own=own)
+        )
+        for rows in (near, far)
     )
     assert np.isfinite(without).all()
     assert np.isfinite(present).all()
@@ -405,7 +427,7 @@ def test_no_request_can_be_made_to_fail_for_one_record_alone(kind: Kind) -> None
 
 def _draws(spec: SummarySpec, sigma: float, count: int = 6000) -> np.ndarray:
     exact = np.zeros(spec.shape)
-    return np.stack([release(exact, spec, sigma, SimulationNoise(7, i)) for i in range(count)])
+    return np.stack([noisy_sum(exact, spec, sigma, SimulationNoise(7, i)) for i in range(count)])
 
 
 @pytest.mark.parametrize("spec", [moments_spec(3), mixture_spec(2, 2)], ids=["matrix", "stack"])
@@ -447,9 +469,9 @@ def test_noise_of_vectors_has_the_stated_covariance(spec: SummarySpec) -> None:
 def test_no_noise_means_exact_and_a_wrong_shape_is_refused() -> None:
     """Multiplier zero returns the sums themselves; a summary of another shape raises."""
     exact = moments(np.random.default_rng(0).normal(size=(9, 3)), 2.0)
-    assert np.array_equal(release(exact, moments_spec(3), 0.0, SimulationNoise(1)), exact)
+    assert np.array_equal(noisy_sum(exact, moments_spec(3), 0.0, SimulationNoise(1)), exact)
     with pytest.raises(ValueError, match="shape"):
-        release(exact, moments_spec(2), 0.0, SimulationNoise(1))
+        noisy_sum(exact, moments_spec(2), 0.0, SimulationNoise(1))
 
 
 # What the server makes of moments.
@@ -510,7 +532,7 @@ def test_pooled_means_come_to_the_truth_with_more_records(
     for count in (100, 1_000, 50_000):
         rng = np.random.default_rng(count)
         released = [
-            release(
+            noisy_sum(
                 of(truth + rng.normal(size=(count, 3)), 6.0), spec, 3.0, SimulationNoise(count, c)
             )
             for c in range(4)
@@ -527,7 +549,7 @@ def test_noise_is_taken_out_of_the_spread_of_client_means(form: Form) -> None:
         (moments, moments_spec(2)) if form == "full" else (diagonal_moments, diagonal_spec(2))
     )
     own = [np.random.default_rng(i).normal(size=(400, 2)) for i in range(200)]
-    released = [release(of(x, 3.0), spec, 8.0, SimulationNoise(9, i)) for i, x in enumerate(own)]
+    released = [noisy_sum(of(x, 3.0), spec, 8.0, SimulationNoise(9, i)) for i, x in enumerate(own)]
     density = latent_density(released, 3.0, 8.0)
     exact = latent_density([of(x, 3.0) for x in own], 3.0, 0.0)
     assert np.allclose(np.diag(density.within), np.diag(exact.within), atol=0.06)

@@ -15,8 +15,8 @@ from fedlatent.shared.privacy.summaries import (
     histograms,
     latent_density,
     moments,
-    release,
-    release_moments,
+    noisy_moments,
+    noisy_sum,
     squared_distance,
     threshold_spec,
 )
@@ -55,9 +55,7 @@ def test_moments_noise_is_isotropic_in_the_symmetric_matrices() -> None:
     """The noise is symmetric: sqrt(3) sigma on the diagonal, sqrt(1.5) sigma off it, 0 on N."""
     noise = SimulationNoise(5)
     exact = moments(np.ones((4, 3)), 2.0)
-    draws = np.array(
-        [release_moments(np.ones((4, 3)), 2.0, 1.5, noise) - exact for _ in range(4000)]
-    )
+    draws = np.array([noisy_moments(np.ones((4, 3)), 2.0, 1.5, noise) - exact for _ in range(4000)])
     assert np.allclose(draws, draws.transpose(0, 2, 1))
     deviation = draws.std(axis=0)
     assert np.allclose(np.diag(deviation)[:-1], 1.5 * np.sqrt(3), rtol=0.06)
@@ -69,7 +67,7 @@ def test_moments_noise_is_isotropic_in_the_symmetric_matrices() -> None:
 def test_histogram_noise_has_the_stated_deviation() -> None:
     """Every bin of both histograms carries deviation sqrt(2) sigma."""
     scores = np.full(100, 3.0)
-    released = release(histograms(scores, scores), threshold_spec(), 2.0, SimulationNoise(6))
+    released = noisy_sum(histograms(scores, scores), threshold_spec(), 2.0, SimulationNoise(6))
     residual = released - histograms(scores, scores)
     assert residual.std() == pytest.approx(2.0 * threshold_spec().sensitivity, rel=0.15)
     assert released.shape == (2, len(SCORE_EDGES) + 1)
@@ -80,7 +78,7 @@ def test_without_noise_the_density_is_that_of_the_pooled_records() -> None:
     generator = np.random.default_rng(0)
     one = generator.normal(size=(400, 3)) * 0.3 + 1.0
     two = generator.normal(size=(200, 3)) * 0.3 - 1.0
-    released = [release_moments(x, 10.0, 0.0, SimulationNoise(0)) for x in (one, two)]
+    released = [noisy_moments(x, 10.0, 0.0, SimulationNoise(0)) for x in (one, two)]
     density = latent_density(released, 10.0, 0.0)
     pooled = np.vstack([one, two])
     assert density.count == pytest.approx(600)
@@ -96,7 +94,7 @@ def test_without_noise_the_density_is_that_of_the_pooled_records() -> None:
 def test_noise_cannot_make_a_covariance_that_has_no_inverse() -> None:
     """Heavy noise on few records still gives positive eigenvalues and finite distances."""
     latents = np.random.default_rng(1).normal(size=(60, 4))
-    released = [release_moments(latents, 3.0, 4.0, SimulationNoise(i)) for i in range(3)]
+    released = [noisy_moments(latents, 3.0, 4.0, SimulationNoise(i)) for i in range(3)]
     density = latent_density(released, 3.0, 4.0)
     assert np.linalg.eigvalsh(density.covariance).min() > 0
     distance = squared_distance(latents, density.mean, density.precision(recentred=True))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlatent.shared.schedule import SUMMARY_KINDS
+from fedlatent.shared.summaries import SUMMARIES
 from fedlatent.simulations.audit.checks import MOST_CHECKS
 from fedlatent.simulations.audit.hostile import hostile_records, hostile_run, search
 from fedlatent.simulations.audit.node_checks import HOMES, OFTEN, training_run
@@ -21,7 +21,7 @@ def test_every_check_of_a_real_node_holds(audit: Audit) -> None:
 def test_real_nodes_are_checked_in_all_they_release(audit: Audit) -> None:
     """Training and every kind of summary is among the checks, in no more than are allowed for."""
     names = [one.name for one in audit.checks]
-    for what in ("training", *SUMMARY_KINDS):
+    for what in ("training", *SUMMARIES):
         assert any(name.startswith(what) and name.endswith(": noise") for name in names)
     assert len(set(names)) == len(names) <= MOST_CHECKS
 

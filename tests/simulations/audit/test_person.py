@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedlatent.client.compute import Asked, latent_sums
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.person import person_epsilon
+from fedlatent.shared.privacy.summaries import Form
+from fedlatent.shared.summaries import SUMMARIES, Federated, View
 from fedlatent.simulations.audit.person import (
     RECORDS,
     STEP_SIGMA,
@@ -75,9 +76,12 @@ def test_copies_of_a_record_add_so_many_times_what_it_adds() -> None:
     rng = np.random.default_rng(0)
     latents = rng.normal(0, 3, (9, 3))
     copied = np.vstack([latents, np.repeat(latents[-1:], RECORDS - 1, axis=0)])
-    for form in ("full", "diagonal"):
+    forms: tuple[Form, ...] = ("full", "diagonal")
+    for form in forms:
         sums = [
-            latent_sums(audit_run(), "moments", form, part, Asked(weights={}), np.zeros(3), {})
+            SUMMARIES["moments"].exact(
+                audit_run(), Federated(form=form), View(records=np.zeros(0), latents=part)
+            )
             for part in (latents[:-1], latents, copied)
         ]
         np.testing.assert_allclose(sums[2], sums[0] + RECORDS * (sums[1] - sums[0]))

@@ -7,7 +7,8 @@ from fedlatent.shared.privacy import summaries
 from fedlatent.shared.privacy.audit import gaussian_epsilon, gdp_lower_bound
 from fedlatent.shared.privacy.noise import SecureNoise, SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.schedule import SUMMARY_KINDS, Kind
+from fedlatent.shared.schedule import Kind
+from fedlatent.shared.summaries import SUMMARIES
 from fedlatent.simulations.audit.results import Finding
 from fedlatent.simulations.audit.run import Audit
 from fedlatent.simulations.audit.unit import (
@@ -41,7 +42,7 @@ def test_all_unit_claims_hold_and_are_tight(audit: Audit) -> None:
 
 def test_every_kind_of_release_is_audited() -> None:
     """A kind that clients answer but no case attacks fails here."""
-    assert {case.kind for case in CASES.values()} == set(SUMMARY_KINDS)
+    assert {case.kind for case in CASES.values()} == set(SUMMARIES)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,6 +21,7 @@ from fedlatent.server.registry import Registry
 from fedlatent.server.seal import Seal
 from fedlatent.server.service import ServerService, init_server
 from fedlatent.server.settings import load_settings
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
 from fedlatent.shared.errors import FedlatentError
 from fedlatent.shared.files import write_json
@@ -28,6 +29,7 @@ from fedlatent.simulations.chaos.faults import damage
 from fedlatent.simulations.chaos.plan import DAMAGES
 
 RUN = "run-1"
+CONFIG = RunConfig.parse({"name": "damages", "data": {"name": "x", "shape": [3]}}, "test")
 
 
 def server_steps(home: ServerHome) -> list[Callable[[], object]]:
@@ -44,7 +46,7 @@ def server_steps(home: ServerHome) -> list[Callable[[], object]]:
         lambda: Control(home).sites(),
         lambda: Control(home).submission(RUN),
         registry,
-        CheckpointStore(home.run(RUN) / "checkpoints").load,
+        CheckpointStore(home.run(RUN) / "checkpoints", CONFIG).load,
         lambda: Seal.of(home),
     ]
 
@@ -63,7 +65,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> ServerHome:
     """A server's home with a run that has begun."""
     home = ServerHome(tmp_path_factory.mktemp("server") / "home")
     init_server(home, port=0)
-    store = CheckpointStore(home.run(RUN) / "checkpoints")
+    store = CheckpointStore(home.run(RUN) / "checkpoints", CONFIG)
     for done in (0, 1):
         weights = {"encoder.x": np.zeros(3, np.float32)}
         store.save(Checkpoint(run_id=RUN, digest="d", done=done, encoder=weights))

@@ -57,9 +57,13 @@ def assert_equal(one: Simulation, other: Simulation) -> None:
     assert one.result.arrays.keys() == other.result.arrays.keys()
     for key, value in one.result.arrays.items():
         np.testing.assert_allclose(other.result.arrays[key], value, rtol=1e-4, atol=1e-6)
-    for key, value in one.result.density.arrays().items():
-        np.testing.assert_allclose(other.result.density.arrays()[key], value, rtol=1e-4, atol=1e-6)
-    assert other.result.thresholds == pytest.approx(one.result.thresholds, rel=1e-4)
+    for key, value in one.result.released.density.arrays().items():
+        np.testing.assert_allclose(
+            other.result.released.density.arrays()[key], value, rtol=1e-4, atol=1e-6
+        )
+    assert other.result.released.thresholds == pytest.approx(
+        one.result.released.thresholds, rel=1e-4
+    )
     assert one.result.facts["sites"] == other.result.facts["sites"]
 
 
@@ -237,7 +241,7 @@ def test_a_run_cut_off_anywhere_resumes_to_the_same_result(
     again = simulate(run, sites(), tmp_path / "cut", resume=True, **options)  # type: ignore[arg-type]
     for key, value in calm.result.arrays.items():
         assert np.array_equal(again.result.arrays[key], value)
-    assert again.result.thresholds == calm.result.thresholds
+    assert again.result.released.thresholds == calm.result.released.thresholds
     assert again.result.facts["sites"] == calm.result.facts["sites"]
     for before, now in zip(calm.history, again.history, strict=True):
         assert (before.number, before.good, before.loss) == (now.number, now.good, now.loss)
