@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
 
-from fedlatent.server.rounds import SiteStatus
+from fedlatent.server.outcome import SiteStatus
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.privacy.plan import PrivacyPlan
