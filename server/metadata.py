@@ -1,7 +1,8 @@
-"""Signed metadata of The Update Framework: read, checked, and made ready for the next version."""
+"""Signed metadata of The Update Framework: read, checked, described, made ready to sign anew."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,85 @@ Signed = TypeVar("Signed", Root, Targets, Snapshot, Timestamp)
 Files = tuple[Metadata[Targets], Metadata[Snapshot], Metadata[Timestamp]]
 #: In the publisher's own folder: the root that all trust in a repository begins with.
 PINNED_ROOT = "root.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expiries:
+    """For how many days each role's metadata counts, from when it is signed.
+
+    A device installs nothing when one has passed, and keeps on scoring. The timestamp's is the
+    longest time for which an attacker on the way can hide a new version.
+
+    Attributes:
+        root: sign again (`Repository.rotate`) within this time.
+        targets: publish, or refresh with the targets key, within this time.
+        snapshot: refresh with the online key within this time.
+        timestamp: as snapshot; 14 days allow a weekly refresh that fails once.
+    """
+
+    root: int = 365
+    targets: int = 90
+    snapshot: int = 14
+    timestamp: int = 14
+
+    def check(self) -> None:
+        """Refuse numbers of days that make no sense.
+
+        Raises:
+            ConfigError: a number below 1 or above 36500.
+        """
+        for role, days in asdict(self).items():
+            if not 1 <= days <= 36_500:
+                raise ConfigError(f"Expected 1 to 36500 days for {role}, got {days}; change it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleStatus:
+    """One role's newest metadata.
+
+    Attributes:
+        version: rises with each signing.
+        expires: UTC text.
+        days_left: whole days until then; negative when it has passed.
+        keys: `VerifyKey.key_id` of each key of the role.
+        threshold: how many of them must sign.
+    """
+
+    version: int
+    expires: str
+    days_left: int
+    keys: tuple[str, ...]
+    threshold: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetStatus:
+    """One bundle of a release.
+
+    Attributes:
+        path: name of the target.
+        sha256: of its file.
+        bytes: of its file.
+        custom: what is signed beside it.
+    """
+
+    path: str
+    sha256: str
+    bytes: int
+    custom: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryStatus:
+    """What a release folder holds.
+
+    Attributes:
+        roles: by TUF's name of the role.
+        targets: by model and version.
+    """
+
+    roles: Mapping[str, RoleStatus]
+    targets: tuple[TargetStatus, ...]
 
 
 def fits(root: Metadata[Root], files: Files) -> bool:

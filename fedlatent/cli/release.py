@@ -72,7 +72,8 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Make an empty release and its keys: some for a safe place, one to publish, one online."""
-    from fedlatent.server.repository import Expiries, Repository
+    from fedlatent.server.metadata import Expiries
+    from fedlatent.server.repository import Repository
     from fedlatent.shared.errors import ConfigError
     from fedlatent.shared.files import sha256_hex
     from fedlatent.shared.keys import SigningKey

@@ -9,7 +9,8 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import Metadata, Root, Targets
 
 from fedlatent.client.edge.update import provision, update
-from fedlatent.server.repository import Expiries, Repository
+from fedlatent.server.metadata import Expiries
+from fedlatent.server.repository import Repository
 from fedlatent.shared.bundle.offer import Rollout
 from fedlatent.shared.bundle.sealed import RecipientKey, RecipientPublic
 from fedlatent.shared.errors import BundleError, ConfigError, DataError

@@ -14,7 +14,8 @@ from tuf.api.metadata import Metadata, MetaFile, Signed
 
 from fedlatent.client.edge import slots
 from fedlatent.client.edge.update import provision, update
-from fedlatent.server.repository import Repository, TargetStatus
+from fedlatent.server.metadata import TargetStatus
+from fedlatent.server.repository import Repository
 from fedlatent.shared.bundle.archive import write_bundle
 from fedlatent.shared.bundle.offer import Rollout
 from fedlatent.shared.bundle.sealed import RecipientPublic
