@@ -280,16 +280,17 @@ class Course:
         follow, what = self._pooled, "summaries"
         if phase.kind == "train":
             follow, what = self._trained, "updates"
+        state = replace(
+            state,
+            done=phase.number,
+            sites=_renewed(state.sites, collector),
+        )
         try:
             after = follow(state, phase, collector)
         except ValueError as error:
             raise DataError(f"The {what} ({phase.kind}) cannot be pooled: {error}") from None
-        return replace(
-            after,
-            done=phase.number,
-            sites=_renewed(after.sites, collector),
-            history=[*state.history, _entry(phase, collector, finished)],
-        )
+        entry = _entry(phase, collector, finished)
+        return replace(after, history=[*state.history, entry])
 
     def _trained(self, state: Checkpoint, phase: Phase, collector: Collector) -> Checkpoint:
         """After a training round: the server optimiser's step, and the average over rounds."""
