@@ -20,7 +20,7 @@ from fedlatent.shared.data.gaussian import DataGaussian
 from fedlatent.shared.data.scaling import Scaling
 from fedlatent.shared.detection.parts import score_parts
 from fedlatent.shared.errors import BudgetExceeded, ConfigError, PolicyRefusal, ProtocolError
-from fedlatent.shared.models import VAE, build, load_encoder, load_state
+from fedlatent.shared.models import VAE, build_model, load_encoder, load_state
 from fedlatent.shared.models.base import ENCODER_PREFIX, use_prior
 from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior
 from fedlatent.shared.models.size import TooLarge, at_most
@@ -89,7 +89,7 @@ def run_model(run: RunConfig, most: int | None = None) -> VAE:
     """
     try:
         with at_most(most):
-            return build(run.model.family, run.model.options, run.data.shape, run.seed)
+            return build_model(run)
     except TooLarge:
         raise PolicyRefusal(
             f"Expected a model of at most {most} parameters, got a larger one; choose narrower "

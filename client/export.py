@@ -31,7 +31,7 @@ from fedlatent.shared.export.bundling import (
 from fedlatent.shared.export.onnx import Scorer, scorer_outputs
 from fedlatent.shared.export.parity import run_onnx
 from fedlatent.shared.keys import SigningKey
-from fedlatent.shared.models import VAE, build, load_state
+from fedlatent.shared.models import VAE, build_model, load_state
 
 Parts = dict[str, np.ndarray]
 
@@ -133,7 +133,7 @@ def _person_note(material: SiteMaterial) -> str:
 def site_model(material: SiteMaterial) -> VAE:
     """The whole model of a site: global encoder, own decoder."""
     run = material.config
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     arrays = {**material.encoder, **material.decoder}
     load_state(model, {key: torch.from_numpy(value) for key, value in arrays.items()})
     return model.eval()

@@ -12,11 +12,10 @@ from fedlatent.client.compute import make_noise
 from fedlatent.client.home import ClientHome, user_folder
 from fedlatent.client.ledger import Ledger, Person, Verified
 from fedlatent.client.node import Node, NoiseFactory
-from fedlatent.client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy, schema_of
+from fedlatent.client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy
 from fedlatent.client.reconcile import claims, reconcile, traces
 from fedlatent.client.release import ReleaseDoor
 from fedlatent.client.store import Store
-from fedlatent.shared.config import DataSection
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.readers import read
 from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
@@ -53,7 +52,7 @@ def read_dataset(home: ClientHome, data: NodeData) -> Dataset:
     """
     dataset = read(
         home.root / data.path,
-        schema_of(data.record_schema),
+        data.record_schema,
         records_key=data.records_key,
         columns=data.columns,
         label_key=data.label_key,
@@ -205,9 +204,7 @@ def simulated_node(run_id: str, partition: int) -> Node:
     )
     config = NodeConfig(
         site=f"patient-{partition}",
-        data=NodeData(
-            path=Path("synthetic"), schema=DataSection.model_validate(HEARTS_SCHEMA.to_dict())
-        ),
+        data=NodeData(path=Path("synthetic"), schema=HEARTS_SCHEMA),
         policy=Policy(
             max_epsilon=1e6,
             delta=1e-3,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedlatent.shared.config import DataSection, RunConfig, Sharing, invalid
+from fedlatent.shared.config import Data, RunConfig, Sharing, invalid
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, PolicyRefusal
 from fedlatent.shared.schedule import count_phases, training_rounds
@@ -44,7 +44,7 @@ class NodeData(_Table):
 
     path: Path  # relative paths start at the node's home
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "records"
-    record_schema: DataSection = Field(alias="schema")
+    record_schema: Data = Field(alias="schema")
     records_key: str = "X"
     columns: tuple[str, ...] | None = None
     label_key: str | None = None  # rows whose label is not normal are never trained on
@@ -178,12 +178,13 @@ class Policy(_Table):
         Raises:
             PolicyRefusal: naming the first point that does not fit.
         """
-        wanted = run.data.model_dump(mode="json")
+        wanted = run.data.to_dict()
         for key, own in schema.to_dict().items():
             if wanted[key] != own:
                 raise PolicyRefusal(
                     f"Expected records of schema {schema.name!r} with {key} {own!r}, got "
-                    f"{wanted[key]!r} in the run; use this node's schema or leave it out."
+                    f"{wanted[key]!r} in the run; use this node's schema or leave it out.",
+                    field=f"data.{key}",
                 )
         training = run.training
         steps = training_rounds(run) * training.steps_per_round + training.warm_start_steps
@@ -300,12 +301,3 @@ class NodeConfig(_Table):
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Expected a readable node file at {path}, got: {error}.") from None
         return cls.from_toml(text, str(path))
-
-
-def schema_of(section: DataSection) -> Schema:
-    """The schema that a run or node file describes.
-
-    Raises:
-        ConfigError: a field lies outside the limits of schemas.
-    """
-    return Schema.from_dict(section.model_dump(mode="json"))

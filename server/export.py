@@ -23,7 +23,7 @@ from fedlatent.shared.export.bundling import (
 from fedlatent.shared.export.released import Released
 from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.keys import SigningKey
-from fedlatent.shared.models import build, load_encoder, load_state
+from fedlatent.shared.models import build_model, load_encoder, load_state
 from fedlatent.shared.models.base import ENCODER_PREFIX
 
 
@@ -94,7 +94,7 @@ def global_contents(result: RunResult, run_id: str, version: int) -> BundleConte
             "their last bin; find the sites whose scores are out of range, and train again."
         )
     run = result.config
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     weights = {key: torch.from_numpy(value) for key, value in result.arrays.items()}
     if run.shares_decoder:
         load_state(model, weights)

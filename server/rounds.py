@@ -39,7 +39,7 @@ from fedlatent.server.strategies.weighting import bounded, weight_of
 from fedlatent.shared.arrays import Arrays, add_prefix, strip_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, DataError
-from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.base import ENCODER_PREFIX, use_prior
 from fedlatent.shared.models.priors import StandardNormal
 from fedlatent.shared.models.warm_start import warm_start
@@ -180,9 +180,7 @@ class Course:
         """
         self.config, self.run_id, self._start = config, run_id, start
         self.plan = _plan(config)
-        self.model: VAE = build(
-            config.model.family, config.model.options, config.data.shape, config.seed
-        )
+        self.model: VAE = build_model(config)
         if config.summaries.prior != "none":
             use_prior(self.model, StandardNormal())  # refused where a model trains its own
 
@@ -280,16 +278,13 @@ class Course:
         follow, what = self._pooled, "summaries"
         if phase.kind == "train":
             follow, what = self._trained, "updates"
+        state = replace(state, done=phase.number, sites=_renewed(state.sites, collector))
         try:
             after = follow(state, phase, collector)
         except ValueError as error:
             raise DataError(f"The {what} ({phase.kind}) cannot be pooled: {error}") from None
-        return replace(
-            after,
-            done=phase.number,
-            sites=_renewed(after.sites, collector),
-            history=[*state.history, _entry(phase, collector, finished)],
-        )
+        entry = _entry(phase, collector, finished)
+        return replace(after, history=[*state.history, entry])
 
     def _trained(self, state: Checkpoint, phase: Phase, collector: Collector) -> Checkpoint:
         """After a training round: the server optimiser's step, and the average over rounds."""

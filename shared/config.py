@@ -4,12 +4,21 @@ It is validated here, hashed, stored by the server, sent with every request and 
 every node against its own policy. Unknown keys are errors.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
+from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, FedlatentError
 from fedlatent.shared.files import canonical_json, sha256_hex
 from fedlatent.shared.toml import parse_toml
@@ -27,6 +36,18 @@ Sharing = Literal["encoder", "summary", "encoder+summary", "full"]
 Robust = Literal["none", "trimmed-mean", "median", "centred-clipping", "krum", "multi-krum"]
 
 
+def _told(value: object, check: Callable[[object], Schema]) -> Schema:
+    """Pydantic goes on from a ValueError alone."""
+    try:
+        return check(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+#: The schema every node's records must fit; the bounds are public, never taken from data.
+Data = Annotated[Schema, WrapValidator(_told)]
+
+
 class _Section(BaseModel):
     """A table of the run file: frozen, unknown keys refused."""
 
@@ -41,24 +62,6 @@ class ModelSection(_Section):
         default_factory=dict
     )
     start: str = ""  # a finished run of the same server whose shared weights come first
-
-
-class DataSection(_Section):
-    """The schema every node's records must fit; the bounds are public, never taken from data."""
-
-    name: str
-    shape: tuple[Count, ...] = Field(min_length=1, max_length=3)
-    unit: str = ""
-    scale: Positive = 1.0  # raw value * scale
-    center: Literal["none", "median", "mean"] = "none"  # per record, over its own values
-    lower: float = -1.0  # after scale and centre
-    upper: float = 1.0
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        if not self.lower < self.upper:
-            raise ValueError(f"expected lower < upper, got {self.lower} and {self.upper}")
-        return self
 
 
 class PrivacySection(_Section):
@@ -169,7 +172,7 @@ class RunConfig(_Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     sharing: Sharing = "encoder"
-    data: DataSection
+    data: Data
     model: ModelSection = ModelSection()
     privacy: PrivacySection = PrivacySection()
     training: TrainingSection = TrainingSection()
@@ -268,18 +271,27 @@ def invalid(
     the problem, such as "missing" or "extra_forbidden".
     """
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    sentence = f"{source}: {_sentence(problem, where or 'the whole text')}"
-    return kind(sentence, field=where or None, reason=problem["type"])
+    said = problem.get("ctx", {}).get("error")
+    told = said.__cause__ if isinstance(said, Exception) else None
+    blamed = told.field if isinstance(told, ConfigError) else None
+    where = ".".join(str(part) for part in (*problem["loc"], blamed) if part is not None)
+    reason = _SAME.get(problem["type"], problem["type"])
+    sentence = str(told) if isinstance(told, ConfigError) else _sentence(reason, problem, where)
+    return kind(f"{source}: {sentence}", field=where or None, reason=reason)
 
 
-def _sentence(problem: ErrorDetails, where: str) -> str:
-    if problem["type"] == "extra_forbidden":
+#: A dataclass's name for what a table calls otherwise.
+_SAME = {"unexpected_keyword_argument": "extra_forbidden"}
+
+
+def _sentence(kind: str, problem: ErrorDetails, where: str) -> str:
+    """What pydantic found at a field, what was expected and what came."""
+    if kind == "extra_forbidden":
         return f"expected only known keys, got {where!r}; remove it or fix its spelling."
-    if problem["type"] == "missing":
+    if kind == "missing":
         return f"expected a value for {where!r}, got none; add it."
-    if problem["type"] == "value_error":  # a sentence of our own about several fields
-        place = f"{where}: " if problem["loc"] else ""
+    place = f"{where}: " if where else ""
+    if kind == "value_error":  # a sentence of our own about several fields
         return f"{place}{problem['ctx']['error']}; change one of them."
     shown = repr(problem["input"])[:80]
-    return f"{where}: {problem['msg']}, got {shown}."
+    return f"{place or 'the whole text: '}{problem['msg']}, got {shown}."

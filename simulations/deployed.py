@@ -46,7 +46,7 @@ _RECORDS = "records.npz"
 
 def node_data(run: RunConfig) -> dict[str, object]:
     """Table ``[data]`` of a node whose records :func:`write_records` wrote."""
-    return {"path": _RECORDS, "schema": run.data.model_dump(mode="json")}
+    return {"path": _RECORDS, "schema": run.data.to_dict()}
 
 
 def node_policy(run: RunConfig) -> dict[str, object]:

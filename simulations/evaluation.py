@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from fedlatent.client.compute import load_weights, scaled
 from fedlatent.client.export import fit_score, site_model, site_parts
-from fedlatent.client.policy import schema_of
 from fedlatent.client.store import SiteMaterial
 from fedlatent.client.trainer import train_round
 from fedlatent.server.results import RunResult
@@ -29,7 +28,7 @@ from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.detection import baselines
 from fedlatent.shared.detection.metrics import auprc, auroc, fpr_at_tpr, per_site_mean, pooled
 from fedlatent.shared.detection.parts import score_parts
-from fedlatent.shared.models import VAE, build, load_encoder
+from fedlatent.shared.models import VAE, build_model, load_encoder
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import (
@@ -98,7 +97,7 @@ def normals_of(site: SiteData, count: int, seed: int) -> NDArray[np.generic]:
 
 def site_detector(material: SiteMaterial, site: SiteData) -> Detector:
     """The score of a site bundle: parts of the global encoder and the site's own decoder."""
-    model, schema = site_model(material), schema_of(material.config.data)
+    model, schema = site_model(material), material.config.data
     combine, _ = fit_score(material, model, schema.preprocess(site.train))
     return lambda rows: combine(site_parts(material, model, schema.preprocess(rows)))
 
@@ -127,8 +126,8 @@ def combined_detector(
     )
     if scores is None:
         return None
-    run, schema = result.config, schema_of(result.config.data)
-    model = _model(run)
+    run, schema = result.config, result.config.data
+    model = build_model(run)
     load_weights(model, result.arrays, whole=run.shares_decoder)
     center: NDArray[np.float64] | None = None
     if normals is not None:
@@ -172,7 +171,7 @@ def train_alone(run: RunConfig, records: NDArray[np.float32], key: int) -> VAE:
         records: preprocessed [N, *shape].
         key: keeps the noise of different sites apart.
     """
-    model, plan = _model(run), PrivacyPlan.from_config(run)
+    model, plan = build_model(run), PrivacyPlan.from_config(run)
     state: Mapping[str, torch.Tensor] = {}
     data = torch.from_numpy(np.ascontiguousarray(records))
     for number in range(run.training.rounds):
@@ -238,7 +237,7 @@ def _latents(
     run: RunConfig, arrays: Mapping[str, np.ndarray], scaling: Scaling | None = None
 ) -> Callable[[NDArray[np.generic]], NDArray[np.float64]]:
     """Latent means [N, k] of raw records under the encoder in ``arrays``."""
-    model, schema = _model(run), schema_of(run.data)
+    model, schema = build_model(run), run.data
     load_encoder(model, _tensors({k: v for k, v in arrays.items() if k.startswith("encoder.")}))
     model.eval()
 
@@ -249,10 +248,6 @@ def _latents(
         return np.asarray(mean.double().numpy())
 
     return latents
-
-
-def _model(run: RunConfig) -> VAE:
-    return build(run.model.family, run.model.options, run.data.shape, run.seed)
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlatent.client.policy import schema_of
-from fedlatent.shared.config import DataSection, invalid
+from fedlatent.shared.config import Data, invalid
 from fedlatent.shared.data.readers import Label, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import Federation, SiteData, from_file
@@ -82,11 +81,11 @@ def federation_of_file(
 
 
 def _load_schema(path: Path) -> Schema:
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     try:
         table = parse_toml(path.read_text(encoding="utf-8"), str(path)).get("data")
-        return schema_of(DataSection.model_validate(table))
+        return TypeAdapter(Data).validate_python(table)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Expected a TOML file with a table [data], got: {error}.") from None
     except ValidationError as error:

@@ -81,12 +81,12 @@ def _planned(
     run: "RunConfig", records: int | None, person: int | None, source: str
 ) -> dict[str, Any]:
     from fedlatent.shared.errors import ConfigError
-    from fedlatent.shared.models import build
+    from fedlatent.shared.models import build_model
     from fedlatent.shared.privacy.plan import PrivacyPlan
 
     try:
         solved = PrivacyPlan.from_config(run)
-        model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+        model = build_model(run)
         form, why = _form(run, solved, records, model.latent_dim)
         planned = _Planned(
             run=run, plan=solved, model=model, form=form, why=why, records=records, person=person
@@ -216,13 +216,12 @@ def _largest_clip(planned: _Planned) -> float | None:
     """The median gradient norm of public synthetic records; None where their scale is unknown."""
     import torch
 
-    from fedlatent.shared.data.schema import Schema
     from fedlatent.shared.privacy.clipping import calibrated_clip, synthetic_records
 
     run, training = planned.run, planned.run.training
     if run.summaries.data == "scaling":
         return None
-    schema = Schema.from_dict(run.data.model_dump(mode="json"))
+    schema = run.data
     return calibrated_clip(
         planned.model,
         torch.from_numpy(schema.preprocess(synthetic_records(schema, _CLIP_RECORDS))),

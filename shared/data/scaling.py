@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlatent.shared.config import DataSection
+from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.privacy.robust import LEAST_SITES, temper_moments
 from fedlatent.shared.privacy.summaries import DIAGONAL_SENSITIVITY
@@ -47,7 +47,7 @@ class Scaling:
         return {"mean": self.mean, "deviation": self.deviation}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], data: DataSection) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], data: Schema) -> Self:
         """Read what ``arrays`` wrote.
 
         Raises:
@@ -68,12 +68,12 @@ class Scaling:
         )
 
 
-def features_of(data: DataSection) -> int:
+def features_of(data: Schema) -> int:
     """Number of features of a record: the length of its first axis."""
     return data.shape[0]
 
 
-def bounded_values(records: NDArray[np.float32], data: DataSection) -> NDArray[np.float64]:
+def bounded_values(records: NDArray[np.float32], data: Schema) -> NDArray[np.float64]:
     """Preprocessed records [N, *shape] mapped from the bounds to [-1, 1]: [N, d, T]."""
     middle, half = (data.upper + data.lower) / 2, (data.upper - data.lower) / 2
     values = (records.astype(np.float64) - middle) / half
@@ -83,7 +83,7 @@ def bounded_values(records: NDArray[np.float32], data: DataSection) -> NDArray[n
 
 def pool_scaling(
     released: Sequence[np.ndarray],
-    data: DataSection,
+    data: Schema,
     noise_multiplier: float,
     weights: np.ndarray | None = None,
 ) -> Scaling:
@@ -122,7 +122,7 @@ def pool_scaling(
     return Scaling(mean=mean * half + middle, deviation=np.sqrt(variance) * half)
 
 
-def data_radius(data: DataSection) -> float:
+def data_radius(data: Schema) -> float:
     """Clipping radius of a record about the middle of its bounds when a run names none.
 
     A quarter of the half range at each place, as a root mean square over the record.

@@ -7,9 +7,9 @@ release). Only numpy and the standard library are imported.
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Literal, cast, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,9 +27,22 @@ MAX_MAGNITUDE = 1e30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
+class _Limits:
+    """Limits of a field, for the files that pydantic reads; devices have no pydantic."""
+
+    def __init__(self, **limits: float) -> None:
+        self._limits = limits
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: Callable[[object], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Pydantic's schema of the field, with the limits."""
+        return handler(source) | self._limits
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """One kind of record.
+    """One kind of record; the table [data] of a run file and [data.schema] of a node file.
 
     Attributes:
         name: Identifier of letters, digits, dot, dash and underscore.
@@ -44,13 +57,18 @@ class Schema:
         ConfigError: If a field has the wrong type or lies outside its limits.
     """
 
+    __pydantic_config__: ClassVar[dict[str, object]] = {
+        "extra": "forbid",
+        "allow_inf_nan": False,
+    }
+
     name: str
-    shape: tuple[int, ...]
-    unit: str
-    scale: float
-    center: Center
-    lower: float
-    upper: float
+    shape: Annotated[tuple[Annotated[int, _Limits(ge=1)], ...], _Limits(min_length=1, max_length=3)]
+    unit: str = ""
+    scale: Annotated[float, _Limits(gt=0)] = 1.0
+    center: Center = "none"
+    lower: float = -1.0
+    upper: float = 1.0
 
     def __post_init__(self) -> None:
         """Check every field and turn whole numbers given for floats into floats."""
@@ -58,7 +76,8 @@ class Schema:
         if not _NAME.fullmatch(self.name):
             raise ConfigError(
                 f"Expected a schema name of letters, digits, '.', '_' and '-', got {self.name!r}; "
-                "rename it."
+                "rename it.",
+                field="name",
             )
         _check_text("unit", self.unit, least=0)
         object.__setattr__(self, "shape", _checked_shape(self.shape))
@@ -67,10 +86,13 @@ class Schema:
         if self.center not in get_args(Center):
             raise ConfigError(
                 f"Expected schema center to be one of {', '.join(get_args(Center))}, "
-                f"got {self.center!r}; choose one of them."
+                f"got {self.center!r}; choose one of them.",
+                field="center",
             )
         if self.scale == 0.0:
-            raise ConfigError("Expected a schema scale other than 0, got 0; use 1 for no scaling.")
+            raise ConfigError(
+                "Expected a schema scale other than 0, got 0; use 1 for no scaling.", field="scale"
+            )
         if not self.lower < self.upper:
             raise ConfigError(
                 f"Expected schema lower < upper, got {self.lower} and {self.upper}; "
@@ -84,18 +106,10 @@ class Schema:
 
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-ready mapping that `from_dict` turns back into an equal schema."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "unit": self.unit,
-            "scale": self.scale,
-            "center": self.center,
-            "lower": self.lower,
-            "upper": self.upper,
-        }
+        return {**asdict(self), "shape": list(self.shape)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> "Schema":
+    def from_dict(cls, values: Mapping[str, Any]) -> "Schema":
         """Build a schema from a mapping that holds exactly the seven fields.
 
         Raises:
@@ -119,15 +133,7 @@ class Schema:
                 f"Expected schema shape as a list of sizes, got {type(shape).__name__}; "
                 "write it as [128] or [1, 8, 8]."
             )
-        return cls(
-            name=cast(str, values["name"]),
-            shape=tuple(shape),
-            unit=cast(str, values["unit"]),
-            scale=cast(float, values["scale"]),
-            center=cast(Center, values["center"]),
-            lower=cast(float, values["lower"]),
-            upper=cast(float, values["upper"]),
-        )
+        return cls(**{**values, "shape": tuple(shape)})
 
     def digest(self) -> str:
         """Return the SHA-256 (hex) of the canonical JSON form."""
@@ -197,7 +203,8 @@ def _check_text(key: str, value: object, least: int) -> None:
     if not isinstance(value, str) or not least <= len(value) <= MAX_TEXT or not value.isprintable():
         raise ConfigError(
             f"Expected schema {key} to be {least} to {MAX_TEXT} printable characters, "
-            f"got {type(value).__name__} {str(value)[:MAX_TEXT]!r}; shorten or correct it."
+            f"got {type(value).__name__} {str(value)[:MAX_TEXT]!r}; shorten or correct it.",
+            field=key,
         )
 
 
@@ -205,11 +212,13 @@ def _checked_float(key: str, value: object) -> float:
     """Return `value` as a finite float; raise ConfigError if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(
-            f"Expected schema {key} to be a number, got {type(value).__name__}; write a number."
+            f"Expected schema {key} to be a number, got {type(value).__name__}; write a number.",
+            field=key,
         )
     if not -MAX_MAGNITUDE < value < MAX_MAGNITUDE:
         raise ConfigError(
-            f"Expected a finite schema {key} below {MAX_MAGNITUDE:g} in size; write such a number."
+            f"Expected a finite schema {key} below {MAX_MAGNITUDE:g} in size; write such a number.",
+            field=key,
         )
     return float(value)
 
@@ -224,7 +233,8 @@ def _checked_shape(shape: object) -> tuple[int, ...]:
     ):
         raise ConfigError(
             f"Expected schema shape to be 1 to {MAX_DIMENSIONS} positive sizes with a product of "
-            f"at most {MAX_VALUES_PER_RECORD}, got {str(shape)[:MAX_TEXT]}; correct the sizes."
+            f"at most {MAX_VALUES_PER_RECORD}, got {str(shape)[:MAX_TEXT]}; correct the sizes.",
+            field="shape",
         )
     return shape
 

@@ -165,7 +165,7 @@ def make_bundle(
         ConfigError: a decoder was asked for that may not be shipped.
     """
     _check_decoder(contents)
-    schema = Schema.from_dict(contents.run.data.model_dump(mode="json"))
+    schema = contents.run.data
     golden = golden_records(schema)
     checked = schema.preprocess(golden)
     if records is not None and len(records):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.base import VAE, Terms, encoder_state, load_encoder, load_state
 from fedlatent.shared.models.denoising import PRESETS as DENOISING_PRESETS
@@ -38,6 +39,7 @@ __all__ = [
     "GaussianVAE",
     "Terms",
     "build",
+    "build_model",
     "encoder_state",
     "load_encoder",
     "load_state",
@@ -164,6 +166,15 @@ def build(
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in sized.items()}
     generator = torch.Generator().manual_seed(seed)
     return chosen.model(chosen.config(**values), tuple(input_shape), generator)
+
+
+def build_model(run: RunConfig) -> VAE:
+    """The model of a run with its first weights, which all its nodes and its server share.
+
+    Raises:
+        ConfigError: As `build`.
+    """
+    return build(run.model.family, run.model.options, run.data.shape, run.seed)
 
 
 def _with_preset(family: str, options: Mapping[str, object]) -> dict[str, object]:

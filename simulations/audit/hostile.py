@@ -16,7 +16,7 @@ import torch
 from fedlatent.client.node import Node
 from fedlatent.client.trainer import gradient_sums
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy.accounting import epsilon_of
 from fedlatent.shared.privacy.audit import dp_lower_bound
@@ -80,7 +80,7 @@ def search(run: RunConfig, record: np.ndarray, tries: int, seed: int) -> tuple[f
     The known constants are the first of them.
     """
     rng = np.random.default_rng(seed)
-    model, plan = _model(run), PrivacyPlan.from_config(run)
+    model, plan = build_model(run), PrivacyPlan.from_config(run)
     best = (0.0, KNOWN)
     with gradient_sums(model.train(), plan, run.training) as sums:
         for number in range(tries):
@@ -135,7 +135,7 @@ def hostile(folder: Path, draws: int, tries: int, seed: int, watch: Watch) -> tu
 
 def _scores(node: Node, run: RunConfig, constants: Constants, draws: int) -> np.ndarray:
     """Of each round, 1 where the first bias moved by more than a clip and noise explain."""
-    sent = hostile_weights(_model(run), constants)
+    sent = hostile_weights(build_model(run), constants)
     bias, scores = list(sent)[1], []
     for number in range(draws):
         answer = ask(node, run, f"hostile-{number}", phases(run)[0], "full", sent)
@@ -144,7 +144,3 @@ def _scores(node: Node, run: RunConfig, constants: Constants, draws: int) -> np.
         unit = run.training.learning_rate * run.privacy.clip
         scores.append(moved > most * unit / (run.privacy.sample_rate * _RECORDS))
     return np.asarray(scores, dtype=np.float64)
-
-
-def _model(run: RunConfig) -> VAE:
-    return build(run.model.family, run.model.options, run.data.shape, run.seed)

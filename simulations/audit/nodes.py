@@ -25,10 +25,10 @@ from fedlatent.client.home import ClientHome
 from fedlatent.client.ledger import Entry
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node
-from fedlatent.client.policy import NodeConfig, schema_of
+from fedlatent.client.policy import NodeConfig
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models import build_model
 from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy.summaries import Form, SummarySpec
 from fedlatent.shared.schedule import Kind, Phase, phases
@@ -79,7 +79,7 @@ def audit_node(root: Path, run: RunConfig, records: np.ndarray | None = None) ->
     config = NodeConfig.model_validate(
         {
             "site": "audit",
-            "data": {"path": _RECORD, "schema": run.data.model_dump()},
+            "data": {"path": _RECORD, "schema": run.data.to_dict()},
             "policy": {
                 "max_epsilon": 1e12,
                 "allowed_sharing": ["encoder", "summary", "encoder+summary", "full"],
@@ -93,7 +93,7 @@ def audit_node(root: Path, run: RunConfig, records: np.ndarray | None = None) ->
         }
     )
     held = audit_records() if records is None else records
-    return assemble(config, Dataset(records=held, schema=schema_of(run.data)), ClientHome(root))
+    return assemble(config, Dataset(records=held, schema=run.data), ClientHome(root))
 
 
 def home_of(folder: Path, run: RunConfig, number: int) -> Path:
@@ -139,7 +139,7 @@ def ask(
 
 def zero_weights(run: RunConfig) -> Arrays:
     """Weights under which only the decoder's last bias has a gradient: all of them zero."""
-    model = _model(run)
+    model = build_model(run)
     prefix = "" if run.shares_decoder else ENCODER_PREFIX
     return {
         key: np.zeros(tuple(value.shape), np.float32)
@@ -150,7 +150,7 @@ def zero_weights(run: RunConfig) -> Arrays:
 
 def first_weights(run: RunConfig, *, whole: bool) -> Arrays:
     """The weights with which a run begins, of the encoder alone or of the whole model."""
-    state, prefix = _model(run).state_dict(), "" if whole else ENCODER_PREFIX
+    state, prefix = build_model(run).state_dict(), "" if whole else ENCODER_PREFIX
     return {key: value.numpy() for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -172,7 +172,7 @@ def exact_sums(
     node: Node, run: RunConfig, kind: Kind, form: Form, arrays: Arrays, own: np.ndarray | None
 ) -> np.ndarray:
     """What the node's records give for a request, without noise; ``own`` is what it builds on."""
-    model, summary = _model(run), SUMMARIES[kind]
+    model, summary = build_model(run), SUMMARIES[kind]
     asked = parse_request(run, kind, arrays, LATENT, form=form)
     latents = np.zeros((len(node.records), 0))
     if summary.sees_model:
@@ -337,7 +337,3 @@ def _independent(noise: np.ndarray, *, is_symmetric: bool, count: int | None) ->
         flat = np.delete(flat, count, axis=1)
         diagonal = None if diagonal is None else np.delete(diagonal, count)
     return Noise(rows=flat, diagonal=diagonal)
-
-
-def _model(run: RunConfig) -> VAE:
-    return build(run.model.family, run.model.options, run.data.shape, run.seed)

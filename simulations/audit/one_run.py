@@ -16,7 +16,7 @@ from torch import Tensor
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
-from fedlatent.shared.models import VAE, build, load_state
+from fedlatent.shared.models import VAE, build_model, load_state
 from fedlatent.shared.models.objective import record_loss
 from fedlatent.shared.privacy.audit import one_run_lower_bound
 from fedlatent.shared.privacy.plan import PrivacyPlan
@@ -160,7 +160,7 @@ def score(
     regression: how much of each canary is in it. Scores are sums over rounds, less the mean of the
     client's canaries.
     """
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     plan = PrivacyPlan.from_config(run)
     totals = {site: np.zeros(len(one.present)) for site, one in planted.items()}
     for heard in transcript.heard:

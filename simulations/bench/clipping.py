@@ -21,7 +21,7 @@ from torch import Tensor
 from fedlatent.client.gradients.sums import steady
 from fedlatent.client.trainer import GradientSums
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.objective import record_loss
 from fedlatent.shared.privacy.plan import PrivacyPlan
 
@@ -66,7 +66,7 @@ class Case:
     def model(self) -> VAE:
         """The model with its first weights, in training."""
         run = self._run
-        return build(run.model.family, run.model.options, run.data.shape, run.seed).train()
+        return build_model(run).train()
 
     def ours(self) -> Sum:
         """Of a node's trainer."""

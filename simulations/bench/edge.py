@@ -71,7 +71,7 @@ class Subject:
     @property
     def schema(self) -> Schema:
         """What a record is."""
-        return Schema.from_dict(self.contents.run.data.model_dump(mode="json"))
+        return self.contents.run.data
 
 
 def ecg(data_dir: Path, rounds: int) -> Subject:
@@ -128,7 +128,7 @@ def _subject(
         sample_rate=min(1.0, 128 / len(train)),
         bounds=bounds,
     )
-    schema = Schema.from_dict(run.data.model_dump(mode="json"))
+    schema = run.data
     x = schema.preprocess(train)
     model = fit(run, x)
     density = _density(model, x)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.data.schema import Schema
 from fedlatent.simulations.bench.plain import Pool, Task
 from fedlatent.simulations.bench.systems import run_config
 from fedlatent.simulations.bench.turns import Enough, Lap
@@ -23,7 +22,7 @@ class LazySites(Mapping[str, Dataset]):
         self._begin = begin
         self._task = task
         self._pool = Pool(task)
-        self._schema = Schema(**run_config(task, private=False).data.model_dump())
+        self._schema = run_config(task, private=False).data
         self._names = {f"c{client:06d}": client for client in range(task.clients)}
 
     def __getitem__(self, site: str) -> Dataset:

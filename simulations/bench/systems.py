@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedlatent.client.trainer import train_round
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.models import VAE, build
+from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.simulations.bench.plain import PlainVAE, Pool, Round, Task, copies
@@ -50,11 +50,6 @@ def run_config(task: Task, *, private: bool, rounds: int = 1) -> RunConfig:
         },
         "benchmark",
     )
-
-
-def model_of(run: RunConfig) -> VAE:
-    """The model of a run with its first weights."""
-    return build(run.model.family, run.model.options, run.data.shape, run.seed)
 
 
 class Hooked:
@@ -127,7 +122,11 @@ class Ghost(Hooked):
 def nodes(task: Task) -> Round:
     """``fedlatent.client.trainer`` as deployed nodes run it, client after client, with DP-SGD."""
     run, cohort = run_config(task, private=True), Pool(task).cohort()
-    plan, model, first = PrivacyPlan.from_config(run), model_of(run), model_of(run).state_dict()
+    plan, model, first = (
+        PrivacyPlan.from_config(run),
+        build_model(run),
+        build_model(run).state_dict(),
+    )
 
     def one_round() -> None:
         for client, records in enumerate(cohort):
@@ -140,8 +139,8 @@ def nodes(task: Task) -> Round:
 def stacked(task: Task, *, private: bool) -> Round:
     """``simulations.stacked``: the trainer alone, without the server's side of a round."""
     run, cohort = run_config(task, private=private), Pool(task).cohort()
-    first = model_of(run).state_dict()
-    trainer = StackedTrainer(model_of(run), PrivacyPlan.from_config(run), run.training)
+    first = build_model(run).state_dict()
+    trainer = StackedTrainer(build_model(run), PrivacyPlan.from_config(run), run.training)
 
     def one_round() -> None:
         work = [

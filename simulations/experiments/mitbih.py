@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedlatent.client.policy import schema_of
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation, SiteData, mitbih
 from fedlatent.shared.detection import baselines
 from fedlatent.shared.files import read_json, write_json
-from fedlatent.shared.models import build, encoder_state, load_state
+from fedlatent.shared.models import build_model, encoder_state, load_state
 from fedlatent.shared.privacy.accounting import GaussianEvent, calibrate
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.simulations.evaluation import (
@@ -114,9 +113,9 @@ def private_cell(federation: Federation, epsilon: float | None, seed: int) -> Ra
 def whole_model_detector(result: RunResult) -> Detector:
     """Reconstruction error of the one model that everybody shares."""
     run = result.config
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     load_state(model, {key: torch.from_numpy(value) for key, value in result.arrays.items()})
-    return reconstruction_detector(model, schema_of(run.data))
+    return reconstruction_detector(model, run.data)
 
 
 def one_split_cell(federation: Federation, seed: int) -> Ratings:
@@ -166,7 +165,7 @@ def _untrained(
     run: RunConfig, present: Federation
 ) -> Callable[[NDArray[np.generic] | None], Detector]:
     """The same density on the first weights, without noise: what training has to beat."""
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     weights = {key: value.numpy() for key, value in encoder_state(model).items()}
     rows = [site.train for site in present.sites]
     return lambda normals: latent_detector(run, weights, rows, normals)

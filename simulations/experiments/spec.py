@@ -20,7 +20,7 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.files import canonical_json, sha256_hex
-from fedlatent.shared.models import build
+from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.toml import parse_toml
 from fedlatent.simulations.experiments import tables
@@ -211,7 +211,7 @@ def bind(experiment: Experiment, cell: Cell, schema: Schema, participants: int) 
         experiment.source,
     )
     try:
-        build(run.model.family, run.model.options, run.data.shape, run.seed)
+        build_model(run)
     except ConfigError as error:
         path = ("run", *(error.field or "model").split("."))
         sentence = str(error)

@@ -33,7 +33,7 @@ from fedlatent.client.compute import (
     site_weights,
     view_of,
 )
-from fedlatent.client.policy import Policy, schema_of
+from fedlatent.client.policy import Policy
 from fedlatent.client.release import clamped
 from fedlatent.client.store import RoundState, SiteMaterial
 from fedlatent.client.trainer import EMA, Pull
@@ -122,7 +122,7 @@ class Cohort:
         self._places = {node: place for place, node in enumerate(sorted(nodes))}
         self._names = dict(nodes)
         self._policy, self._availability = policy, availability
-        self._schema = schema_of(run.data)
+        self._schema = run.data
         self._plan, self._model = _plan_of(run), _model_of(run)
         self._trainer = StackedTrainer(self._model, self._plan, run.training, device=device)
         self._first = {key: value.clone() for key, value in self._model.state_dict().items()}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedlatent.client.trainer import averages_of, train_round
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.models import VAE, build, load_state
+from fedlatent.shared.models import VAE, build_model, load_state
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.simulations.stacked.engine import ClientWork, StackedTrainer
@@ -89,7 +89,7 @@ def fit(
         start: a model to go on from; its weights are copied.
         watch: gets lines about the progress.
     """
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     if start is not None:
         load_state(model, start.state_dict())
     plan, training = PrivacyPlan.from_config(run), run.training

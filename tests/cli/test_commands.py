@@ -371,7 +371,7 @@ def test_runs_are_approved_by_hand(run: Run, tmp_path: Path) -> None:
     home, plan = ClientHome(tmp_path / "node"), PrivacyPlan.from_config(config)
     home.create()
     policy = {"max_epsilon": 5.0, "approval": "each-run"}
-    data = {"path": "x.npz", "schema": config.data.model_dump(mode="json")}
+    data = {"path": "x.npz", "schema": config.data.to_dict()}
     home.config.write_text(dumps({"site": "north", "data": data, "policy": policy}))
     with pytest.raises(PolicyRefusal):
         Approvals(home.approvals).check("tiny-1", config, plan)

@@ -94,7 +94,7 @@ def init(run: Run, folder: Path, data: Path, name: str, *extra: object) -> tuple
     if not server.exists():
         assert run("server", "init", "--home", server, "--port", 0)[0] == 0
         run_file = folder / "run.toml"
-        run_file.write_text(dumps({"data": SECURE.data.model_dump(mode="json")}))
+        run_file.write_text(dumps({"data": SECURE.data.to_dict()}))
     arguments = ("--server", "127.0.0.1:9", "--ca", server / "tls" / "ca.crt", "--data", data)
     arguments += ("--schema", folder / "run.toml", "--home", folder / name)
     status, out, text = run("client", "init", name, *arguments, "--json", *extra)

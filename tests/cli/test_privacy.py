@@ -134,7 +134,7 @@ def test_largest_clip_is_told_unless_a_release_scales_records(run: Run, tmp_path
     """It is the median norm of public records under the run's own objective."""
     path = written(tmp_path)
     config = RunConfig.load(path)
-    schema = Schema.from_dict(config.data.model_dump(mode="json"))
+    schema = config.data
     records = torch.from_numpy(schema.preprocess(synthetic_records(schema, 256)))
     model = build("gaussian", config.model.options, (16,), config.seed)
     assert planned(run, path)["largest_clip"] == pytest.approx(

@@ -11,10 +11,10 @@ from fedlatent.client.compute import make_noise
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node, NoiseFactory
-from fedlatent.client.policy import NodeConfig, schema_of
+from fedlatent.client.policy import NodeConfig
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.models import VAE, build, encoder_state
+from fedlatent.shared.models import build_model, encoder_state
 from fedlatent.shared.wire import PROTOCOL, Kind, RequestHeader
 
 SHAPE = (12,)
@@ -48,7 +48,7 @@ def tiny_config(run: RunConfig, **policy: Any) -> NodeConfig:  # noqa: ANN401
     return NodeConfig.model_validate(
         {
             "site": "north",
-            "data": {"path": "records.npz", "schema": run.data.model_dump()},
+            "data": {"path": "records.npz", "schema": run.data.to_dict()},
             "policy": {"max_epsilon": 5.0, "allow_simulation_rng": True, **policy},
         }
     )
@@ -61,19 +61,14 @@ def tiny_node(
     **policy: Any,  # noqa: ANN401
 ) -> Node:
     """A node with 200 records and its files below ``root``."""
-    schema = schema_of(run.data)
+    schema = run.data
     dataset = Dataset(records=schema.preprocess(tiny_records()), schema=schema)
     return assemble(tiny_config(run, **policy), dataset, ClientHome(root), noise_factory)
 
 
-def model_of(run: RunConfig) -> VAE:
-    """The model of ``run`` with its initial weights."""
-    return build(run.model.family, run.model.options, run.data.shape, run.seed)
-
-
 def weights_of(run: RunConfig, seed: int | None = None) -> dict[str, np.ndarray]:
     """Encoder weights as a server sends them, the initial ones or other ones."""
-    state = encoder_state(model_of(run))
+    state = encoder_state(build_model(run))
     if seed is None:
         return {key: value.numpy() for key, value in state.items()}
     generator = torch.Generator().manual_seed(seed)

@@ -12,7 +12,7 @@ from fedlatent.client.app import app
 from fedlatent.client.home import ClientHome
 from fedlatent.client.link import serve
 from fedlatent.client.resident import Watchdog, answer
-from fedlatent.shared.config import DataSection, RunConfig
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import HEARTS_SCHEMA
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.records import from_records, to_records
@@ -110,7 +110,7 @@ def test_plain_simulation_builds_its_own_patient(
     monkeypatch.setenv("FEDLATENT_HOME", str(tmp_path))
     run = RunConfig(
         name="hearts",
-        data=DataSection.model_validate(HEARTS_SCHEMA.to_dict()),
+        data=HEARTS_SCHEMA,
         **tiny_run().model_dump(include={"model", "training", "privacy"}),
     )
     content = to_records(request(run, 1, run_id="hearts-1"), weights_of(run))

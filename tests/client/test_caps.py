@@ -13,6 +13,7 @@ from fedlatent.client.release import Outgoing
 from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.gaussian import feature_basis
+from fedlatent.shared.models import build_model
 from fedlatent.shared.models.size import TooLarge, at_most
 from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.summaries import LatentDensity
@@ -20,7 +21,7 @@ from fedlatent.shared.schedule import Kind, phases
 from fedlatent.shared.wire import (
     Arrays,
 )
-from tests.client.support import model_of, request, tiny_node, tiny_run, weights_of
+from tests.client.support import request, tiny_node, tiny_run, weights_of
 
 #: A run with every phase and every kind of array.
 RICH: dict[str, Any] = {
@@ -126,7 +127,7 @@ def test_a_whole_model_is_held_to_the_caps(tmp_path: Path) -> None:
     """Where whole models travel, a large decoder weight is refused like any other."""
     run = tiny_run(sharing="full")
     node = tiny_node(tmp_path, run, allowed_sharing=["full"])
-    sent = {key: value.numpy().copy() for key, value in model_of(run).state_dict().items()}
+    sent = {key: value.numpy().copy() for key, value in build_model(run).state_dict().items()}
     sent["decoder.0.weight"][0, 0] = 2e4
     refused(node, node.handle(request(run, 1), sent), "decoder.0.weight")
 
@@ -280,13 +281,13 @@ def test_values_at_the_caps_are_accepted(tmp_path: Path) -> None:
 def test_a_giant_model_is_never_made() -> None:
     """The building stops at the bound, before memory is taken; within it all is as without."""
     with pytest.raises(TooLarge), at_most(1000):
-        model_of(tiny_run(model={"options": {"hidden": [8192] * 16}}))
+        build_model(tiny_run(model={"options": {"hidden": [8192] * 16}}))
     run = tiny_run()
-    size = sum(p.numel() for p in model_of(run).parameters())
+    size = sum(p.numel() for p in build_model(run).parameters())
     with at_most(size):
-        model_of(run)
+        build_model(run)
     with pytest.raises(TooLarge), at_most(size - 1):
-        model_of(run)
+        build_model(run)
 
 
 def test_an_answer_is_no_larger_than_the_largest_model(tmp_path: Path) -> None:

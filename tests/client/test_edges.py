@@ -12,7 +12,7 @@ from fedlatent.client.compute import run_model
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node
-from fedlatent.client.policy import Caps, NodeConfig, schema_of
+from fedlatent.client.policy import Caps, NodeConfig
 from fedlatent.client.release import Outgoing
 from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
@@ -80,12 +80,12 @@ def edge_node(root: Path, case: Case, run: RunConfig, *, drop: bool) -> Node:
     config = NodeConfig.model_validate(
         {
             "site": "north",
-            "data": {"path": "x.npz", "schema": run.data.model_dump()},
+            "data": {"path": "x.npz", "schema": run.data.to_dict()},
             "policy": {"max_epsilon": 100.0, "allowed_sharing": ["full", "encoder+summary"]},
         }
     )
     kept = records[1:] if drop else records
-    dataset = Dataset(records=kept.astype(np.float32), schema=schema_of(run.data))
+    dataset = Dataset(records=kept.astype(np.float32), schema=run.data)
     return assemble(config, dataset, ClientHome(root))
 
 

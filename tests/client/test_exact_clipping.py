@@ -20,12 +20,12 @@ from fedlatent.client.gradients.segments import Segments
 from fedlatent.client.gradients.sums import Batch, StackedGradients, steady
 from fedlatent.client.trainer import GradientSums, gradient_sums
 from fedlatent.shared.config import RunConfig, TrainingSection
-from fedlatent.shared.models import VAE
+from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.priors import GaussianPrior
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.wire import Arrays, ReplyHeader, unpack
 from tests.client.hostile import cancelling, hostile_weights, rows_of
-from tests.client.support import model_of, request, tiny_node, tiny_run, weights_of
+from tests.client.support import request, tiny_node, tiny_run, weights_of
 from tests.shared.models.cases import CASES, Case, noise, records
 
 CLIP = 0.5
@@ -188,7 +188,7 @@ def test_beta_and_priors_at_the_edges_do_not_loosen_the_clip() -> None:
     generator = torch.Generator().manual_seed(1)
     for beta in (0.0, 1e-6, 100.0, 1e6):
         for size in (1e-6, 1.0, 1e6):
-            model = model_of(run).train()
+            model = build_model(run).train()
             model.prior = GaussianPrior(
                 mean=torch.full((2,), 1e4, dtype=torch.float64),
                 covariance=size * torch.eye(2, dtype=torch.float64),
@@ -204,7 +204,7 @@ def test_a_broadcast_prior_needs_no_trial_of_its_own(monkeypatch: pytest.MonkeyP
     """A node gets a new one in each round and lives for years."""
     tried: dict[str, int | None] = {}
     monkeypatch.setattr(gradient_engine, "_TRIALS", tried)
-    model = model_of(tiny_run()).train()
+    model = build_model(tiny_run()).train()
     for mean in (0.0, 1.0, 2.0):
         model.prior = GaussianPrior(
             mean=torch.full((2,), mean, dtype=torch.float64),
@@ -272,7 +272,7 @@ def test_entries_of_a_table_that_cancel_are_measured_by_what_is_left() -> None:
 def test_a_record_that_overflows_takes_the_same_pass() -> None:
     """Its weight is zero, and the model is not run again."""
     options = {"hidden": [6], "latent_dim": 2, "activation": "relu"}
-    model = model_of(tiny_run(model={"options": options})).train()
+    model = build_model(tiny_run(model={"options": options})).train()
     calls: list[int] = []
     x = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
     passes = []

@@ -16,12 +16,11 @@ from fedlatent.client.compute import make_noise
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node, request_digest
-from fedlatent.client.policy import schema_of
 from fedlatent.client.release import Outgoing
 from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.models import encoder_state, load_encoder
+from fedlatent.shared.models import build_model, encoder_state, load_encoder
 from fedlatent.shared.privacy import summaries
 from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.noise import NoiseSource, RngName, SecureNoise, SimulationNoise
@@ -38,7 +37,6 @@ from fedlatent.shared.wire import (
 from tests.client.support import (
     RECORDS,
     RUN_ID,
-    model_of,
     request,
     tiny_config,
     tiny_node,
@@ -110,7 +108,7 @@ def test_only_the_encoder_leaves_but_all_of_the_model_learns(tmp_path: Path) -> 
     assert all(not np.array_equal(got[key], sent[key]) for key in got)
     state = node.store.load(RUN_ID, 2, lambda entry: True)
     assert state is not None
-    initial = model_of(run).state_dict()
+    initial = build_model(run).state_dict()
     assert all(not torch.equal(value, initial[key]) for key, value in state.decoder.items())
     assert state.decoder.keys() | got.keys() == initial.keys()
 
@@ -254,9 +252,9 @@ def exact_run() -> RunConfig:
 
 def latents_of(run: RunConfig, weights: Arrays) -> np.ndarray:
     """Latent means of the node's records under received weights."""
-    model = model_of(run).eval()
+    model = build_model(run).eval()
     load_encoder(model, {key: torch.from_numpy(value) for key, value in weights.items()})
-    records = schema_of(run.data).preprocess(tiny_records())
+    records = run.data.preprocess(tiny_records())
     with torch.no_grad():
         return model.encode(torch.from_numpy(records))[0].double().numpy()
 
@@ -463,7 +461,7 @@ def test_full_sharing_takes_and_gives_all_keys(tmp_path: Path) -> None:
     """With both sides' consent the whole model travels, and the received decoder is used."""
     run = tiny_run(sharing="full")
     node = tiny_node(tmp_path, run, allowed_sharing=["encoder", "full"])
-    sent = {key: value.numpy() for key, value in model_of(run).state_dict().items()}
+    sent = {key: value.numpy() for key, value in build_model(run).state_dict().items()}
     first = arrays_of(node.handle(request(run, 1), sent))
     assert first.keys() == sent.keys()
     zeroed = {k: np.zeros_like(v) if k.startswith("decoder") else v for k, v in sent.items()}
@@ -475,7 +473,7 @@ def test_full_sharing_takes_and_gives_all_keys(tmp_path: Path) -> None:
 def test_known_anomalies_are_left_out(tmp_path: Path) -> None:
     """Records labelled as anomalies are not trained on and not counted."""
     run = tiny_run()
-    schema = schema_of(run.data)
+    schema = run.data
     label = np.zeros(RECORDS, np.uint8)
     label[:30] = 1
     dataset = Dataset(records=schema.preprocess(tiny_records()), schema=schema, label=label)
@@ -528,7 +526,7 @@ def test_encoder_state_of_the_release_loads(tmp_path: Path) -> None:
     """What a node releases loads into a fresh model."""
     run = tiny_run()
     out = tiny_node(tmp_path, run).handle(request(run, 1), weights_of(run))
-    model = model_of(run)
+    model = build_model(run)
     load_encoder(model, {key: torch.from_numpy(v) for key, v in arrays_of(out).items()})
     assert encoder_state(model).keys() == arrays_of(out).keys()
 

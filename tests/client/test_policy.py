@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fedlatent.client.policy import Caps, NodeConfig, schema_of
+from fedlatent.client.policy import Caps, NodeConfig
 from fedlatent.shared.errors import ConfigError, PolicyRefusal
 from tests.client.support import tiny_config, tiny_run
 
@@ -74,13 +74,13 @@ def test_policy_refuses_in_words(
     """A run beyond the policy is refused with a sentence that names the point."""
     own = tiny_run()
     with pytest.raises(PolicyRefusal, match=named):
-        tiny_config(own, **policy).policy.check(tiny_run(**sections), schema_of(own.data), 200)
+        tiny_config(own, **policy).policy.check(tiny_run(**sections), own.data, 200)
 
 
 def test_policy_accepts_a_run_at_its_limits() -> None:
     """A run that asks for exactly what the policy gives is accepted."""
     run = tiny_run(privacy={"epsilon": 5.0, "delta": 1e-5, "rng": "secure"})
-    tiny_config(run, allow_simulation_rng=False).policy.check(run, schema_of(run.data), 200)
+    tiny_config(run, allow_simulation_rng=False).policy.check(run, run.data, 200)
 
 
 def test_delta_shrinks_with_the_number_of_records() -> None:
@@ -89,7 +89,7 @@ def test_delta_shrinks_with_the_number_of_records() -> None:
     policy = tiny_config(run).policy
     assert policy.effective_delta(50_000) == pytest.approx(2e-6)
     with pytest.raises(PolicyRefusal, match="delta of at most 2e-06 for 50000 records"):
-        policy.check(run, schema_of(run.data), 50_000)
+        policy.check(run, run.data, 50_000)
 
 
 @pytest.mark.parametrize("what", ["clip", "radius", "deviation", "eigenvalue"])

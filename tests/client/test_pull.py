@@ -19,10 +19,11 @@ from fedlatent.client.trainer import (
     train_round,
 )
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.models import build_model
 from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from tests.client.support import model_of, tiny_records, tiny_run
+from tests.client.support import tiny_records, tiny_run
 
 RECORDS = torch.from_numpy(tiny_records(60).astype(np.float32))
 
@@ -102,7 +103,7 @@ def _round(
     run: RunConfig, strength: float | None, seed: int = 4
 ) -> tuple[float, dict[str, Tensor]]:
     """Distance of encoder weights from received ones after one noisy round, and all weights."""
-    model, plan = model_of(run), PrivacyPlan.from_config(run)
+    model, plan = build_model(run), PrivacyPlan.from_config(run)
     received = {
         key: value.clone()
         for key, value in model.state_dict().items()
@@ -122,7 +123,7 @@ def test_training_stays_nearer_with_a_stronger_pull(optimizer: str) -> None:
     assert found[0] > found[1] > found[2] > found[3]
     assert found[3] == 0.0
     _, state = _round(run, 20.0)
-    start = model_of(run).state_dict()
+    start = build_model(run).state_dict()
     assert any(
         not torch.equal(value, start[key])
         for key, value in state.items()
@@ -177,7 +178,7 @@ def test_the_schedule_goes_on_over_rounds() -> None:
     plan = PrivacyPlan.from_config(run)
 
     def moved(trained: int) -> Tensor:
-        model = model_of(run)
+        model = build_model(run)
         before = torch.cat([value.reshape(-1) for value in model.state_dict().values()])
         result = train_round(
             model, RECORDS, plan, run.training, SimulationNoise(1), {}, trained=trained
@@ -194,7 +195,7 @@ def test_the_pull_follows_the_schedule() -> None:
     run = tiny_run(
         training={"rounds": 50, "steps_per_round": 1, "schedule": "cosine", "optimizer": "sgd"}
     )
-    plan, model = PrivacyPlan.from_config(run), model_of(run)
+    plan, model = PrivacyPlan.from_config(run), build_model(run)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     far = {key: value + 1.0 for key, value in before.items()}
     pull = Pull(anchor=far, strength=1.0)
@@ -241,7 +242,7 @@ def test_rounds_carry_averages_that_do_not_change_training(optimizer: str) -> No
     results = []
     for ema in (0.0, 0.6):
         run = tiny_run(training={"ema": ema, "optimizer": optimizer, "momentum": 0.5})
-        plan, model, seen = PrivacyPlan.from_config(run), model_of(run), []
+        plan, model, seen = PrivacyPlan.from_config(run), build_model(run), []
         state: dict[str, Tensor] = {}
         for number in range(2):
             result = train_round(

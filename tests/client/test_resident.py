@@ -46,7 +46,7 @@ def make_home(
     np.savez(home.root / "records.npz", X=tiny_records())
     node_file = {
         "site": "north",
-        "data": {"path": "records.npz", "schema": run.data.model_dump()},
+        "data": {"path": "records.npz", "schema": run.data.to_dict()},
         "policy": {"max_epsilon": 5.0, "allow_simulation_rng": True},
         "limits": {"answer_step_s": step_s},
     }

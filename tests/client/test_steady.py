@@ -10,9 +10,10 @@ import torch
 from fedlatent.client import compute
 from fedlatent.client.compute import Request, view_of
 from fedlatent.client.gradients.sums import steady
+from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.summaries import LatentDensity
 from fedlatent.shared.summaries import Federated
-from tests.client.support import model_of, tiny_run
+from tests.client.support import tiny_run
 
 SMALL = torch.ones(200_000, dtype=torch.int32).view(torch.float32)  # enough for several threads
 
@@ -83,5 +84,5 @@ def test_the_parts_of_a_score_are_computed_without_subnormal_numbers(
     density = LatentDensity(count=1.0, mean=np.zeros(2), covariance=one, within=one)
     monkeypatch.setattr(compute, "score_parts", lambda *_: {"left": np.array([left_over()])})
     request = Request(weights={}, state=Federated().having("density", density))
-    view = view_of(run, model_of(run), torch.zeros(1, 12), request, np.zeros((1, 2)))
+    view = view_of(run, build_model(run), torch.zeros(1, 12), request, np.zeros((1, 2)))
     assert view.score_parts["left"][0] == 0

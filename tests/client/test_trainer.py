@@ -12,11 +12,11 @@ from fedlatent.client import trainer
 from fedlatent.client.trainer import gradient_sums, train_round
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ReleaseRefused
-from fedlatent.shared.models import VAE, GaussianConfig, GaussianVAE, build
+from fedlatent.shared.models import VAE, GaussianConfig, GaussianVAE, build, build_model
 from fedlatent.shared.models.objective import elbo
 from fedlatent.shared.privacy.noise import RngName, SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from tests.client.support import model_of, tiny_records, tiny_run
+from tests.client.support import tiny_records, tiny_run
 
 RUN = tiny_run()
 PLAN = PrivacyPlan.from_config(RUN)
@@ -72,7 +72,7 @@ def test_clipping_is_exact_per_record(name: str, clip: float) -> None:
 
 def test_large_samples_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Poisson sample larger than one part gives the same sum."""
-    model = model_of(RUN).train()
+    model = build_model(RUN).train()
     with gradient_sums(model, PLAN, RUN.training) as sums:
         whole = sums(RECORDS, torch.arange(60), FixedDraws())
         monkeypatch.setattr(trainer, "CHUNK", 7)
@@ -82,7 +82,7 @@ def test_large_samples_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_neighbours_differ_by_the_clip_at_most() -> None:
     """Leaving one record out moves the sum by no more than the clipping norm."""
-    model = model_of(RUN).train()
+    model = build_model(RUN).train()
     with gradient_sums(model, PLAN, RUN.training) as sums:
         whole = sums(RECORDS, torch.arange(60), FixedDraws())
         for left_out in (0, 17, 59):
@@ -120,7 +120,7 @@ def _plain_sgd(sample_rate: float, noise_multiplier: float) -> tuple[RunConfig, 
 
 def _move(run: RunConfig, plan: PrivacyPlan, seed: int, records: Tensor = RECORDS) -> np.ndarray:
     """How far one round moves the weights."""
-    model = model_of(run)
+    model = build_model(run)
     before = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     train_round(model, records, plan, run.training, SimulationNoise(seed), {})
     after = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
@@ -147,7 +147,7 @@ def test_step_has_the_stated_noise() -> None:
 def test_divides_by_the_public_constant() -> None:
     """The step is the clipped sum over q * N, not over the size of the sample."""
     run, plan = _plain_sgd(noise_multiplier=1e-12, sample_rate=0.5)
-    model = model_of(run).train()
+    model = build_model(run).train()
     noise = SimulationNoise(12)
     chosen = torch.from_numpy(plan.sample(len(RECORDS), noise))
     with gradient_sums(model, plan, run.training) as sums:
@@ -164,7 +164,7 @@ def test_non_private_step_is_plain_sgd() -> None:
         training={"optimizer": "sgd", "learning_rate": 0.01, "steps_per_round": 1},
     )
     plan = PrivacyPlan.from_config(run)
-    model = model_of(run)
+    model = build_model(run)
     noise = SimulationNoise(4)
     plan.sample(len(RECORDS), noise)
     eps = torch.from_numpy(noise.normal(len(RECORDS) * 2).astype(np.float32)).view(-1, 2)
@@ -179,11 +179,11 @@ def test_rounds_continue_the_optimiser(optimizer: str) -> None:
     """Two rounds that hand on the optimiser's state equal one round of twice the steps."""
     run = tiny_run(training={"optimizer": optimizer})
     plan = PrivacyPlan.from_config(run)
-    noise, model = SimulationNoise(8), model_of(run)
+    noise, model = SimulationNoise(8), build_model(run)
     first = train_round(model, RECORDS, plan, run.training, noise, {})
     second = train_round(model, RECORDS, plan, run.training, noise, first.optimizer)
     twice = dataclasses.replace(plan, steps_per_round=2 * plan.steps_per_round)
-    once = train_round(model_of(run), RECORDS, twice, run.training, SimulationNoise(8), {})
+    once = train_round(build_model(run), RECORDS, twice, run.training, SimulationNoise(8), {})
     for key, value in once.state.items():
         torch.testing.assert_close(second.state[key], value)
     assert second.optimizer.keys() == once.optimizer.keys()
@@ -191,7 +191,7 @@ def test_rounds_continue_the_optimiser(optimizer: str) -> None:
 
 def test_model_is_clean_afterwards() -> None:
     """After a round no hook and no per-record tensor is left on the model."""
-    model = model_of(RUN)
+    model = build_model(RUN)
     train_round(model, RECORDS, PLAN, RUN.training, SimulationNoise(1), {})
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
     assert not any(hasattr(p, "_norm_sample") for p in model.parameters())
@@ -201,7 +201,7 @@ def test_model_is_clean_afterwards() -> None:
 def test_same_noise_gives_the_same_weights() -> None:
     """The noise source is the only randomness."""
     results = [
-        train_round(model_of(RUN), RECORDS, PLAN, RUN.training, SimulationNoise(2), {})
+        train_round(build_model(RUN), RECORDS, PLAN, RUN.training, SimulationNoise(2), {})
         for _ in range(2)
     ]
     for key, value in results[0].state.items():
@@ -234,7 +234,7 @@ def test_changing_buffer_is_refused() -> None:
 
 def test_a_layer_that_mixes_records_is_refused() -> None:
     """Batch normalisation has no gradient of a single record."""
-    model = model_of(RUN).train()
+    model = build_model(RUN).train()
     model.encoder.add_module("mixing", torch.nn.BatchNorm1d(4))
     with (
         pytest.raises(ReleaseRefused, match="one by one"),

@@ -775,10 +775,11 @@ def test_one_of_five_moves_neither_density_nor_threshold(tmp_path: Path, edit: E
         home = home_at(tmp_path / name)
         found.append(drive(grid_of(sites), tiny_config(**run), home, run_id=RUN))
     lied, clean = found
-    ratio = np.linalg.eigvals(np.linalg.solve(clean.density.within, lied.density.within)).real
+    within = clean.released.density.within, lied.released.density.within
+    ratio = np.linalg.eigvals(np.linalg.solve(*within)).real
     assert 0.8 < ratio.min() <= ratio.max() < 1.25
-    for name, value in clean.thresholds.items():
-        assert lied.thresholds[name] == pytest.approx(value, rel=0.4)
+    for name, value in clean.released.thresholds.items():
+        assert lied.released.thresholds[name] == pytest.approx(value, rel=0.4)
     assert lied.facts["silent"] == []
 
 

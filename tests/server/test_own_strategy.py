@@ -27,7 +27,7 @@ from fedlatent.server.results import RunResult
 from fedlatent.server.strategies.weighting import bounded, weight_of
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import DataError, QuorumLost
-from fedlatent.shared.models import build, encoder_state
+from fedlatent.shared.models import build_model, encoder_state
 from fedlatent.shared.wire import Arrays, ReplyHeader
 from tests.server.federation import Clock, Site, grid_of, home_at, three_sites, tiny_config
 
@@ -58,7 +58,7 @@ class Nothing(FedAvg):
 
 def first_of(config: RunConfig) -> Arrays:
     """The weights that a run sends first."""
-    model = build(config.model.family, config.model.options, config.data.shape, config.seed)
+    model = build_model(config)
     return {key: value.numpy() for key, value in encoder_state(model).items()}
 
 

@@ -15,7 +15,7 @@ from fedlatent.server.exchange import Pace
 from fedlatent.server.home import ServerHome
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import QuorumLost
-from fedlatent.shared.models import build
+from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
@@ -29,7 +29,7 @@ from tests.simulations.support import simulated_ledger, tiny_federation, tiny_ru
 
 def encoder_keys(run: RunConfig) -> set[str]:
     """The state-dict names that may leave in training."""
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     return {key for key in model.state_dict() if key.startswith("encoder.")}
 
 
@@ -42,8 +42,8 @@ def test_two_runs_with_one_seed_agree(tmp_path: Path) -> None:
     other = simulate(tiny_run(federation, seed=4), datasets(federation), tmp_path / "c").result
     for key, value in first.arrays.items():
         assert np.array_equal(value, second.arrays[key])
-    assert np.array_equal(first.density.within, second.density.within)
-    assert first.thresholds == second.thresholds
+    assert np.array_equal(first.released.density.within, second.released.density.within)
+    assert first.released.thresholds == second.released.thresholds
     assert any(not np.array_equal(first.arrays[k], other.arrays[k]) for k in first.arrays)
 
 

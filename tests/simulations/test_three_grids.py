@@ -106,11 +106,13 @@ def test_every_grid_gives_the_same_result(grids: Grids, grid: str) -> None:
     assert found.arrays.keys() == wanted.arrays.keys()
     for key, value in wanted.arrays.items():
         np.testing.assert_allclose(found.arrays[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
-    density = found.density.arrays()
-    for key, value in {**wanted.density.arrays(), **wanted.extra}.items():
-        other = {**density, **found.extra}[key]
-        np.testing.assert_allclose(other, value, rtol=1e-4, atol=1e-6, err_msg=key)
-    assert found.thresholds == pytest.approx(wanted.thresholds, rel=1e-4, abs=1e-6)
+    assert found.released.stored().keys() == wanted.released.stored().keys()
+    for name, arrays in wanted.released.stored().items():
+        for key, value in arrays.items():
+            other = found.released.stored()[name][key]
+            np.testing.assert_allclose(other, value, rtol=1e-4, atol=1e-6, err_msg=key)
+    thresholds = wanted.released.thresholds
+    assert found.released.thresholds == pytest.approx(thresholds, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

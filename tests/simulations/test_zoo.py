@@ -9,7 +9,6 @@ import torch
 from fedlatent.client.compute import load_weights, run_model
 from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.export import fit_score, site_model
-from fedlatent.client.policy import schema_of
 from fedlatent.server.export import global_contents
 from fedlatent.shared.bundle.manifest import Thresholds
 from fedlatent.shared.config import RunConfig
@@ -49,9 +48,7 @@ def run_of(case: Case) -> RunConfig:
 def sites_of(case: Case, run: RunConfig) -> dict[str, Dataset]:
     """Four clients of unequal size."""
     return {
-        f"site-{i}": Dataset(
-            records=records(case, size, 10 + i).float().numpy(), schema=schema_of(run.data)
-        )
+        f"site-{i}": Dataset(records=records(case, size, 10 + i).float().numpy(), schema=run.data)
         for i, size in enumerate(SIZES)
     }
 

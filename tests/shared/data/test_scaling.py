@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from fedlatent.shared.config import DataSection
 from fedlatent.shared.data.scaling import (
     LIMIT,
     Scaling,
@@ -18,20 +17,21 @@ from fedlatent.shared.data.scaling import (
     features_of,
     pool_scaling,
 )
+from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.summaries import noisy_sum, scaling_spec, scaling_sums
 
-FLAT = DataSection(name="flat", shape=(4,), lower=-2.0, upper=6.0)
-SERIES = DataSection(name="series", shape=(3, 5), lower=-1.0, upper=1.0)
+FLAT = Schema(name="flat", shape=(4,), lower=-2.0, upper=6.0)
+SERIES = Schema(name="series", shape=(3, 5), lower=-1.0, upper=1.0)
 
 
-def sums_of(records: np.ndarray, data: DataSection) -> np.ndarray:
+def sums_of(records: np.ndarray, data: Schema) -> np.ndarray:
     """Exact sums of preprocessed records."""
     return scaling_sums(bounded_values(records.astype(np.float32), data))
 
 
-def records_of(data: DataSection, count: int, seed: int = 0) -> np.ndarray:
+def records_of(data: Schema, count: int, seed: int = 0) -> np.ndarray:
     """Records within the bounds whose features differ in place and width."""
     rng = np.random.default_rng(seed)
     features = data.shape[0]
@@ -47,7 +47,7 @@ def records_of(data: DataSection, count: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("data", [FLAT, SERIES], ids=["flat", "series"])
 @pytest.mark.parametrize("clients", [1, 3])
 def test_without_noise_mean_and_deviation_are_those_of_the_records(
-    data: DataSection, clients: int
+    data: Schema, clients: int
 ) -> None:
     """Pooled sums give each feature's mean and deviation over records and places, in data units."""
     parts = [records_of(data, 300 + 100 * i, seed=i) for i in range(clients)]
@@ -58,7 +58,7 @@ def test_without_noise_mean_and_deviation_are_those_of_the_records(
 
 
 @pytest.mark.parametrize("data", [FLAT, SERIES], ids=["flat", "series"])
-def test_scaled_records_are_standard(data: DataSection) -> None:
+def test_scaled_records_are_standard(data: Schema) -> None:
     """After scaling every feature has mean 0 and deviation 1; shape and dtype stay."""
     records = records_of(data, 500)
     before = records.copy()

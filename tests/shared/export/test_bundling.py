@@ -13,7 +13,6 @@ from fedlatent.shared.bundle.archive import DECODER, SCORER, read_bundle
 from fedlatent.shared.bundle.graphs import Graphs
 from fedlatent.shared.bundle.manifest import Thresholds
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.export.bundling import (
     BundleContents,
@@ -38,7 +37,7 @@ RUN = RunConfig.parse(
     },
     "test",
 )
-SCHEMA = Schema.from_dict(RUN.data.model_dump(mode="json"))
+SCHEMA = RUN.data
 
 
 def contents() -> BundleContents:

@@ -5,7 +5,7 @@ import torch
 
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
-from fedlatent.shared.models import build
+from fedlatent.shared.models import build, build_model
 from fedlatent.shared.models.hierarchical import HierarchicalConfig, HierarchicalVAE
 from fedlatent.shared.models.size import size_of
 from fedlatent.simulations.zoo.training import fit, run_for
@@ -116,7 +116,7 @@ def test_the_deep_preset_trains(epsilon: float | None) -> None:
     """24 blocks and 32 groups take steps with and without privacy and stay finite."""
     x = torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(0)).round()
     run = one_step(epsilon, "deep")
-    before = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    before = build_model(run)
     assert isinstance(before, HierarchicalVAE)
     assert sum(before.config.groups) == 32
     assert sum(before.config.blocks) == 24

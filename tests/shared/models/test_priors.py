@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from torch.func import functional_call, grad, vmap
 
 from fedlatent.client.trainer import gradient_sums
-from fedlatent.shared.models import VAE, Terms
+from fedlatent.shared.models import VAE, Terms, build_model
 from fedlatent.shared.models.functional import kl_standard_normal
 from fedlatent.shared.models.objective import elbo
 from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal
@@ -21,7 +21,7 @@ from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import latent_density, moments
-from tests.client.support import model_of, tiny_records, tiny_run
+from tests.client.support import tiny_records, tiny_run
 from tests.shared.models.cases import CASES, noise, records
 
 K = 3
@@ -308,7 +308,7 @@ def test_a_prior_that_overflows_for_one_record_leaves_no_trace(
     """A broadcast prior may be hostile: the record weighs nothing in the sum."""
     options = {"hidden": [6], "latent_dim": 2, "activation": "relu"}
     run = tiny_run(training={"multiplicity": multiplicity}, model={"options": options})
-    plan, model = PrivacyPlan.from_config(run), model_of(run).train()
+    plan, model = PrivacyPlan.from_config(run), build_model(run).train()
     batch = torch.from_numpy(tiny_records(20).astype(np.float32))
     batch[7] *= 1e15
     # The far record's loss passes float32, those of the others do not.

@@ -14,11 +14,11 @@ from fedlatent.shared.data.gaussian import (
     feature_basis,
     feature_radius,
 )
-from fedlatent.shared.models import VAE
+from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.objective import elbo
 from fedlatent.shared.models.warm_start import warm_start
 from fedlatent.shared.privacy.summaries import moments
-from tests.client.support import model_of, tiny_run
+from tests.client.support import tiny_run
 
 
 def run_of(steps: int = 60, **sections: Any) -> RunConfig:  # noqa: ANN401
@@ -41,7 +41,7 @@ def gaussian_of(run: RunConfig, seed: int = 0) -> DataGaussian:
 
 def trained(run: RunConfig, seed: int = 0) -> VAE:
     """The run's model after its warm start."""
-    model = model_of(run)
+    model = build_model(run)
     warm_start(model, run, gaussian_of(run, seed))
     return model
 
@@ -67,7 +67,7 @@ def test_it_is_a_function_of_run_and_gaussian() -> None:
     first = trained(run)
     assert same(first, trained(run))
     assert not same(first, trained(run, seed=1))
-    other = model_of(run)
+    other = build_model(run)
     warm_start(other, run.model_copy(update={"seed": 5}), gaussian_of(run))
     assert not same(first, other)
 
@@ -76,7 +76,7 @@ def test_it_lowers_the_loss_on_fresh_draws() -> None:
     """The bound of unseen draws falls, and falls further with more steps."""
     run = run_of()
     before, after, later = (
-        loss_of(m, run) for m in (model_of(run), trained(run), trained(run_of(300)))
+        loss_of(m, run) for m in (build_model(run), trained(run), trained(run_of(300)))
     )
     assert after < before - 1.0
     assert later < after
@@ -85,7 +85,7 @@ def test_it_lowers_the_loss_on_fresh_draws() -> None:
 def test_no_steps_leave_the_weights() -> None:
     """Zero steps change nothing."""
     run = run_of(0)
-    assert same(trained(run), model_of(run))
+    assert same(trained(run), build_model(run))
 
 
 def test_the_global_generator_is_left_alone() -> None:
@@ -102,14 +102,14 @@ def test_the_global_generator_is_left_alone() -> None:
 def test_only_weights_change() -> None:
     """The prior and the keys of the state stay; the model comes back ready to be used."""
     run = run_of(3)
-    model = model_of(run)
+    model = build_model(run)
     prior, keys = model.prior, copy.copy(list(model.state_dict()))
     warm_start(model, run, gaussian_of(run))
     assert model.prior == prior
     assert list(model.state_dict()) == keys
     assert not model.training
     for name, value in model.named_parameters():
-        assert not torch.equal(value, dict(model_of(run).named_parameters())[name]), name
+        assert not torch.equal(value, dict(build_model(run).named_parameters())[name]), name
 
 
 def test_draws_are_clipped_to_the_public_bounds() -> None:
@@ -118,7 +118,7 @@ def test_draws_are_clipped_to_the_public_bounds() -> None:
     density = gaussian_of(run).density
 
     def wide(factor: float) -> VAE:
-        model = model_of(run)
+        model = build_model(run)
         arrays = {**density.arrays(), "covariance": factor * density.covariance}
         warm_start(model, run, DataGaussian.from_arrays(run, arrays))
         return model
@@ -132,6 +132,6 @@ def test_a_client_begins_with_the_same_weights() -> None:
     """First weights of a client are those of the warm start where a run has one."""
     run = run_of()
     assert same(first_model(run, gaussian_of(run)), trained(run))
-    assert same(first_model(run, None), model_of(run))
+    assert same(first_model(run, None), build_model(run))
     bare = run_of(0)
-    assert same(first_model(bare, gaussian_of(bare)), model_of(bare))
+    assert same(first_model(bare, gaussian_of(bare)), build_model(bare))

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlatent.server.strategies.weighting import bounded
-from fedlatent.shared.config import DataSection
 from fedlatent.shared.data.scaling import pool_scaling
+from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.robust import (
     REACH,
@@ -195,7 +195,7 @@ def test_one_stack_moves_the_mixture_by_its_share_alone() -> None:
 
 def test_one_of_five_hardly_moves_the_scaling() -> None:
     """Mean and deviation of every feature stay near those of the honest sites."""
-    data = DataSection(name="x", shape=(6,), lower=-1.0, upper=1.0)
+    data = Schema(name="x", shape=(6,), lower=-1.0, upper=1.0)
     rng = np.random.default_rng(1)
     width = np.array([0.4, 0.3, 0.2, 0.1, 0.05, 0.02])
     honest = [

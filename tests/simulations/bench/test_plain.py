@@ -5,15 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedlatent.shared.models import build_model
 from fedlatent.shared.models.objective import elbo
 from fedlatent.simulations.bench.plain import CONV, MLP, PlainVAE, Pool, Task, count_parameters
-from fedlatent.simulations.bench.systems import model_of, run_config
+from fedlatent.simulations.bench.systems import run_config
 
 
 @pytest.mark.parametrize("task", [MLP, CONV], ids=["mlp", "conv"])
 def test_peers_train_our_model(task: Task) -> None:
     """Our state dict fits the plain model, and both give each record the same loss."""
-    ours, plain = model_of(run_config(task, private=True)), PlainVAE(task)
+    ours, plain = build_model(run_config(task, private=True)), PlainVAE(task)
     plain.load_state_dict(ours.state_dict())
     assert count_parameters(ours) == count_parameters(plain)
     x = Pool(task).of(3)[:5]

@@ -10,7 +10,7 @@ import pytest
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.models import build
+from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.summaries import SCORE_EDGES
 from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.federation import Engine, datasets, simulate
@@ -58,7 +58,7 @@ def outcome(
 def start() -> Arrays:
     """The weights that a run begins with."""
     run = tiny_run(tiny_federation(SITES))
-    model = build(run.model.family, run.model.options, run.data.shape, run.seed)
+    model = build_model(run)
     return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
@@ -82,9 +82,9 @@ def test_one_of_five_owns_a_plain_run_and_not_one_by_default(
     moved = apart(alone.arrays, start())
     assert apart(by_default.arrays, alone.arrays) <= 0.5 * moved
     assert apart(plain.arrays, alone.arrays) > 5.0 * moved
-    assert plain.thresholds["absolute"] >= SCORE_EDGES[-2]
-    for name, threshold in by_default.thresholds.items():
-        assert threshold == pytest.approx(alone.thresholds[name], rel=0.5)
+    assert plain.released.thresholds["absolute"] >= SCORE_EDGES[-2]
+    for name, threshold in by_default.released.thresholds.items():
+        assert threshold == pytest.approx(alone.released.thresholds[name], rel=0.5)
 
 
 @pytest.mark.parametrize("attack", ["NaN", "false records"])

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from fedlatent.client.trainer import TrainResult, train_round
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
-from fedlatent.shared.models import VAE
+from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.simulations.stacked import engine
 from fedlatent.simulations.stacked.engine import ClientWork, StackedTrainer
-from tests.client.support import model_of, tiny_run
+from tests.client.support import tiny_run
 
 SIZES = (40, 1, 7, 23, 60)
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ def records_of(client: int) -> Tensor:
 
 def model_for(run: RunConfig, client: int) -> VAE:
     """The run's model, with weights of the client's own."""
-    model = model_of(run)
+    model = build_model(run)
     generator = torch.Generator().manual_seed(100 + client)
     with torch.no_grad():
         for p in model.parameters():
@@ -64,7 +64,7 @@ def one_by_one(run: RunConfig, rounds: int = 2) -> list[TrainResult]:
 def stacked(run: RunConfig, rounds: int = 2, **limits: int) -> list[TrainResult]:
     """The same by the stacked trainer."""
     plan = PrivacyPlan.from_config(run)
-    trainer = StackedTrainer(model_of(run), plan, run.training, **limits)
+    trainer = StackedTrainer(build_model(run), plan, run.training, **limits)
     noises = [SimulationNoise(9, client) for client in range(len(SIZES))]
     results = [
         TrainResult(state=model_for(run, client).state_dict(), optimizer={})
@@ -114,7 +114,9 @@ def test_unknown_device_is_a_configuration_error() -> None:
     """A device that this machine lacks is named."""
     run = tiny_run()
     with pytest.raises(ConfigError, match="nonsense"):
-        StackedTrainer(model_of(run), PrivacyPlan.from_config(run), run.training, device="nonsense")
+        StackedTrainer(
+            build_model(run), PrivacyPlan.from_config(run), run.training, device="nonsense"
+        )
 
 
 @pytest.mark.parametrize("limits", [{"max_clients": 1}, {"max_clients": 2}, {"memory": 1}])
@@ -139,7 +141,7 @@ def test_chunks_hold_every_client_once_and_keep_to_the_memory() -> None:
     counts = [5, 900, 30, 30, 1, 400] * 20
     chunks = {}
     for memory in (2**17, 2**18):
-        trainer = StackedTrainer(model_of(run), plan, run.training, memory=memory)
+        trainer = StackedTrainer(build_model(run), plan, run.training, memory=memory)
         chunks[memory] = list(trainer.chunks(counts))
         flat = [client for chunk in chunks[memory] for client in chunk]
         assert flat == list(range(len(counts)))
@@ -150,7 +152,7 @@ def test_layer_outside_the_zoo_takes_the_same_steps() -> None:
     """A model with layer normalisation equals the trainer."""
     run = tiny_run()
     plan = PrivacyPlan.from_config(run)
-    model = model_of(run)
+    model = build_model(run)
     model.encoder = nn.Sequential(*model.encoder.children(), nn.LayerNorm(4))
     work = ClientWork(
         state=copy.deepcopy(model.state_dict()),
@@ -166,7 +168,7 @@ def test_layer_outside_the_zoo_takes_the_same_steps() -> None:
 def test_model_with_a_buffer_is_refused() -> None:
     """A tensor that is no trained parameter could differ between clients, so it is refused."""
     run = tiny_run()
-    model = model_of(run)
+    model = build_model(run)
     model.register_buffer("average", torch.zeros(12))
     with pytest.raises(ConfigError, match="buffers"):
         StackedTrainer(model, PrivacyPlan.from_config(run), run.training)
