@@ -24,4 +24,5 @@ class SiteOutcome:
     epsilon: float | None = None
     delta: float | None = None
     bytes: int = 0
+    sha256: str = ""
     seconds: float = 0.0

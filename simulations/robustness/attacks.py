@@ -20,8 +20,8 @@ from fedlatent.shared.privacy.summaries import (
     MOMENTS_KEY,
     SCALING_KEY,
 )
-from fedlatent.shared.records import LocalRecords, from_records, to_records
-from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader
+from fedlatent.shared.records import LocalRecords, from_records, reply_of, reply_records
+from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader, deliver, pack
 from fedlatent.simulations.grid import Answers
 
 #: Share of the largest update norm that an attacker goes to, so that its reply is not dropped.
@@ -157,18 +157,16 @@ class Hostile:
         return changed
 
     def _reply(self, message: Message, reply: Message) -> Message:
-        local = isinstance(reply.content, LocalRecords)
-        header, arrays = (
-            (reply.content.header, reply.content.arrays)
-            if isinstance(reply.content, LocalRecords)
-            else from_records(ReplyHeader, reply.content)
-        )
+        header, arrays = reply_of(reply.content)
         if header.site not in self.sites or header.status != "ok":
             return reply
-        asked, sent = from_records(RequestHeader, message.content)
+        asked, sent = from_records(message.content)
         header, arrays = self._false(asked, sent, header, arrays)
         false = copy.copy(reply)
-        false.content = LocalRecords(header, arrays) if local else to_records(header, arrays)
+        local = isinstance(reply.content, LocalRecords)
+        false.content = (
+            LocalRecords(header, arrays) if local else reply_records(deliver(pack(header, arrays)))
+        )
         return false
 
     def _false(

@@ -23,14 +23,7 @@ from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy.summaries import SummarySpec
 from fedlatent.shared.schedule import Kind
 from fedlatent.shared.summaries import SUMMARIES
-from fedlatent.shared.wire import (
-    PROTOCOL,
-    STORED_PROTOCOLS,
-    ReplyHeader,
-    RequestHeader,
-    pack,
-    unpack,
-)
+from fedlatent.shared.wire import STORED_PROTOCOLS, ReplyHeader, RequestHeader, pack, unpack
 
 #: Payloads of training rounds kept for repeated requests, newest rounds first.
 KEEP_ROUNDS = 4
@@ -225,16 +218,7 @@ class ReleaseDoor:
                 _LOG.error("%s", error)
         else:
             _LOG.error("request failed inside the node", exc_info=error)
-        header = ReplyHeader(
-            protocol=PROTOCOL,
-            run_id=request.run_id if request else "unknown",
-            round=request.round if request else 1,
-            kind=request.kind if request else "train",
-            site=self._site,
-            status="refused",
-            code=code,
-            text=text,
-        )
+        header = ReplyHeader.to(request, self._site, status="refused", code=code, text=text)
         payload = pack(header, {})
         try:
             self._write_lines(header, payload, None, f"refused: {text}")
@@ -282,12 +266,9 @@ class ReleaseDoor:
         }
 
     def _header(self, entry: Reservation) -> ReplyHeader:
-        return ReplyHeader(
-            protocol=PROTOCOL,
-            run_id=entry.run_id,
-            round=entry.round,
-            kind=entry.kind,
-            site=self._site,
+        return ReplyHeader.to(
+            entry,
+            self._site,
             status="ok",
             records=self._records,
             noise_multiplier=entry.noise_multiplier,

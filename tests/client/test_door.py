@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedlatent.client.door import INTERNAL_SENTENCE, KEEP_ROUNDS, Outgoing, ReleaseDoor
 from fedlatent.client.ledger import Entry, Ledger
-from fedlatent.client.release import INTERNAL_SENTENCE, KEEP_ROUNDS, Outgoing, ReleaseDoor
 from fedlatent.shared.errors import DataError, PolicyRefusal, ProtocolError, ReleaseRefused
 from fedlatent.shared.privacy.accounting import GaussianEvent
 from fedlatent.shared.privacy.summaries import MOMENTS_KEY, moments_spec, threshold_spec
@@ -80,8 +80,6 @@ def test_release_carries_public_numbers(desk: Desk) -> None:
         "sample_rate": 1.0,
         "steps": 1,
         "rng": "secure",
-        "request": "",
-        "signature": "",
     }
     assert arrays.keys() == EXPECTED.keys()
 
