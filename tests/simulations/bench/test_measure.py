@@ -172,9 +172,7 @@ def test_the_gpu_script_says_when_there_is_none(capsys: pytest.CaptureFixture[st
     assert "CUDA" in said.err
 
 
-def test_the_gpu_script_runs_on_any_device(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_gpu_script_runs_on_any_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With tiny numbers on the CPU it prints and writes throughput and ratios."""
     monkeypatch.delenv(PFL_PYTHON, raising=False)
     monkeypatch.setattr(gpu, "MLP", TINY)
