@@ -9,7 +9,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow mutants chaos check format install clean
+.PHONY: demo test test-slow mutants chaos check docs format install clean
 
 install: $(READY)
 
@@ -48,6 +48,10 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The page of all commands, from what they say of themselves.
+docs: $(READY)
+	$(BIN)/python -m fedlatent.cli.reference > docs/cli.md
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlatent.cli import bench
-from fedlatent.cli.console import JsonOption, figure, out, print_json, table
+from fedlatent.cli.console import figure, out, print_json, table
+from fedlatent.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from fedlatent.simulations.experiments.compare import Comparison
