@@ -20,15 +20,9 @@ from fedlatent.client.ledger import Ledger, Reservation
 from fedlatent.shared.errors import FedlatentError, ProtocolError, ReleaseRefused, StorageError
 from fedlatent.shared.files import append_line, check_room, sha256_hex, write_atomic
 from fedlatent.shared.models.base import ENCODER_PREFIX
-from fedlatent.shared.privacy.summaries import (
-    DIAGONAL_KEY,
-    HISTOGRAMS_KEY,
-    MIXTURE_KEY,
-    MOMENTS_KEY,
-    SCALING_KEY,
-    SummarySpec,
-)
+from fedlatent.shared.privacy.summaries import SummarySpec
 from fedlatent.shared.schedule import Kind
+from fedlatent.shared.summaries import SUMMARIES
 from fedlatent.shared.wire import (
     PROTOCOL,
     STORED_PROTOCOLS,
@@ -40,15 +34,6 @@ from fedlatent.shared.wire import (
 
 #: Payloads of training rounds kept for repeated requests, newest rounds first.
 KEEP_ROUNDS = 4
-
-#: Which arrays each kind of summary may bring out.
-SUMMARY_KEYS: dict[Kind, tuple[str, ...]] = {
-    "data": (SCALING_KEY, MOMENTS_KEY),
-    "moments": (MOMENTS_KEY, DIAGONAL_KEY),
-    "mixture": (MIXTURE_KEY,),
-    "scores": (MOMENTS_KEY,),
-    "threshold": (HISTOGRAMS_KEY,),
-}
 
 STORAGE_SENTENCE = (
     "Expected this site to have room and permission to write, got neither or one; ask its operator "
@@ -182,7 +167,8 @@ class ReleaseDoor:
         Raises:
             ReleaseRefused: as for ``encoder``, or the entry pays for training.
         """
-        if spec.key not in SUMMARY_KEYS.get(reservation.kind, ()):
+        summary = SUMMARIES.get(reservation.kind)
+        if summary is None or spec.key not in summary.keys:
             raise ReleaseRefused(
                 f"Expected a reserved ledger entry that pays for {spec.key}, got one for "
                 f"{reservation.kind}; nothing left."

@@ -34,7 +34,7 @@ from fedlatent.shared.privacy.summaries import Form, SummarySpec
 from fedlatent.shared.schedule import Kind, Phase, phases
 from fedlatent.shared.summaries import SUMMARIES, carried, example_state, scaling_of
 from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader, unpack
-from fedlatent.simulations.audit.unit import summary_cases
+from fedlatent.simulations.audit.unit import cases_of
 
 #: A record is 8 features at 8 places; there is a record for each of the 64 values.
 SHAPE = (8, 8)
@@ -297,10 +297,11 @@ def sensitivity(run: RunConfig, kind: Kind, form: Form) -> float:
     """What one record adds at most to a summary, as docs/privacy.md derives it.
 
     Stated here a second time on purpose: the audit must not believe the code it audits. Of a kind
-    that is not stated, what the worst record of its unit audit adds.
+    that is not stated, what the worst record of its audit adds.
     """
     if kind not in _STATED:
-        return max(case.moved for case in summary_cases(0) if case.kind == kind)
+        rng = np.random.default_rng(0)
+        return max(case.moved for case in cases_of(kind, run, LATENT, rng))
     if kind == "threshold":
         return math.sqrt(3 if run.scoring.combined else 2)
     if kind == "mixture":

@@ -225,16 +225,23 @@ def summary_cases(seed: int) -> list[SummaryCase]:
     run, rng = audit_run(), np.random.default_rng(seed)
     first = [kind for kind in _FIRST if kind in SUMMARIES]
     order = dict.fromkeys([*first, *SUMMARIES])
+    return [case for kind in order for case in cases_of(kind, run, _LATENT, rng)]
+
+
+def cases_of(
+    kind: Kind, run: RunConfig, latent_dim: int, rng: np.random.Generator
+) -> list[SummaryCase]:
+    """The sums of one kind, in each of its forms."""
+    summary = SUMMARIES[kind]
     return [
         SummaryCase(
             name=case.name,
             kind=kind,
-            with_=SUMMARIES[kind].exact(case.run, case.state, case.present),
-            without=SUMMARIES[kind].exact(case.run, case.state, case.absent),
-            spec=SUMMARIES[kind].spec(case.run, _LATENT, case.state),
+            with_=summary.exact(case.run, case.state, case.present),
+            without=summary.exact(case.run, case.state, case.absent),
+            spec=summary.spec(case.run, latent_dim, case.state),
         )
-        for kind in order
-        for case in SUMMARIES[kind].worst_cases(run, _LATENT, rng)
+        for case in summary.worst_cases(run, latent_dim, rng)
     ]
 
 
