@@ -92,6 +92,7 @@ class Summary(ABC):
         stream: number of its stream of seeded noise; never changed and never used again.
         keys: of the arrays that it may release.
         label: what leaves a client, in a few words.
+        pooled: name of the part that it is pooled into, unless the run decides that.
         whole_model: looks through the decoder, too, where a run shares whole models.
         sees_model: looks at records through a model at all.
         builds_on: kind whose last release of the same client it looks at, or None.
@@ -102,6 +103,7 @@ class Summary(ABC):
     stream: ClassVar[int]
     keys: ClassVar[tuple[str, ...]]
     label: ClassVar[str]
+    pooled: ClassVar[str | None] = None
     whole_model: ClassVar[bool] = False
     sees_model: ClassVar[bool] = True
     builds_on: ClassVar[str | None] = None
@@ -111,9 +113,12 @@ class Summary(ABC):
     def times(self, run: RunConfig, when: When) -> int:
         """How many phases of this kind follow each other at such a moment of a run."""
 
-    @abstractmethod
     def share(self, run: RunConfig) -> float:
-        """Share of the budget, in the sum of 1 / sigma^2, of all its phases together."""
+        """Share of the budget, in the sum of 1 / sigma^2, of all its phases together.
+
+        It is the run's ``privacy.<kind>_share`` unless a kind says otherwise.
+        """
+        return float(getattr(run.privacy, f"{self.kind}_share"))
 
     @abstractmethod
     def spec(self, run: RunConfig, latent_dim: int, state: Federated) -> SummarySpec:
@@ -151,7 +156,7 @@ class Summary(ABC):
 
     def part(self, run: RunConfig) -> str | None:
         """Name of what it is pooled into; None where that is no part of the state."""
-        return None
+        return self.pooled
 
     def read(self, run: RunConfig, latent_dim: int, arrays: Mapping[str, np.ndarray]) -> Part:
         """Its part out of the arrays that another party sent, checked.

@@ -42,10 +42,6 @@ class Data(Summary):
         """Once, first of all, so that a model can be given scaled records."""
         return int(when == "start" and run.summaries.data != "none")
 
-    def share(self, run: RunConfig) -> float:
-        """``privacy.data_share``."""
-        return run.privacy.data_share
-
     def spec(self, run: RunConfig, latent_dim: int, state: Federated) -> SummarySpec:
         """Sums of first and second moments of features."""
         if run.summaries.data == "scaling":

@@ -38,16 +38,13 @@ class Mixture(Summary):
     stream = 4
     keys = (MIXTURE_KEY,)
     label = "moments of each component"
+    pooled = "mixture"
 
     def times(self, run: RunConfig, when: When) -> int:
         """After each release of moments that it starts from anew."""
         summaries = run.summaries
         wanted = when == "end" or (when == "between" and summaries.prior == "mixture")
         return summaries.em_rounds if wanted and summaries.components else 0
-
-    def share(self, run: RunConfig) -> float:
-        """``privacy.mixture_share``."""
-        return run.privacy.mixture_share
 
     def spec(self, run: RunConfig, latent_dim: int, state: Federated) -> SummarySpec:
         """A symmetric matrix for each component that is left."""
@@ -57,10 +54,6 @@ class Mixture(Summary):
         """The sums of one expectation step."""
         radius = latent_radius(run, view.latents.shape[1])
         return mixture_moments(view.latents, radius, _mixture(state))
-
-    def part(self, run: RunConfig) -> str:
-        """The mixture of the latents."""
-        return "mixture"
 
     def read(
         self, run: RunConfig, latent_dim: int, arrays: Mapping[str, np.ndarray]

@@ -40,14 +40,11 @@ class Moments(Summary):
     stream = 1
     keys = (MOMENTS_KEY, DIAGONAL_KEY)
     label = "latent moments"
+    pooled = "density"
 
     def times(self, run: RunConfig, when: When) -> int:
         """At the end, and between rounds where the run releases a prior."""
         return int(when != "start")
-
-    def share(self, run: RunConfig) -> float:
-        """``privacy.moments_share``."""
-        return run.privacy.moments_share
 
     def spec(self, run: RunConfig, latent_dim: int, state: Federated) -> SummarySpec:
         """A symmetric matrix, or two vectors in one."""
@@ -73,10 +70,6 @@ class Moments(Summary):
         if epsilon is None or not len(records):
             return "full"
         return choose_form(int(sum(records)), clients, epsilon, latent_dim)
-
-    def part(self, run: RunConfig) -> str:
-        """The density of the latents."""
-        return "density"
 
     def read(
         self, run: RunConfig, latent_dim: int, arrays: Mapping[str, np.ndarray]

@@ -40,15 +40,12 @@ class Scores(Summary):
     stream = 5
     keys = (MOMENTS_KEY,)
     label = "moments of the score's parts"
+    pooled = "scores"
     whole_model = True
 
     def times(self, run: RunConfig, when: When) -> int:
         """Once at the end, of runs with a combined score."""
         return int(when == "end" and run.scoring.combined)
-
-    def share(self, run: RunConfig) -> float:
-        """``privacy.scores_share``."""
-        return run.privacy.scores_share
 
     def spec(self, run: RunConfig, latent_dim: int, state: Federated) -> SummarySpec:
         """A symmetric matrix over the parts."""
@@ -64,10 +61,6 @@ class Scores(Summary):
         mapped = statistics(view.score_parts, names, score_centres(run, k))
         mapped[~np.isfinite(view.latents).all(axis=1)] = np.nan
         return moments(mapped, score_radius(len(names)))
-
-    def part(self, run: RunConfig) -> str:
-        """The density of the score's parts."""
-        return "scores"
 
     def read(
         self, run: RunConfig, latent_dim: int, arrays: Mapping[str, np.ndarray]

@@ -51,10 +51,6 @@ class Threshold(Summary):
         """Once, at the end of all."""
         return int(when == "end")
 
-    def share(self, run: RunConfig) -> float:
-        """``privacy.threshold_share``."""
-        return run.privacy.threshold_share
-
     def spec(self, run: RunConfig, latent_dim: int, state: Federated) -> SummarySpec:
         """Two or three histograms."""
         return threshold_spec(len(THRESHOLDS) if run.scoring.combined else 2)

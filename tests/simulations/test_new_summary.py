@@ -45,6 +45,7 @@ class Signs(Summary):
     stream = 6
     keys = ("summary.signs",)
     label = "signs of the latents"
+    pooled = "signs"
 
     def times(self, run: RunConfig, when: When) -> int:
         """Once at the end."""
@@ -64,10 +65,6 @@ class Signs(Summary):
         """The sum of the signs."""
         total: np.ndarray = np.nan_to_num(np.sign(view.latents)).sum(axis=0)
         return total
-
-    def part(self, run: RunConfig) -> str:
-        """The balance of the latents."""
-        return "signs"
 
     def read(self, run: RunConfig, latent_dim: int, arrays: Mapping[str, np.ndarray]) -> Balance:
         """From another party."""
