@@ -11,20 +11,13 @@ No exception leaves: Flower would send its text to the server.
 import logging
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlatent.client.link import ask
 from fedlatent.shared.errors import ConfigError, ProtocolError, ServiceError
-from fedlatent.shared.records import from_records, to_records
-from fedlatent.shared.wire import (
-    PROTOCOL,
-    Arrays,
-    ReplyHeader,
-    RequestHeader,
-    pack,
-    unpack,
-)
+from fedlatent.shared.records import from_records, reply_records
+from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader, deliver, pack
 
 SOCKET_KEY = "socket"
 PARTITION_KEY = "partition-id"
@@ -39,30 +32,32 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Answer a request of any kind with a reply or a refusal; never raises."""
+    """Answer a request of any kind with a reply or a refusal; never raises.
+
+    The node's reply passes unopened.
+    """
     header: RequestHeader | None = None
     try:
-        header, arrays = from_records(RequestHeader, message.content)
-        reply, released = _answer(header, arrays, context)
+        header, arrays = from_records(message.content)
+        content = reply_records(_answer(header, arrays, context))
     except ProtocolError as error:
-        reply, released = _refusal(header, context, error.code, str(error)[:500]), {}
+        content = _refusal(header, context, error.code, str(error)[:500])
     except ServiceError as error:
         _LOG.error("%s", error)
         text = "Expected this site's node to answer in time, got no answer; ask its operator."
-        reply, released = _refusal(header, context, "unavailable", text), {}
+        content = _refusal(header, context, "unavailable", text)
     except Exception:
         _LOG.exception("request failed inside the app")
         text = "The node could not do this; its operator finds the reason in the node's log."
-        reply, released = _refusal(header, context, "internal", text), {}
-    return Message(to_records(reply, released), reply_to=message)
+        content = _refusal(header, context, "internal", text)
+    return Message(content, reply_to=message)
 
 
-def _answer(header: RequestHeader, arrays: Arrays, context: Context) -> tuple[ReplyHeader, Arrays]:
-    """Ask the resident, or a simulated node where there is none."""
+def _answer(header: RequestHeader, arrays: Arrays, context: Context) -> bytes:
+    """The delivered reply of the resident, or of a simulated node where there is none."""
     socket = context.node_config.get(SOCKET_KEY)
     if isinstance(socket, str):
-        data = ask(Path(socket), pack(header, arrays), header.deadline_s + _MARGIN_S)
-        return unpack(ReplyHeader, data)
+        return ask(Path(socket), pack(header, arrays), header.deadline_s + _MARGIN_S)
     partition = context.node_config.get(PARTITION_KEY)
     if not isinstance(partition, int):
         raise ConfigError(
@@ -72,19 +67,11 @@ def _answer(header: RequestHeader, arrays: Arrays, context: Context) -> tuple[Re
     from fedlatent.client.local import partition_node  # imports PyTorch
 
     node = partition_node(header.run_id, partition, context.node_id)
-    outgoing = node.handle(header, arrays)
-    return unpack(ReplyHeader, outgoing.payload)
+    return deliver(node.handle(header, arrays).payload)
 
 
-def _refusal(request: RequestHeader | None, context: Context, code: str, text: str) -> ReplyHeader:
+def _refusal(request: RequestHeader | None, context: Context, code: str, text: str) -> RecordDict:
     site = context.node_config.get(SITE_KEY)
-    return ReplyHeader(
-        protocol=PROTOCOL,
-        run_id=request.run_id if request else "unknown",
-        round=request.round if request else 1,
-        kind=request.kind if request else "train",
-        site=site[:64] if isinstance(site, str) and site else "unknown",
-        status="refused",
-        code=code,
-        text=text,
-    )
+    name = site[:64] if isinstance(site, str) and site else "unknown"
+    header = ReplyHeader.to(request, name, status="refused", code=code, text=text)
+    return reply_records(deliver(pack(header, {})))

@@ -2,7 +2,7 @@
 
 Nothing on the way is trusted: a request counts only with the server's signature, for this site, in
 time and unchanged, and an answer leaves with the signature of the node's own key. Stored answers
-are not signed; each sending is, so that a request that comes again gets the same arrays.
+are not signed; each sending is, so that a request that comes again gets the same bytes.
 """
 
 import time
@@ -12,19 +12,12 @@ from typing import Self
 
 from cryptography import x509
 
+from fedlatent.client.door import Outgoing
 from fedlatent.client.home import ClientHome
 from fedlatent.client.policy import NodeConfig
-from fedlatent.client.release import Outgoing
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.signing import ReplySigner, check_request, request_name
-from fedlatent.shared.wire import (
-    PROTOCOL,
-    STORED_PROTOCOLS,
-    ReplyHeader,
-    RequestHeader,
-    pack,
-    unpack,
-)
+from fedlatent.shared.wire import Delivery, RequestHeader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +62,6 @@ class Border:
         """
         check_request(header, digest, self.authority, self.site, self.clock())
 
-    def signed(self, outgoing: Outgoing, request: RequestHeader, digest: bytes) -> bytes:
-        """The packed answer as it is sent, signed for exactly that request."""
-        header, arrays = unpack(ReplyHeader, outgoing.payload, STORED_PROTOCOLS)
-        spoken = header.model_copy(update={"protocol": PROTOCOL})
-        return pack(self.signer.sign(spoken, arrays, request_name(request, digest)), arrays)
+    def sign(self, outgoing: Outgoing, request: RequestHeader, digest: bytes) -> Delivery:
+        """What the answer to exactly that request is sent with; ``digest`` is as for ``check``."""
+        return self.signer.sign(outgoing.payload, request_name(request, digest))

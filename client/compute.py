@@ -69,10 +69,10 @@ def make_noise(
 
 
 @functools.lru_cache(maxsize=16)
-def run_plan(config_json: str) -> PrivacyPlan:
+def run_plan(run: RunConfig) -> PrivacyPlan:
     """The plan of a run; solving for its noise takes a moment, so it is done once."""
     try:
-        return PrivacyPlan.from_config(RunConfig.from_json(config_json))
+        return PrivacyPlan.from_config(run)
     except ValueError:
         raise BudgetExceeded(
             "Expected a reachable epsilon, got one too small for its rounds and steps; "

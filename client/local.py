@@ -9,12 +9,12 @@ import numpy as np
 from fedlatent.client.approvals import Approvals
 from fedlatent.client.basis import load_salt
 from fedlatent.client.compute import make_noise
+from fedlatent.client.door import ReleaseDoor
 from fedlatent.client.home import ClientHome, user_folder
 from fedlatent.client.ledger import Ledger, Person, Verified
 from fedlatent.client.node import Node, NoiseFactory
 from fedlatent.client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy
 from fedlatent.client.reconcile import claims, reconcile, traces
-from fedlatent.client.release import ReleaseDoor
 from fedlatent.client.store import Store
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.readers import read

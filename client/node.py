@@ -34,9 +34,9 @@ from fedlatent.client.compute import (
     view_of,
     without_encoder,
 )
+from fedlatent.client.door import Outgoing, ReleaseDoor
 from fedlatent.client.ledger import Ledger, Reservation
 from fedlatent.client.policy import NodeConfig, within
-from fedlatent.client.release import Outgoing, ReleaseDoor
 from fedlatent.client.store import RoundState, SiteMaterial, Store
 from fedlatent.client.trainer import Pull, train_round
 from fedlatent.shared.config import RunConfig
@@ -131,7 +131,7 @@ class Node:
                 "run the same fedlatent release on both sides."
             )
         self.config.policy.check(run, self.schema, len(self.records))
-        plan = run_plan(run.to_json())
+        plan = run_plan(run)
         self.config.policy.check_plan(plan)
         phase = phase_of(run, header.round)
         if phase is None or phase.kind != header.kind:

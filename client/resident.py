@@ -22,17 +22,17 @@ from typing import Self
 import torch
 
 from fedlatent.client.border import Border
+from fedlatent.client.door import Outgoing
 from fedlatent.client.home import ClientHome
 from fedlatent.client.link import serve, whole_steps
 from fedlatent.client.local import open_node
 from fedlatent.client.node import Node
-from fedlatent.client.release import Outgoing
 from fedlatent.shared.errors import ProtocolError, SignatureError, exit_code_of
 from fedlatent.shared.files import telling
 from fedlatent.shared.processes import hang_up_is_terminate
 from fedlatent.shared.signing import digest_of
 from fedlatent.shared.sockets import prepare_socket
-from fedlatent.shared.wire import Arrays, RequestHeader, unpack
+from fedlatent.shared.wire import UNSIGNED, Arrays, RequestHeader, deliver, unpack
 
 OVERRUN_STATUS = 75
 READY_LINE = "resident node ready"
@@ -83,7 +83,7 @@ class Watchdog:
 
 
 def answer(node: Node, watchdog: Watchdog, data: bytes, border: Border | None = None) -> bytes:
-    """Turn a packed request into the packed reply that the release door made.
+    """Turn a packed request into the reply that the release door packed, and its delivery.
 
     With a ``border`` the request is checked before anything else, and the reply is signed. One to
     a request that cannot be read stays without a signature, since it can name none.
@@ -91,11 +91,10 @@ def answer(node: Node, watchdog: Watchdog, data: bytes, border: Border | None = 
     try:
         header, arrays = unpack(RequestHeader, data)
     except ProtocolError as error:
-        return node.door.refusal(None, error).payload
+        return deliver(node.door.refusal(None, error).payload)
     started = time.monotonic()
     if border is None:
-        outgoing = _handled(node, watchdog, header, arrays)
-        payload = outgoing.payload
+        outgoing, delivery = _handled(node, watchdog, header, arrays), UNSIGNED
     else:
         digest = digest_of(arrays)
         try:
@@ -104,7 +103,7 @@ def answer(node: Node, watchdog: Watchdog, data: bytes, border: Border | None = 
             outgoing = node.door.refusal(header, error)
         else:
             outgoing = _handled(node, watchdog, header, arrays)
-        payload = border.signed(outgoing, header, digest)
+        delivery = border.sign(outgoing, header, digest)
     _LOG.info(
         "%s of round %d: %s, %.2f s",
         header.kind,
@@ -112,7 +111,7 @@ def answer(node: Node, watchdog: Watchdog, data: bytes, border: Border | None = 
         outgoing.header.code or outgoing.header.status,
         time.monotonic() - started,
     )
-    return payload
+    return deliver(outgoing.payload, delivery)
 
 
 def _handled(node: Node, watchdog: Watchdog, header: RequestHeader, arrays: Arrays) -> Outgoing:

@@ -8,7 +8,13 @@ import numpy as np
 from flwr.app import Message
 
 from fedlatent.server.registry import SiteOutcome
-from fedlatent.server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
+from fedlatent.server.screening import (
+    Opened,
+    ReplySpec,
+    ScreeningFailure,
+    open_reply,
+    screen_error,
+)
 from fedlatent.server.seal import Envelope
 from fedlatent.server.strategies.robust import Pool
 from fedlatent.shared.schedule import Phase
@@ -95,7 +101,7 @@ class Collector:
         opened = self._open(node, message)
         if isinstance(opened, ScreeningFailure):
             return self.fail(node, opened, seconds)
-        header, arrays = opened
+        header, arrays, sha256 = opened
         if self.phase.kind == "train":
             fixed = self.names[node] in self.counts.admitted
             self._pool.add(node, arrays, self._weight(header), fixed=fixed)
@@ -111,6 +117,7 @@ class Collector:
                 epsilon=header.epsilon,
                 delta=header.delta,
                 bytes=sum(value.nbytes for value in arrays.values()),
+                sha256=sha256,
                 seconds=seconds,
             )
         )
@@ -124,6 +131,7 @@ class Collector:
                 status=failure.status,
                 code=failure.code,
                 sentence=failure.sentence,
+                sha256=failure.sha256,
                 seconds=seconds,
             )
         )
@@ -152,22 +160,24 @@ class Collector:
         """The released summaries in the order of the nodes' ids."""
         return [self.released[node] for node in sorted(self.released)]
 
-    def _open(self, node: int, message: Message) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
+    def _open(self, node: int, message: Message) -> Opened | ScreeningFailure:
         if message.has_error():
             return screen_error(message.error)
         check = None if self.envelope is None else partial(self.envelope.check, node)
         opened = open_reply(message.content, self._spec, check)
         if isinstance(opened, ScreeningFailure):
             return opened
-        claim, name = opened[0].site, self.names[node]
+        claim, name = opened.header.site, self.names[node]
         if self.admitted and claim != name:
             return ScreeningFailure(
                 status="failed",
                 code="identity",
                 sentence=f"Expected the reply of site {name!r}, got one that claims {claim!r}; "
                 "correct the site name in the node's configuration.",
+                sha256=opened.sha256,
             )
-        return self.counts.check(name, opened[0].records) or opened
+        problem = self.counts.check(name, opened.header.records)
+        return replace(problem, sha256=opened.sha256) if problem else opened
 
     def _keep(self, outcome: SiteOutcome) -> SiteOutcome:
         self.outcomes[outcome.node_id] = outcome

@@ -20,7 +20,9 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    inspect,
     select,
+    text,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -113,6 +115,7 @@ class SiteRound(Base):
     epsilon: Mapped[float | None]
     delta: Mapped[float | None]
     bytes: Mapped[int]  # of the arrays received
+    sha256: Mapped[str] = mapped_column(default="")  # of the reply, as the site's log has it
     seconds: Mapped[float]  # from asking to the answer
 
 
@@ -142,6 +145,7 @@ class SiteOutcome:
     epsilon: float | None = None
     delta: float | None = None
     bytes: int = 0
+    sha256: str = ""
     seconds: float = 0.0
 
 
@@ -159,6 +163,7 @@ class Registry:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 Base.metadata.create_all(self._engine)
+                _widen(self._engine)
                 return
             except SQLAlchemyError as error:  # maybe another process is making the same tables
                 if attempt == _ATTEMPTS:
@@ -302,6 +307,15 @@ class Registry:
         )
 
 
+def _widen(engine: Engine) -> None:
+    """Give the tables of an earlier release the column that has come since."""
+    with engine.begin() as connection:
+        names = {one["name"] for one in inspect(connection).get_columns(SiteRound.__tablename__)}
+        if "sha256" not in names:
+            table = f"ALTER TABLE {SiteRound.__tablename__}"
+            connection.execute(text(f"{table} ADD COLUMN sha256 VARCHAR DEFAULT '' NOT NULL"))
+
+
 def _site_round(run_id: str, number: int, part: SiteOutcome) -> SiteRound:
     return SiteRound(
         run_id=run_id,
@@ -315,6 +329,7 @@ def _site_round(run_id: str, number: int, part: SiteOutcome) -> SiteRound:
         epsilon=part.epsilon,
         delta=part.delta,
         bytes=part.bytes,
+        sha256=part.sha256,
         seconds=part.seconds,
     )
 

@@ -1,40 +1,45 @@
 """The check every reply passes before any aggregation; it never raises for bad remote data.
 
-A reply is opened only when its record holds exactly the arrays asked for, each with the shape,
-the dtype and the number of bytes it should have, so that a hostile reply cannot make the server
-allocate memory. A dropped reply becomes a failure with a code and a sentence, which are counted
-and named in the registry.
+A reply comes as the bytes that the site's release door packed. They are weighed first, so that a
+hostile reply cannot make the server allocate memory; then the signature is held against their hash;
+then they are unpacked, once. A dropped reply becomes a failure with a code and a sentence, which
+are counted and named in the registry.
 """
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
+from flwr.app import ConfigRecord, Error, RecordDict
 
+from fedlatent.server.quota import ReplyQuota
 from fedlatent.server.rounds import SiteStatus
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ProtocolError
+from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import SummarySpec
-from fedlatent.shared.records import ARRAYS, HEADER, LocalRecords, from_records
+from fedlatent.shared.records import HEADER, LocalRecords, read_reply
 from fedlatent.shared.schedule import Phase
 from fedlatent.shared.summaries import SUMMARIES
-from fedlatent.shared.wire import MAX_HEADER_BYTES, PROTOCOL, Arrays, ReplyHeader
+from fedlatent.shared.wire import (
+    MAX_HEADER_BYTES,
+    PROTOCOL,
+    STORED_PROTOCOLS,
+    Arrays,
+    Delivery,
+    ReplyHeader,
+    unpack,
+)
 
 #: Gaussian noise stays within this many deviations but with probability 1e-23 for each entry.
 _NOISE_REACH = 10.0
 _SENTENCE_LIMIT = 500
 _VERSIONS = 10**6
 _BLOCK = 2**14
-_NPY_MAGIC = b"\x93NUMPY\x01\x00"
-_NPY_HEADER = re.compile(
-    r"\{'descr': '<f(?P<size>[48])', 'fortran_order': (?:True|False), "
-    r"'shape': \((?P<shape>[0-9, ]{0,200})\), \}\s*"
-)
 _FLOWER_ERRORS = {
     1: "the node could not load the client app; compare the software versions",
     2: "the client app raised an error; see the log of the node",
@@ -47,8 +52,22 @@ _FLOWER_ERRORS = {
 }
 
 
-#: Says what is wrong with the signature of a reply; None when it holds.
-SignatureCheck = Callable[[ReplyHeader, Arrays], str | None]
+#: Says what is wrong with the signature of a reply of that SHA-256; None when it holds.
+SignatureCheck = Callable[[Delivery, str], str | None]
+
+
+class Opened(NamedTuple):
+    """A reply that passed.
+
+    Attributes:
+        header: of the reply.
+        arrays: by name.
+        sha256: of the reply's bytes, as the site logged it; empty where it never was bytes.
+    """
+
+    header: ReplyHeader
+    arrays: Arrays
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +78,13 @@ class ScreeningFailure:
         status: "refused" when the node said no by itself, "failed" for everything else.
         code: stable short name of the reason.
         sentence: what was expected and what came; free of line breaks.
+        sha256: of the reply's bytes, where there are any.
     """
 
     status: SiteStatus
     code: str
     sentence: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +143,11 @@ class ReplySpec:
 
 def open_reply(
     content: RecordDict, spec: ReplySpec, check: SignatureCheck | None = None
-) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
-    """Decode and screen the records of one reply: sizes, then the signature, then values."""
+) -> Opened | ScreeningFailure:
+    """Screen one reply: its size, then the signature of its bytes, then what they hold."""
     if isinstance(content, LocalRecords):
-        return _screened(content.header, content.arrays, spec, check)
+        opened = Opened(content.header, content.arrays)
+        return screen(opened.header, opened.arrays, spec) or opened
     version = _protocol_of(content)
     if version is None:
         return _failed("unreadable", "Expected a reply with a readable header, got none.")
@@ -135,21 +157,23 @@ def open_reply(
             f"the node speaks protocol {version}, this server {PROTOCOL}; "
             "update the older side so that both run the same fedlatent release",
         )
-    problem = _unsafe(content, spec)
-    if problem is not None:
-        return problem
     try:
-        header, arrays = from_records(ReplyHeader, content)
+        delivery, payload = read_reply(content)
     except ProtocolError as error:
         return _failed("unreadable", str(error))
-    return _screened(header, arrays, spec, check)
-
-
-def _screened(
-    header: ReplyHeader, arrays: Arrays, spec: ReplySpec, check: SignatureCheck | None
-) -> tuple[ReplyHeader, Arrays] | ScreeningFailure:
-    problem = _screen_signature(header, arrays, check) or screen(header, arrays, spec)
-    return problem or (header, arrays)
+    most = ReplyQuota.of(spec.shapes.values()).bytes
+    if len(payload) > most:
+        return _failed("size", f"Expected a reply of at most {most} bytes, got {len(payload)}.")
+    digest = sha256_hex(payload)
+    reason = check(delivery, digest) if check else None
+    if reason is not None and delivery.signature:
+        return replace(_failed("signature", reason), sha256=digest)
+    try:
+        header, arrays = unpack(ReplyHeader, payload, STORED_PROTOCOLS)
+    except ProtocolError as error:
+        return replace(_failed("unreadable", str(error)), sha256=digest)
+    problem = _screen_unsigned(header, reason) or screen(header, arrays, spec)
+    return replace(problem, sha256=digest) if problem else Opened(header, arrays, digest)
 
 
 def screen(
@@ -194,43 +218,6 @@ def _protocol_of(content: RecordDict) -> int | None:
     return version if type(version) is int and abs(version) < _VERSIONS else None
 
 
-def _unsafe(content: RecordDict, spec: ReplySpec) -> ScreeningFailure | None:
-    """Refuse arrays that would decode to anything but the expected sizes."""
-    record = content.get(ARRAYS)
-    if not isinstance(record, ArrayRecord):
-        return _failed("records", "Expected an array record, got none.")
-    if not record:
-        return None  # a refusal has no arrays
-    problem = _screen_keys(record, spec)
-    if problem is not None:
-        return problem
-    for key, array in record.items():
-        shape = _npy_shape(array)
-        if shape != spec.shapes[key]:
-            return _failed(
-                "shape",
-                f"Expected {key} as a float array of shape {spec.shapes[key]}, "
-                f"got {shape or 'other bytes'}.",
-            )
-    return None
-
-
-def _npy_shape(array: Array) -> tuple[int, ...] | None:
-    """Shape that the bytes of a float array really hold; None when they are anything else."""
-    data, start = array.data, len(_NPY_MAGIC) + 2
-    if array.stype != "numpy.ndarray" or not data.startswith(_NPY_MAGIC) or len(data) < start:
-        return None
-    end = start + int.from_bytes(data[start - 2 : start], "little")
-    match = _NPY_HEADER.fullmatch(data[start:end].decode("latin-1")) if end <= 1024 else None
-    if match is None:
-        return None
-    digits = [part.strip() for part in match["shape"].split(",") if part.strip()]
-    if not all(part.isdecimal() for part in digits):
-        return None
-    shape = tuple(int(part) for part in digits)
-    return shape if len(data) == end + math.prod(shape) * int(match["size"]) else None
-
-
 def _screen_keys(arrays: Mapping[str, object], spec: ReplySpec) -> ScreeningFailure | None:
     if arrays.keys() == spec.shapes.keys():
         return None
@@ -244,10 +231,6 @@ def _screen_keys(arrays: Mapping[str, object], spec: ReplySpec) -> ScreeningFail
 
 
 def _screen_identity(header: ReplyHeader, spec: ReplySpec) -> ScreeningFailure | None:
-    if header.protocol != PROTOCOL:
-        return _failed(
-            "protocol", f"the node speaks protocol {header.protocol}, this server {PROTOCOL}"
-        )
     got = (header.run_id, header.round, header.kind)
     expected = (spec.run_id, spec.phase.number, spec.phase.kind)
     if got != expected:
@@ -255,15 +238,12 @@ def _screen_identity(header: ReplyHeader, spec: ReplySpec) -> ScreeningFailure |
     return None
 
 
-def _screen_signature(
-    header: ReplyHeader, arrays: Arrays, check: SignatureCheck | None
-) -> ScreeningFailure | None:
-    """Whose reply it is; a refusal without a signature can do no more than silence does."""
-    reason = check(header, arrays) if check else None
+def _screen_unsigned(header: ReplyHeader, reason: str | None) -> ScreeningFailure | None:
+    """A refusal without a signature can do no more than silence does; nothing else counts."""
     if reason is None:
         return None
     refusal = _screen_refusal(header)
-    if refusal is None or header.signature:
+    if refusal is None:
         return _failed("signature", reason)
     return replace(refusal, sentence=_one_line(f"(not signed) {refusal.sentence}"))
 

@@ -15,7 +15,7 @@ from fedlatent.server.home import ServerHome
 from fedlatent.shared.errors import ConfigError, ServiceError
 from fedlatent.shared.keys import node_public_key
 from fedlatent.shared.signing import RequestSigner, check_reply, request_name
-from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader
+from fedlatent.shared.wire import Delivery, RequestHeader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,14 @@ class Envelope:
         self._requests[node] = request_name(signed, digest)
         return signed
 
-    def check(self, node: int, header: ReplyHeader, arrays: Arrays) -> str | None:
-        """Why this is not the answer of that node to its request; None when it is."""
+    def check(self, node: int, delivery: Delivery, sha256: str) -> str | None:
+        """Why this is not the answer of that node to its request; None when it is.
+
+        Args:
+            node: its id.
+            delivery: that came with the packed reply.
+            sha256: of the packed reply.
+        """
         name = self.names[node]
         try:
             key = node_public_key(self.seal.keys()[name], f"the admission of site {name!r}")
@@ -104,4 +110,4 @@ class Envelope:
             return f"Expected site {name!r} to be admitted still, got no key of that name."
         except ConfigError as error:
             return str(error)
-        return check_reply(header, arrays, key, self._requests.get(node, ""))
+        return check_reply(delivery, sha256, key, self._requests.get(node, ""))

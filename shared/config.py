@@ -209,6 +209,10 @@ class RunConfig(_Section):
             )
         return self
 
+    def __hash__(self) -> int:
+        """Of the canonical JSON, since the options of a model are a table."""
+        return hash(self.to_json())
+
     @property
     def shares_decoder(self) -> bool:
         """Whether whole models leave the clients."""

@@ -1,6 +1,7 @@
 """Signatures of requests and replies, from end to end: what carries them need not be trusted.
 
-A signature covers all of a header but itself, and the digest of the arrays. Requests are signed
+A request's signature covers all of its header but itself, and the digest of the arrays; a reply's
+covers the very bytes that the site's release door packed and logged. Requests are signed
 with an Ed25519 key whose certificate the federation's authority issued for this purpose alone; the
 sites have pinned that authority, so the key can be made anew without touching any of them. Each
 request names its one receiver and when it expires. Replies are signed with the key that the site
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedlatent.shared.errors import ConfigError, SignatureError
 from fedlatent.shared.files import canonical_json, sha256_hex
 from fedlatent.shared.keys import SigningKey, load_node_key
-from fedlatent.shared.wire import ReplyHeader, RequestHeader
+from fedlatent.shared.wire import Delivery, RequestHeader
 
 #: What a certificate must be for, besides all else, for its key to sign requests: a name of our
 #: own among the extended key usages, which no certificate of TLS has.
@@ -32,7 +33,7 @@ REQUESTS_PURPOSE = x509.ObjectIdentifier("2.25.126872010996160221863015822530417
 CLOCK_SLACK_S = 300.0
 
 _REQUEST_DOMAIN = b"fedlatent request 4\0"
-_REPLY_DOMAIN = b"fedlatent reply 4\0"
+_REPLY_DOMAIN = b"fedlatent reply 5\0"
 _REPLY_ALGORITHM = ec.ECDSA(hashes.SHA384())
 
 
@@ -167,43 +168,37 @@ class ReplySigner:
         """Read the key file; errors as for ``fedlatent.shared.keys.load_node_key``."""
         return cls(key=load_node_key(path))
 
-    def sign(
-        self, header: ReplyHeader, arrays: Mapping[str, np.ndarray], request: str
-    ) -> ReplyHeader:
-        """The header as it is sent, as the answer to the request of that name."""
-        stated = header.model_copy(update={"request": request, "signature": ""})
-        signature = self.key.sign(_signed_part(stated, digest_of(arrays)), _REPLY_ALGORITHM)
-        return stated.model_copy(update={"signature": _text(signature)})
+    def sign(self, payload: bytes, request: str) -> Delivery:
+        """What a packed reply is sent with, as the answer to the request of that name."""
+        stated = Delivery(request=request)
+        part = _signed_part(stated, bytes.fromhex(sha256_hex(payload)))
+        return stated.model_copy(update={"signature": _text(self.key.sign(part, _REPLY_ALGORITHM))})
 
 
 def check_reply(
-    header: ReplyHeader,
-    arrays: Mapping[str, np.ndarray],
-    key: ec.EllipticCurvePublicKey,
-    request: str,
+    delivery: Delivery, sha256: str, key: ec.EllipticCurvePublicKey, request: str
 ) -> str | None:
     """Why a reply is not that of one site to one request, in a sentence; None when it is.
 
     Args:
-        header: as it came.
-        arrays: as they came.
+        delivery: as it came.
+        sha256: of the packed reply that came with it, in hexadecimal.
         key: that the site was admitted with.
         request: name of the request, see ``request_name``.
     """
-    if not header.signature:
+    if not delivery.signature:
         return (
             "Expected a reply signed with the site's key, got one without a signature; "
             "another process answered for the node, or the node must be updated."
         )
-    if header.request != request:
+    if delivery.request != request:
         return (
             "Expected a reply to the request that was sent, got one that names another; "
             "an old reply was sent again, or the request was changed on its way."
         )
     try:
-        key.verify(
-            _bytes(header.signature), _signed_part(header, digest_of(arrays)), _REPLY_ALGORITHM
-        )
+        part = _signed_part(delivery, bytes.fromhex(sha256))
+        key.verify(_bytes(delivery.signature), part, _REPLY_ALGORITHM)
     except (InvalidSignature, ValueError):
         return (
             "Expected a reply signed with the key that the site was admitted with, got one that "
@@ -212,8 +207,13 @@ def check_reply(
     return None
 
 
-def _signed_part(header: RequestHeader | ReplyHeader, digest: bytes) -> bytes:
-    """The bytes that a signature is over: which kind, the header without signature, the arrays."""
+def _signed_part(header: RequestHeader | Delivery, digest: bytes) -> bytes:
+    """The bytes that a signature is over: which kind, the header without signature, the rest.
+
+    Args:
+        header: of a request, or what a reply is delivered with.
+        digest: SHA-256 of a request's arrays, or of the whole packed reply.
+    """
     domain = _REQUEST_DOMAIN if isinstance(header, RequestHeader) else _REPLY_DOMAIN
     text = canonical_json(header.model_dump(mode="json", exclude={"signature"}))
     return domain + digest + text

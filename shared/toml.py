@@ -1,10 +1,11 @@
-"""TOML: reading it with a line in each error, and writing it."""
+"""TOML: reading it with a line in each error, and writing it without what is None."""
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any
+
+import tomli_w
 
 from fedlatent.shared.errors import ConfigError
 
@@ -31,49 +32,17 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 
 
 def dumps(value: Mapping[str, object]) -> str:
-    """TOML text of nested tables of strings, numbers, booleans and lists of those.
-
-    ``None`` entries are left out, since TOML has no null.
+    """TOML text of nested tables; ``None`` entries are left out, since TOML has no null.
 
     Raises:
-        ValueError: A value of another kind.
+        TypeError: a value that TOML has no form for.
     """
-    return "\n".join(_table(value, ())).strip() + "\n"
+    return tomli_w.dumps(_present(value))
 
 
-def _table(value: Mapping[str, object], path: tuple[str, ...]) -> list[str]:
-    lines = [
-        f"{_key(key)} = {_scalar(item)}"
-        for key, item in value.items()
-        if item is not None and not isinstance(item, Mapping)
-    ]
-    if path and (lines or not value):
-        lines.insert(0, f"\n[{'.'.join(path)}]")
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            lines += _table(item, (*path, _key(key)))
-    return lines
-
-
-def _key(key: str) -> str:
-    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
-    return key if bare else _text(key)
-
-
-def _scalar(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_scalar(item) for item in value)}]"
-    raise ValueError(
-        f"Expected a string, number, boolean, list or table, got {type(value).__name__}."
-    )
-
-
-def _text(value: str) -> str:
-    """A basic string; JSON's escapes are TOML's but for DEL, which JSON leaves raw."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _present(table: Mapping[str, object]) -> dict[str, object]:
+    return {
+        key: _present(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }

@@ -1,17 +1,18 @@
 """The message contract: what a round asks of a node, and what a node may answer; versioned.
 
-A message is a header (validated JSON) and named float arrays. The same two parts travel inside a
-Flower record (``fedlatent.shared.records``) and, packed by ``pack``, over the node's local socket
-and in its store of released payloads. Nothing here ever reaches pickle.
+A message is a header (validated JSON) and named float arrays. A reply is packed once, by the
+release door, which stores and logs the bytes. They travel unopened, beside a ``Delivery`` with
+their signature, over the node's local socket and in Flower's records
+(``fedlatent.shared.records``); the server unpacks them. Nothing here ever reaches pickle.
 """
 
 import re
 import struct
 from collections.abc import Collection, Mapping, Set
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Protocol, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -22,7 +23,7 @@ from fedlatent.shared.errors import ConfigError, ProtocolError
 from fedlatent.shared.privacy.summaries import Form
 from fedlatent.shared.schedule import Kind
 
-PROTOCOL = 4
+PROTOCOL = 5
 #: The last version that changed what a request or a reply means: those since added how it is sent.
 MEANING = 3
 #: Versions of the replies in a node's own store that are read.
@@ -38,6 +39,8 @@ RUN_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,80}$"
 SENDING = frozenset({"receiver", "expires", "certificate", "signature"})
 
 _LENGTH = struct.Struct("<II")
+#: Fields that a reply's header had in protocol 4, empty in what a node kept.
+_MOVED = ("request", "signature")
 
 
 class _Header(BaseModel):
@@ -84,11 +87,61 @@ class ReplyHeader(_Header):
     sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
     steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     rng: Literal["secure", "simulation"] = "secure"  # of the worst release in epsilon
+
+    @classmethod
+    def to(cls, asked: "Asked | None", site: str, **stated: object) -> Self:
+        """The header of a site's answer.
+
+        Args:
+            asked: what is answered; None where it could not be read.
+            site: name of the site.
+            stated: the fields that an answer states besides.
+        """
+        run_id, round, kind = (
+            (asked.run_id, asked.round, asked.kind) if asked else ("unknown", 1, "train")
+        )
+        place = {"protocol": PROTOCOL, "run_id": run_id, "round": round, "kind": kind}
+        return cls.model_validate({**place, "site": site, **stated})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_protocol_4(cls, value: object) -> object:
+        """Take what a node kept before the signature moved into the delivery."""
+        if isinstance(value, dict) and value.get("protocol") == 4:
+            return {key: one for key, one in value.items() if key not in _MOVED or one != ""}
+        return value
+
+
+class Asked(Protocol):
+    """Names what a reply answers: a request's header, or the ledger's entry that pays for it."""
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+
+    @property
+    def round(self) -> int:
+        """The phase of the run, from 1."""
+
+    @property
+    def kind(self) -> Kind:
+        """What was asked."""
+
+
+class Delivery(BaseModel):
+    """What travels beside the bytes of a reply; the fields are empty in simulations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: int = PROTOCOL
     request: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""  # name of what is answered
     signature: SignatureText = ""  # of the node's own key; see fedlatent.shared.signing
 
 
-HeaderT = TypeVar("HeaderT", RequestHeader, ReplyHeader)
+#: As in simulations, and of what was asked by nobody.
+UNSIGNED = Delivery()
+
+HeaderT = TypeVar("HeaderT", RequestHeader, ReplyHeader, Delivery)
 
 
 def check_run_id(run_id: str) -> str:
@@ -154,7 +207,7 @@ def pack(
     """
     text = header.model_dump_json(exclude=set(without)).encode()
     body = save_arrays({key: np.ascontiguousarray(value) for key, value in arrays.items()})
-    return _LENGTH.pack(len(text), len(body)) + text + body
+    return _joined(text, body)
 
 
 def unpack(
@@ -165,15 +218,34 @@ def unpack(
     Raises:
         ProtocolError: the bytes are not one whole message of that kind.
     """
+    text, body = split(data)
+    header = parse_header(kind, text, versions)
+    try:
+        arrays = load_arrays(body)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ProtocolError(f"Expected safetensors arrays, got: {error}.") from None
+    return header, arrays
+
+
+def deliver(payload: bytes, delivery: Delivery = UNSIGNED) -> bytes:
+    """A packed reply and its delivery as one frame for the node's socket; ``split`` reads it."""
+    return _joined(delivery.model_dump_json().encode(), payload)
+
+
+def split(data: bytes) -> tuple[bytes, bytes]:
+    """The header's text and the rest of what ``pack`` or ``deliver`` wrote, neither looked at.
+
+    Raises:
+        ProtocolError: the bytes are not one whole message.
+    """
     if not _LENGTH.size <= len(data) <= MAX_MESSAGE_BYTES:
         raise ProtocolError(f"Expected a packed message, got {len(data)} bytes.")
     header_length, body_length = _LENGTH.unpack_from(data)
     if _LENGTH.size + header_length + body_length != len(data):
         raise ProtocolError("Expected a whole packed message, got a truncated or padded one.")
-    split = _LENGTH.size + header_length
-    header = parse_header(kind, data[_LENGTH.size : split], versions)
-    try:
-        arrays = load_arrays(data[split:])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ProtocolError(f"Expected safetensors arrays, got: {error}.") from None
-    return header, arrays
+    end = _LENGTH.size + header_length
+    return data[_LENGTH.size : end], data[end:]
+
+
+def _joined(text: bytes, body: bytes) -> bytes:
+    return _LENGTH.pack(len(text), len(body)) + text + body

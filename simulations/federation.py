@@ -28,10 +28,10 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.sources import Federation
 from fedlatent.shared.files import append_line, read_lines
-from fedlatent.shared.records import LocalRecords, from_records, to_records
+from fedlatent.shared.records import from_records, reply_of, reply_records
 from fedlatent.shared.schedule import Kind, phase_of, phases, training_round
 from fedlatent.shared.summaries import split_parts
-from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader, unpack
+from fedlatent.shared.wire import Arrays, RequestHeader, deliver
 from fedlatent.simulations.availability import Availability
 from fedlatent.simulations.grid import Answers, ClientsFailed, Handler, InProcessGrid, by_handlers
 from fedlatent.simulations.stacked.cohort import Cohort
@@ -189,9 +189,9 @@ def handler(node: Node) -> Handler:
     """Answer Flower messages with ``node``, as the ClientApp and the resident do together."""
 
     def answer(message: Message) -> Message:
-        header, arrays = from_records(RequestHeader, message.content)
-        reply, released = unpack(ReplyHeader, node.handle(header, arrays).payload)
-        return Message(to_records(reply, released), reply_to=message)
+        header, arrays = from_records(message.content)
+        frame = deliver(node.handle(header, arrays).payload)
+        return Message(reply_records(frame), reply_to=message)
 
     return answer
 
@@ -331,7 +331,7 @@ class _Observer:
         def observed(messages: Sequence[Message]) -> Iterator[Message | None]:
             if not messages:
                 return
-            header, arrays = from_records(RequestHeader, messages[0].content)
+            header, arrays = from_records(messages[0].content)
             before = phase_of(self._run, header.round - 1)
             if self._after_round and before is not None and before.kind == "train":
                 weights, _ = split_parts(header.config, arrays)
@@ -416,10 +416,7 @@ class _Tally:
         """Count one answer; None is one that did not arrive."""
         if reply is None or reply.has_error():
             return
-        if isinstance(reply.content, LocalRecords):
-            header, arrays = reply.content.header, reply.content.arrays
-        else:
-            header, arrays = from_records(ReplyHeader, reply.content)
+        header, arrays = reply_of(reply.content)
         if header.status != "ok":
             return
         self.good += 1

@@ -1,7 +1,9 @@
 """Fixtures that every test may use."""
 
+import functools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)  # what tests have sta
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has & behind us
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_REGISTRATION = "torch.onnx._internal.exporter._registration"
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +30,21 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data sets at {folder}; set FEDLATENT_DATA to their folder")
     return folder
+
+
+def pytest_runtest_setup() -> None:
+    """Read the exporter's table of operators once a process: each export would build it anew.
+
+    Building it takes longer than the export of a tiny model. Nothing changes it between exports.
+    """
+    registration = sys.modules.get(_REGISTRATION)
+    if registration is not None and _REGISTRATION not in _ONCE:
+        _ONCE.add(_REGISTRATION)
+        registry = registration.ONNXRegistry
+        registry.from_torchlib = staticmethod(functools.lru_cache(registry.from_torchlib))
+
+
+_ONCE: set[str] = set()
 
 
 @pytest.fixture(autouse=True)

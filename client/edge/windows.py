@@ -4,7 +4,6 @@ A decoder takes bytes as they come and gives rows of numbers; `Windows` makes re
 are time steps. Both hold at most one unfinished line, row or window, so memory stays flat.
 """
 
-import csv
 import json
 import math
 from abc import ABC, abstractmethod
@@ -14,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.table import LARGEST, MARK, Table
 from fedlatent.shared.errors import ConfigError, DataError
 
 #: Rows that a decoder gives at once, at most.
@@ -21,8 +21,6 @@ BATCH = 256
 
 _LINE_BYTES = 65_536
 _BYTES_PER_VALUE = 64  # of a line; more than any printed double
-_MAX_MAGNITUDE = 1e150  # of a value; its product with a scale stays finite
-_MARK = b"\xef\xbb\xbf"  # of UTF-8, at the start of some files
 
 
 class Decoder(ABC):
@@ -45,13 +43,13 @@ class Decoder(ABC):
 
         Args:
             schema: of one row.
-            columns: header names of a CSV in record order; None takes all.
+            columns: header names of a CSV in record order; None takes all. Others have none.
             skip_bad: count a row that is not as it must be and go on, rather than stop.
         """
         self.schema = schema
         self.rows = self.bad = self.cut = 0
         self.record_bytes = schema.size * self._item_bytes
-        self._columns, self._skip_bad = columns, skip_bad
+        self._skip_bad = skip_bad
         self._rest = b""
 
     @abstractmethod
@@ -71,15 +69,15 @@ class Decoder(ABC):
         self.cut += bool(self._rest)
         self._rest = b""
 
-    def _refuse(self, sentence: str) -> None:
-        """Count one bad row, or stop with ``sentence``."""
+    def _refuse(self, error: DataError) -> None:
+        """Count one bad row, or stop with ``error``."""
         if not self._skip_bad:
-            raise DataError(sentence)
+            raise error from None
         self.bad += 1
 
     def _finite(self, values: np.ndarray) -> Iterator[np.ndarray]:
         """The rows of ``values`` [n, size] without NaN, infinity and what would overflow."""
-        largest = min(_MAX_MAGNITUDE, float(np.finfo(values.dtype).max))
+        largest = min(LARGEST, float(np.finfo(values.dtype).max))
         with np.errstate(invalid="ignore"):
             good = (np.abs(values) <= largest).all(axis=1)
         first = self.rows + 1
@@ -87,8 +85,11 @@ class Decoder(ABC):
         if not good.all():
             for index in np.flatnonzero(~good):
                 self._refuse(
-                    "Expected finite values, got NaN, infinity or overflow in record "
-                    f"{first + int(index)}; fill or drop it."
+                    DataError(
+                        "Expected finite values, got NaN, infinity or overflow in record "
+                        f"{first + int(index)}; fill or drop it.",
+                        reason="finite",
+                    )
                 )
             values = values[good]
         if len(values):
@@ -116,8 +117,11 @@ class RawDecoder(Decoder):
             left, self._rest = len(self._rest), b""
             self.rows += 1
             self._refuse(
-                f"Expected records of {self.record_bytes} bytes, got {left} bytes at the end; "
-                "check format and bundle."
+                DataError(
+                    f"Expected records of {self.record_bytes} bytes, got {left} bytes at the end; "
+                    "check format and bundle.",
+                    reason="width",
+                )
             )
         yield from ()
 
@@ -147,8 +151,11 @@ class LineDecoder(Decoder):
             self._rest, self._skipping = b"", True
             self.rows += 1
             self._refuse(
-                f"Expected a line of at most {cap} bytes, got a longer one as record {self.rows}; "
-                "check the format."
+                DataError(
+                    f"Expected a line of at most {cap} bytes, got a longer one as record "
+                    f"{self.rows}; check the format.",
+                    reason="width",
+                )
             )
 
     def finish(self) -> Iterator[np.ndarray]:
@@ -162,7 +169,7 @@ class LineDecoder(Decoder):
         self._skipping = False
 
     def _rows(self, lines: Sequence[bytes]) -> Iterator[np.ndarray]:
-        kept = [line for raw in lines if (line := raw.removeprefix(_MARK).strip())]
+        kept = [line for raw in lines if (line := raw.removeprefix(MARK).strip())]
         if kept:
             yield from self._finite(self._parse(kept))
 
@@ -170,36 +177,35 @@ class LineDecoder(Decoder):
         """Rows [n, size] of lines that are not blank; those refused are missing."""
         rows: list[list[float]] = []
         for line in lines:
-            where = f"record {self.rows + len(rows) + 1}"
+            number = self.rows + len(rows) + 1
             try:
-                row = self._row(line, where)
+                row = self._row(line, number)
                 if len(row) != self.schema.size:
                     raise DataError(
                         f"Expected {self.schema.size} values for schema {self.schema.name!r}, got "
-                        f"{len(row)} in {where}; choose other columns, window or bundle."
+                        f"{len(row)} in record {number}; choose other columns, window or bundle.",
+                        reason="width",
                     )
                 rows.append(row)
             except DataError as error:
-                self._refuse(str(error))
+                self._refuse(error)
                 self.rows += 1
         return np.array(rows, dtype=np.float64).reshape(-1, self.schema.size)
 
     @abstractmethod
-    def _row(self, line: bytes, where: str) -> list[float]:
-        """One line, whose name is ``where``; a DataError when it is not as it must be."""
+    def _row(self, line: bytes, number: int) -> list[float]:
+        """Record ``number`` of one line; a DataError when it is not as it must be."""
 
 
 class CsvDecoder(LineDecoder):
-    """Comma-separated values; a first line with a cell that is no number is the header.
+    """Comma-separated values, by the rule of `fedlatent.shared.data.table`."""
 
-    A later line that equals the header is passed over: files that are rotated and servers that
-    are asked again repeat it.
-    """
-
-    _first = True
-    _header: bytes | None = None
-    _indices: list[int] | None = None
-    _width: int | None = None
+    def __init__(
+        self, schema: Schema, *, columns: Sequence[str] | None = None, skip_bad: bool = False
+    ) -> None:
+        """Make a decoder; the arguments are those of `Decoder`."""
+        super().__init__(schema, columns=columns, skip_bad=skip_bad)
+        self._table = Table(columns, width=schema.size)
 
     def take_header(self, line: bytes) -> None:
         """Take a first line as the header, unless it is empty or all its cells are numbers.
@@ -207,63 +213,26 @@ class CsvDecoder(LineDecoder):
         Raises:
             DataError: columns are to be chosen that it does not name.
         """
-        if not line:
-            return
-        self._first = False
-        line = line.removeprefix(_MARK).strip()
-        cells = _cells(line, "the header")
-        if all(map(_is_number, cells)):
-            cells = []
-        else:
-            self._header, self._width = line, len(cells)
-        if self._columns is not None:
-            missing = [name for name in self._columns if name not in cells]
-            if missing:
-                raise DataError(
-                    f"Expected a header with columns {', '.join(missing)}, got a first row without "
-                    "them; correct the names, or add a header."
-                )
-            self._indices = [cells.index(name) for name in self._columns]
+        if line:
+            self._table.begin(line.removeprefix(MARK).strip())
 
     def _parse(self, lines: Sequence[bytes]) -> np.ndarray:
-        if self._first:
-            self.take_header(lines[0])
-        if self._header is not None:
-            lines = [line for line in lines if line != self._header]
-        commas = (self._width or self.schema.size) - 1
-        if lines and all(line.count(b",") == commas for line in lines):
-            try:
-                text = [line.decode() for line in lines]
-                rows = np.loadtxt(
-                    text, delimiter=",", usecols=self._indices, ndmin=2, comments=None
-                )
-                if rows.shape == (len(lines), self.schema.size):
-                    return rows
-            except ValueError:
-                pass  # a line needs a closer look
+        if self._table.width is None:
+            self._table.begin(lines[0])
+        lines = [line for line in lines if line != self._table.header]
+        rows = self._table.quickly(lines) if lines else None
+        if rows is not None and rows.shape[1] == self.schema.size:
+            return rows
         return super()._parse(lines)
 
-    def _row(self, line: bytes, where: str) -> list[float]:
-        cells = _cells(line, where)
-        if self._width is not None and len(cells) != self._width:
-            raise DataError(
-                f"Expected {self._width} cells as in the header, got {len(cells)} in {where}."
-            )
-        if self._indices is not None:
-            cells = [cells[index] for index in self._indices]
-        try:
-            return [float(cell) for cell in cells]
-        except ValueError:
-            raise DataError(
-                f"Expected numbers only, got a cell that is none in {where}; correct it or choose "
-                "other columns."
-            ) from None
+    def _row(self, line: bytes, number: int) -> list[float]:
+        return self._table.values(line, number)
 
 
 class JsonLinesDecoder(LineDecoder):
     """One JSON value a line: a list of numbers, or an object with one at "values"."""
 
-    def _row(self, line: bytes, where: str) -> list[float]:
+    def _row(self, line: bytes, number: int) -> list[float]:
         try:
             value = json.loads(line)
             if isinstance(value, dict):
@@ -273,7 +242,9 @@ class JsonLinesDecoder(LineDecoder):
         except (ValueError, RecursionError, OverflowError):
             pass
         raise DataError(
-            f"Expected a JSON list of finite numbers, got something else in {where}; correct it."
+            f"Expected a JSON list of finite numbers, got something else in record {number}; "
+            "correct it.",
+            reason="number",
         )
 
 
@@ -328,20 +299,3 @@ class Windows:
     def reset(self) -> None:
         """Forget the held steps: the next one does not follow on them."""
         self._held, self._skip = self._held[:0], 0
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _cells(line: bytes, where: str) -> list[str]:
-    try:
-        return next(csv.reader([line.decode()]), [])
-    except (csv.Error, UnicodeDecodeError):
-        raise DataError(
-            f"Expected CSV in UTF-8, got something else in {where}; convert it."
-        ) from None

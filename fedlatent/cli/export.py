@@ -140,20 +140,10 @@ def _form(target: str | None, public: Path | None, labels: str | None, *, ort: b
 
 def _public(path: Path) -> "np.ndarray":
     """Public raw records of a CSV without a schema's check, or array X of an NPZ."""
-    import numpy as np
-
     from fedlatent.shared.data.readers import read_npz
-    from fedlatent.shared.errors import DataError
+    from fedlatent.shared.data.table import read_table
 
-    if path.suffix == ".npz":
-        return read_npz(path, ["X"])["X"]
-    try:
-        return np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"Expected a CSV of numbers without a header in {path}, got "
-            f"{type(error).__name__}; check the path, or give an NPZ."
-        ) from None
+    return read_npz(path, ["X"])["X"] if path.suffix == ".npz" else read_table(path)[0]
 
 
 def _expires(days: int | None) -> str | None:

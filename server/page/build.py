@@ -6,8 +6,6 @@ open it, so only records that may be published belong in a stream.
 """
 
 import base64
-import csv
-import gzip
 import hashlib
 import re
 import shutil
@@ -21,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlatent.shared.bundle.archive import Bundle, read_bundle
+from fedlatent.shared.data.table import read_table
 from fedlatent.shared.errors import BundleError, ConfigError, DataError, ServiceError
 from fedlatent.shared.files import sha256_hex, write_atomic, write_json
 from fedlatent.shared.keys import VerifyKey
@@ -226,8 +225,9 @@ def read_stream(name: str, path: Path, sizes: set[int], most: int) -> np.ndarray
             f"{name[:40]!r}; rename it."
         )
     try:
-        array = _read_csv(path) if path.name.endswith((".csv", ".csv.gz")) else _read_array(path)
-    except (OSError, EOFError, ValueError, KeyError, csv.Error) as error:
+        tabular = path.name.endswith((".csv", ".csv.gz"))
+        array = read_table(path)[0] if tabular else _read_array(path)
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise DataError(
             f"Expected numbers in .csv, .csv.gz, .npy or .npz (array X) at {path}, got "
             f"{type(error).__name__}; check the path and the file."
@@ -244,16 +244,6 @@ def read_stream(name: str, path: Path, sizes: set[int], most: int) -> np.ndarray
     if not np.isfinite(flat).all():
         raise DataError(f"Expected finite values in {path}, got NaN or infinity; remove them.")
     return flat
-
-
-def _read_csv(path: Path) -> np.ndarray:
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    try:
-        return np.array([[float(cell) for cell in row] for row in rows])
-    except ValueError:  # a header
-        return np.array([[float(cell) for cell in row] for row in rows[1:]])
 
 
 def _read_array(path: Path) -> np.ndarray:

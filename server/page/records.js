@@ -2,19 +2,31 @@
 import { Refusal } from "./refusal.js";
 
 const NUMBER = /^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)$/i;
+/** A cell and the comma after it; one in double quotes may hold commas, and two quotes are one. */
+const CELL = /(?:"((?:[^"]|"")*)"|((?:[^",][^,]*)?)),/g;
+const LARGEST = 1e150; // of a value; its product with a scale stays finite
 const READERS = {
   float32: (view, at) => view.getFloat32(at * 4, true),
   float64: (view, at) => view.getFloat64(at * 8, true),
 };
 const WIDTHS = { float32: 4, float64: 8 };
 
+/** The number in a cell, or null where it holds none. */
 function numberOf(cell) {
-  const text = cell.trim().replace(/^"(.*)"$/, "$1");
+  const text = cell.trim();
   return NUMBER.test(text) ? Number(text.replace(/inf(inity)?/i, "Infinity")) : null;
 }
 
+/** The cells of a line, or null where its quotes are wrong. */
+function cellsOf(line) {
+  const found = [...`${line},`.matchAll(CELL)];
+  if (found.reduce((sum, [whole]) => sum + whole.length, 0) !== line.length + 1) return null;
+  return found.map(([, quoted, bare]) => bare ?? quoted.replaceAll('""', '"'));
+}
+
 /**
- * Records of a CSV file, one a row; a first row with a cell that is no number is the header.
+ * Records of a CSV file, by the rule of `fedlatent.shared.data.table`: one a line; a first line
+ * with a cell that is no number is the header, and a later line that equals it is passed over.
  *
  * @param {string} text
  * @param {number} size values in a record
@@ -22,20 +34,33 @@ function numberOf(cell) {
  * @returns {Float64Array[]}
  */
 export function parseCsv(text, size, where) {
-  const lines = text.split(/\r?\n/).filter((line) => line.trim());
-  const rows = lines.map((line) => line.split(","));
-  const header = rows.length && rows[0].some((cell) => numberOf(cell) === null);
-  const records = (header ? rows.slice(1) : rows).map((row, at) => {
-    const values = row.map(numberOf);
-    if (values.length !== size || values.includes(null)) {
-      throw new Refusal(
-        `Expected ${size} numbers in record ${at + 1} of ${where}, got ${values.length} cells or ` +
-          "one that is no number; choose other records or another bundle.",
-      );
+  const wrong = (reason, expected, got) =>
+    new Refusal(`Expected ${expected} in ${where}, got ${got}; correct it or choose another.`, reason);
+  if (text.includes("\uFFFD")) throw wrong("encoding", "CSV in UTF-8", "something else");
+  const lines = text.replace(/^\uFEFF/, "").split("\n").map((line) => line.trim()).filter(Boolean);
+  const first = lines.length ? cellsOf(lines[0]) : [];
+  const header = first?.some((cell) => numberOf(cell) === null) ? lines[0] : null;
+  const kept = lines.filter((line) => line !== header);
+  const records = kept.map((line, at) => {
+    const cells = cellsOf(line);
+    const place = `record ${at + 1}`;
+    if (!cells || line.includes("\r")) {
+      throw wrong("encoding", "CSV with one record a line", `something else in ${place}`);
     }
-    return Float64Array.from(values);
+    if (cells.length !== size) {
+      throw wrong("width", `${size} cells a line`, `${cells.length} in ${place}`);
+    }
+    return Float64Array.from(cells, (cell, column) => {
+      const value = numberOf(cell);
+      const named = `column ${header === null ? column + 1 : first[column]} of ${place}`;
+      if (value === null) throw wrong("number", "numbers", `a cell that is none in ${named}`);
+      if (!(Math.abs(value) <= LARGEST)) {
+        throw wrong("finite", "finite values", `NaN, infinity or overflow in ${named}`);
+      }
+      return value;
+    });
   });
-  if (!records.length) throw new Refusal(`Expected records in ${where}, got none; choose another.`);
+  if (!records.length) throw wrong("empty", "records", "none");
   return records;
 }
 

@@ -110,7 +110,7 @@ class EncoderAveraging(Strategy):
             if isinstance(opened, ScreeningFailure):
                 _log.warning("round %d: dropped a reply: %s", server_round, opened.sentence)
                 continue
-            header, arrays = opened
+            header, arrays, _ = opened
             try:
                 pool.add(reply.metadata.src_node_id, arrays, self.weight(header))
             except ValueError as error:  # a weight of nothing

@@ -1,5 +1,7 @@
 """Read records from CSV, Parquet and NPZ files of a client's own disk.
 
+CSV is read by the rule of `fedlatent.shared.data.table`.
+
 A key names a column of a table (CSV, Parquet) or an array of an NPZ archive. Nothing is guessed
 beyond that: a value that does not fit is a `DataError` that shows no record's values.
 """
@@ -9,17 +11,15 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.table import is_number, read_table
 from fedlatent.shared.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
 
@@ -197,9 +197,31 @@ def _table_records(
     person_key: str | None,
 ) -> _Found:
     """Read the named columns of a CSV or Parquet table."""
-    frame = _frame(path, person_key)
     sides = (label_key, client_key, person_key)
     others = [key for key in sides if key is not None]
+    if path.name.lower().endswith(".parquet"):
+        records, found = _parquet(path, columns, others)
+    else:
+        records, texts = read_table(path, columns, others)
+        found = [np.array(text, dtype=object) for text in texts]
+    named = iter(found)
+    labels, clients, persons = (None if key is None else next(named) for key in sides)
+    return records, None if labels is None else _typed(labels), clients, persons
+
+
+def _parquet(
+    path: Path, columns: Sequence[str] | None, others: Sequence[str]
+) -> tuple[NDArray[Any], list[NDArray[Any]]]:
+    """Records and other columns of a Parquet table, with pandas, which is imported only here."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"Expected a readable table at {path}, got a {type(error).__name__}; write the file "
+            "again with one record per row."
+        ) from error
     if columns is None:
         columns = [name for name in frame.columns if name not in others]
     _check_keys(path, "column", [*columns, *others], list(frame.columns))
@@ -208,32 +230,21 @@ def _table_records(
     if texts:
         raise DataError(
             f"Expected numbers in every record column of {path.name}, got other values in "
-            f"{', '.join(texts[:5])}; name the record columns or convert them."
+            f"{', '.join(texts[:5])}; name the record columns or convert them.",
+            field=texts[0],
+            reason="number",
         )
-    labels, clients = (None if key is None else frame[key].to_numpy() for key in sides[:2])
-    persons = None
-    if person_key is not None:
-        named = frame[person_key].astype(object)
-        persons = named.where(named.notna(), None).to_numpy()
-    return features.to_numpy(), labels, clients, persons
+    return features.to_numpy(), [frame[key].astype(object).to_numpy() for key in others]
 
 
-def _frame(path: Path, text: str | None = None) -> "pd.DataFrame":
-    """Load a whole table with pandas, which is imported only here; column ``text`` as it stands.
-
-    In a CSV pandas would read one part of a column as numbers and another as text.
-    """
-    import pandas as pd
-
-    try:
-        if path.name.lower().endswith(".parquet"):
-            return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=None if text is None else {text: str})
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"Expected a readable table at {path}, got a {type(error).__name__}; "
-            "write the file again with a header line and one record per row."
-        ) from error
+def _typed(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels as numbers or truth values where all are; an empty one is then NaN."""
+    cells = [str(label).strip() for label in labels]
+    if all(is_number(cell) or not cell for cell in cells):
+        return np.array([float(cell or "nan") for cell in cells])
+    if {cell.lower() for cell in cells} <= {"true", "false"}:
+        return np.array([cell.lower() == "true" for cell in cells])
+    return labels
 
 
 def _check_keys(path: Path, kind: str, wanted: Sequence[str], present: Sequence[str]) -> None:
@@ -242,7 +253,9 @@ def _check_keys(path: Path, kind: str, wanted: Sequence[str], present: Sequence[
     if missing:
         raise DataError(
             f"Expected {kind} {', '.join(map(repr, missing[:5]))} in {path.name}, got "
-            f"{', '.join(map(str, present[:20]))}; correct the name."
+            f"{', '.join(map(str, present[:20]))}; correct the name.",
+            field=missing[0],
+            reason="column",
         )
 
 
@@ -264,7 +277,10 @@ def _binary(labels: NDArray[Any], normal: Label | None) -> NDArray[np.uint8]:
             raise DataError("Expected a label for every record, got gaps; fill or remove them.")
         abnormal = labels != normal
     else:
-        abnormal = labels.astype(np.str_) != str(normal)
+        names = labels.astype(np.str_)
+        if (np.char.strip(names) == "").any():
+            raise DataError("Expected a label for every record, got gaps; fill or remove them.")
+        abnormal = names != str(normal)
     return np.asarray(abnormal, dtype=np.uint8)
 
 

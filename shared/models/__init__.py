@@ -18,16 +18,18 @@ from fedlatent.shared.models.gaussian import GaussianConfig, GaussianVAE
 from fedlatent.shared.models.gumbel import PRESETS as GUMBEL_PRESETS
 from fedlatent.shared.models.gumbel import GumbelConfig, GumbelVAE
 from fedlatent.shared.models.hierarchical import PRESETS as HIERARCHICAL_PRESETS
-from fedlatent.shared.models.hierarchical import HierarchicalConfig, HierarchicalVAE
+from fedlatent.shared.models.hierarchical import HierarchicalVAE
 from fedlatent.shared.models.mixed import PRESETS as MIXED_PRESETS
 from fedlatent.shared.models.mixed import MixedConfig, MixedVAE
 from fedlatent.shared.models.molecule import PRESETS as MOLECULE_PRESETS
 from fedlatent.shared.models.molecule import MoleculeConfig, MoleculeVAE
 from fedlatent.shared.models.networks import wrong_option
+from fedlatent.shared.models.patches import SequenceConfig
 from fedlatent.shared.models.sequence import PRESETS as SEQUENCE_PRESETS
-from fedlatent.shared.models.sequence import SequenceConfig, SequenceVAE
+from fedlatent.shared.models.sequence import SequenceVAE
 from fedlatent.shared.models.sparse import PRESETS as SPARSE_PRESETS
 from fedlatent.shared.models.sparse import SparseConfig, SparseVAE
+from fedlatent.shared.models.topdown import HierarchicalConfig
 from fedlatent.shared.models.vq import PRESETS as VQ_PRESETS
 from fedlatent.shared.models.vq import VQVAE, VQConfig
 

@@ -7,28 +7,19 @@ Autoencoders"; Child, 2021, "Very Deep VAEs Generalize Autoregressive Models").
 Shape suffixes: B records, k dimensions of the top group, `*shape` the shape of one record.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from fedlatent.shared.models.base import Terms
 from fedlatent.shared.models.layers import initialise
-from fedlatent.shared.models.likelihoods import LIKELIHOODS, LikelihoodVAE
+from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
-    MAX_WIDTH,
-    check_choice,
-    check_list,
-    check_positive,
-    check_whole,
     wrong_option,
 )
-from fedlatent.shared.models.topdown import BottomUp, Plan, TopDown
+from fedlatent.shared.models.topdown import BottomUp, HierarchicalConfig, Plan, TopDown
 
-NETWORKS = ("mlp", "conv2d")
-MAX_LAYERS = 128  # at one resolution
 PRESETS: dict[str, dict[str, object]] = {
     "tiny": {"latent_dim": 8, "groups": (2,), "blocks": (1,), "width": 32, "bottleneck": 16},
     "small": {"latent_dim": 16, "groups": (3,), "blocks": (2,), "width": 128, "bottleneck": 64},
@@ -56,58 +47,6 @@ PRESETS: dict[str, dict[str, object]] = {
         "likelihood": "bernoulli",
     },
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class HierarchicalConfig:
-    """What a `HierarchicalVAE` is made of.
-
-    Attributes:
-        network: "mlp" for records of any shape; "conv2d" for `(H, W)` or `(C, H, W)`.
-        latent_dim: Latents of the top group, which is what `encode` gives.
-        groups: Groups below the top one at each resolution, coarsest first; each resolution has
-            twice the side of the one before. "mlp" has a single one.
-        blocks: Residual blocks of the bottom-up network at each resolution, coarsest first.
-        width: Channels of both networks.
-        bottleneck: Channels within a block.
-        z_channels: Latent channels of a group at each place.
-        patch: Side of the squares of pixels that are one place of the finest resolution.
-        likelihood: A key of `LIKELIHOODS`.
-        variance: Of the Gaussian likelihood, in squared data units.
-    """
-
-    network: str = "mlp"
-    latent_dim: int = 16
-    groups: tuple[int, ...] = (3,)
-    blocks: tuple[int, ...] = (2,)
-    width: int = 64
-    bottleneck: int = 32
-    z_channels: int = 8
-    patch: int = 1
-    likelihood: str = "gaussian"
-    variance: float = 0.05
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: A field has the wrong type or lies outside its range.
-        """
-        check_choice("network", self.network, NETWORKS)
-        check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        check_positive("variance", self.variance)
-        for name in ("latent_dim", "width", "bottleneck", "z_channels", "patch"):
-            check_whole(name, getattr(self, name), 1, MAX_WIDTH)
-        check_list("groups", self.groups, 0, MAX_LAYERS)
-        check_list("blocks", self.blocks, 0, MAX_LAYERS)
-        levels = 1 if self.network == "mlp" else len(self.groups)
-        if not len(self.groups) == len(self.blocks) == levels or not sum(self.groups):
-            raise wrong_option(
-                "groups",
-                f"Expected groups and blocks of {levels} resolutions and at least one group, got "
-                f"{list(self.groups)} and {list(self.blocks)}; give both the same length, 1 for "
-                "network 'mlp'.",
-            )
 
 
 class HierarchicalVAE(LikelihoodVAE):

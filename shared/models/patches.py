@@ -1,20 +1,82 @@
-"""How records of a sequence are made of channels and cut into patches.
+"""Options of the sequence family; how its records are made of channels and cut into patches.
 
 Shape suffixes: B records, C channels that are modelled, M all channels of a record, K channels
 known in advance, T samples, W samples of a patch.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedlatent.shared.errors import ConfigError
-from fedlatent.shared.models.networks import wrong_option
+from fedlatent.shared.models.layers import ACTIVATIONS
+from fedlatent.shared.models.networks import check_choice, check_switch, check_whole, wrong_option
 
-if TYPE_CHECKING:
-    from fedlatent.shared.models.sequence import SequenceConfig
+_MAX_WIDTH = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """What a `SequenceVAE` is made of.
+
+    Attributes:
+        latent_dim: Latent dimensions of one step.
+        width: Of the recurrent state.
+        hidden: Width of the layer inside each head.
+        activation: "tanh", "relu", "gelu" or "silu".
+        patch: Samples that one step reads.
+        season: Samples after which a series repeats; the forecast is then what is added to the
+            value one season before. A multiple of `patch`; 0 for none.
+        memory: Last samples that every head reads as they are beside the recurrent state, and the
+            mean by a linear path. A multiple of `patch`, at least the season where not 0.
+        known: How many of the last channels are known in advance, such as the hour of the day:
+            they are read, not modelled. A step reads their first sample.
+        masked: Whether the channels after the modelled ones are their masks: above 0.5 observed,
+            else missing. Missing values cost nothing and are read as what the prior expects.
+    """
+
+    latent_dim: int = 8
+    width: int = 64
+    hidden: int = 64
+    activation: str = "tanh"
+    patch: int = 1
+    season: int = 0
+    memory: int = 0
+    known: int = 0
+    masked: bool = False
+
+    @property
+    def held(self) -> int:
+        """Samples of each channel that the state holds."""
+        return max(self.season, self.memory)
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has the wrong type or lies outside its range.
+        """
+        check_choice("activation", self.activation, ACTIVATIONS)
+        for name in ("latent_dim", "width", "hidden", "patch"):
+            check_whole(name, getattr(self, name), 1, _MAX_WIDTH)
+        for name in ("season", "memory", "known"):
+            check_whole(name, getattr(self, name), 0, _MAX_WIDTH)
+        for name in ("season", "memory"):
+            if getattr(self, name) % self.patch:
+                raise wrong_option(
+                    name,
+                    f"Expected {name} as a multiple of patch {self.patch}, got "
+                    f"{getattr(self, name)}; choose a patch that divides it.",
+                )
+        if 0 < self.memory < self.season:
+            raise wrong_option(
+                "memory",
+                f"Expected memory of at least the season {self.season}, got {self.memory}; "
+                "raise it, or set it to 0 for the season.",
+            )
+        check_switch("masked", self.masked)
 
 
 class Patch(NamedTuple):
@@ -42,7 +104,7 @@ class Layout:
     patch: int
 
     @classmethod
-    def of(cls, config: "SequenceConfig", shape: tuple[int, ...]) -> "Layout":
+    def of(cls, config: SequenceConfig, shape: tuple[int, ...]) -> "Layout":
         """Of records of a shape.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Networks of the deep hierarchical family: bottom-up, groups of latents, top-down.
+"""Options and networks of the deep hierarchical family: bottom-up, groups of latents, top-down.
 
 The blocks are those of Child, 2021, "Very Deep VAEs Generalize Autoregressive Models and Can
 Outperform Them on Images", figure 3: 1x1, 3x3, 3x3 and 1x1 convolutions, each after a GELU.
@@ -9,7 +9,7 @@ a group, `...` the places of a resolution (none for "mlp").
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,71 @@ from torch import Tensor, nn
 
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN
 from fedlatent.shared.models.functional import gaussian_log_density, per_record
+from fedlatent.shared.models.likelihoods import LIKELIHOODS
+from fedlatent.shared.models.networks import (
+    MAX_WIDTH,
+    check_choice,
+    check_list,
+    check_positive,
+    check_whole,
+    wrong_option,
+)
 
-if TYPE_CHECKING:
-    from fedlatent.shared.models.hierarchical import HierarchicalConfig
-
+NETWORKS = ("mlp", "conv2d")
+MAX_LAYERS = 128  # at one resolution
 _POSTERIOR_GAIN = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalConfig:
+    """What a `HierarchicalVAE` is made of.
+
+    Attributes:
+        network: "mlp" for records of any shape; "conv2d" for `(H, W)` or `(C, H, W)`.
+        latent_dim: Latents of the top group, which is what `encode` gives.
+        groups: Groups below the top one at each resolution, coarsest first; each resolution has
+            twice the side of the one before. "mlp" has a single one.
+        blocks: Residual blocks of the bottom-up network at each resolution, coarsest first.
+        width: Channels of both networks.
+        bottleneck: Channels within a block.
+        z_channels: Latent channels of a group at each place.
+        patch: Side of the squares of pixels that are one place of the finest resolution.
+        likelihood: A key of `LIKELIHOODS`.
+        variance: Of the Gaussian likelihood, in squared data units.
+    """
+
+    network: str = "mlp"
+    latent_dim: int = 16
+    groups: tuple[int, ...] = (3,)
+    blocks: tuple[int, ...] = (2,)
+    width: int = 64
+    bottleneck: int = 32
+    z_channels: int = 8
+    patch: int = 1
+    likelihood: str = "gaussian"
+    variance: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has the wrong type or lies outside its range.
+        """
+        check_choice("network", self.network, NETWORKS)
+        check_choice("likelihood", self.likelihood, LIKELIHOODS)
+        check_positive("variance", self.variance)
+        for name in ("latent_dim", "width", "bottleneck", "z_channels", "patch"):
+            check_whole(name, getattr(self, name), 1, MAX_WIDTH)
+        check_list("groups", self.groups, 0, MAX_LAYERS)
+        check_list("blocks", self.blocks, 0, MAX_LAYERS)
+        levels = 1 if self.network == "mlp" else len(self.groups)
+        if not len(self.groups) == len(self.blocks) == levels or not sum(self.groups):
+            raise wrong_option(
+                "groups",
+                f"Expected groups and blocks of {levels} resolutions and at least one group, got "
+                f"{list(self.groups)} and {list(self.blocks)}; give both the same length, 1 for "
+                "network 'mlp'.",
+            )
 
 
 class Gaussian(NamedTuple):
@@ -55,7 +115,7 @@ class Gaussian(NamedTuple):
 class Plan:
     """How layers and sizes follow from a configuration and the shape of a record."""
 
-    config: "HierarchicalConfig"
+    config: HierarchicalConfig
     shape: tuple[int, ...]
 
     @property

@@ -7,18 +7,15 @@ a step (a patch), k latent dimensions of a step, n numbers of the state.
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fedlatent.shared.models.functional import per_record
 from fedlatent.shared.models.layers import ACTIVATIONS, GRUCell, initialise, mlp
-from fedlatent.shared.models.patches import Layout, Patch
+from fedlatent.shared.models.patches import Layout, Patch, SequenceConfig
 from fedlatent.shared.models.topdown import Gaussian
-
-if TYPE_CHECKING:
-    from fedlatent.shared.models.sequence import SequenceConfig
 
 LOG_SCALE_MIN, LOG_SCALE_START, LOG_SCALE_MAX = -5.0, -1.0, 3.0
 #: Latents start on the scale of the prior; priors and forecasts start where they know nothing.
@@ -60,7 +57,7 @@ class Read(NamedTuple):
 class Transition(nn.Module):
     """The learned prior p(z_t | h). As the prior of a single latent it is that of a first step."""
 
-    def __init__(self, config: "SequenceConfig", inputs: int) -> None:
+    def __init__(self, config: SequenceConfig, inputs: int) -> None:
         """Make the layers."""
         super().__init__()
         self.inputs = inputs
@@ -91,7 +88,7 @@ class Transition(nn.Module):
 class Reader(nn.Module):
     """What reads: features of the values, the posterior, and the recurrent cell."""
 
-    def __init__(self, config: "SequenceConfig", values: int, context: int) -> None:
+    def __init__(self, config: SequenceConfig, values: int, context: int) -> None:
         """Make the layers for so many values and numbers of context."""
         super().__init__()
         hidden, k = config.hidden, config.latent_dim
@@ -104,7 +101,7 @@ class Reader(nn.Module):
 class Writer(nn.Module):
     """What writes: mean and scale of the values; with a memory a linear path adds to the mean."""
 
-    def __init__(self, config: "SequenceConfig", values: int, context: int) -> None:
+    def __init__(self, config: SequenceConfig, values: int, context: int) -> None:
         """Make the layers for so many values and numbers of context."""
         super().__init__()
         widths = (config.latent_dim + context, config.hidden, 2 * values)
@@ -124,7 +121,7 @@ class Network(NamedTuple):
     step is that state and what is known.
     """
 
-    config: "SequenceConfig"
+    config: SequenceConfig
     channels: int
     reader: Reader
     transition: Transition

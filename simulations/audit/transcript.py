@@ -11,9 +11,9 @@ from fedlatent.server.home import ServerHome
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.records import LocalRecords, from_records
+from fedlatent.shared.records import from_records, reply_of
 from fedlatent.shared.schedule import Kind
-from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader
+from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.availability import Availability
 from fedlatent.simulations.federation import FIRST_NODE_ID, counts_of, open_policy
 from fedlatent.simulations.grid import InProcessGrid
@@ -99,11 +99,7 @@ def record(run: RunConfig, sites: Mapping[str, Dataset], folder: Path) -> Transc
 
 
 def _heard(message: Message, reply: Message) -> Heard:
-    request, sent = from_records(RequestHeader, message.content)
-    if isinstance(reply.content, LocalRecords):
-        header, released = reply.content.header, reply.content.arrays
-    else:
-        header, released = from_records(ReplyHeader, reply.content)
+    (request, sent), (header, released) = from_records(message.content), reply_of(reply.content)
     return Heard(
         site=header.site,
         phase=request.round,

@@ -25,7 +25,15 @@ from fedlatent.client.service import ClientService
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.signing import digest_of, request_name
 from fedlatent.shared.supervisor import Service
-from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader, pack, unpack
+from fedlatent.shared.wire import (
+    STORED_PROTOCOLS,
+    ReplyHeader,
+    RequestHeader,
+    deliver,
+    pack,
+    split,
+    unpack,
+)
 
 MODULE = "fedlatent.simulations.chaos.hostile"
 """Of this file, for ``python -m``."""
@@ -70,18 +78,15 @@ def falsify(lie: str, answer: bytes, request: bytes, border: Border) -> bytes:
     if lie in _BYTES:
         return _BYTES[lie](answer)
     asked, sent = unpack(RequestHeader, request)
-    header, arrays = unpack(ReplyHeader, answer)
+    header, arrays = unpack(ReplyHeader, split(answer)[1], STORED_PROTOCOLS)
     if lie == "false-count":
         header = header.model_copy(update={"records": 10_000_000})
     elif lie == "another-site":
         header = header.model_copy(update={"site": "ward-1"})
     else:
         arrays = {key: _ARRAYS[lie](value) for key, value in arrays.items()}
-    return pack(_signed(border, header, arrays, request_name(asked, digest_of(sent))), arrays)
-
-
-def _signed(border: Border, header: ReplyHeader, arrays: Arrays, request: str) -> ReplyHeader:
-    return border.signer.sign(header, arrays, request)
+    payload = pack(header, arrays)
+    return deliver(payload, border.signer.sign(payload, request_name(asked, digest_of(sent))))
 
 
 def _lying(home: Path) -> None:

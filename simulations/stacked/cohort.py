@@ -33,8 +33,8 @@ from fedlatent.client.compute import (
     site_weights,
     view_of,
 )
+from fedlatent.client.door import clamped
 from fedlatent.client.policy import Policy
-from fedlatent.client.release import clamped
 from fedlatent.client.store import RoundState, SiteMaterial
 from fedlatent.client.trainer import EMA, Pull
 from fedlatent.server.results import RunResult
@@ -50,7 +50,7 @@ from fedlatent.shared.privacy.summaries import noisy_sum
 from fedlatent.shared.records import LocalRecords, from_records
 from fedlatent.shared.schedule import Kind, Phase, last_phase, phase_of, phases
 from fedlatent.shared.summaries import SUMMARIES, Federated, Summary, View
-from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
+from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader
 from fedlatent.simulations.availability import Availability, Presence
 from fedlatent.simulations.stacked.engine import Chunk, StackedTrainer
 from fedlatent.simulations.stacked.states import ClientStates
@@ -145,7 +145,7 @@ class Cohort:
         if not messages:
             return
         self.losses = {}
-        header, arrays = from_records(RequestHeader, messages[0].content)
+        header, arrays = from_records(messages[0].content)
         asked = [
             _Asked(message=one, place=self._places[node], site=self._names[node])
             for one in messages
@@ -446,26 +446,15 @@ class Cohort:
 
     def _refuse(self, header: RequestHeader, one: _Asked, error: FedlatentError) -> Message:
         """A no in the words of the release door."""
-        reply = ReplyHeader(
-            protocol=PROTOCOL,
-            run_id=header.run_id,
-            round=header.round,
-            kind=header.kind,
-            site=one.site,
-            status="refused",
-            code=error.code,
-            text=str(error)[:500],
-        )
+        stated = {"status": "refused", "code": error.code, "text": str(error)[:500]}
+        reply = ReplyHeader.to(header, one.site, **stated)
         return Message(LocalRecords(reply, {}), reply_to=one.message)
 
     def _reply(self, header: RequestHeader, one: _Asked, records: int, arrays: Arrays) -> Message:
         private, event = self._plan.private, self._plan.event(header.kind)
-        reply = ReplyHeader(
-            protocol=PROTOCOL,
-            run_id=header.run_id,
-            round=header.round,
-            kind=header.kind,
-            site=one.site,
+        reply = ReplyHeader.to(
+            header,
+            one.site,
             status="ok",
             records=records,
             epsilon=self._epsilon(one.site, header.round, records),

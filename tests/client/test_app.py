@@ -15,7 +15,7 @@ from fedlatent.client.resident import Watchdog, answer
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import HEARTS_SCHEMA
 from fedlatent.shared.errors import ProtocolError
-from fedlatent.shared.records import from_records, to_records
+from fedlatent.shared.records import read_reply, reply_of, to_records
 from fedlatent.shared.sockets import prepare_socket
 from fedlatent.shared.wire import Arrays, ReplyHeader
 from fedlatent.simulations.grid import InProcessGrid, by_handlers
@@ -25,13 +25,18 @@ from tests.client.test_resident import REPOSITORY
 
 def send(content: RecordDict, node_config: dict[str, str | int]) -> tuple[ReplyHeader, Arrays]:
     """Hand one message to the app as a grid does, and read its reply."""
+    return reply_of(sent(content, node_config))
+
+
+def sent(content: RecordDict, node_config: dict[str, str | int]) -> RecordDict:
+    """The same, unread."""
     context = Context(
         run_id=1, node_id=7, node_config=dict(node_config), state=RecordDict(), run_config={}
     )
     handlers = {7: lambda message: app(message=message, context=context)}
     grid = InProcessGrid(handlers, by_handlers(handlers))
     (reply,) = grid.send_and_receive([Message(content, 7, "train", group_id="1")])
-    return from_records(ReplyHeader, reply.content)
+    return reply.content
 
 
 def test_app_needs_no_pytorch() -> None:
@@ -72,7 +77,10 @@ def test_message_goes_to_the_resident_and_back(tmp_path: Path) -> None:
         target=serve, args=(listener, lambda data: answer(node, watchdog, data)), daemon=True
     ).start()
     content = to_records(request(run, 1), weights_of(run))
-    header, arrays = send(content, {"socket": str(path)})
+    content = sent(content, {"socket": str(path)})
+    (entry,) = node.ledger.entries()
+    assert read_reply(content)[1] == node.door.stored(entry)
+    header, arrays = reply_of(content)
     assert (header.status, header.site, header.records) == ("ok", "north", 200)
     assert arrays.keys() == weights_of(run).keys()
     assert [entry.state for entry in node.ledger.entries()] == ["released"]
@@ -122,4 +130,4 @@ def test_plain_simulation_builds_its_own_patient(
     other, _ = send(content, {"partition-id": 4})
     assert other.site == "patient-4"
     with pytest.raises(ProtocolError):
-        from_records(ReplyHeader, content)
+        read_reply(content)

@@ -1,7 +1,7 @@
 """The border of a deployed node: nothing but its server's own requests gets as far as a charge."""
 
-import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,7 +32,19 @@ from fedlatent.shared.signing import (
     digest_of,
     request_name,
 )
-from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader, pack, unpack
+from fedlatent.shared.wire import (
+    PROTOCOL,
+    STORED_PROTOCOLS,
+    UNSIGNED,
+    Arrays,
+    Delivery,
+    ReplyHeader,
+    RequestHeader,
+    pack,
+    parse_header,
+    split,
+    unpack,
+)
 from tests.client.support import request, tiny_config, tiny_node, tiny_run, weights_of
 from tests.client.test_node import threshold_arrays
 
@@ -50,12 +62,14 @@ class Bench:
         border: of that node.
         server: signs requests.
         draws: kinds of the requests that drew random numbers.
+        deliveries: what was sent, with the packed reply.
     """
 
     node: Node
     border: Border
     server: RequestSigner
     draws: list[Kind] = field(default_factory=list)
+    deliveries: list[tuple[Delivery, bytes]] = field(default_factory=list)
 
     def signed(
         self,
@@ -73,10 +87,12 @@ class Bench:
         """One request through the border; the answer must be signed for exactly that request."""
         border = replace(self.border, clock=lambda: now)
         data = answer(self.node, Watchdog(), pack(header, arrays), border)
-        reply, released = unpack(ReplyHeader, data)
-        name = request_name(header, digest_of(arrays))
-        assert check_reply(reply, released, self.border.signer.key.public_key(), name) is None
-        return reply, released
+        text, payload = split(data)
+        delivery = parse_header(Delivery, text)
+        self.deliveries.append((delivery, payload))
+        name, key = request_name(header, digest_of(arrays)), self.border.signer.key.public_key()
+        assert check_reply(delivery, sha256_hex(payload), key, name) is None
+        return unpack(ReplyHeader, payload, STORED_PROTOCOLS)
 
 
 @pytest.fixture
@@ -133,34 +149,30 @@ def test_a_request_that_is_not_the_servers_costs_nothing(bench: Bench, tmp_path:
     assert (reply.status, len(bench.node.ledger.entries())) == ("ok", 1)
 
 
-def test_a_request_signed_anew_gets_the_same_arrays_for_one_charge(bench: Bench) -> None:
-    """What is kept has no signature; each sending has its own, for the request that it answers."""
+def test_a_request_signed_anew_gets_the_same_bytes_for_one_charge(bench: Bench) -> None:
+    """What is kept is sent as it is; each sending has a signature for the request it answers."""
     first = bench.signed(request(RUN, 1))
     later = bench.signed(request(RUN, 1, deadline_s=7.0), expires=NOW + 999)
-    one, arrays = bench.ask(first)
-    two, again = bench.ask(later)
+    _, arrays = bench.ask(first)
+    bench.ask(later)
+    (one, payload), (two, again) = bench.deliveries
     assert one.request != two.request
-    assert one.model_copy(update={"request": "", "signature": ""}) == two.model_copy(
-        update={"request": "", "signature": ""}
-    )
-    assert arrays.keys() == again.keys() == WEIGHTS.keys()
-    for key, value in arrays.items():
-        assert np.array_equal(again[key], value)
+    assert one.signature != two.signature
+    assert arrays.keys() == WEIGHTS.keys()
     (entry,) = bench.node.ledger.entries()
     assert (entry.state, bench.draws) == ("released", ["train"])
-    stored = bench.node.door.stored(entry)
-    header, _ = unpack(ReplyHeader, stored)
-    assert (header.request, header.signature) == ("", "")
-    assert sha256_hex(stored) == entry.sha256
+    assert payload == again == bench.node.door.stored(entry)
+    assert sha256_hex(payload) == entry.sha256
 
 
 def test_refusals_of_the_node_are_signed_and_those_to_garbage_are_not(bench: Bench) -> None:
     """Policy and budget speak with the site's key; what cannot be read can be named by nobody."""
     greedy = bench.signed(request(tiny_run(privacy={"epsilon": 9.0}), 1, run_id="greedy-1"))
     assert bench.ask(greedy)[0].code == "policy"
-    for data in (b"garbage", pack(request(RUN, 1), {}).replace(b'"protocol":4', b'"protocol":3')):
-        reply, _ = unpack(ReplyHeader, answer(bench.node, Watchdog(), data, bench.border))
-        assert (reply.code, reply.request, reply.signature) == ("protocol", "", "")
+    for data in (b"garbage", pack(request(RUN, 1), {}).replace(b'"protocol":5', b'"protocol":3')):
+        text, payload = split(answer(bench.node, Watchdog(), data, bench.border))
+        reply, _ = unpack(ReplyHeader, payload)
+        assert (reply.code, parse_header(Delivery, text)) == ("protocol", UNSIGNED)
     assert f"version {PROTOCOL}, got 3; update the older side" in reply.text
 
 
@@ -173,29 +185,41 @@ def test_digest_is_that_of_protocol_3_however_it_was_signed(bench: Bench) -> Non
     text = asked.model_dump_json().encode()
     new = b',"deadline_s":30.0,"receiver":"","expires":0.0,"certificate":"","signature":""}'
     assert text.endswith(new)
-    old = text.removesuffix(new).replace(b'"protocol":4', b'"protocol":3') + b',"deadline_s":1.0}'
+    old = text.removesuffix(new).replace(b'"protocol":5', b'"protocol":3') + b',"deadline_s":1.0}'
     body = packed[8 + len(text) :]
     lengths = len(old).to_bytes(4, "little") + len(body).to_bytes(4, "little")
     assert request_digest(signed, WEIGHTS) == sha256_hex(lengths + old + body)
 
 
-def test_answers_kept_by_protocol_3_are_sent_again_signed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+def pack_of_4(header: ReplyHeader, arrays: Arrays) -> bytes:
+    """A reply as protocol 4 packed and kept it."""
+    _, body = split(pack(header, arrays))
+    text = header.model_dump_json()[:-1].encode() + b',"request":"","signature":""}'
+    return len(text).to_bytes(4, "little") + len(body).to_bytes(4, "little") + text + body
+
+
+@pytest.mark.parametrize(("protocol", "packed"), [(3, pack), (4, pack_of_4)])
+def test_answers_kept_by_earlier_protocols_are_sent_again_as_they_are(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: int,
+    packed: Callable[[ReplyHeader, Arrays], bytes],
 ) -> None:
     """After an update in mid-run a node repeats what left, and builds on its old moments."""
     with monkeypatch.context() as old:
-        old.setattr("fedlatent.client.release.PROTOCOL", 3)
-        without = frozenset({"request", "signature"})
-        old.setattr("fedlatent.client.release.pack", functools.partial(pack, without=without))
+        old.setattr("fedlatent.shared.wire.PROTOCOL", protocol)
+        old.setattr("fedlatent.client.door.pack", packed)
         for header in (request(RUN, 1), request(RUN, 4, "moments")):
             assert bench.node.handle(header, WEIGHTS).header.status == "ok"
     entries = bench.node.ledger.entries()
     stored = [bench.node.door.stored(entry) for entry in entries]
-    assert all(b'"protocol":3' in data and b"signature" not in data for data in stored)
+    assert all(f'"protocol":{protocol}'.encode() in data for data in stored)
+    assert [b"signature" in data for data in stored] == [protocol == 4] * 2
     reply, arrays = bench.ask(bench.signed(request(RUN, 1)))
-    _, left = unpack(ReplyHeader, stored[0], (3,))
-    assert (reply.status, reply.protocol) == ("ok", PROTOCOL)
-    assert all(np.array_equal(arrays[key], value) for key, value in left.items())
+    delivery, payload = bench.deliveries[-1]
+    assert (reply.status, reply.protocol, delivery.protocol) == ("ok", protocol, PROTOCOL)
+    assert payload == stored[0]
+    assert arrays.keys() == WEIGHTS.keys()
     assert bench.node.ledger.entries() == entries
     assert bench.node.door.stored(entries[0]) == stored[0]
     density = LatentDensity(count=9.0, mean=np.zeros(2), covariance=np.eye(2), within=np.eye(2))

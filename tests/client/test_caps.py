@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedlatent.client.door import Outgoing
 from fedlatent.client.node import Node
 from fedlatent.client.policy import Caps
-from fedlatent.client.release import Outgoing
 from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.gaussian import feature_basis

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fedlatent.client.compute import run_model
+from fedlatent.client.door import Outgoing
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node
 from fedlatent.client.policy import Caps, NodeConfig
-from fedlatent.client.release import Outgoing
 from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from fedlatent.client.compute import make_noise
+from fedlatent.client.door import Outgoing
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node, request_digest
-from fedlatent.client.release import Outgoing
 from fedlatent.shared.arrays import add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset

@@ -128,7 +128,7 @@ def blank(row: int) -> Callable[[Path], Path]:
         (blank(7), {}, r"got none in row 7 \(the first record is row 1\)"),
         (write_csv, {"columns": [*(f"f{i}" for i in range(11)), "patient"]}, "records or labels"),
         (write_csv, {"label_key": "patient", "normal_label": "x"}, "records or labels"),
-        (write_csv, {"person_key": "patients"}, "Expected column 'patients'"),
+        (write_csv, {"person_key": "patients"}, "columns patients once"),
     ],
 )
 def test_a_file_that_does_not_tell_persons_apart_is_refused(

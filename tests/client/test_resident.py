@@ -26,7 +26,7 @@ from fedlatent.shared.privacy.noise import SecureNoise
 from fedlatent.shared.schedule import Kind
 from fedlatent.shared.signing import RequestSigner, check_reply, digest_of, request_name
 from fedlatent.shared.toml import dumps
-from fedlatent.shared.wire import ReplyHeader, RequestHeader, pack, unpack
+from fedlatent.shared.wire import ReplyHeader, RequestHeader, deliver, pack, split, unpack
 from tests.client.support import request, tiny_node, tiny_records, tiny_run, weights_of
 from tests.client.test_ledger import reference_epsilon
 
@@ -92,7 +92,7 @@ def ask_node(
 ) -> tuple[ReplyHeader, dict[str, np.ndarray]]:
     """One request over the socket."""
     data = pack(header, weights_of(header.config))
-    return unpack(ReplyHeader, ask(home.socket, data, timeout_s))
+    return unpack(ReplyHeader, split(ask(home.socket, data, timeout_s))[1])
 
 
 def test_kill_in_training_costs_one_charge(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_kill_in_training_repeats_the_very_same_draw(tmp_path: Path) -> None:
         return SecureNoise(key)
 
     calm = tiny_node(tmp_path / "calm", run, sealed)
-    assert answers == [calm.handle(request(run, 1), weights_of(run)).payload]
+    assert answers == [deliver(calm.handle(request(run, 1), weights_of(run)).payload)]
 
 
 def test_overrun_ends_the_process(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_answers_leave_at_whole_steps(tmp_path: Path) -> None:
     with resident(home):
         for frame in frames:
             started = time.monotonic()
-            replies.append(unpack(ReplyHeader, ask(home.socket, frame, 60))[0])
+            replies.append(unpack(ReplyHeader, split(ask(home.socket, frame, 60))[1])[0])
             ends.append((time.monotonic() - started) / step_s)
     assert [reply.code or reply.status for reply in replies] == [
         *("ok", "ok", "ok"),

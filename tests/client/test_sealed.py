@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fedlatent.client.compute import make_noise
+from fedlatent.client.door import Outgoing
 from fedlatent.client.node import Node, NoiseFactory
-from fedlatent.client.release import Outgoing
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ReleaseRefused
 from fedlatent.shared.privacy.noise import SEALED_BYTES, NoiseSource, SecureNoise

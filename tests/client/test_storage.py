@@ -14,10 +14,10 @@ import pytest
 from fedlatent.client import ledger as ledger_module
 from fedlatent.client import release as release_module
 from fedlatent.client import resident
+from fedlatent.client.door import STORAGE_SENTENCE, Outgoing
 from fedlatent.client.home import ClientHome
 from fedlatent.client.ledger import Entry, Ledger
 from fedlatent.client.node import Node
-from fedlatent.client.release import STORAGE_SENTENCE, Outgoing
 from fedlatent.client.service import init_client
 from fedlatent.shared.errors import DataError, LedgerError, ServiceError, StorageError
 from fedlatent.shared.privacy.accounting import GaussianEvent
@@ -216,7 +216,7 @@ def test_a_ledger_lost_under_a_node_is_one_sentence_in_its_log(
     out = node.handle(request(RUN, 2), weights_of(RUN, 2))
     assert (out.header.status, out.header.code) == ("refused", "internal")
     assert not (tmp_path / "ledger.db").exists()
-    (record,) = (one for one in caplog.records if one.name == "fedlatent.client.release")
+    (record,) = (one for one in caplog.records if one.name == "fedlatent.client.door")
     assert (record.exc_info, "--rebuild" in said(Exception(record.getMessage()))) == (None, True)
 
 

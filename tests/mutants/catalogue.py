@@ -418,7 +418,7 @@ BORDER = (
     ),
     _mutant(
         "a new signature charged again",
-        _BORDER + "test_a_request_signed_anew_gets_the_same_arrays_for_one_charge",
+        _BORDER + "test_a_request_signed_anew_gets_the_same_bytes_for_one_charge",
         _NODE,
         "for key in sorted(arrays)}, without=SENDING))",
         "for key in sorted(arrays)}))",
@@ -427,8 +427,8 @@ BORDER = (
         "an old reply counted",
         "tests/server/test_seal.py::test_an_answer_of_the_attempt_before_is_none",
         _SIGNING,
-        "if header.request != request:",
-        "if not header.request:",
+        "if delivery.request != request:",
+        "if not delivery.request:",
     ),
     _mutant(
         "a reply of another site counted",
@@ -436,8 +436,11 @@ BORDER = (
         "test_a_reply_that_is_not_its_sites_does_not_move_the_average[_another_site-"
         "this key did not sign]",
         "server/seal.py",
-        "self.seal.keys()[name], f",
-        "self.seal.keys()[header.site], f",
+        'return check_reply(delivery, sha256, key, self._requests.get(node, ""))',
+        "return None if any(\n"
+        "check_reply(delivery, sha256, node_public_key(one, name), self._requests[node]) is None\n"
+        "            for one in self.seal.keys().values()\n"
+        '        ) else "this key did not sign"',
     ),
     _mutant(
         "any reply counted",
@@ -445,7 +448,7 @@ BORDER = (
         "test_a_reply_that_is_not_its_sites_does_not_move_the_average[_changed_arrays-"
         "this key did not sign]",
         "server/screening.py",
-        "reason = check(header, arrays) if check else None",
+        "reason = check(delivery, digest) if check else None",
         "reason = None",
     ),
 )

@@ -20,13 +20,16 @@ from fedlatent.shared.privacy import summaries
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY
-from fedlatent.shared.records import from_records, to_records
+from fedlatent.shared.records import from_records, reply_records
 from fedlatent.shared.signing import ReplySigner, digest_of, request_name
 from fedlatent.shared.wire import (
-    PROTOCOL,
+    UNSIGNED,
     Arrays,
+    Delivery,
     ReplyHeader,
     RequestHeader,
+    deliver,
+    pack,
 )
 from fedlatent.simulations.grid import InProcessGrid, by_handlers
 
@@ -63,7 +66,7 @@ class Site:
         requests: headers of all requests so far.
         edit: changes a good answer before it is signed and sent.
         signer: its key, where the federation signs.
-        resign: changes a signed answer before it is sent.
+        resign: changes a packed and signed answer before it is sent.
     """
 
     name: str
@@ -72,11 +75,11 @@ class Site:
     requests: list[RequestHeader] = field(default_factory=list)
     edit: Callable[[ReplyHeader, Arrays], tuple[ReplyHeader, Arrays]] | None = None
     signer: ReplySigner | None = None
-    resign: Callable[[ReplyHeader, Arrays], tuple[ReplyHeader, Arrays]] | None = None
+    resign: Callable[[Delivery, bytes], tuple[Delivery, bytes]] | None = None
 
     def answer(self, message: Message) -> Message:
         """Do what the request asks."""
-        header, arrays = from_records(RequestHeader, message.content)
+        header, arrays = from_records(message.content)
         self.requests.append(header)
         plan = plan_of(header.config.to_json())
         noise = SimulationNoise(header.config.seed, self.records, header.round)
@@ -117,12 +120,9 @@ class Site:
                 noise,
             )
             released = {HISTOGRAMS_KEY: counts}
-        reply = ReplyHeader(
-            protocol=PROTOCOL,
-            run_id=header.run_id,
-            round=header.round,
-            kind=header.kind,
-            site=self.name,
+        reply = ReplyHeader.to(
+            header,
+            self.name,
             status="ok",
             records=self.records,
             epsilon=0.5 * header.round,
@@ -132,11 +132,17 @@ class Site:
         )
         if self.edit is not None:
             reply, released = self.edit(reply, released)
+        delivery, payload = UNSIGNED, pack(reply, released)
         if self.signer is not None:
-            reply = self.signer.sign(reply, released, request_name(header, digest_of(arrays)))
+            delivery = self.signer.sign(payload, request_name(header, digest_of(arrays)))
         if self.resign is not None:
-            reply, released = self.resign(reply, released)
-        return Message(to_records(reply, released), reply_to=message)
+            delivery, payload = self.resign(delivery, payload)
+        return Message(reply_records(deliver(payload, delivery)), reply_to=message)
+
+
+def packed(header: ReplyHeader, arrays: Mapping[str, np.ndarray]) -> RecordDict:
+    """An unsigned reply as it arrives."""
+    return reply_records(deliver(pack(header, arrays)))
 
 
 def refuse(code: str, text: str) -> Callable[[ReplyHeader, Arrays], tuple[ReplyHeader, Arrays]]:

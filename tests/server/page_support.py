@@ -268,10 +268,22 @@ for await (const line of createInterface({ input: process.stdin })) {
   const asked = JSON.parse(line);
   let answer;
   try { answer = { value: await calls[asked.call](asked) }; }
-  catch (error) { answer = { error: `${error.constructor.name}: ${error.message}` }; }
+  catch (error) {
+    const { message, reason } = error;
+    answer = { error: `${error.constructor.name}: ${message}`, reason };
+  }
   console.log(JSON.stringify(answer));
 }
 """
+
+
+class CallFailed(ValueError):
+    """A call to the page's modules failed, for a reason if they say one."""
+
+    def __init__(self, sentence: str, reason: str | None) -> None:
+        """Say ``sentence``."""
+        super().__init__(sentence)
+        self.reason = reason
 
 
 class Node:
@@ -306,7 +318,7 @@ class Node:
         self._process.stdin.flush()
         answer: Mapping[str, Any] = json.loads(self._process.stdout.readline())
         if "error" in answer:
-            raise ValueError(answer["error"])
+            raise CallFailed(answer["error"], answer.get("reason"))
         return answer["value"]
 
     def close(self) -> None:

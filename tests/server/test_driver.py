@@ -272,7 +272,7 @@ def test_refusal_is_recorded_in_the_nodes_words(
 def test_other_protocol_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A node of another version is named with both versions."""
     sites, home = three_sites(), home_at(tmp_path)
-    sites[11].edit = lambda h, a: (h.model_copy(update={"protocol": 0}), a)
+    sites[11].resign = lambda d, payload: (d.model_copy(update={"protocol": 0}), payload)
     with caplog.at_level(logging.WARNING, "fedlatent"):
         drive(grid_of(sites), tiny_config(), home, run_id=RUN)
     sentence = f"the node speaks protocol 0, this server {PROTOCOL}"

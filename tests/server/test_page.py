@@ -6,7 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlatent.client.edge.runtime import EdgeModel
-from fedlatent.client.edge.windows import CsvDecoder
 from fedlatent.server.page import build
 from fedlatent.server.page.build import PageReport, build_page, fetch_package
 from fedlatent.shared.bundle.archive import MANIFEST, SIGNATURE, pack, parse_bundle, signature_file
@@ -31,8 +30,9 @@ from fedlatent.shared.keys import SigningKey
 from fedlatent.shared.models import build as build_model
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.summaries import latent_density, noisy_moments
-from tests.server.page_support import Browser, Node, PageServer, Tab, chromium
+from tests.server.page_support import Browser, CallFailed, Node, PageServer, Tab, chromium
 from tests.shared.bundle import tiny
+from tests.shared.data.csv_cases import RIGHT, WRONG
 
 BEATS = {
     "name": "beat", "shape": [128], "unit": "mV", "scale": 1e-3, "center": "median",
@@ -341,7 +341,7 @@ def test_the_live_stream_plays_pauses_and_takes_a_csv(tab: Tab, site: Site, tmp_
     assert tab.text("#now-flagged") == f"{table.flag[:7].sum()} of 7"
     own.write_text("1,2,3\n")
     tab.give_files(own)
-    tab.wait("document.getElementById('message').textContent.includes('Expected 128 numbers')")
+    tab.wait("document.getElementById('message').textContent.includes('Expected 128 cells')")
 
 
 def test_a_picture_is_encoded_moved_drawn_and_put_back(browser: Browser, site: Site) -> None:
@@ -522,22 +522,29 @@ def test_a_signed_manifest_is_still_read_strictly(
         node.call("open", data=text64(broken), keys=[tiny_key.public.to_pem().decode()])
 
 
-@pytest.mark.parametrize(
-    "source", ["1,2,3\n4,5,6\n", "a,b,c\r\n1, 2.5,-3e2\r\n\r\n.5,6.,+7\r\n", '"1","2","3"\n']
-)
-def test_csv_is_read_as_on_a_device(node: Node, source: str) -> None:
-    """Headers, blank lines and number forms mean the same."""
-    schema = replace(tiny.SCHEMA, shape=(3,))
-    decoder = CsvDecoder(schema)
-    expected = np.concatenate([*decoder.feed(source.encode()), *decoder.finish()])
-    np.testing.assert_array_equal(node.call("csv", source=source, size=3), expected)
+@pytest.mark.parametrize("case", RIGHT)
+def test_csv_is_read_as_everywhere(node: Node, case: str) -> None:
+    """Headers, marks, quotes, blank lines and number forms mean the same."""
+    text, expected = RIGHT[case]
+    np.testing.assert_array_equal(node.call("csv", source=text, size=3), expected)
 
 
-@pytest.mark.parametrize("source", ["", "1,2\n", "1,2,x\n3,4,y\n", "1,,3\n1,2,3\n5,,6\n"])
-def test_other_csv_is_refused(node: Node, source: str) -> None:
-    """A short row, an empty cell or a word names the record, never its values."""
-    with pytest.raises(ValueError, match="Refusal: Expected"):
+@pytest.mark.parametrize("case", WRONG)
+def test_other_csv_is_refused_as_everywhere(node: Node, case: str) -> None:
+    """The page refuses what every reader does, for the same reason, and never says a value."""
+    text, reason = WRONG[case]
+    with pytest.raises(CallFailed, match="Refusal: Expected") as caught:
+        node.call("csv", source=text, size=3)
+    assert caught.value.reason == reason
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["", "a,b,c\n"])
+def test_the_page_needs_records(node: Node, source: str) -> None:
+    """A table of no records is refused, since the page has nothing to show then."""
+    with pytest.raises(CallFailed) as caught:
         node.call("csv", source=source, size=3)
+    assert caught.value.reason == "empty"
 
 
 # The build.

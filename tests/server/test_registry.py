@@ -36,6 +36,19 @@ def test_phase_done_twice_is_one_row(tmp_path: Path) -> None:
         assert registry.site_rounds("tiny-1")[0].node_id == str(2**64 - 1)
 
 
+def test_a_registry_of_an_earlier_release_is_widened(tmp_path: Path) -> None:
+    """Its rows stay, and those that come have the hash of the reply."""
+    with opened(tmp_path) as registry:
+        registry.start_round("tiny-1", 1, "train", 1, 1)
+        registry.finish_round("tiny-1", 1, "complete", [outcome("a")])
+    with sqlite3.connect(tmp_path / "registry.db") as old:
+        old.execute("ALTER TABLE site_rounds DROP COLUMN sha256")
+    with Registry(tmp_path / "registry.db") as registry:
+        registry.start_round("tiny-1", 2, "train", 1, 1)
+        registry.finish_round("tiny-1", 2, "complete", [outcome("a", sha256="b" * 64)])
+        assert [row.sha256 for row in registry.site_rounds("tiny-1")] == ["", "b" * 64]
+
+
 def test_site_keeps_its_last_epsilon(tmp_path: Path) -> None:
     """A refusal is noted with code and sentence and does not erase what the site has spent."""
     with opened(tmp_path) as registry:

@@ -11,12 +11,21 @@ from hypothesis import strategies as st
 
 from fedlatent.server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
 from fedlatent.server.strategies.weighting import weight_of
+from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, Form
-from fedlatent.shared.records import ARRAYS, HEADER, to_records
+from fedlatent.shared.records import ARRAYS, HEADER, PACKED, REPLY, reply_records
 from fedlatent.shared.schedule import Kind, Phase
 from fedlatent.shared.summaries import SUMMARIES, Federated
-from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader
-from tests.server.federation import LATENT, plan_of, tiny_config
+from fedlatent.shared.wire import (
+    PROTOCOL,
+    Arrays,
+    Delivery,
+    ReplyHeader,
+    deliver,
+    pack,
+    split,
+)
+from tests.server.federation import LATENT, packed, plan_of, tiny_config
 
 SENT: Arrays = {
     "encoder.weight": np.ones((2, 3), np.float32),
@@ -58,20 +67,39 @@ def failure_of(content: RecordDict, spec: ReplySpec) -> ScreeningFailure:
     return opened
 
 
+def framed(text: bytes, body: bytes) -> bytes:
+    """A packed message of any two parts."""
+    return len(text).to_bytes(4, "little") + len(body).to_bytes(4, "little") + text + body
+
+
+def safetensors(header: bytes) -> bytes:
+    """The beginning of a safetensors file."""
+    return len(header).to_bytes(8, "little") + header
+
+
+def as_reply(data: bytes) -> ArrayRecord:
+    """The record of any bytes in the place of a packed reply."""
+    return ArrayRecord({REPLY: Array("uint8", (len(data),), PACKED, data)})
+
+
+TEXT, BODY = split(pack(header_of(spec_of()), SENT))
+
+
 def test_good_reply_is_opened() -> None:
     """A reply that fits comes back as header and arrays."""
     spec = spec_of()
-    opened = open_reply(to_records(header_of(spec), SENT), spec)
+    opened = open_reply(packed(header_of(spec), SENT), spec)
     assert not isinstance(opened, ScreeningFailure)
-    assert opened[0].records == 100
-    np.testing.assert_array_equal(opened[1]["encoder.weight"], SENT["encoder.weight"])
+    assert opened.header.records == 100
+    np.testing.assert_array_equal(opened.arrays["encoder.weight"], SENT["encoder.weight"])
+    assert opened.sha256 == sha256_hex(pack(header_of(spec), SENT))
 
 
 def test_fortran_order_is_accepted() -> None:
     """The memory order of a node's array does not matter."""
     spec = spec_of()
     arrays = SENT | {"encoder.weight": np.asfortranarray(SENT["encoder.weight"])}
-    assert not isinstance(open_reply(to_records(header_of(spec), arrays), spec), ScreeningFailure)
+    assert not isinstance(open_reply(packed(header_of(spec), arrays), spec), ScreeningFailure)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +118,7 @@ def test_fortran_order_is_accepted() -> None:
 def test_bad_header_is_named(changes: dict[str, object], code: str) -> None:
     """Each header that does not fit the request has its own code."""
     spec = spec_of()
-    assert failure_of(to_records(header_of(spec, **changes), SENT), spec).code == code
+    assert failure_of(packed(header_of(spec, **changes), SENT), spec).code == code
 
 
 @pytest.mark.parametrize(
@@ -110,13 +138,14 @@ def test_bad_header_is_named(changes: dict[str, object], code: str) -> None:
 def test_bad_update_is_named(change: Callable[[Arrays], Arrays], code: str) -> None:
     """Wrong keys, shapes and values, and an update that is too large, have their own codes."""
     spec = spec_of(max_update_norm=10.0)
-    assert failure_of(to_records(header_of(spec), change(dict(SENT))), spec).code == code
+    assert failure_of(packed(header_of(spec), change(dict(SENT))), spec).code == code
 
 
 def test_protocol_version_is_named_on_both_sides() -> None:
     """A reply of another version says which version the node and the server speak."""
     spec = spec_of()
-    failure = failure_of(to_records(header_of(spec, protocol=0), SENT), spec)
+    content = reply_records(deliver(pack(header_of(spec), SENT), Delivery(protocol=0)))
+    failure = failure_of(content, spec)
     assert failure.code == "protocol"
     assert failure.sentence.startswith(f"the node speaks protocol 0, this server {PROTOCOL};")
 
@@ -162,41 +191,80 @@ def _texts() -> st.SearchStrategy[str]:
     return st.one_of(st.text(), number, changed)
 
 
-@given(_texts())
-def test_no_header_text_raises(text: str) -> None:
-    """Whatever a node writes as its header is a failure with one short line, or a good reply."""
+@given(_texts(), st.booleans())
+def test_no_header_text_raises(text: str, outer: bool) -> None:
+    """Whatever a node writes as its headers is a failure with one short line, or a good reply."""
     spec = spec_of()
-    content = to_records(header_of(spec), SENT)
-    content[HEADER] = ConfigRecord({"json": text})
+    content = packed(header_of(spec), SENT)
+    if outer:
+        content[HEADER] = ConfigRecord({"json": text})
+    else:
+        content[ARRAYS] = as_reply(framed(text.encode("utf-8", "surrogatepass"), BODY))
     opened = open_reply(content, spec)
     if isinstance(opened, ScreeningFailure):
         assert len(opened.sentence) <= 500
         assert opened.sentence.isprintable()
         opened.sentence.encode()
     else:
-        assert weight_of("noise-aware", opened[0]) <= opened[0].records
+        assert weight_of("noise-aware", opened.header) <= opened.header.records
 
 
-def test_claimed_size_is_not_believed() -> None:
-    """Bytes that announce a huge array are dropped before numpy would allocate it."""
+@pytest.mark.parametrize(
+    ("shape", "end"),
+    [([10_000_000_000], 24), ([2, 3], 23), ([2, 3], 10**12), ([0, 2**62], 24), ([2**63, 2**63], 0)],
+)
+def test_claimed_size_is_not_believed(shape: list[int], end: int) -> None:
+    """Bytes that announce a huge array, or other bytes than come, are dropped unallocated."""
     spec = spec_of()
-    text = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }".ljust(117) + "\n"
-    head = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
-    huge = text.replace("(2, 3)", "(10000000000,)").ljust(118).encode()
-    for data in (head + huge[:118] + b"\0" * 24, head + text.encode() + b"\0" * 23):
-        content = to_records(header_of(spec), SENT)
-        content[ARRAYS]["encoder.weight"] = Array("float32", (2, 3), "numpy.ndarray", data)
-        assert failure_of(content, spec).code == "shape"
+    facts = {
+        "encoder.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]},
+        "encoder.bias": {"dtype": "F32", "shape": [2], "data_offsets": [end, end + 8]},
+    }
+    content = packed(header_of(spec), SENT)
+    content[ARRAYS] = as_reply(framed(TEXT, safetensors(json.dumps(facts).encode()) + b"\0" * 32))
+    assert failure_of(content, spec).code in ("unreadable", "shape")
 
 
-@given(data=st.binary(max_size=300), prefix=st.booleans())
-def test_random_bytes_do_not_raise(data: bytes, prefix: bool) -> None:
-    """Whatever bytes stand for an array, screening answers with a failure."""
+def test_a_reply_that_weighs_more_than_planned_is_neither_hashed_nor_unpacked() -> None:
+    """Its size is looked at first; the signature of such a reply is not even checked."""
     spec = spec_of()
-    content = to_records(header_of(spec), SENT)
-    data = b"\x93NUMPY\x01\x00" + data if prefix else data
-    content[ARRAYS]["encoder.bias"] = Array("float32", (2,), "numpy.ndarray", data)
-    assert failure_of(content, spec).code == "shape"
+    large = SENT | {"encoder.weight": np.zeros(40_000, np.float32)}
+
+    def check(delivery: Delivery, sha256: str) -> str | None:
+        raise AssertionError("hashed")
+
+    failure = open_reply(packed(header_of(spec), large), spec, check)
+    assert isinstance(failure, ScreeningFailure)
+    assert (failure.code, failure.sha256) == ("size", "")
+
+
+@given(data=st.binary(max_size=300), prefix=st.sampled_from(["nothing", "header", "length"]))
+def test_random_bytes_do_not_raise(data: bytes, prefix: str) -> None:
+    """Whatever bytes stand for a reply, screening answers with a failure."""
+    spec = spec_of()
+    content = packed(header_of(spec), SENT)
+    whole = {
+        "nothing": data,
+        "header": framed(TEXT, data),
+        "length": framed(TEXT, safetensors(data)),
+    }
+    content[ARRAYS] = as_reply(whole[prefix])
+    assert failure_of(content, spec).code in ("unreadable", "keys")
+
+
+@pytest.mark.parametrize("stype", ["numpy.ndarray", "pickle", ""])
+def test_an_array_is_no_packed_reply(stype: str) -> None:
+    """The record holds one packed reply under its name and type, and nothing beside it."""
+    spec = spec_of()
+    data = pack(header_of(spec), SENT)
+    for arrays in (
+        {REPLY: Array("uint8", (len(data),), stype, data)},
+        {"other": Array("uint8", (len(data),), PACKED, data)},
+        {name: Array("uint8", (len(data),), PACKED, data) for name in (REPLY, "other")},
+    ):
+        content = packed(header_of(spec), SENT)
+        content[ARRAYS] = ArrayRecord(arrays)
+        assert failure_of(content, spec).code == "unreadable"
 
 
 def test_summary_outside_its_range_is_named() -> None:
@@ -210,8 +278,8 @@ def test_summary_outside_its_range_is_named() -> None:
         for one in (good, bad):
             if spec.summary is not None and spec.summary.count is not None:
                 one[key][spec.summary.count] = 100.0
-        assert not isinstance(open_reply(to_records(header_of(spec), good), spec), ScreeningFailure)
-        assert failure_of(to_records(header_of(spec), bad), spec).code == "range"
+        assert not isinstance(open_reply(packed(header_of(spec), good), spec), ScreeningFailure)
+        assert failure_of(packed(header_of(spec), bad), spec).code == "range"
 
 
 def test_moments_must_be_symmetric() -> None:
@@ -219,7 +287,7 @@ def test_moments_must_be_symmetric() -> None:
     spec = spec_of("moments")
     matrix = np.zeros((LATENT + 1, LATENT + 1))
     matrix[0, 1], matrix[-1, -1] = 1.0, 100.0
-    content = to_records(header_of(spec), {MOMENTS_KEY: matrix})
+    content = packed(header_of(spec), {MOMENTS_KEY: matrix})
     assert failure_of(content, spec).code == "range"
 
 
@@ -232,10 +300,10 @@ def test_a_count_other_than_the_declared_records_is_named(form: Form, count: flo
     assert spec.summary.count is not None
     sums = np.zeros(spec.summary.shape)
     sums[spec.summary.count] = count
-    failure = failure_of(to_records(header_of(spec), {spec.summary.key: sums}), spec)
+    failure = failure_of(packed(header_of(spec), {spec.summary.key: sums}), spec)
     assert failure.code == "count"
     sums[spec.summary.count] = 100.0
-    opened = open_reply(to_records(header_of(spec), {spec.summary.key: sums}), spec)
+    opened = open_reply(packed(header_of(spec), {spec.summary.key: sums}), spec)
     assert not isinstance(opened, ScreeningFailure)
 
 
@@ -243,7 +311,7 @@ def test_refusal_keeps_the_authored_sentence_on_one_line() -> None:
     """A refusal carries the node's own words, without line breaks that could forge a log line."""
     spec = spec_of()
     header = header_of(spec, status="refused", code="policy", text="Expected a.\nERROR b")
-    failure = failure_of(to_records(header, {}), spec)
+    failure = failure_of(packed(header, {}), spec)
     assert (failure.status, failure.code) == ("refused", "policy")
     assert failure.sentence == "Expected a. ERROR b"
 
@@ -265,11 +333,11 @@ def test_histograms_that_no_records_can_have_are_dropped(size: float) -> None:
     counts = np.zeros(asked.shape)
     counts[:, 40], counts[:, 41] = 60, 35
     assert not isinstance(
-        open_reply(to_records(header_of(spec), {HISTOGRAMS_KEY: counts}), spec), ScreeningFailure
+        open_reply(packed(header_of(spec), {HISTOGRAMS_KEY: counts}), spec), ScreeningFailure
     )
     counts[1, 40] = 60 * size
     counts[1, 41] = 95 - 60 * size if size < 0 else 35 * size
-    failure = failure_of(to_records(header_of(spec), {HISTOGRAMS_KEY: counts}), spec)
+    failure = failure_of(packed(header_of(spec), {HISTOGRAMS_KEY: counts}), spec)
     assert failure.status == "failed"
     assert "counts" in failure.code or failure.code == "range"
 
@@ -279,4 +347,4 @@ def test_a_claim_of_more_noise_does_not_widen_what_a_summary_may_hold() -> None:
     spec = spec_of("threshold")
     header = header_of(spec, noise_multiplier=1e9)
     counts = np.full(spec.shapes[HISTOGRAMS_KEY], 1e6)
-    assert failure_of(to_records(header, {HISTOGRAMS_KEY: counts}), spec).code == "range"
+    assert failure_of(packed(header, {HISTOGRAMS_KEY: counts}), spec).code == "range"

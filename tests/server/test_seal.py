@@ -20,14 +20,24 @@ from fedlatent.server.registry import Registry, SiteRound
 from fedlatent.server.results import RunResult
 from fedlatent.server.seal import Seal
 from fedlatent.shared.errors import QuorumLost, ServiceError
+from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.models import build, encoder_state
 from fedlatent.shared.signing import ReplySigner, check_request, digest_of, request_name
-from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
+from fedlatent.shared.wire import (
+    PROTOCOL,
+    Arrays,
+    Delivery,
+    ReplyHeader,
+    RequestHeader,
+    pack,
+    unpack,
+)
 from tests.server.federation import Clock, Site, grid_of, home_at, refuse, three_sites, tiny_config
 
 RUN = "tiny-1"
 NAMES = {11: "north", 12: "east", 13: "south"}
 Edit = Callable[[ReplyHeader, Arrays], tuple[ReplyHeader, Arrays]]
+Resign = Callable[[Delivery, bytes], tuple[Delivery, bytes]]
 
 
 @dataclass
@@ -110,6 +120,15 @@ def _first_arrays(made: Signed) -> Arrays:
     return {key: value.numpy() for key, value in encoder_state(model).items()}
 
 
+def changed(edit: Edit) -> Resign:
+    """Sends other bytes than were signed."""
+
+    def resign(delivery: Delivery, payload: bytes) -> tuple[Delivery, bytes]:
+        return delivery, pack(*edit(*unpack(ReplyHeader, payload)))
+
+    return resign
+
+
 def _unsigned(made: Signed) -> None:
     made.sites[12].signer = None
 
@@ -124,20 +143,22 @@ def _another_site(made: Signed) -> None:
 
 
 def _changed_arrays(made: Signed) -> None:
-    made.sites[12].resign = lambda h, a: (h, {k: v + np.float32(0.01) for k, v in a.items()})
+    made.sites[12].resign = changed(
+        lambda h, a: (h, {k: v + np.float32(0.01) for k, v in a.items()})
+    )
 
 
 def _changed_weight(made: Signed) -> None:
-    made.sites[12].resign = lambda h, a: (h.model_copy(update={"records": 201}), a)
+    made.sites[12].resign = changed(lambda h, a: (h.model_copy(update={"records": 201}), a))
 
 
 def _another_request(made: Signed) -> None:
     """East's own key, under the name of a request that it was never sent."""
     site = made.sites[12]
 
-    def resign(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:
+    def resign(delivery: Delivery, payload: bytes) -> tuple[Delivery, bytes]:
         assert site.signer is not None
-        return site.signer.sign(header, arrays, "c" * 64), arrays
+        return site.signer.sign(payload, "c" * 64), payload
 
     site.resign = resign
 
@@ -175,11 +196,11 @@ def test_a_reply_that_is_not_its_sites_does_not_move_the_average(
 def test_an_answer_of_the_attempt_before_is_none(tmp_path: Path) -> None:
     """A phase that is tried again asks anew; the signed answer to its first try does not count."""
     made = signed_federation(tmp_path)
-    kept: list[tuple[ReplyHeader, Arrays]] = []
+    kept: list[tuple[Delivery, bytes]] = []
 
-    def resign(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:
-        kept.append((header, arrays))
-        return kept[0] if header.round == 1 else (header, arrays)
+    def resign(delivery: Delivery, payload: bytes) -> tuple[Delivery, bytes]:
+        kept.append((delivery, payload))
+        return kept[0] if unpack(ReplyHeader, payload)[0].round == 1 else kept[-1]
 
     made.sites[12].resign = resign
     for node in (11, 13):
@@ -210,7 +231,7 @@ def test_a_refusal_without_a_signature_is_no_more_than_silence(tmp_path: Path) -
     for node in (11, 12):
         made.sites[node].edit = refuse("unavailable", "Expected an answer.")
     made.sites[12].signer = None
-    made.sites[11].resign = lambda h, a: (h.model_copy(update={"text": "All is well."}), a)
+    made.sites[11].resign = changed(lambda h, a: (h.model_copy(update={"text": "All is well."}), a))
     with pytest.raises(QuorumLost, match=r"north failed \(signature\), east refused"):
         made.drive()
     row = made.outcome("east")
@@ -221,12 +242,21 @@ def test_a_refusal_without_a_signature_is_no_more_than_silence(tmp_path: Path) -
     assert "All is well" not in row.sentence
 
 
-def test_sizes_are_looked_at_before_signatures_and_values_after(tmp_path: Path) -> None:
-    """A reply of another shape is not hashed; a signed one with a bad value fails for the value."""
+@pytest.mark.parametrize(
+    ("edit", "code"),
+    [
+        (lambda h, a: (h, a | {"more": np.zeros(100_000)}), "size"),
+        (lambda h, a: (h, {k: v[..., :1] for k, v in a.items()}), "signature"),
+    ],
+)
+def test_sizes_are_looked_at_before_signatures_and_values_after(
+    tmp_path: Path, edit: Edit, code: str
+) -> None:
+    """One too large is not hashed, one altered not unpacked; a signed one may still fail."""
     made = signed_federation(tmp_path)
-    made.sites[11].resign = lambda h, a: (h, {k: v[..., :1] for k, v in a.items()})
+    made.sites[11].resign = changed(edit)
     made.sites[12].edit = lambda h, a: (h, {k: v * np.float32("nan") for k, v in a.items()})
-    with pytest.raises(QuorumLost, match=r"north failed \(shape\), east failed \(finite\)"):
+    with pytest.raises(QuorumLost, match=rf"north failed \({code}\), east failed \(finite\)"):
         made.drive()
 
 
@@ -279,10 +309,11 @@ def test_names_of_requests_are_those_that_sites_compute(tmp_path: Path) -> None:
     sent = envelope.sign(header, digest_of(arrays), 11)
     signer = made.sites[11].signer
     assert signer is not None
-    reply = ReplyHeader(
-        protocol=PROTOCOL, run_id=RUN, round=1, kind="train", site="north", status="ok", records=1
+    payload = pack(ReplyHeader.to(header, "north", status="ok", records=1), {})
+    signed, sha256 = (
+        signer.sign(payload, request_name(sent, digest_of(arrays))),
+        sha256_hex(payload),
     )
-    signed = signer.sign(reply, {}, request_name(sent, digest_of(arrays)))
-    assert envelope.check(11, signed, {}) is None
-    assert envelope.check(12, signed, {}) is not None
-    assert seal.envelope(NAMES, 60.0).check(11, signed, {}) is not None
+    assert envelope.check(11, signed, sha256) is None
+    assert envelope.check(12, signed, sha256) is not None
+    assert seal.envelope(NAMES, 60.0).check(11, signed, sha256) is not None

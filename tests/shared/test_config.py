@@ -30,6 +30,7 @@ def test_a_run_file_round_trips_and_hashes_stably(tmp_path: Path) -> None:
     run = RunConfig.load(path)
     assert RunConfig.from_json(run.to_json()) == run
     assert RunConfig.from_json(run.to_json()).digest() == run.digest()
+    assert len({run, RunConfig.from_json(run.to_json())}) == 1
     assert run.model.options == {"hidden": [64], "latent_dim": 8}
 
 

@@ -19,8 +19,9 @@ from fedlatent.server.authority import create_authority, issue_certificate
 from fedlatent.server.home import ServerHome
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, SignatureError
+from fedlatent.shared.files import canonical_json, sha256_hex
 from fedlatent.shared.keys import SigningKey, generate_node_key, load_node_key, node_public_key
-from fedlatent.shared.records import from_records, to_records
+from fedlatent.shared.records import from_records, read_reply, reply_records, to_records
 from fedlatent.shared.signing import (
     CLOCK_SLACK_S,
     REQUESTS_PURPOSE,
@@ -33,9 +34,12 @@ from fedlatent.shared.signing import (
 )
 from fedlatent.shared.wire import (
     PROTOCOL,
+    UNSIGNED,
     Arrays,
+    Delivery,
     ReplyHeader,
     RequestHeader,
+    deliver,
     pack,
     parse_header,
     unpack,
@@ -55,6 +59,7 @@ ARRAYS: Arrays = {
     "encoder.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
 }
 DIGEST = digest_of(ARRAYS)
+PACKED = pack(ANSWER, ARRAYS)
 REPLY_KEY = ec.generate_private_key(ec.SECP384R1())
 
 #: Floats on which printing and reading could differ.
@@ -159,7 +164,7 @@ def test_a_request_counts_at_its_receiver_until_it_expires(
     signed = signer.sign(ASKED, DIGEST, "north", NOW + 60)
     for came, arrays in (
         unpack(RequestHeader, pack(signed, ARRAYS)),
-        from_records(RequestHeader, to_records(signed, ARRAYS)),
+        from_records(to_records(signed, ARRAYS)),
     ):
         assert reason_of(came, authority, digest_of(arrays)) == ""
         assert request_name(came, digest_of(arrays)) == request_name(signed, DIGEST)
@@ -203,13 +208,15 @@ def test_every_byte_of_the_arrays_is_signed(
     """One other bit, name, type or shape, one array more or fewer, and the message is refused."""
     signed = signer.sign(ASKED, DIGEST, "north", NOW + 60)
     name = request_name(signed, DIGEST)
-    reply = node.sign(ANSWER, ARRAYS, name)
+    reply = node.sign(PACKED, name)
     key = node.key.public_key()
     changed = changed_arrays()
     assert len({digest_of(arrays) for arrays in changed} | {DIGEST}) == len(changed) + 1
     for arrays in changed:
         assert reason_of(signed, authority, digest_of(arrays)) == "altered"
-        assert "changed on its way" in (check_reply(reply, arrays, key, name) or "")
+        assert "changed on its way" in (
+            check_reply(reply, sha256_hex(pack(ANSWER, arrays)), key, name) or ""
+        )
     assert digest_of(dict(reversed(ARRAYS.items()))) == DIGEST
 
 
@@ -321,7 +328,7 @@ def test_what_is_signed_survives_being_written_and_read(
     deadline: float, expires: float, option: float, share: float, unit: str
 ) -> None:
     """A header that was read from its text has the very bytes that were signed, edges included."""
-    unit = unit.encode("utf-8", "ignore").decode()
+    unit = "".join(one for one in unit if one.isprintable())[:64]  # as a schema takes it
     run = RunConfig.parse(
         {
             "name": "wire",
@@ -329,7 +336,7 @@ def test_what_is_signed_survives_being_written_and_read(
                 "name": "ecg",
                 "shape": [8],
                 "unit": unit,
-                "lower": -option,
+                "lower": -min(option, 9e29),  # of a size that a schema takes
                 "upper": -0.0,
             },
             "model": {"options": {"a": option, "b": 1, "c": True, "d": [1, 2], "e": unit}},
@@ -349,32 +356,58 @@ def test_what_is_signed_survives_being_written_and_read(
     again = parse_header(RequestHeader, header.model_dump_json())
     assert request_name(again, DIGEST) == request_name(header, DIGEST)
     reply = ANSWER.model_copy(update={"epsilon": deadline, "delta": share, "text": unit[:100]})
-    signed = ReplySigner(key=REPLY_KEY).sign(reply, {}, "0" * 64)
-    read = parse_header(ReplyHeader, signed.model_dump_json())
-    assert check_reply(read, {}, REPLY_KEY.public_key(), "0" * 64) is None
+    payload = pack(reply, {})
+    signed = ReplySigner(key=REPLY_KEY).sign(payload, "0" * 64)
+    read = parse_header(Delivery, signed.model_dump_json())
+    assert check_reply(read, sha256_hex(payload), REPLY_KEY.public_key(), "0" * 64) is None
+    assert unpack(ReplyHeader, payload)[0] == reply
 
 
 def test_a_reply_is_that_of_one_site_to_one_request(node: ReplySigner) -> None:
     """Without a signature, from another key or to another request it is refused, each in words."""
     key, name, old = node.key.public_key(), "a" * 64, "b" * 64
-    signed = node.sign(ANSWER, ARRAYS, name)
-    for came, arrays in (
-        unpack(ReplyHeader, pack(signed, ARRAYS)),
-        from_records(ReplyHeader, to_records(signed, ARRAYS)),
-    ):
-        assert check_reply(came, arrays, key, name) is None
-    assert "without a signature" in (check_reply(ANSWER, ARRAYS, key, name) or "")
-    assert "names another" in (check_reply(node.sign(ANSWER, ARRAYS, old), ARRAYS, key, name) or "")
-    renamed = node.sign(ANSWER, ARRAYS, old).model_copy(update={"request": name})
-    foreign = ReplySigner(key=REPLY_KEY).sign(ANSWER, ARRAYS, name)
-    for reply in (renamed, foreign, signed.model_copy(update={"signature": "AA=="})):
-        assert "this key did not sign" in (check_reply(reply, ARRAYS, key, name) or "")
+    signed = node.sign(PACKED, name)
+    came, payload = read_reply(reply_records(deliver(PACKED, signed)))
+    assert check_reply(came, sha256_hex(payload), key, name) is None
+    sha256 = sha256_hex(PACKED)
+    assert "without a signature" in (check_reply(UNSIGNED, sha256, key, name) or "")
+    assert "names another" in (check_reply(node.sign(PACKED, old), sha256, key, name) or "")
+    renamed = node.sign(PACKED, old).model_copy(update={"request": name})
+    foreign = ReplySigner(key=REPLY_KEY).sign(PACKED, name)
+    for delivery in (renamed, foreign, signed.model_copy(update={"signature": "AA=="})):
+        assert "this key did not sign" in (check_reply(delivery, sha256, key, name) or "")
 
 
-def test_every_field_of_a_reply_is_signed(node: ReplySigner) -> None:
+def test_a_signature_of_protocol_4_is_none(node: ReplySigner) -> None:
+    """What signed a header and arrays apart cannot stand for packed bytes."""
+    name = "a" * 64
+    told = canonical_json({"protocol": PROTOCOL, "request": name})
+    part = b"fedlatent reply 4\0" + bytes.fromhex(sha256_hex(PACKED)) + told
+    signature = base64.b64encode(node.key.sign(part, ec.ECDSA(hashes.SHA384()))).decode()
+    forged = Delivery(request=name, signature=signature)
+    reason = check_reply(forged, sha256_hex(PACKED), node.key.public_key(), name)
+    assert "this key did not sign" in (reason or "")
+
+
+def test_every_field_of_a_delivery_is_signed(node: ReplySigner) -> None:
     """A change of any field is refused; a field that comes later must be added here."""
     name = "a" * 64
-    signed = node.sign(ANSWER, ARRAYS, name)
+    signed = node.sign(PACKED, name)
+    changes = {
+        "protocol": 4,
+        "request": "b" * 64,
+        "signature": node.sign(pack(ANSWER, {}), name).signature,
+    }
+    assert changes.keys() == Delivery.model_fields.keys()
+    for field, value in changes.items():
+        changed = signed.model_copy(update={field: value})
+        assert check_reply(changed, sha256_hex(PACKED), node.key.public_key(), name), field
+
+
+def test_every_field_and_byte_of_a_reply_is_signed(node: ReplySigner) -> None:
+    """A change of any field is refused; a field that comes later must be added here."""
+    name, key = "a" * 64, node.key.public_key()
+    signed = node.sign(PACKED, name)
     changes = {
         "protocol": 3,
         "run_id": "wire-2",
@@ -391,13 +424,14 @@ def test_every_field_of_a_reply_is_signed(node: ReplySigner) -> None:
         "sample_rate": 0.9999999999999999,
         "steps": 1,
         "rng": "simulation",
-        "request": "b" * 64,
-        "signature": node.sign(ANSWER, {}, name).signature,
     }
     assert changes.keys() == ReplyHeader.model_fields.keys()
     for field, value in changes.items():
-        changed = signed.model_copy(update={field: value})
-        assert check_reply(changed, ARRAYS, node.key.public_key(), name), field
+        changed = pack(ANSWER.model_copy(update={field: value}), ARRAYS)
+        assert check_reply(signed, sha256_hex(changed), key, name), field
+    for place in range(len(PACKED)):
+        altered = PACKED[:place] + bytes([PACKED[place] ^ 1]) + PACKED[place + 1 :]
+        assert check_reply(signed, sha256_hex(altered), key, name), place
 
 
 def test_a_name_is_of_one_request_alone(signer: RequestSigner, home: ServerHome) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
@@ -14,12 +14,21 @@ from pydantic import Field
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.files import canonical_json, sha256_hex
-from fedlatent.shared.records import from_records, to_records
+from fedlatent.shared.records import (
+    LocalRecords,
+    from_records,
+    read_reply,
+    reply_of,
+    reply_records,
+    to_records,
+)
 from fedlatent.shared.wire import (
     PROTOCOL,
     STORED_PROTOCOLS,
+    Delivery,
     ReplyHeader,
     RequestHeader,
+    deliver,
     pack,
     parse_header,
     unpack,
@@ -39,16 +48,26 @@ FROZEN_SCHEMA = Path(__file__).parent / "frozen_run_schema.json"
 WRITE = "FEDLATENT_WRITE_GOLDEN"
 
 
-@pytest.mark.parametrize("header", [REQUEST, REPLY], ids=["request", "reply"])
-def test_packed_and_recorded_messages_round_trip(header: RequestHeader | ReplyHeader) -> None:
-    """Header and arrays come back equal through both encodings."""
-    for decoded, arrays in (
-        unpack(type(header), pack(header, ARRAYS)),
-        from_records(type(header), to_records(header, ARRAYS)),
+def test_packed_and_recorded_messages_round_trip() -> None:
+    """Header and arrays come back equal through every encoding."""
+    packed = pack(REPLY, ARRAYS)
+    for header, (decoded, arrays) in (
+        (REQUEST, unpack(RequestHeader, pack(REQUEST, ARRAYS))),
+        (REQUEST, from_records(to_records(REQUEST, ARRAYS))),
+        (REPLY, unpack(ReplyHeader, packed)),
+        (REPLY, reply_of(reply_records(deliver(packed)))),
+        (REPLY, reply_of(LocalRecords(REPLY, ARRAYS))),
     ):
         assert decoded == header
         assert set(arrays) == set(ARRAYS)
         assert np.array_equal(arrays["encoder.0.weight"], ARRAYS["encoder.0.weight"])
+
+
+def test_the_bytes_of_a_reply_arrive_as_they_left() -> None:
+    """Whatever they are: the records that carry them neither read nor write them anew."""
+    signed = Delivery(request="a" * 64, signature="AA==")
+    for payload in (pack(REPLY, ARRAYS), b"", b"\x80\x04no message"):
+        assert read_reply(reply_records(deliver(payload, signed))) == (signed, payload)
 
 
 def test_another_version_is_refused_by_number_on_both_sides() -> None:
@@ -62,12 +81,24 @@ def test_version_3_is_refused_from_outside_and_read_from_a_nodes_own_store() -> 
     """A peer that cannot sign is named by its version; what a node kept itself is still read."""
     for header in (REQUEST, REPLY):
         old = pack(header.model_copy(update={"protocol": 3}), ARRAYS)
-        with pytest.raises(ProtocolError, match="version 4, got 3; update the older side"):
+        with pytest.raises(ProtocolError, match="version 5, got 3; update the older side"):
             unpack(type(header), old)
         read, arrays = unpack(type(header), old, STORED_PROTOCOLS)
         assert (read.protocol, arrays.keys()) == (3, ARRAYS.keys())
     with pytest.raises(ProtocolError, match="got 2"):
         unpack(ReplyHeader, pack(REPLY.model_copy(update={"protocol": 2}), {}), STORED_PROTOCOLS)
+
+
+def test_a_reply_kept_by_protocol_4_is_read() -> None:
+    """Its header had the two fields that are the delivery's now, empty in what a node kept."""
+    kept = json.loads(REPLY.model_copy(update={"protocol": 4}).model_dump_json())
+    old = json.dumps(kept | {"request": "", "signature": ""})
+    assert parse_header(ReplyHeader, old, STORED_PROTOCOLS) == ReplyHeader(**kept)
+    signed = json.dumps(kept | {"request": "a" * 64, "signature": ""})
+    newer = json.dumps(kept | {"protocol": PROTOCOL, "request": "", "signature": ""})
+    for text in (signed, newer):
+        with pytest.raises(ProtocolError, match="request"):
+            parse_header(ReplyHeader, text, STORED_PROTOCOLS)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"protocol": "x"}', '{"protocol": 1}'])
@@ -120,15 +151,19 @@ def test_no_bytes_but_a_whole_message_decode(data: bytes) -> None:
 
 
 def test_surplus_records_are_refused() -> None:
-    """Extra records, extra metrics and a metric that contradicts the header do not pass."""
-    extra = to_records(REPLY, ARRAYS)
+    """Extra records, metrics, arrays and keys beside what is expected do not pass."""
+    extra, metrics, arrays, keys = (reply_records(deliver(pack(REPLY, ARRAYS))) for _ in range(4))
     extra["more"] = ArrayRecord()
-    wrong = to_records(REPLY, ARRAYS)
-    wrong["metrics"] = MetricRecord({"num-examples": 7, "loss": 0.1})
+    metrics["metrics"] = MetricRecord({"num-examples": 7, "loss": 0.1})
+    arrays["arrays"] = ArrayRecord({**arrays["arrays"], "more": Array(np.zeros(1))})
+    keys["header"] = ConfigRecord({**keys["header"], "loss": 0.1})
     swapped = RecordDict({"header": ArrayRecord(), "arrays": ConfigRecord()})
-    for content in (extra, wrong, swapped):
+    for content in (extra, metrics, arrays, keys, swapped):
         with pytest.raises(ProtocolError):
-            from_records(ReplyHeader, content)
+            read_reply(content)
+    for content in (extra, metrics, swapped, reply_records(deliver(pack(REPLY, ARRAYS)))):
+        with pytest.raises(ProtocolError):
+            from_records(content)
 
 
 def run_schema(kind: type[RunConfig] = RunConfig) -> dict[str, object]:
@@ -160,7 +195,7 @@ def frozen_wire() -> tuple[str, str]:
     schema = run_schema()
     lines = [
         f"{kind.__name__}.{name}: {field.annotation}"
-        for kind in (RequestHeader, ReplyHeader)
+        for kind in (RequestHeader, ReplyHeader, Delivery)
         for name, field in sorted(kind.model_fields.items())
     ]
     named = f"RunConfig schema: {sha256_hex(canonical_json(schema))}"

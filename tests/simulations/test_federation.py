@@ -18,11 +18,11 @@ from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
-from fedlatent.shared.records import from_records
-from fedlatent.shared.wire import ReplyHeader
-from fedlatent.simulations.evaluation import global_detector, rate, site_detector
+from fedlatent.shared.records import read_reply, reply_of
+from fedlatent.shared.wire import UNSIGNED
 from fedlatent.simulations.federation import datasets, handler, make_node, open_policy, simulate
 from fedlatent.simulations.grid import Handler, InProcessGrid, by_handlers
+from fedlatent.simulations.study.evaluation import global_detector, rate, site_detector
 from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
 
@@ -82,9 +82,9 @@ def test_captured_traffic_holds_encoder_keys_and_permitted_records_only(tmp_path
     }
     assert len(captured) == 3 * 4
     for content in captured:
-        assert set(content) == {"header", "arrays", "metrics"}
-        assert dict(content["metrics"]).keys() == {"num-examples"}
-        header, arrays = from_records(ReplyHeader, content)
+        assert set(content) == {"header", "arrays"}
+        assert read_reply(content)[0] == UNSIGNED
+        header, arrays = reply_of(content)
         assert set(arrays) == allowed[header.kind]
         assert header.status == "ok"
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlatent.client.journal import SHORT, read_journal
 from fedlatent.server.home import ServerHome
+from fedlatent.server.registry import Registry
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation
 from fedlatent.shared.privacy.plan import PrivacyPlan
@@ -158,6 +160,27 @@ def test_the_registry_tells_the_history(grids: Grids, grid: str) -> None:
     assert [one.phase for one in told] == sorted(one.phase for one in told)
     assert {one.phases for one in told} == {len(PHASES)}
     assert (told[-1].phase, told[-1].answered) == (len(PHASES), SITES)
+
+
+@pytest.mark.parametrize("grid", ["nodes", *OUTSIDE])
+def test_what_a_site_logged_is_what_the_server_got(grids: Grids, grid: str) -> None:
+    """The hash in each line of a site's log is that of the server's registry, in every phase."""
+    simulation = grids.simulations[grid]
+    with Registry(ServerHome(grids.folder / grid / "server").registry) as registry:
+        (run,) = registry.runs()
+        got = {(row.site, row.number): row.sha256 for row in registry.site_rounds(run.id)}
+    logged = {
+        (site, line.round): line.sha256
+        for site, home in simulation.homes.items()
+        for line in read_journal(home.release_journal).values
+    }
+    assert len(set(got.values())) == SITES * len(PHASES)
+    assert got == logged
+    for site, home in simulation.homes.items():
+        text = home.release_log.read_text()
+        assert all(
+            f"sha256 {got[site, number][:SHORT]}" in text for number, _ in enumerate(PHASES, 1)
+        )
 
 
 @pytest.mark.parametrize("grid", OUTSIDE)

@@ -45,10 +45,10 @@ def test_npz_by_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "columns", "match"),
     [
-        ("1,2,3\n", None, "Expected 6 values for schema 'tiny', got 3 in record 1"),
+        ("1,2,3\n", None, "Expected 6 cells as in the other lines, got 3 in record 1"),
         (HEADER + "1,2,3,4,5,6\n1,2,3,4,5\n", None, "6 cells as in the header, got 5 in record 2"),
-        ("1,2,3,4,5,6\n1,2,secret,4,5,6\n", None, "a cell that is none in record 2"),
-        ("1,2,3,4,5,6\n1,2,,4,5,6\n", None, "a cell that is none in record 2"),
+        ("1,2,3,4,5,6\n1,2,secret,4,5,6\n", None, "got text in record 2"),
+        ("1,2,3,4,5,6\n1,2,,4,5,6\n", None, "got nothing in record 2"),
         (ROWS, ["a"], "add a header"),
         (HEADER + ROWS, ["a", "z"], "columns z"),
         (HEADER + ROWS, ["a"], "got 1 in record 1"),

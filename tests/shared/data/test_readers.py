@@ -113,7 +113,7 @@ def test_wrong_paths_and_keys(tmp_path: Path) -> None:
         read(tmp_path / "none.csv", SCHEMA)
     with pytest.raises(DataError, match=r"\.parquet"):
         read(tmp_path / "data.xlsx", SCHEMA)
-    with pytest.raises(DataError, match="'who'"):
+    with pytest.raises(DataError, match="columns who"):
         read(path, SCHEMA, client_key="who")
     with pytest.raises(DataError, match="records_key"):
         read(archive, SCHEMA, columns=["a"])

@@ -6,8 +6,9 @@ import torch
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import build, build_model
-from fedlatent.shared.models.hierarchical import HierarchicalConfig, HierarchicalVAE
+from fedlatent.shared.models.hierarchical import HierarchicalVAE
 from fedlatent.shared.models.size import size_of
+from fedlatent.shared.models.topdown import HierarchicalConfig
 from fedlatent.simulations.zoo.training import fit, run_for
 
 OPTIONS: dict[str, object] = {

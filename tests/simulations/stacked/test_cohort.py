@@ -12,8 +12,8 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.errors import ConfigError, QuorumLost
 from fedlatent.shared.models import encoder_state
-from fedlatent.shared.records import LocalRecords, from_records, to_records
-from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader
+from fedlatent.shared.records import reply_of, to_records
+from fedlatent.shared.wire import PROTOCOL, Arrays, RequestHeader
 from fedlatent.simulations.availability import Availability
 from fedlatent.simulations.federation import (
     OPEN_CAPS,
@@ -380,10 +380,7 @@ def answers_to(run: RunConfig, folder: Path, engine: Engine) -> dict[str, Arrays
         content = to_records(header, weights)
         messages = [grid.create_message(content, "train", number, "") for number in names]
         for site, reply in zip(sites(), grid.send_and_receive(messages), strict=True):
-            if isinstance(reply.content, LocalRecords):
-                told, arrays = reply.content.header, reply.content.arrays
-            else:
-                told, arrays = from_records(ReplyHeader, reply.content)
+            told, arrays = reply_of(reply.content)
             assert told.status == "ok", told.text
             found[f"{site}, round {round}"] = arrays
     return found

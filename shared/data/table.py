@@ -1,0 +1,248 @@
+"""The one rule of CSV tables: what the node, the device, the page and the exporter all read.
+
+A table is lines of UTF-8 (a byte order mark passes, blank lines are passed over), each of them one
+record. Cells stand between commas; one in double quotes may hold commas, and none holds a line end.
+A first line with a cell that is no number is the header; a later line that equals it is passed
+over, as files that are rotated repeat it. All lines have as many cells. A number is written in
+ASCII digits with a point and an exponent, and is finite. Chosen columns are names of the header.
+
+A wrong table is a `DataError` whose sentence says the file, the record (from 1) and the column,
+what was expected, what came and what to do, but never a value. Its field is the column and its
+reason is one of `REASONS`. The page's ``records.js`` follows the same rule in JavaScript. Only
+numpy and the standard library are imported, since devices have nothing else.
+"""
+
+import csv
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlatent.shared.errors import DataError
+
+#: Why a table is refused: not UTF-8 or not CSV; a chosen column that the header lacks or has twice;
+#: a line of another width; a cell that is no number; one that is NaN, infinite or would overflow.
+REASONS = ("encoding", "column", "width", "number", "finite")
+
+LARGEST = 1e150  # of a value; its product with a scale stays finite
+MARK = b"\xef\xbb\xbf"  # of UTF-8, at the start of some files
+
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf(?:inity)?)", re.I
+)
+_BATCH = 4096
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number by the rule; spaces around it do not count."""
+    return _NUMBER.fullmatch(cell.strip()) is not None
+
+
+class Table:
+    """The columns of a table, known once its first line has come, and numbers from its lines."""
+
+    def __init__(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        aside: Sequence[str] = (),
+        width: int | None = None,
+        name: str = "",
+    ) -> None:
+        """Expect a table.
+
+        Args:
+            columns: header names of a record's values, in order; None takes all but ``aside``.
+            aside: header names of columns that are read as text.
+            width: cells of a line of a table without a header; None takes the first line's.
+            name: of the file, for messages.
+        """
+        self.header: bytes | None = None
+        self.names: list[str] = []
+        self.width: int | None = None
+        self._bare_width = width
+        self._columns, self._aside = columns, aside
+        self._places: list[int] | None = None
+        self._sides: list[int] = []
+        self._in = f" of {name}" if name else ""
+
+    def begin(self, line: bytes) -> None:
+        """Take the first line, which is the header unless all its cells are numbers.
+
+        Raises:
+            DataError: it is no CSV ("encoding"), or lacks a chosen column or has it twice
+                ("column").
+        """
+        cells = self._cells(line, "the header")
+        self.width = self._bare_width or len(cells)
+        if not all(map(is_number, cells)):
+            self.header, self.names, self.width = line, cells, len(cells)
+        wanted = [*(self._columns or ()), *self._aside]
+        wrong = [name for name in wanted if self.names.count(name) != 1]
+        if wrong:
+            raise DataError(
+                f"Expected a header{self._in} with columns {', '.join(wrong)} once each, got "
+                f"{', '.join(self.names[:20]) or 'a first row without names'}; correct the names, "
+                "or add a header.",
+                field=wrong[0],
+                reason="column",
+            )
+        self._sides = [self.names.index(name) for name in self._aside]
+        if self._columns is not None:
+            self._places = [self.names.index(name) for name in self._columns]
+        elif self._aside:
+            self._places = [at for at in range(self.width) if at not in self._sides]
+
+    def numbers(self, lines: Sequence[bytes], first: int) -> NDArray[np.float64]:
+        """The records of ``lines``, none of them blank or the header: [n, columns].
+
+        Args:
+            lines: of the table, after `begin`.
+            first: number of the first of them, from 1.
+
+        Raises:
+            DataError: the first line that is not as it must be.
+        """
+        rows = self.quickly(lines)
+        if rows is None or not (np.abs(rows) <= LARGEST).all():
+            rows = np.array([self.record(line, first + at) for at, line in enumerate(lines)])
+        return rows
+
+    def quickly(self, lines: Sequence[bytes]) -> NDArray[np.float64] | None:
+        """The same where nothing needs a closer look; values may be NaN or infinite."""
+        assert self.width is not None
+        if any(line.count(b",") != self.width - 1 or b"_" in line for line in lines):
+            return None
+        try:
+            text = [line.decode("ascii") for line in lines]
+            rows = np.loadtxt(text, delimiter=",", usecols=self._places, ndmin=2, comments=None)
+        except ValueError:
+            return None
+        return rows if len(rows) == len(lines) else None
+
+    def record(self, line: bytes, number: int) -> list[float]:
+        """The values of one line, finite.
+
+        Raises:
+            DataError: "encoding", "width", "number" or "finite".
+        """
+        values = self.values(line, number)
+        for at, value in enumerate(values):
+            if not abs(value) <= LARGEST:
+                raise self._wrong(
+                    "finite", number, at, "a finite value", "NaN, infinity or overflow"
+                )
+        return values
+
+    def values(self, line: bytes, number: int) -> list[float]:
+        """The values of one line, which may be NaN or infinite.
+
+        Raises:
+            DataError: "encoding", "width" or "number".
+        """
+        cells = self.cells(line, number)
+        if self._places is not None:
+            cells = [cells[place] for place in self._places]
+        for at, cell in enumerate(cells):
+            if not is_number(cell):
+                got = "text" if cell.strip() else "nothing"
+                raise self._wrong("number", number, at, "a number", got)
+        return [float(cell) for cell in cells]
+
+    def sides(self, line: bytes, number: int) -> list[str]:
+        """The cells of one line that are read as text, in the order of ``aside``."""
+        cells = self.cells(line, number)
+        return [cells[place] for place in self._sides]
+
+    def cells(self, line: bytes, number: int) -> list[str]:
+        """All cells of one line.
+
+        Raises:
+            DataError: "encoding" or "width".
+        """
+        cells = self._cells(line, f"record {number}")
+        if len(cells) != self.width:
+            raise DataError(
+                f"Expected {self.width} cells as in the {'header' if self.names else 'other lines'}"
+                f"{self._in}, got {len(cells)} in record {number}; correct the line.",
+                reason="width",
+            )
+        return cells
+
+    def _wrong(self, reason: str, number: int, at: int, expected: str, got: str) -> DataError:
+        place = at if self._places is None else self._places[at]
+        column = self.names[place] if self.names else str(place + 1)
+        return DataError(
+            f"Expected {expected} in column {column!r}{self._in}, got {got} in record {number}; "
+            "correct it, drop it or choose other columns.",
+            field=column,
+            reason=reason,
+        )
+
+    def _cells(self, line: bytes, where: str) -> list[str]:
+        try:
+            return next(csv.reader([line.decode()], strict=True), [])
+        except (csv.Error, UnicodeDecodeError):
+            raise DataError(
+                f"Expected CSV in UTF-8, got something else in {where}{self._in}; convert it.",
+                reason="encoding",
+            ) from None
+
+
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, aside: Sequence[str] = ()
+) -> tuple[NDArray[np.float64], list[list[str]]]:
+    """Read a whole CSV file, packed with gzip where it ends in .gz.
+
+    Args:
+        path: of the file.
+        columns: header names of a record's values, in order; None takes all but ``aside``.
+        aside: header names of columns that are read as text.
+
+    Returns:
+        Values [N, columns], [0, 0] of an empty file; and N texts for each name of ``aside``.
+
+    Raises:
+        DataError: the file cannot be read, or is no table by the rule of this module.
+    """
+    table = Table(columns, aside=aside, name=path.name)
+    rows: list[NDArray[np.float64]] = []
+    texts: list[list[str]] = [[] for _ in aside]
+    done = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            for lines in _batches(cast(BinaryIO, stream)):
+                if table.width is None:
+                    table.begin(lines[0])
+                if kept := [line for line in lines if line != table.header]:
+                    rows.append(table.numbers(kept, done + 1))
+                    for at, line in enumerate(kept if aside else ()):
+                        for text, cell in zip(texts, table.sides(line, done + at), strict=True):
+                            text.append(cell)
+                    done += len(kept)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"Expected a readable table at {path}, got a {type(error).__name__}; check the "
+            "path and the file."
+        ) from None
+    width = len(table.names) - len(aside) if columns is None else len(columns)
+    return np.concatenate(rows) if rows else np.zeros((0, width)), texts
+
+
+def _batches(stream: BinaryIO) -> Iterator[list[bytes]]:
+    """Lines that are not blank, some thousands at once."""
+    batch: list[bytes] = []
+    for number, raw in enumerate(stream):
+        line = (raw.removeprefix(MARK) if number == 0 else raw).strip()
+        if line:
+            batch.append(line)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
