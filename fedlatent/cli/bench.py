@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedlatent.cli.console import JsonOption, figure, out, print_json, progress, styled, table
+from fedlatent.cli.console import figure, out, print_json, progress, styled, table
+from fedlatent.cli.options import JsonOption
 
 EXAMPLES = (
     "Examples: fedlatent simulate bench --quick | fedlatent simulate bench --conv --out bench.json "

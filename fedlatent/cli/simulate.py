@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fedlatent.cli import bench
-from fedlatent.cli.console import JsonOption, out, print_json, table
+from fedlatent.cli.console import out, print_json, table
+from fedlatent.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from fedlatent.simulations.study.compare import Comparison
