@@ -79,7 +79,7 @@ class DenoisingConfig(NetworkOptions):
             check_choice("corruptions", name, CORRUPTIONS)
 
 
-class DenoisingVAE(LikelihoodVAE):
+class DenoisingVAE(LikelihoodVAE[DenoisingConfig]):
     """The posterior reads a corrupted record and its level; the likelihood is of the clean one.
 
     Vincent et al., 2008, "Extracting and Composing Robust Features with Denoising Autoencoders";
@@ -87,26 +87,10 @@ class DenoisingVAE(LikelihoodVAE):
     equation 4. As the corruption is noise of the posterior alone, the terms still bound the
     likelihood of clean records. The level is an input, so that one model serves a blind range.
     `encode`, and with it scores and summaries, takes records as clean ones, of level 0.
-
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, as for `GaussianVAE`.
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: DenoisingConfig
-
-    def __init__(
-        self, config: DenoisingConfig, input_shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config = config
-        self.latent_dim = config.latent_dim
-        self.input_shape = input_shape
+    def _build(self, generator: torch.Generator) -> None:
+        config = self.config
         with torch.device("meta"):  # where layers draw nothing from torch's global generator
             self.encoder = self._encoder()
             self.decoder = self._decoder()

@@ -168,32 +168,17 @@ class DiffusionPrior(nn.Module):
         raise _no_density()
 
 
-class LatentDiffusion(LikelihoodVAE):
+class LatentDiffusion(LikelihoodVAE[DiffusionConfig]):
     """A Gaussian first stage and a diffusion model of its latents, trained together.
 
     Rombach et al., 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". The
     diffusion model sees latents without their gradient, so it never changes what the first stage
     aims at. Under privacy both share the clipping of a record's gradient. The rate is a loss and no
     divergence: the weighted divergence from N(0, I) plus the error of the denoiser.
-
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, as for `GaussianVAE`.
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: DiffusionConfig
-
-    def __init__(
-        self, config: DiffusionConfig, input_shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config, self.input_shape = config, input_shape
-        self.latent_dim = config.latent_dim
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         self.encoder, self.decoder = encoder_and_decoder(
             config, input_shape, generator, outputs=2 * self.latent_dim, inputs=self.latent_dim
         )

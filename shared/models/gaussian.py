@@ -61,32 +61,11 @@ class GaussianConfig(NetworkOptions):
         check_prior(self.prior, self.network, stochastic=self.stochastic)
 
 
-class GaussianVAE(LikelihoodVAE):
-    """Diagonal Gaussian posterior, standard normal prior (Kingma and Welling, 2014).
+class GaussianVAE(LikelihoodVAE[GaussianConfig]):
+    """Diagonal Gaussian posterior, standard normal prior (Kingma and Welling, 2014)."""
 
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record: any for "mlp", `(L,)` or `(C, L)` for "conv1d"
-            and "recurrent", `(H, W)` or `(C, H, W)` for "conv2d".
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
-    """
-
-    config: GaussianConfig
-
-    def __init__(
-        self,
-        config: GaussianConfig,
-        input_shape: tuple[int, ...],
-        generator: torch.Generator,
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config = config
-        self.latent_dim = config.latent_dim
-        self.input_shape = input_shape
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         self.encoder, self.decoder = encoder_and_decoder(
             config, input_shape, generator, outputs=2 * self.latent_dim, inputs=self.latent_dim
         )

@@ -53,8 +53,13 @@ class GumbelConfig(NetworkOptions):
         check_positive("tau_start", self.tau_start)
         check_positive("tau_end", self.tau_end)
 
+    @property
+    def latent_dim(self) -> int:
+        """One dimension for each category of each group."""
+        return self.groups * self.categories
 
-class GumbelVAE(LikelihoodVAE):
+
+class GumbelVAE(LikelihoodVAE[GumbelConfig]):
     """Categorical posterior and uniform prior, with Gumbel-Softmax draws.
 
     Jang et al., 2017, "Categorical Reparameterization with Gumbel-Softmax"; Maddison et al., 2017,
@@ -62,25 +67,10 @@ class GumbelVAE(LikelihoodVAE):
     evaluation and under `sampled` draws are hard and it is one. Latent coordinates are
     (p - 1/K) sqrt(K) for probabilities p: of mean 0 and variance near 1 where p is one-hot and
     uniform. The rate is always against uniform categories, a broadcast prior only serves `draw`.
-
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, as for `GaussianVAE`.
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: GumbelConfig
-
-    def __init__(
-        self, config: GumbelConfig, input_shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config, self.input_shape = config, input_shape
-        self.latent_dim = config.groups * config.categories
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         self.encoder, self.decoder = encoder_and_decoder(
             config, input_shape, generator, outputs=self.latent_dim, inputs=self.latent_dim
         )

@@ -101,39 +101,21 @@ class _Exits(nn.Module):
         return _Reading(self.cheap(features), self.gate(features))
 
 
-class SparseVAE(LikelihoodVAE):
+class SparseVAE(LikelihoodVAE[SparseConfig]):
     """An encoder of two exits, a diagonal Gaussian posterior, a standard normal prior.
 
     `encode` takes the exit that the gate chooses. Training computes both exits of every record;
     an exported encoder runs the trunk only for batches with a hard record, so that single records,
     as at the edge, really skip it.
 
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, fit for the network.
-        generator: Where initial weights come from.
-
     Attributes:
         threshold: Of the gate, from the configuration; it may be moved after training.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: SparseConfig
     encoder: _Exits
 
-    def __init__(
-        self,
-        config: SparseConfig,
-        input_shape: tuple[int, ...],
-        generator: torch.Generator,
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config = config
-        self.latent_dim = config.latent_dim
-        self.input_shape = input_shape
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         self.threshold = config.threshold
         # On "meta" the layers draw nothing from torch's global generator.
         with torch.device("meta"):

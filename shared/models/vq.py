@@ -78,8 +78,12 @@ class VQConfig(NetworkOptions):
         check_whole("remainder of prior_width by 4", self.prior_width % 4, 0, 0)
         check_whole("prior_depth", self.prior_depth, 1, MAX_DEPTH)
         # A record's numbers are brought to one scale together, which leaves nothing of very few.
-        dims = len(self.levels) if self.quantiser == "fsq" else self.code_dim
-        check_whole("positions times the numbers of a code", self.positions * dims, 4, MAX_WIDTH)
+        check_whole("positions times the numbers of a code", self.latent_dim, 4, MAX_WIDTH)
+
+    @property
+    def latent_dim(self) -> int:
+        """As many numbers as all tokens of a record have."""
+        return self.positions * (len(self.levels) if self.quantiser == "fsq" else self.code_dim)
 
 
 class _Encoder(nn.Module):
@@ -93,34 +97,20 @@ class _Encoder(nn.Module):
         self.network, self.quantiser = network, quantiser
 
 
-class VQVAE(LikelihoodVAE):
+class VQVAE(LikelihoodVAE[VQConfig]):
     """Records as `positions` tokens, with an autoregressive prior that is trained beside them.
 
     The rate is the code length of the tokens under `token_prior`. Its gradient stops at the
     tokens: its weight in the loss and the prior's size change nothing in encoder and decoder,
     except that clipping takes the gradients of both together.
-
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, as for `GaussianVAE`.
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: VQConfig
     encoder: _Encoder
 
-    def __init__(
-        self, config: VQConfig, input_shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config, self.input_shape = config, input_shape
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         with torch.device("meta"):
             quantiser = _quantiser(config)
-            self.latent_dim = config.positions * quantiser.dims
             network = encoder_layers(config, input_shape, self.latent_dim)
             self.encoder = _Encoder(nn.Sequential(*network), quantiser)
             self.decoder = nn.Sequential(*decoder_layers(config, self.latent_dim, input_shape))
