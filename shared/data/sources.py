@@ -3,16 +3,15 @@
 Rows stay raw: whoever uses them applies `schema.preprocess`, as a node or an edge device does.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data import hearts as heart_model
-from fedlatent.shared.data.readers import Label, read_npz, read_raw
+from fedlatent.shared.data.readers import Fields, read_npz, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.transforms import affine_points, resample
 
@@ -199,32 +198,17 @@ def mitbih(data_dir: Path, seed: int = 0) -> Federation:
 
 
 def from_file(
-    path: Path | str,
-    schema: Schema,
-    *,
-    records_key: str = "X",
-    columns: Sequence[str] | None = None,
-    label_key: str | None = None,
-    normal_label: Label | None = None,
-    client_key: str | None = None,
-    seed: int = 0,
+    path: Path | str, schema: Schema, *, seed: int = 0, **where: Unpack[Fields]
 ) -> Federation:
     """Read a file as a federation: one site per client name, or a single site without names.
 
-    Arguments and errors are those of `fedlatent.shared.data.readers.read`; `seed` draws the split
-    into training and test records.
+    Arguments and errors are those of `fedlatent.shared.data.readers.read`, `where` being what the
+    file calls its fields; `seed` draws the split into training and test records.
 
     Raises:
         DataError: If the file cannot be read or a record does not fit the schema.
     """
-    raw = read_raw(
-        path,
-        records_key=records_key,
-        columns=columns,
-        label_key=label_key,
-        normal_label=normal_label,
-        client_key=client_key,
-    )
+    raw = read_raw(path, **where)
     schema.preprocess(raw.records)  # fails here rather than in the middle of a run
     count = len(raw.records)
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label

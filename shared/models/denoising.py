@@ -20,10 +20,10 @@ from fedlatent.shared.models.networks import (
     NETWORKS,
     NetworkOptions,
     check_choice,
-    check_positive,
-    check_whole,
     decoder_layers,
     encoder_layers,
+    positive,
+    whole,
     wrong_option,
 )
 
@@ -49,20 +49,18 @@ class DenoisingConfig(NetworkOptions):
         max_level: Largest level in training, where each record's is drawn uniformly from 0 to it.
     """
 
-    latent_dim: int = 8
+    latent_dim: int = whole(8, 1, MAX_LATENT)
     shortcut: bool = False
     corruptions: tuple[str, ...] = ("gaussian",)
-    max_level: float = 0.2
+    max_level: float = positive(0.2)
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
         super().__post_init__()
-        check_whole("latent_dim", self.latent_dim, 1, MAX_LATENT)
-        check_positive("max_level", self.max_level)
         if not isinstance(self.corruptions, tuple) or not self.corruptions:
             raise wrong_option(
                 "corruptions",

@@ -17,11 +17,10 @@ from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
 from fedlatent.shared.models.layers import initialise
 from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
-    MAX_WIDTH,
     NetworkOptions,
-    check_positive,
-    check_whole,
     encoder_and_decoder,
+    positive,
+    whole,
 )
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -55,30 +54,14 @@ class DiffusionConfig(NetworkOptions):
         steps: Of sampling.
     """
 
-    latent_dim: int = 8
-    kl_weight: float = 0.05
-    diffusion_weight: float = 1.0
-    scale: float = 2.0
-    width: int = 128
-    blocks: int = 2
-    levels: int = 4
-    steps: int = 30
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: A field has the wrong type or lies outside its range.
-        """
-        super().__post_init__()
-        check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
-        check_positive("kl_weight", self.kl_weight)
-        check_positive("diffusion_weight", self.diffusion_weight)
-        check_positive("scale", self.scale)
-        check_whole("width", self.width, 1, MAX_WIDTH)
-        check_whole("blocks", self.blocks, 0, 64)
-        check_whole("levels", self.levels, 1, 256)
-        check_whole("steps", self.steps, 1, 1000)
+    latent_dim: int = whole(8)
+    kl_weight: float = positive(0.05)
+    diffusion_weight: float = positive(1.0)
+    scale: float = positive(2.0)
+    width: int = whole(128)
+    blocks: int = whole(2, 0, 64)
+    levels: int = whole(4, 1, 256)
+    steps: int = whole(30, 1, 1000)
 
 
 class DiffusionPrior(nn.Module):

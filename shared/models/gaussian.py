@@ -8,12 +8,11 @@ from torch import Tensor
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
 from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
-    MAX_WIDTH,
     NetworkOptions,
-    check_choice,
-    check_switch,
-    check_whole,
+    choice,
     encoder_and_decoder,
+    switch,
+    whole,
 )
 from fedlatent.shared.models.trained_priors import (
     PRIORS,
@@ -42,22 +41,18 @@ class GaussianConfig(NetworkOptions):
         components: Of a prior that is learned.
     """
 
-    latent_dim: int = 8
-    stochastic: bool = True
-    prior: str = "standard"
-    components: int = 10
+    latent_dim: int = whole(8)
+    stochastic: bool = switch(default=True)
+    prior: str = choice("standard", PRIORS)
+    components: int = whole(10)
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
         super().__post_init__()
-        check_choice("prior", self.prior, PRIORS)
-        check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
-        check_whole("components", self.components, 1, MAX_WIDTH)
-        check_switch("stochastic", self.stochastic)
         check_prior(self.prior, self.network, stochastic=self.stochastic)
 
 

@@ -13,9 +13,9 @@ from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
 from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
     NetworkOptions,
-    check_positive,
-    check_whole,
     encoder_and_decoder,
+    positive,
+    whole,
 )
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -36,22 +36,10 @@ class GumbelConfig(NetworkOptions):
         tau_end: Temperature at its end.
     """
 
-    groups: int = 8
-    categories: int = 4
-    tau_start: float = 1.0
-    tau_end: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: A field has the wrong type or lies outside its range.
-        """
-        super().__post_init__()
-        check_whole("groups", self.groups, 1, 1024)
-        check_whole("categories", self.categories, 2, 1024)
-        check_positive("tau_start", self.tau_start)
-        check_positive("tau_end", self.tau_end)
+    groups: int = whole(8, 1, 1024)
+    categories: int = whole(4, 2, 1024)
+    tau_start: float = positive(1.0)
+    tau_end: float = positive(0.5)
 
     @property
     def latent_dim(self) -> int:

@@ -65,10 +65,10 @@ class LikelihoodOptions(Protocol):
         """Number of latent dimensions."""
 
 
-Options = TypeVar("Options", bound=LikelihoodOptions)
+Config = TypeVar("Config", bound=LikelihoodOptions)
 
 
-class LikelihoodVAE(VAE, Generic[Options]):
+class LikelihoodVAE(VAE, Generic[Config]):
     """A model whose decoder gives the parameters of one of `LIKELIHOODS` for every value.
 
     A family says in `_build` what it is made of.
@@ -78,7 +78,7 @@ class LikelihoodVAE(VAE, Generic[Options]):
     """
 
     def __init__(
-        self, config: Options, input_shape: tuple[int, ...], generator: torch.Generator
+        self, config: Config, input_shape: tuple[int, ...], generator: torch.Generator
     ) -> None:
         """Build the layers and draw their weights.
 

@@ -1,9 +1,9 @@
 """Encoder and decoder networks by name, and checks of the options that describe them."""
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ RECURRENT = "recurrent"
 NETWORKS = {"mlp": None, "conv1d": 1, "conv2d": 2, RECURRENT: 1}  # dimensions of space or time
 MAX_WIDTH = 8192
 MAX_DEPTH = 16
+Value = TypeVar("Value")
 #: Gains of the last layers. Under noise the first weights stay visible to the end: latents must
 #: start on the scale of the prior, or noise drowns them, and outputs near zero, or the decoder's
 #: first draw stays in every reconstruction (measured on MIT-BIH at epsilon 4).
@@ -30,7 +31,51 @@ ENCODER_GAIN, DECODER_GAIN = 1.0, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
+class Options:
+    """Options of a family, made of fields such as `whole` that know what they may hold."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has the wrong type or lies outside its range.
+        """
+        for one in fields(self):
+            if "check" in one.metadata:
+                one.metadata["check"](one.name, getattr(self, one.name))
+
+
+def whole(default: int, least: int = 1, most: int = MAX_WIDTH) -> int:
+    """A field of a whole number from `least` to `most`."""
+    return _checked(default, lambda name, value: check_whole(name, value, least, most))
+
+
+def positive(default: float) -> float:
+    """A field of a finite number above 0."""
+    return _checked(default, check_positive)
+
+
+def choice(default: str, allowed: Collection[str]) -> str:
+    """A field of one of the names allowed."""
+    return _checked(default, lambda name, value: check_choice(name, value, allowed))
+
+
+def switch(*, default: bool) -> bool:
+    """A field of true or false."""
+    return _checked(default, check_switch)
+
+
+def wholes(default: tuple[int, ...], least: int = 1, most: int = MAX_WIDTH) -> tuple[int, ...]:
+    """A field of a few whole numbers from `least` to `most`."""
+    return _checked(default, lambda name, value: check_list(name, value, least, most))
+
+
+def _checked(default: Value, check: Callable[[str, object], None]) -> Value:
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(Options):
     """Options of an encoder, a decoder that mirrors it, and a likelihood.
 
     Attributes:
@@ -43,23 +88,11 @@ class NetworkOptions:
         variance: Of the Gaussian likelihood, in squared data units.
     """
 
-    network: str = "mlp"
-    hidden: tuple[int, ...] = (64,)
-    activation: str = "tanh"
-    likelihood: str = "gaussian"
-    variance: float = 0.05
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: A field has the wrong type or lies outside its range.
-        """
-        check_choice("network", self.network, NETWORKS)
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        check_list("hidden", self.hidden, 1, MAX_WIDTH)
-        check_positive("variance", self.variance)
+    network: str = choice("mlp", NETWORKS)
+    hidden: tuple[int, ...] = wholes((64,))
+    activation: str = choice("tanh", ACTIVATIONS)
+    likelihood: str = choice("gaussian", LIKELIHOODS)
+    variance: float = positive(0.05)
 
 
 def encoder_and_decoder(

@@ -22,12 +22,11 @@ from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
-    MAX_WIDTH,
     NetworkOptions,
-    check_positive,
-    check_whole,
     decoder_layers,
     encoder_layers,
+    positive,
+    whole,
     wrong_option,
 )
 
@@ -51,21 +50,18 @@ class SparseConfig(NetworkOptions):
         threshold: Probability of the gate above which a record is hard.
     """
 
-    latent_dim: int = 8
-    stem: int = 16
-    cost: float = 1.0
+    latent_dim: int = whole(8)
+    stem: int = whole(16)
+    cost: float = positive(1.0)
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
         super().__post_init__()
-        check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
-        check_whole("stem", self.stem, 1, MAX_WIDTH)
-        check_positive("cost", self.cost)
         if not isinstance(self.threshold, float) or not 0.0 <= self.threshold <= 1.0:
             raise wrong_option(
                 "threshold",

@@ -18,12 +18,13 @@ from fedlatent.shared.models.networks import (
     MAX_DEPTH,
     MAX_WIDTH,
     NetworkOptions,
-    check_choice,
-    check_list,
-    check_positive,
     check_whole,
+    choice,
     decoder_layers,
     encoder_layers,
+    positive,
+    whole,
+    wholes,
 )
 from fedlatent.shared.models.quantisers import Codebook, FiniteScalar
 from fedlatent.shared.models.tokens import TokenPrior
@@ -52,31 +53,23 @@ class VQConfig(NetworkOptions):
         prior_depth: Attention blocks of the token prior.
     """
 
-    quantiser: str = "fsq"
-    positions: int = 4
-    levels: tuple[int, ...] = (8, 5, 5, 5)
-    codes: int = 512
-    code_dim: int = 4
-    commitment: float = 0.25
-    prior_width: int = 32
-    prior_depth: int = 1
+    quantiser: str = choice("fsq", QUANTISERS)
+    positions: int = whole(4, 1, 1024)
+    levels: tuple[int, ...] = wholes((8, 5, 5, 5), 3, 64)
+    codes: int = whole(512, 2)
+    code_dim: int = whole(4)
+    commitment: float = positive(0.25)
+    prior_width: int = whole(32, 0)
+    prior_depth: int = whole(1, 1, MAX_DEPTH)
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
         super().__post_init__()
-        check_choice("quantiser", self.quantiser, QUANTISERS)
-        check_whole("positions", self.positions, 1, 1024)
-        check_list("levels", self.levels, 3, 64)
-        check_whole("codes", self.codes, 2, MAX_WIDTH)
-        check_whole("code_dim", self.code_dim, 1, MAX_WIDTH)
-        check_positive("commitment", self.commitment)
-        check_whole("prior_width", self.prior_width, 0, MAX_WIDTH)
         check_whole("remainder of prior_width by 4", self.prior_width % 4, 0, 0)
-        check_whole("prior_depth", self.prior_depth, 1, MAX_DEPTH)
         # A record's numbers are brought to one scale together, which leaves nothing of very few.
         check_whole("positions times the numbers of a code", self.latent_dim, 4, MAX_WIDTH)
 
