@@ -29,13 +29,14 @@ from fedlatent.shared.errors import DataError, ServiceError
 from fedlatent.shared.export.bundling import BundleReport
 from fedlatent.shared.keys import SigningKey, VerifyKey
 from fedlatent.simulations.deployed import running_federation
-from fedlatent.simulations.evaluation import (
+from fedlatent.simulations.study.evaluation import (
+    QUESTIONS,
     Detector,
     Rating,
     baseline_detector,
     rate,
+    rated,
     reconstruction_detector,
-    three_questions,
     train_alone,
 )
 
@@ -245,11 +246,13 @@ def _questions(
         public = SigningKey.load(home.signing_key).public
         return edge_detector(EdgeModel.load(site_bundles[site.name].path, [public]))
 
-    return three_questions(
-        seen=[(site, own(site)) for site in federation.sites],
-        absent=absent,
-        as_it_comes=edge_detector(model),
-        recentred=lambda normals: edge_detector(model.recentre(normals)),
+    return rated(
+        QUESTIONS,
+        seen=lambda: [(site, own(site)) for site in federation.sites],
+        absent=absent.sites,
+        detector=lambda normals: edge_detector(
+            model if normals is None else model.recentre(normals)
+        ),
         seed=seed,
     )
 

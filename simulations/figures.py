@@ -22,7 +22,7 @@ from fedlatent.client.home import ClientHome
 from fedlatent.client.store import SiteMaterial, Store
 from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.keys import SigningKey
-from fedlatent.simulations.evaluation import normals_of
+from fedlatent.simulations.study.evaluation import normals_of
 
 if TYPE_CHECKING:
     from fedlatent.simulations.demo import DemoResult

@@ -12,7 +12,7 @@ from fedlatent.cli.console import JsonOption, figure, out, print_json, progress,
 if TYPE_CHECKING:
     from fedlatent.shared.data.sources import Federation
     from fedlatent.simulations.demo import DemoResult
-    from fedlatent.simulations.evaluation import Rating
+    from fedlatent.simulations.study.evaluation import Rating
 
 EXAMPLES = (
     "Examples: fedlatent demo | fedlatent demo --data digits | "
@@ -82,7 +82,7 @@ def _named(name: str, count: int, seed: int) -> "Federation":
     if name == "digits":
         return sources.digits(count, seed)
     if name == "mitbih":
-        whole = sources.mitbih(Path(os.environ.get("FEDLATENT_DATA", "../shared/data")), seed)
+        whole = sources.mitbih(sources.data_folder(), seed)
         if count > len(whole.sites):
             raise ConfigError(f"Expected at most {len(whole.sites)} patients, got {count}.")
         if count == len(whole.sites):

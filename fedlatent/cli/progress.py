@@ -1,4 +1,4 @@
-"""Progress of an experiment on standard error: the cells, and the rounds of the current one."""
+"""Progress of a study on standard error: the cells, and the rounds of the current one."""
 
 import time
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from fedlatent.cli.console import err
 
 if TYPE_CHECKING:
-    from fedlatent.simulations.experiments.run import Step, Watch
+    from fedlatent.simulations.study.run import Step, Watch
 
 
 _WIDTH = 32  # letters for the name of a cell
 
 
 @contextmanager
-def experiment_progress(*, quiet: bool) -> Iterator["Watch"]:
+def study_progress(*, quiet: bool) -> Iterator["Watch"]:
     """Two live lines; nothing when ``quiet``."""
     columns = (
         SpinnerColumn(err.spinner, finished_text=err.tick),
@@ -31,7 +31,7 @@ def experiment_progress(*, quiet: bool) -> Iterator["Watch"]:
 
 
 class _Bars:
-    """Shows the steps of an experiment."""
+    """Shows the steps of a study."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -45,7 +45,7 @@ class _Bars:
     def __call__(self, step: "Step") -> None:
         """Show one step."""
         if self._whole is None:
-            self._whole = self._bars.add_task("experiment", total=1.0, facts="")
+            self._whole = self._bars.add_task("study", total=1.0, facts="")
         words = f"{step.cell.label}, seed {step.cell.seed}".removeprefix(", ")
         if step.cell.id != self._cell:
             if self._task is not None:

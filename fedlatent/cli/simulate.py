@@ -1,20 +1,19 @@
-"""``fedlatent simulate``: experiments with many clients on this machine."""
+"""``fedlatent simulate``: studies with many clients on this machine."""
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fedlatent.cli import bench
-from fedlatent.cli.console import JsonOption, figure, out, print_json, table
+from fedlatent.cli.console import JsonOption, out, print_json, table
 
 if TYPE_CHECKING:
-    from fedlatent.simulations.experiments.compare import Comparison
-    from fedlatent.simulations.experiments.results import Results
+    from fedlatent.simulations.study.compare import Comparison
+    from fedlatent.simulations.study.results import Results
 
 app = typer.Typer(
-    help="Simulate private federations: experiments as TOML files, with sweeps and reports.",
+    help="Simulate private federations: studies as TOML files, with sweeps and reports.",
     epilog="Start: fedlatent simulate run first-look",
     no_args_is_help=True,
 )
@@ -23,25 +22,18 @@ app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 
 Folder = Annotated[Path, typer.Argument(help="Folder that 'simulate run' has filled.")]
 
-#: Columns of the table after a run: question, title.
-_COLUMNS = (
-    ("auroc_seen", "#took part"),
-    ("auroc_absent", "#took no part"),
-    ("auroc_new10", "#new, 10"),
-    ("auroc_new100", "#new, 100"),
-    ("clients_per_second", "#clients/s"),
-)
+Metric = Literal["auroc", "auprc", "fpr95"]
 
 
 @app.command(
     "run",
     epilog="Examples: fedlatent simulate run first-look | "
-    "fedlatent simulate run mine.toml --out runs/mine --device cuda",
+    "fedlatent simulate run mine.toml --out runs/mine --device cuda | "
+    "fedlatent simulate run likelihood --quick | "
+    "fedlatent simulate run utility --only data=mitbih,smd --only seed=0 --processes 2",
 )
 def run(
-    experiment: Annotated[
-        str, typer.Argument(help="A TOML file, or the name of a shipped experiment.")
-    ],
+    study: Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped study.")],
     folder: Annotated[
         Path | None, typer.Option("--out", help="Results go here; default runs/NAME.")
     ] = None,
@@ -49,27 +41,48 @@ def run(
         Path | None,
         typer.Option(help="Folder of the real data sets; default $FEDLATENT_DATA."),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The study's quick form: seconds, and no result.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="AXIS=VALUE,... runs these cells alone; axes are swept keys and seed."),
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the file, such as seeds=[3]; a study of its own."),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Cells at once, each on one thread; 1: all threads.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps, for the stacked grid.")] = "cpu",
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the clients' files of finished cells, too.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Run all cells of an experiment; the same command again goes on where it was stopped."""
-    from fedlatent.cli.progress import experiment_progress
+    """Run all cells of a study; the same command again goes on where it was stopped."""
+    from fedlatent.cli.progress import study_progress
+    from fedlatent.shared.data.sources import data_folder
     from fedlatent.shared.files import write_atomic
-    from fedlatent.simulations.experiments.report import report as html
-    from fedlatent.simulations.experiments.results import Results
-    from fedlatent.simulations.experiments.run import run_experiment
-    from fedlatent.simulations.experiments.shipped import locate
-    from fedlatent.simulations.experiments.spec import Experiment
+    from fedlatent.simulations.study.report import report as html
+    from fedlatent.simulations.study.results import Results
+    from fedlatent.simulations.study.run import run_study
+    from fedlatent.simulations.study.shipped import locate
+    from fedlatent.simulations.study.spec import Study
 
-    chosen = Experiment.load(locate(experiment))
-    place = folder or Path("runs") / chosen.name
-    source = data or Path(os.environ.get("FEDLATENT_DATA", "../shared/data"))
-    with experiment_progress(quiet=json) as watch:
-        content = run_experiment(
-            chosen, place, data_dir=source, device=device, keep=keep, watch=watch
+    chosen = Study.load(locate(study), change or (), quick=quick)
+    place = folder or Path("runs") / (f"{chosen.name}-quick" if quick else chosen.name)
+    with study_progress(quiet=json) as watch:
+        content = run_study(
+            chosen,
+            place,
+            data_dir=data_folder(data),
+            only=_axes(only or []),
+            processes=processes,
+            device=device,
+            keep=keep,
+            watch=watch,
         )
     page = place / "report.html"
     results = Results.load(place)
@@ -77,7 +90,7 @@ def run(
     if json:
         print_json({"folder": str(place), "report": str(page), **content})
         return
-    _print_summary(results)
+    _print_tables(results)
     out.print(f"report {page}")
 
 
@@ -90,10 +103,10 @@ def list_(
     ),
     json: JsonOption = False,
 ) -> None:
-    """Name the shipped experiments, and the result folders with how far they are."""
-    from fedlatent.simulations.experiments.shipped import folders, shipped
+    """Name the shipped studies, and the result folders with how far they are."""
+    from fedlatent.simulations.study.shipped import folders, shipped
 
-    experiments, found = shipped(), folders(root)
+    studies, found = shipped(), folders(root)
     if json:
         print_json(
             {
@@ -101,10 +114,10 @@ def list_(
                     {
                         "name": one.name,
                         "description": one.description,
-                        "data": one.cells[0].data.source,
+                        "data": one.data,
                         "cells": len(one.cells),
                     }
-                    for one in experiments
+                    for one in studies
                 ],
                 "folders": [
                     {
@@ -120,11 +133,11 @@ def list_(
             }
         )
         return
-    rows = table("shipped experiments", "name", "data", "#cells", "what")
-    for one in experiments:
-        rows.add_row(one.name, one.cells[0].data.source, str(len(one.cells)), one.description)
+    rows = table("shipped studies", "name", "data", "#cells", "what")
+    for one in studies:
+        rows.add_row(one.name, one.data, str(len(one.cells)), one.description)
     out.print(rows)
-    rows = table(f"results in {root}", "folder", "experiment", "#cells done", "state")
+    rows = table(f"results in {root}", "folder", "study", "#cells done", "state")
     for place in found:
         name = str(place.folder)
         rows.add_row(name, place.name, f"{place.done} of {place.cells}", place.state)
@@ -138,12 +151,19 @@ def report(
         Path | None,
         typer.Option("--output", "-o", help="The HTML file; default report.html in FOLDER."),
     ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables as Markdown, too.")
+    ] = False,
+    metric: Annotated[
+        Metric, typer.Option(help="Of the Markdown tables, if the study has it.")
+    ] = "auroc",
     json: JsonOption = False,
 ) -> None:
     """Write a report with tables and plots as one HTML file that opens offline."""
     from fedlatent.shared.files import write_atomic
-    from fedlatent.simulations.experiments.report import report as html
-    from fedlatent.simulations.experiments.results import Results
+    from fedlatent.simulations.study.report import markdown as as_markdown
+    from fedlatent.simulations.study.report import report as html
+    from fedlatent.simulations.study.results import Results
 
     results = Results.load(folder)
     page = output or folder / "report.html"
@@ -151,7 +171,10 @@ def report(
     if json:
         print_json({"report": str(page), **results.to_json()})
         return
-    _print_summary(results)
+    if markdown:
+        print(as_markdown(results, metric), end="")
+        return
+    _print_tables(results)
     out.print(f"report {page}")
 
 
@@ -168,10 +191,11 @@ def compare(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Put experiments side by side: mean and spread over seeds of every measure."""
+    """Put studies side by side: mean and spread over seeds of every measure."""
     from fedlatent.shared.files import write_atomic
-    from fedlatent.simulations.experiments import compare as comparing
-    from fedlatent.simulations.experiments.results import Results
+    from fedlatent.simulations.study import compare as comparing
+    from fedlatent.simulations.study.layout import SPREAD
+    from fedlatent.simulations.study.results import Results
 
     parts = [Results.load(folder) for folder in folders]
     called = comparing.names(parts)
@@ -184,13 +208,13 @@ def compare(
         return
     for one in comparing.compare(parts):
         _print_comparison(one, called)
-    out.print("mean ± sample standard deviation over seeds")
+    out.print(SPREAD)
     if output is not None:
         out.print(f"report {output}")
 
 
 def _print_comparison(one: "Comparison", called: list[str]) -> None:
-    from fedlatent.simulations.experiments.compare import table_rows
+    from fedlatent.simulations.study.compare import table_rows
 
     rows = table(one.title, "setting", *(f"#{name}" for name in called))
     for row in table_rows(one):
@@ -198,23 +222,27 @@ def _print_comparison(one: "Comparison", called: list[str]) -> None:
     out.print(rows)
 
 
-def _print_summary(results: "Results") -> None:
-    from fedlatent.simulations.experiments.report import value_text
+def _print_tables(results: "Results") -> None:
+    from fedlatent.simulations.study.layout import SPREAD, tables
 
-    summaries = results.summaries()
-    shown = [
-        (key, title) for key, title in _COLUMNS if any(key in one.measures for one in summaries)
-    ]
-    done = f"{len(results.cells)} of {len(results.experiment.cells)} cells"
-    rows = table(
-        f"{results.experiment.name}: AUROC, {done}", "setting", *(title for _, title in shown)
-    )
-    for one in summaries:
-        values = [
-            value_text(one.measures.get(key))
-            if key.startswith("auroc")
-            else figure(one.measures[key].mean if key in one.measures else None, 1)
-            for key, _ in shown
-        ]
-        rows.add_row(one.label or "all cells", *values)
-    out.print(rows)
+    done = f"{len(results.cells)} of {len(results.study.cells)} cells"
+    for one in tables(results) if results.cells else []:
+        title = one.title or "AUROC"
+        rows = table(f"{results.study.name}: {title}, {done}", *one.columns)
+        for row in one.rows:
+            rows.add_row(*(cell if isinstance(cell, str) else cell[0] for cell in row))
+        out.print(rows)
+    out.print(SPREAD)
+
+
+def _axes(only: list[str]) -> dict[str, list[str]]:
+    """Values by axis from words such as ``data=mitbih,smd``."""
+    from fedlatent.shared.errors import ConfigError
+
+    found: dict[str, list[str]] = {}
+    for word in only:
+        axis, equals, values = word.partition("=")
+        if not (axis and equals and values):
+            raise ConfigError(f"Expected --only AXIS=VALUE,..., got {word!r}.")
+        found.setdefault(axis, []).extend(values.split(","))
+    return found

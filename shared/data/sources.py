@@ -3,6 +3,7 @@
 Rows stay raw: whoever uses them applies `schema.preprocess`, as a node or an edge device does.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -39,6 +40,11 @@ DIGITS_SCHEMA = Schema(
     lower=0.0,
     upper=1.0,
 )
+
+
+def data_folder(chosen: Path | None = None) -> Path:
+    """The folder of the real data sets: as chosen, or FEDLATENT_DATA, or ../shared/data."""
+    return chosen or Path(os.environ.get("FEDLATENT_DATA", "../shared/data"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

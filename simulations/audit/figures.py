@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from fedlatent.simulations.audit.inversion import PUBLIC, RELEASED, STOLEN, Inversion
 from fedlatent.simulations.audit.one_run import OneRun
 from fedlatent.simulations.audit.results import Finding
-from fedlatent.simulations.experiments.figures import COLOURS, GREY, INK, WIDTH
+from fedlatent.simulations.study.figures import COLOURS, GREY, INK, WIDTH
 
 _DPI = 130
 

@@ -26,10 +26,7 @@ from fedlatent.simulations.audit.usual import usual_config
 from fedlatent.simulations.bench.plain import CONV, MLP
 from fedlatent.simulations.bench.systems import run_config
 from fedlatent.simulations.demo import demo_run
-from fedlatent.simulations.experiments.shipped import shipped
-from fedlatent.simulations.generation import generation_run
-from fedlatent.simulations.utility.methods import FEDERATED, LEVERS, Tables, tables_of
-from fedlatent.simulations.utility.study import EPSILONS, LEVER_EPSILON
+from fedlatent.simulations.study.shipped import shipped
 from fedlatent.simulations.zoo import (
     disentangle,
     early_exit,
@@ -67,12 +64,11 @@ def shipped_runs() -> Iterator[tuple[str, RunConfig]]:
     federation = hearts(2, 0, beats=10)
     yield "run file of `server init`", RunConfig.from_toml(RUN_EXAMPLE)
     yield "`demo`", demo_run(federation, nodes=2, epsilon=4.0, rounds=10)
-    for experiment in shipped():
-        for cell in experiment.cells:
-            tables = {"name": experiment.name, "data": _ANY, **cell.run}
-            yield f"`simulate {experiment.name}`", RunConfig.parse(tables, experiment.name)
-    yield from _study()
-    yield "generation", generation_run(10.0, 0, 1)
+    for study in shipped():
+        for cell in study.cells:
+            if cell.work != "zoo" and cell.seed == study.seeds[0]:
+                tables = {"name": study.name, "data": _ANY, **cell.run}
+                yield f"`simulate {study.name}`", RunConfig.parse(tables, study.name)
     for name, task in (("MLP", MLP), ("convolutions", CONV)):
         yield f"benchmark ({name})", run_config(task, private=True)
     for form, sizes in (("quick", QUICK), ("full", FULL)):
@@ -129,18 +125,6 @@ def table(found: Iterable[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _study() -> Iterator[tuple[str, RunConfig]]:
-    """The study of utility: methods at each epsilon, levers at one."""
-    asked = [(method, epsilon) for method in FEDERATED.values() for epsilon in EPSILONS]
-    asked += [(method, LEVER_EPSILON) for method in LEVERS.values()]
-    for method, epsilon in asked:
-        yield "utility study", RunConfig.parse(_study_tables(method, epsilon), "utility study")
-
-
-def _study_tables(method: Tables, epsilon: float | None) -> Tables:
-    return {"name": "utility", "data": _ANY, **tables_of(method, epsilon)}
-
-
 def _zoo() -> Iterator[tuple[str, RunConfig]]:
     """Private trainings of the zoo."""
     found: dict[str, tuple[Mapping[str, object], float]] = {
@@ -155,7 +139,7 @@ def _zoo() -> Iterator[tuple[str, RunConfig]]:
         found["ladder"] = setting.training, setting.sample_rate
     for name, (training, rate) in found.items():
         yield (
-            f"`zoo {name}`",
+            f"`simulate {name}`",
             run_for(
                 "gaussian",
                 {"hidden": [8], "latent_dim": 2},

@@ -30,7 +30,6 @@ from fedlatent.shared.models.mixed import MixedVAE
 from fedlatent.simulations.zoo.images import png
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
-TITLE = "Tables: anomalies and missing values"
 #: AUROC on the official test of NSL-KDD.
 REPORTED = {"PCA": 0.950, "latent neighbours of a beta-VAE": 0.975}
 

@@ -45,8 +45,6 @@ from fedlatent.simulations.zoo.denoise_data import (
 from fedlatent.simulations.zoo.images import png
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
-TITLE = "Denoising of Kodak crops and MIT-BIH strips against BM3D and wavelets"
-
 Denoise = Callable[[Array, float], Array]
 
 TURNS = 8  # orientations of a patch

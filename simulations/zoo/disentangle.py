@@ -24,7 +24,6 @@ from fedlatent.shared.models.disentanglement import information, mutual_informat
 from fedlatent.simulations.zoo.images import png
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
-TITLE = "Disentanglement of sprites: beta-VAE and capacity"
 FACTORS = ("shape", "scale", "x", "y")
 HEIGHT, WIDTH = 22, 26  # pixels
 LEVELS = (3, 8, 16, 16)

@@ -29,8 +29,6 @@ from fedlatent.shared.models.sparse import SparseVAE, trunk_share
 from fedlatent.simulations.zoo.images import png
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
-TITLE = "Early exits on heart beats: skipped work, time and area under the ROC curve"
-
 Floats = NDArray[np.float32]
 
 #: Public values: a threshold from quantiles of training beats would be a release about them.

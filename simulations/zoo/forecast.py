@@ -34,7 +34,6 @@ from fedlatent.shared.models.sequence import SequenceVAE
 from fedlatent.simulations.zoo.images import png
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
-TITLE = "Forecasts of the next day: weighted quantile loss (lower is better)"
 HISTORY, HORIZON, SEASON = 336, 24, 24
 LIMIT = 10.0  # of scaled values
 TRAINED = 0.8  # share of the hours, from the first on

@@ -1,6 +1,6 @@
 """Synthetic MNIST from latents of N(0, I), of a learned prior, and of a latent diffusion model.
 
-A record is an image with its label beside it, as in `fedlatent.simulations.generation`; a
+A record is an image with its label beside it, as in `fedlatent.simulations.zoo.generation`; a
 classifier learns from synthetic records and names real test images. One model with a diffusion
 prior serves twice: its decoder gets latents of N(0, I), or those of its diffusion model. Its first
 stage weighs the divergence little, so that reconstructions are sharp and N(0, I) misses where
@@ -24,7 +24,7 @@ from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.models import VAE
 from fedlatent.shared.models.diffusion import LatentDiffusion
 from fedlatent.shared.models.priors import Prior, StandardNormal
-from fedlatent.simulations.generation import (
+from fedlatent.simulations.zoo.generation import (
     PIXELS,
     REPORTED,
     accuracy,
@@ -36,8 +36,6 @@ from fedlatent.simulations.generation import (
 from fedlatent.simulations.zoo.images import binarised, png
 from fedlatent.simulations.zoo.likelihood import bounds
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
-
-TITLE = "Latent diffusion and learned priors: synthetic digits judged by a classifier"
 
 _AT_ONCE = 2_000  # records of one draw
 _BOUNDED, _DRAWS = 500, 200  # test records with a likelihood, and latent draws of each

@@ -33,7 +33,6 @@ from fedlatent.simulations.zoo.images import binarised, grey
 from fedlatent.simulations.zoo.likelihood import bounds
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
-TITLE = "Likelihood of binarised MNIST: ladders of latent groups"
 #: In nats, of others, trained on 60,000 images.
 REPORTED = {
     "Ladder VAE, 5 groups, MLP": 81.7,

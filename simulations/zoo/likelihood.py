@@ -22,7 +22,6 @@ from fedlatent.shared.models.objective import iwae
 from fedlatent.simulations.zoo.images import binarised, grey, png, sheet, shifted
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
-TITLE = "Likelihood of binarised MNIST: VAE and IWAE"
 #: In nats, of others, trained on 60,000 images (Burda et al., 2016, table 1).
 REPORTED = {"VAE": 87.8, "IWAE, 50 draws": 84.6}
 

@@ -36,7 +36,6 @@ from fedlatent.shared.data.selfies_tokens import STOP, VOCABULARY, to_records, t
 from fedlatent.shared.models.molecule import MoleculeVAE
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
-TITLE = "Molecules of MOSES: draws and property search"
 #: Of 30,000 draws of the VAE of MOSES (Polykovskiy et al., 2020, tables 2 and 3).
 REPORTED = {"valid": 0.977, "unique at 10k": 0.998, "novel": 0.695, "FCD": 0.099}
 LENGTH = 50  # tokens of a record; one molecule of the file has more

@@ -29,8 +29,6 @@ from fedlatent.simulations.zoo.images import binarised, grey, png
 from fedlatent.simulations.zoo.likelihood import bounds
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
 
-TITLE = "Discrete latents on MNIST: tokens and categories"
-
 LEVELS = (8, 5, 5, 5)
 _POSITIONS = 16
 _BOUNDED, _DRAWS = 500, 200  # images whose likelihood is bounded, draws of each

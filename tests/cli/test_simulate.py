@@ -7,7 +7,7 @@ import pytest
 
 from fedlatent.cli.progress import Rate, time_left
 from tests.cli.conftest import Run
-from tests.simulations.experiments.tiny import TEXT
+from tests.simulations.study.tiny import TEXT
 
 
 @pytest.fixture

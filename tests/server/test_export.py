@@ -12,8 +12,8 @@ from fedlatent.server.home import ServerHome
 from fedlatent.shared.bundle.archive import DECODER
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.keys import SigningKey
-from fedlatent.simulations.evaluation import combined_detector, global_detector
 from fedlatent.simulations.federation import Simulation, datasets, simulate
+from fedlatent.simulations.study.evaluation import combined_detector, global_detector
 from tests.simulations.support import tiny_federation, tiny_run
 
 

@@ -20,9 +20,9 @@ from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY
 from fedlatent.shared.records import read_reply, reply_of
 from fedlatent.shared.wire import UNSIGNED
-from fedlatent.simulations.evaluation import global_detector, rate, site_detector
 from fedlatent.simulations.federation import datasets, handler, make_node, open_policy, simulate
 from fedlatent.simulations.grid import Handler, InProcessGrid, by_handlers
+from fedlatent.simulations.study.evaluation import global_detector, rate, site_detector
 from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
 

@@ -8,26 +8,30 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.simulations.demo import demo_run
-from fedlatent.simulations.experiments.shipped import shipped
-from fedlatent.simulations.experiments.spec import bind
+from fedlatent.simulations.study.shipped import shipped
+from fedlatent.simulations.study.spec import Cell, bind
 
 
 def _runs() -> dict[str, RunConfig]:
-    """The example of ``server init``, the demo, and the first and last of each experiment."""
+    """The example of ``server init``, the demo, and each method with least and most privacy."""
     federation = hearts(2, seed=0, beats=20)
     found = {"example": RunConfig.from_toml(RUN_EXAMPLE)}
     for epsilon in (1.0, 8.0):
         found[f"demo-{epsilon:g}"] = demo_run(federation, nodes=2, epsilon=epsilon, rounds=10)
-    for experiment in shipped():
-        runs = [bind(experiment, cell, HEARTS_SCHEMA, 6) for cell in experiment.cells]
-        private = [run for run in runs if run.privacy.mechanism != "none"]
-        for run in (min(private, key=_epsilon), max(private, key=_epsilon)):
-            found[f"{experiment.name}-{run.privacy.epsilon:g}"] = run
+    for study in shipped():
+        groups: dict[object, list[Cell]] = {}
+        for cell in study.cells:
+            if cell.work in ("federated", "attacked") and "epsilon" in cell.run["privacy"]:
+                groups.setdefault(cell.setting.get("method"), []).append(cell)
+        for cells in groups.values():
+            for cell in (min(cells, key=_epsilon), max(cells, key=_epsilon)):
+                found[f"{study.name}-{cell.label}"] = bind(study, cell, HEARTS_SCHEMA, 6)
     return found
 
 
-def _epsilon(run: RunConfig) -> float:
-    return run.privacy.epsilon
+def _epsilon(cell: Cell) -> float:
+    epsilon: float = cell.run["privacy"]["epsilon"]
+    return epsilon
 
 
 RUNS = _runs()

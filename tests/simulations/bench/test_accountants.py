@@ -16,7 +16,7 @@ from fedlatent.simulations.bench.accountants import (
 
 DOCS = Path(__file__).parents[3] / "docs" / "privacy.md"
 #: The default, the tightest against RDP, and the shortest.
-SAMPLE = ("run file of `server init`", "`zoo tokens`", "benchmark (MLP)")
+SAMPLE = ("run file of `server init`", "`simulate tokens`", "benchmark (MLP)")
 
 
 def written() -> list[list[str]]:

@@ -8,8 +8,8 @@ import torch
 
 from fedlatent.shared.models import build
 from fedlatent.shared.models.priors import StandardNormal
-from fedlatent.simulations.generation import PIXELS
 from fedlatent.simulations.zoo import generate
+from fedlatent.simulations.zoo.generation import PIXELS
 
 
 @pytest.mark.parametrize("epsilon", [None, 8.0])
