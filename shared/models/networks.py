@@ -30,6 +30,54 @@ Value = TypeVar("Value")
 ENCODER_GAIN, DECODER_GAIN = 1.0, 0.1
 
 
+def wrong_option(name: str, sentence: str) -> ConfigError:
+    """The error about an option of a family; its field is the option's key in a run file."""
+    return ConfigError(sentence, field=f"model.options.{name}")
+
+
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raise ConfigError unless `value` is one of the names allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        raise wrong_option(
+            name, f"Expected {name} as one of {sorted(allowed)}, got {value!r}; choose one."
+        )
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise wrong_option(name, f"Expected {name} as true or false, got {value!r}; choose one.")
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raise ConfigError unless `value` is a whole number from `least` to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise wrong_option(
+            name, f"Expected {name} between {least} and {most}, got {value!r}; give a whole number."
+        )
+
+
+def check_list(name: str, value: Any, least: int, most: int) -> None:  # noqa: ANN401
+    """Raise ConfigError unless `value` is a tuple of a few whole numbers in the range."""
+    if not isinstance(value, tuple) or not 1 <= len(value) <= MAX_DEPTH:
+        raise wrong_option(
+            name,
+            f"Expected {name} as a list of 1 to {MAX_DEPTH} numbers, got {value!r}; "
+            f"give for example [{max(least, 8)}].",
+        )
+    for number in value:
+        check_whole(name, number, least, most)
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
+        raise wrong_option(
+            name, f"Expected {name} as a positive number, got {value!r}; give for example 0.05."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of a family, made of fields such as `whole` that know what they may hold."""
@@ -157,54 +205,6 @@ def decoder_layers(config: NetworkOptions, inputs: int, shape: tuple[int, ...]) 
     if config.network == RECURRENT:
         return [Writer(inputs, config.hidden, outputs), nn.Flatten()]
     return [*conv_decoder(inputs, config.hidden, outputs, config.activation), nn.Flatten()]
-
-
-def wrong_option(name: str, sentence: str) -> ConfigError:
-    """The error about an option of a family; its field is the option's key in a run file."""
-    return ConfigError(sentence, field=f"model.options.{name}")
-
-
-def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
-    """Raise ConfigError unless `value` is one of the names allowed."""
-    if not isinstance(value, str) or value not in allowed:
-        raise wrong_option(
-            name, f"Expected {name} as one of {sorted(allowed)}, got {value!r}; choose one."
-        )
-
-
-def check_switch(name: str, value: object) -> None:
-    """Raise ConfigError unless `value` is true or false."""
-    if not isinstance(value, bool):
-        raise wrong_option(name, f"Expected {name} as true or false, got {value!r}; choose one.")
-
-
-def check_whole(name: str, value: object, least: int, most: int) -> None:
-    """Raise ConfigError unless `value` is a whole number from `least` to `most`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise wrong_option(
-            name, f"Expected {name} between {least} and {most}, got {value!r}; give a whole number."
-        )
-
-
-def check_list(name: str, value: Any, least: int, most: int) -> None:  # noqa: ANN401
-    """Raise ConfigError unless `value` is a tuple of a few whole numbers in the range."""
-    if not isinstance(value, tuple) or not 1 <= len(value) <= MAX_DEPTH:
-        raise wrong_option(
-            name,
-            f"Expected {name} as a list of 1 to {MAX_DEPTH} numbers, got {value!r}; "
-            f"give for example [{max(least, 8)}].",
-        )
-    for number in value:
-        check_whole(name, number, least, most)
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raise ConfigError unless `value` is a finite number above 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
-        raise wrong_option(
-            name, f"Expected {name} as a positive number, got {value!r}; give for example 0.05."
-        )
 
 
 def _channels_first(network: str, shape: tuple[int, ...]) -> tuple[int, ...]:
