@@ -24,19 +24,11 @@ def user_folder() -> Path:
 
 
 class ClientHome(Home):
-    """Paths below one client home directory; only :meth:`create` writes.
-
-    Attributes:
-        root: Absolute path of the home directory (mode 0700).
-    """
+    """Paths below one client home directory; only :meth:`create` writes."""
 
     variable = HOME_VARIABLE
     usual = "~/.fedlatent/client"
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The fixed folders right below the home."""
-        return (*super().folders, self.store, self.outbox)
+    below = (*Home.below, "store", "outbox")
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

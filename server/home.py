@@ -11,19 +11,11 @@ HOME_VARIABLE = "FEDLATENT_SERVER_HOME"
 
 
 class ServerHome(Home):
-    """Paths below one server home directory; only :meth:`create` writes.
-
-    Attributes:
-        root: Absolute path of the home directory (mode 0700).
-    """
+    """Paths below one server home directory; only :meth:`create` writes."""
 
     variable = HOME_VARIABLE
     usual = "~/.fedlatent/server"
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The fixed folders right below the home."""
-        return (*super().folders, self.tls, self.runs)
+    below = (*Home.below, "tls", "runs")
 
     def require(self) -> None:
         """See that something is here, before a command would make an empty registry.

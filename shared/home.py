@@ -14,12 +14,16 @@ class Home:
 
     Attributes:
         root: Absolute path of the home directory (mode 0700).
+        variable: Name of the environment variable that names the home.
+        usual: The home where nothing names one.
+        below: Names of the fixed folders right below the home.
     """
 
     root: Path
 
     variable: ClassVar[str]
     usual: ClassVar[str]
+    below: ClassVar[tuple[str, ...]] = ("keys", "bundles", "services")
 
     @classmethod
     def find(cls, path: Path | str | None = None) -> Self:
@@ -32,18 +36,13 @@ class Home:
             path = os.environ.get(cls.variable) or cls.usual
         return cls(home_path(path))
 
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The fixed folders right below the home."""
-        return (self.keys, self.bundles, self.services)
-
     def create(self) -> None:
         """Make the home and its fixed folders, readable by the owner alone.
 
         Raises:
             ServiceError: The home is there and belongs to someone else.
         """
-        make_home(self.root, self.folders)
+        make_home(self.root, [self.root / name for name in self.below])
 
     @property
     def keys(self) -> Path:

@@ -121,7 +121,7 @@ class SigningKey:
 
     @property
     def public(self) -> VerifyKey:
-        """The public half."""
+        """The public half, which verifies what this key signs."""
         return VerifyKey(key=self.key.public_key())
 
     @property

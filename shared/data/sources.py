@@ -188,15 +188,11 @@ def mitbih(data_dir: Path, seed: int = 0) -> Federation:
     arrays = read_npz(path, ["X", "y", "classes", "record"])
     rows, owner, kind = arrays["X"], arrays["record"], arrays["classes"][arrays["y"]]
     role = np.select([kind == "N", kind == "V"], [_NORMAL, _ANOMALY], _EXTRA)
-    rng = np.random.default_rng(seed)
-    sites = []
-    for name in np.unique(owner):
-        mine = owner == name
-        sites.append(split_site(str(name), rows[mine], kind[mine], role[mine], rng))
+    sites = _by_owner(owner, rows, kind, role, seed)
     return Federation(
         name="mitbih",
         schema=MITBIH_SCHEMA,
-        sites=tuple(sites),
+        sites=sites,
         synthetic=False,
         note="Real heart beats of 22 patients (MIT-BIH Arrhythmia Database, Moody and Mark, "
         "PhysioNet, ODC-By 1.0), lead MLII; anomalies are ventricular beats.",
@@ -220,18 +216,30 @@ def from_file(
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label
     clients = np.full(count, "site") if raw.client_id is None else raw.client_id
     kind = np.array(["normal", "anomaly"])[label]
-    rng = np.random.default_rng(seed)
-    sites = []
-    for name in np.unique(clients):
-        mine = clients == name
-        sites.append(split_site(str(name), raw.records[mine], kind[mine], label[mine], rng))
+    sites = _by_owner(clients, raw.records, kind, label, seed)
     return Federation(
         name=Path(path).name,
         schema=schema,
-        sites=tuple(sites),
+        sites=sites,
         synthetic=False,
         note=f"Records of the file {Path(path).name}.",
     )
+
+
+def _by_owner(
+    owner: NDArray[Any],
+    rows: NDArray[Any],
+    kind: NDArray[np.str_],
+    role: NDArray[Any],
+    seed: int,
+) -> tuple[SiteData, ...]:
+    """One site for each owner of records, in the order of their names."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for name in np.unique(owner):
+        mine = owner == name
+        found.append(split_site(str(name), rows[mine], kind[mine], role[mine], rng))
+    return tuple(found)
 
 
 def split_site(

@@ -114,7 +114,7 @@ class Plan:
 
     @property
     def levels(self) -> int:
-        """Number of resolutions."""
+        """Number of resolutions, 1 for an "mlp"."""
         return len(self.config.groups)
 
     @property
