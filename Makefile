@@ -8,6 +8,8 @@ export OMP_NUM_THREADS = 1
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export ORT_DISABLE_TELEMETRY = 1
+# Else each of the many processes would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow mutants chaos check format install clean
 
@@ -23,8 +25,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/fedlatent demo
 
+# Files go to that many workers; some wait for real services most of the time.
+JOBS ?= 3
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

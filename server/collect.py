@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from flwr.app import Message
 
-from fedlatent.server.registry import SiteOutcome
+from fedlatent.server.outcome import SiteOutcome
 from fedlatent.server.screening import (
     Opened,
     ReplySpec,
@@ -66,6 +66,8 @@ class Collector:
         released: the summary of each node, float64 by node id, in the phases that need them singly.
         envelope: signs what the nodes are sent, and checks their answers; None in simulations.
         counts: whose numbers of records are known.
+        pool: takes the updates of a training round.
+        spec: what a reply must be.
     """
 
     def __init__(
@@ -92,8 +94,8 @@ class Collector:
         self.released: dict[int, np.ndarray] = {}
         self.envelope = envelope
         self.counts = counts or Counts()
-        self._spec = spec
-        self._pool = pool
+        self.spec = spec
+        self.pool = pool
         self._weight = weight
 
     def take(self, node: int, message: Message, seconds: float) -> SiteOutcome:
@@ -104,7 +106,7 @@ class Collector:
         header, arrays, sha256 = opened
         if self.phase.kind == "train":
             fixed = self.names[node] in self.counts.admitted
-            self._pool.add(node, arrays, self._weight(header), fixed=fixed)
+            self.pool.add(node, arrays, self._weight(header), fixed=fixed)
         else:
             (summary,) = arrays.values()
             self.released[node] = summary.astype(np.float64)
@@ -149,10 +151,10 @@ class Collector:
 
         Updates that were scaled down, or that the rule did not choose, are noted.
         """
-        arrays = self._pool.result()
-        for node, scaled in self._pool.scaled.items():
+        arrays = self.pool.result()
+        for node, scaled in self.pool.scaled.items():
             self._keep(replace(self.outcomes[node], code="scaled", sentence=scaled.sentence))
-        for node in self._pool.passed_over:
+        for node in self.pool.passed_over:
             self._keep(replace(self.outcomes[node], code="not-chosen", sentence=_NOT_CHOSEN))
         return arrays
 
@@ -160,11 +162,18 @@ class Collector:
         """The released summaries in the order of the nodes' ids."""
         return [self.released[node] for node in sorted(self.released)]
 
+    def excuses(self) -> str:
+        """Names and reasons of at most five nodes that did not count."""
+        bad = [outcome for outcome in self.outcomes.values() if outcome.status != "ok"]
+        named = [f"{outcome.site} {outcome.status} ({outcome.code})" for outcome in bad[:5]]
+        more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
+        return ", ".join([*named, *more]) or "no other node was online"
+
     def _open(self, node: int, message: Message) -> Opened | ScreeningFailure:
         if message.has_error():
             return screen_error(message.error)
         check = None if self.envelope is None else partial(self.envelope.check, node)
-        opened = open_reply(message.content, self._spec, check)
+        opened = open_reply(message.content, self.spec, check)
         if isinstance(opened, ScreeningFailure):
             return opened
         claim, name = opened.header.site, self.names[node]

@@ -8,7 +8,6 @@ Readers get detached rows; only the methods here write.
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -28,7 +27,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from fedlatent.server.rounds import ANSWERED, SiteStatus
+from fedlatent.server.outcome import ANSWERED, SiteOutcome
 from fedlatent.shared.errors import ServiceError
 from fedlatent.shared.schedule import Kind
 
@@ -129,23 +128,6 @@ class Artefact(Base):
     sha256: Mapped[str]
     bytes: Mapped[int]
     created: Mapped[float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiteOutcome:
-    """One site's part in one phase, as the driver saw it."""
-
-    site: str
-    node_id: int
-    status: SiteStatus
-    code: str = ""
-    sentence: str = ""
-    records: int = 0
-    epsilon: float | None = None
-    delta: float | None = None
-    bytes: int = 0
-    sha256: str = ""
-    seconds: float = 0.0
 
 
 class Registry:

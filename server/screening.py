@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import ConfigRecord, Error, RecordDict
 
+from fedlatent.server.outcome import SiteStatus
 from fedlatent.server.quota import ReplyQuota
-from fedlatent.server.rounds import SiteStatus
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.files import sha256_hex

@@ -4,16 +4,14 @@ Kept in one small file of the run's folder, so that the count survives the serve
 may let a site back while the run goes on.
 """
 
-import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedlatent.server.registry import SiteOutcome
-from fedlatent.server.rounds import SiteStatus
+from fedlatent.server.outcome import SiteOutcome, SiteStatus
 from fedlatent.shared.errors import ConfigError, DataError
-from fedlatent.shared.files import read_json, write_json
+from fedlatent.shared.files import file_lock, read_json, write_json
 from fedlatent.shared.schedule import Phase
 
 #: Replies of one site that may misbehave before it is left out of the run.
@@ -112,8 +110,7 @@ class Strikes:
     @contextmanager
     def _changed(self) -> Iterator[dict[str, list[Strike]]]:
         """All strikes by site, to be changed in place; one process at a time."""
-        with self._lock.open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with file_lock(self._lock):
             found = self._read()
             yield found
             value = {site: [asdict(one) for one in strikes] for site, strikes in found.items()}
@@ -140,3 +137,8 @@ class Strikes:
             sentence=f"not asked, since {len(strikes)} of its replies misbehaved: {last}; "
             f"'fedlatent server readmit {self._run} {site}' lets it back",
         )
+
+
+def way_back(left_out: Iterable[LeftOut]) -> str:
+    """Who is left out of a run that lacks nodes, and how the operator lets them back."""
+    return "".join(f" Site {one.site} is {one.sentence}." for one in left_out)

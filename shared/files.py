@@ -62,6 +62,27 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
         sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def file_lock(path: Path, busy: Exception | None = None) -> Iterator[None]:
+    """Hold a lock that one process has at a time, by its file; the kernel frees it at any death.
+
+    Args:
+        path: of the lock's file, which is made and stays.
+        busy: raised where another process holds it; by default that is waited for.
+
+    Raises:
+        StorageError: the file cannot be opened.
+    """
+    with telling():
+        stream = path.open("w")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise busy or StorageError(f"Expected the lock {path}, got none.") from None
+        yield
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line durably and whole, or not at all.
 

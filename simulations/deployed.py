@@ -18,9 +18,9 @@ from fedlatent.client.service import ClientService, init_client
 from fedlatent.server.control import OVER
 from fedlatent.server.driver import ATTEMPTS
 from fedlatent.server.home import ServerHome
+from fedlatent.server.outcome import ANSWERED
 from fedlatent.server.registry import Registry, Round, SiteRound
 from fedlatent.server.results import RunResult
-from fedlatent.server.rounds import ANSWERED
 from fedlatent.server.service import ServerService, init_server
 from fedlatent.server.watch import Report, watch_run
 from fedlatent.shared.config import RunConfig

@@ -21,7 +21,8 @@ from fedlatent.client.local import assemble
 from fedlatent.client.node import Node
 from fedlatent.client.policy import DEFAULT_SHARING, Caps, NodeConfig, NodeData, Policy
 from fedlatent.client.store import SiteMaterial, Store
-from fedlatent.server.driver import Pace, drive
+from fedlatent.server.driver import drive
+from fedlatent.server.exchange import Pace
 from fedlatent.server.home import ServerHome
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig

@@ -1,9 +1,7 @@
 """Fixtures that every test may use."""
 
-import functools
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 import fedlatent  # noqa: F401 - dependencies that would phone home are kept quiet from here on
+from tests.exporting import keep_tables
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,7 +19,43 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)  # what tests have sta
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has & behind us
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_REGISTRATION = "torch.onnx._internal.exporter._registration"
+
+#: Folders whose tests share what is dear to make: one worker takes them whole.
+TOGETHER = ("simulations/audit", "golden")
+#: What takes longest, the longest first: begun last, one worker would end long after the others.
+LONGEST = (
+    "simulations/audit",
+    "simulations/test_zoo.py",
+    "simulations/test_three_grids.py",
+    "server/test_hostile_site.py",
+    "server/test_other_accounts.py",
+    "shared/models/test_contract.py",
+    "client/test_resident.py",
+    "server/test_service.py",
+    "server/test_export.py",
+    "shared/export/test_bundling.py",
+    "simulations/bench/test_measure.py",
+    "simulations/study/test_run.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker takes whole files or folders, for what their tests share; the longest first."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: [*LONGEST, _group(item)].index(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    file = item.path.relative_to(REPOSITORY / "tests").as_posix()
+    return next((one for one in TOGETHER if file.startswith(one)), file)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_exports() -> None:
+    """Exports as fast as they can be."""
+    keep_tables()
 
 
 @pytest.fixture(scope="session")
@@ -30,21 +65,6 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data sets at {folder}; set FEDLATENT_DATA to their folder")
     return folder
-
-
-def pytest_runtest_setup() -> None:
-    """Read the exporter's table of operators once a process: each export would build it anew.
-
-    Building it takes longer than the export of a tiny model. Nothing changes it between exports.
-    """
-    registration = sys.modules.get(_REGISTRATION)
-    if registration is not None and _REGISTRATION not in _ONCE:
-        _ONCE.add(_REGISTRATION)
-        registry = registration.ONNXRegistry
-        registry.from_torchlib = staticmethod(functools.lru_cache(registry.from_torchlib))
-
-
-_ONCE: set[str] = set()
 
 
 @pytest.fixture(autouse=True)

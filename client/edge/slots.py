@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedlatent.client.edge.versions import software
+from fedlatent.shared.bundle.offer import WORD
 from fedlatent.shared.bundle.strict import parse_object
 from fedlatent.shared.errors import BundleError, ConfigError, FedlatentError, UpdateRefused
 from fedlatent.shared.files import (
@@ -53,8 +54,6 @@ DAMAGED_SLOT, WRONG_RECIPIENT = "damaged-slot", "wrong-recipient"
 #: Reasons that no upgrade of a program changes.
 _LASTING = frozenset({"wrong-key", "mix-and-match", "by-hand"})
 _MAX_DEVICE_BYTES = 65_536
-#: Patterns of names, digests (and keys), key ids and times.
-WORD, HASH, KEY_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "[0-9a-f]{64}", "[0-9a-f]{16}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,14 +24,15 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from tuf.api import exceptions as tuf
-from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]
 from tuf.ngclient import Updater  # type: ignore[attr-defined]
 from tuf.ngclient.fetcher import FetcherInterface
 
 from fedlatent.client.edge import slots
-from fedlatent.client.edge.slots import HASH, KEY_ID, WORD, Device, Installed, Record
+from fedlatent.client.edge.slots import Device, Installed, Record
+from fedlatent.shared.bundle.offer import CUSTOM_FORMAT, WORD, Offer
 from fedlatent.shared.bundle.sealed import MAX_OVERHEAD, RecipientKey, SuiteName
-from fedlatent.shared.bundle.strict import MAX_ITEMS, StrictObject
+from fedlatent.shared.bundle.strict import MAX_ITEMS
 from fedlatent.shared.errors import (
     BundleError,
     ConfigError,
@@ -39,9 +40,8 @@ from fedlatent.shared.errors import (
     UpdateRefused,
     UpgradeNeeded,
 )
-from fedlatent.shared.files import UTC_TIME, sha256_hex, utc_text, write_atomic
+from fedlatent.shared.files import sha256_hex, utc_text, write_atomic
 
-CUSTOM_FORMAT = 1
 #: Checks of a bundle that never end (crash, watchdog, busy machine) before it is set aside.
 MAX_CHECKS = 3
 CHECK_SECONDS = 60.0
@@ -49,43 +49,6 @@ CHECK_SECONDS = 60.0
 FETCH_SECONDS = 300.0
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """One target of a release, as its signed metadata describes it; see also `Installed`.
-
-    Attributes:
-        expires: UTC text after which it is not installed, or None.
-        percent: of devices that may install it; so may those in ``cohorts`` and ``devices``.
-        downgrade_from: devices up to this barrier may come down to it; 0 when none may.
-        withdrawn: whether it is offered no longer.
-    """
-
-    path: str
-    digest: str
-    bytes: int
-    model: str
-    version: int
-    kind: str
-    expires: str | None
-    key: str
-    percent: int
-    cohorts: tuple[str, ...]
-    devices: tuple[str, ...]
-    downgrade_from: int
-    recipient: str | None
-    withdrawn: bool
-
-    def reaches(self, barrier: int) -> bool:
-        """Whether it is not below this barrier, or signed to come down to from there."""
-        return max(self.version, self.downgrade_from) >= barrier
-
-    def includes(self, device: Device) -> bool:
-        """Whether the rollout includes this device."""
-        by_percent = bucket(self.model, self.version, device.device) < self.percent
-        named = {*self.cohorts} & {*device.cohorts} or device.device in self.devices
-        return by_percent or bool(named)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,11 +215,6 @@ def _report(offers: Sequence[Offer], device: Device, record: Record, expires: st
     )
 
 
-def bucket(model: str, version: int, device: str) -> int:
-    """0 to 99, fixed for a device and a version: rollouts of more percent than this include it."""
-    return int(sha256_hex(f"{model}|{version}|{device}".encode())[:16], 16) % 100
-
-
 def choose(
     offers: Sequence[Offer], device: Device, record: Record, recipient: str | None, now: str
 ) -> Offer | None:
@@ -297,7 +255,7 @@ def _newest(possible: Sequence[Offer], device: Device, record: Record, now: str)
             continue
         if record.current and one.version == record.current.version:
             break
-        if not one.includes(device):
+        if not one.includes(device.device, device.cohorts):
             continue
         if one.digest in aside:
             if aside[one.digest].reason == UpgradeNeeded.code:
@@ -363,40 +321,12 @@ def read_offers(targets: Targets) -> list[Offer]:
     """
     try:
         return [
-            _offer(path, target)
+            Offer.read(path, target.hashes.get("sha256"), target.length, target.custom)
             for path, target in targets.targets.items()
             if isinstance(target.custom, dict) and target.custom.get("format") == CUSTOM_FORMAT
         ]
     except BundleError as error:
         raise UpdateRefused("damaged-metadata", str(error)) from None
-
-
-def _offer(path: str, target: TargetFile) -> Offer:
-    custom = target.custom
-    values = {"path": path, "digest": target.hashes.get("sha256"), "bytes": target.length}
-    down = {"downgrade_from": custom.get("downgrade_from") or 0}
-    top = StrictObject({**custom, **down, **values}, f"target {path[:80]!r}")
-    top.integer("format", CUSTOM_FORMAT, CUSTOM_FORMAT)
-    rollout = top.child("rollout")
-    made = Offer(
-        path=top.text("path", "[A-Za-z0-9_.-]+"),
-        digest=top.text("digest", HASH),
-        bytes=top.integer("bytes", 1),
-        model=top.text("model", WORD),
-        version=top.integer("version", 1),
-        kind=top.text("kind", "global|site"),
-        expires=top.optional_text("expires", UTC_TIME),
-        key=top.text("key", HASH),
-        percent=rollout.integer("percent", 0, 100),
-        cohorts=rollout.texts("cohorts", WORD),
-        devices=rollout.texts("devices", WORD),
-        downgrade_from=top.integer("downgrade_from", 0),
-        recipient=top.optional_text("recipient", KEY_ID),
-        withdrawn=top.text("status", "offered|withdrawn") == "withdrawn",
-    )
-    rollout.close()
-    top.close()
-    return made
 
 
 def download(base: str, offer: Offer) -> bytes:

@@ -8,7 +8,7 @@ import typer
 from fedlatent.cli.console import JsonOption, err, out, print_json, size, styled, table
 
 if TYPE_CHECKING:
-    from fedlatent.server.publish import Release
+    from fedlatent.server.repository import Repository
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,7 +72,8 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Make an empty release and its keys: some for a safe place, one to publish, one online."""
-    from fedlatent.server.publish import Expiries, Release
+    from fedlatent.server.metadata import Expiries
+    from fedlatent.server.repository import Repository
     from fedlatent.shared.errors import ConfigError
     from fedlatent.shared.files import sha256_hex
     from fedlatent.shared.keys import SigningKey
@@ -93,7 +94,7 @@ def init(
     made = {
         name: SigningKey.generate(own / f"{name}.pem") for name in [*roots, "targets", "online"]
     }
-    root = Release.create(
+    root = Repository.create(
         folder,
         root_keys=[made[name] for name in roots],
         root_threshold=root_threshold,
@@ -260,7 +261,7 @@ def rotate(
     json: JsonOption = False,
 ) -> None:
     """Change the keys of a role, or renew the root; needs the root keys."""
-    from fedlatent.server.publish import ROLES
+    from fedlatent.server.repository import ROLES
     from fedlatent.shared.errors import ConfigError
     from fedlatent.shared.keys import SigningKey, VerifyKey
 
@@ -302,11 +303,12 @@ def status(folder: FolderArgument, json: JsonOption = False) -> None:
     """Show the bundles of a release, its keys, and when its metadata expires."""
     from dataclasses import asdict
 
-    from fedlatent.server.publish import PINNED_ROOT, Release
+    from fedlatent.server.metadata import PINNED_ROOT
+    from fedlatent.server.repository import Repository
 
     own = _keys_folder(folder, None)
     pinned = own if (own / PINNED_ROOT).exists() else None
-    found = Release.open(folder, pinned=pinned).status()
+    found = Repository.open(folder, pinned=pinned).status()
     if json:
         print_json(asdict(found))
         return
@@ -336,9 +338,10 @@ def _keys_folder(folder: Path, keys: Path | None) -> Path:
 
 def _open(
     folder: Path, keys: Path | None, more: list[Path] | None, *, unfinished: bool = False
-) -> "Release":
+) -> "Repository":
     """The release for changes, with all private keys at hand, pinned by the publisher's folder."""
-    from fedlatent.server.publish import PINNED_ROOT, Release
+    from fedlatent.server.metadata import PINNED_ROOT
+    from fedlatent.server.repository import Repository
     from fedlatent.shared.errors import ConfigError
     from fedlatent.shared.keys import SigningKey
 
@@ -350,11 +353,11 @@ def _open(
         )
     paths = [*sorted(own.glob("*.pem")), *(more or [])]
     loaded = {key.key_id: key for key in map(SigningKey.load, paths)}
-    return Release.open(folder, list(loaded.values()), pinned=own, unfinished=unfinished)
+    return Repository.open(folder, list(loaded.values()), pinned=own, unfinished=unfinished)
 
 
 def _rollout(percent: int, cohorts: list[str] | None, devices: list[str] | None) -> Any:  # noqa: ANN401
-    from fedlatent.server.publish import Rollout
+    from fedlatent.shared.bundle.offer import Rollout
 
     return Rollout(percent=percent, cohorts=tuple(cohorts or ()), devices=tuple(devices or ()))
 

@@ -37,19 +37,20 @@ No rule covers a majority of hostile sites, a site that poisons its own records 
 should, or what a hostile site learns from the weights that it is sent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import getLogger
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
 from flwr.serverapp.strategy.multikrum import select_multikrum
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from fedlatent.server.strategies.flower import PASSED_OVER, RADIUS, aggregate
 from fedlatent.server.strategies.mean import WeightedMean
 from fedlatent.server.strategies.weighting import LARGEST_SHARE
-from fedlatent.shared.config import Robust, RunConfig
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.wire import Arrays
 
 _log = getLogger("fedlatent.server")
@@ -58,7 +59,8 @@ _log = getLogger("fedlatent.server")
 #: and centred clipping fold the others as they come, so that memory does not grow with the sites.
 HELD = 101
 _STEPS = 5  # of the centre of clipping
-_ALL, _WEIGHT = "update", "num-examples"
+_ALL = "update"
+_GIVEN = "given"  # a strategy from outside the run file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,21 +111,36 @@ class Pool:
         weight: sum of the weights that counted, once there is a result.
         scaled: the updates that were drawn back, by node, once there is a result.
         passed_over: nodes whose update the rule did not choose, once there is a result.
+        state: what a given strategy carries to the next round; at first that of the last one.
     """
 
-    def __init__(self, config: RunConfig, sent: Mapping[str, np.ndarray], asked: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        sent: Mapping[str, np.ndarray],
+        asked: int,
+        *,
+        strategy: Strategy | None = None,
+        round: int = 1,
+        state: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Start with nothing.
 
         Args:
             config: the run, which names the rule.
             sent: the weights that the sites were sent.
             asked: number of sites that were asked.
+            strategy: the rule, in place of the one that the run names.
+            round: of training, from 1.
+            state: of the strategy, from the round before.
         """
         self.count = 0
+        self.state = dict(state or {})
+        self._strategy, self._round = strategy, round
         self.scaled: dict[int, Scaled] = {}
         self.passed_over: list[int] = []
         self._config, self._asked = config, asked
-        self._rule = config.strategy.robust
+        self._rule = config.strategy.robust if strategy is None else _GIVEN
         self._shapes = {key: (value.shape, value.dtype) for key, value in sent.items()}
         self._sent = _row(sent)
         self._held: list[_Update] = []
@@ -178,7 +195,7 @@ class Pool:
             raise ValueError("Expected at least one contribution, got none.")
         if not self._settled:
             self._settle()
-        return self._arrays(self._mean.result()[_ALL])
+        return _like(self._shapes, self._mean.result()[_ALL])
 
     def _settle(self) -> None:
         """Take the round's medians over what is held; fold that, and let the rest be folded."""
@@ -188,25 +205,28 @@ class Pool:
         held = [self._bounded(one) for one in held]
         self._heaviest = LARGEST_SHARE * float(np.median([one.weight for one in held]))
         self._settled = True
-        hostile = self._borne(len(held))
-        if self._rule == "multi-krum" and not hostile:  # takes all there are: their mean
-            self._rule = "none"
-        if (rule := self._rule) != "none":
-            steps = np.stack([one.row for one in held]).astype(np.float64) - self._sent
-            weights = [self._weight(one) for one in held]
-            if rule == "centred-clipping":
-                centre, self._radius = clipping_centre(steps, weights)
+        if (strategy := self._strategy or self._named(len(held))) is not None:
+            rows = [(self._arrays(one.row.astype(np.float64)), self._weight(one)) for one in held]
+            found = aggregate(strategy, self._round, self._arrays(self._sent), rows, self.state)
+            self.state = found.state
+            self._centre, self._radius = _row(found.arrays), found.radius or 0.0
+            if len(held) == HELD and self._rule == "multi-krum":
+                apart = np.stack([one.row for one in held]) - self._centre
+                self._radius = float(np.median(np.linalg.norm(apart, axis=1)))
             else:
-                (centre, chosen), self._radius = _by_flower(rule, steps, weights, hostile), 0.0
-                if len(held) == HELD and rule in _STREAMED:
-                    self._radius = float(np.median(np.linalg.norm(steps - centre, axis=1)))
-                else:
-                    self.passed_over = [
-                        one.node for one, taken in zip(held, chosen, strict=True) if not taken
-                    ]
-            self._centre = self._sent + centre
+                self.passed_over = [held[number].node for number in found.passed_over]
         for one in held:
             self._fold(one)
+
+    def _named(self, good: int) -> Strategy | None:
+        """The strategy that the run names, for so many good replies; None: the mean."""
+        if self._rule == "none":
+            return None
+        hostile = self._borne(good)
+        if self._rule == "multi-krum" and not hostile:  # takes all there are: their mean
+            self._rule = "none"
+            return None
+        return RULES[self._rule](hostile, good)
 
     def _fold(self, update: _Update) -> None:
         row = update.row
@@ -240,16 +260,11 @@ class Pool:
         return min(wanted, borne)
 
     def _arrays(self, row: np.ndarray) -> Arrays:
-        found, start = {}, 0
-        for key, (shape, dtype) in self._shapes.items():
-            size = int(np.prod(shape, dtype=np.int64))
-            found[key] = row[start : start + size].reshape(shape).astype(dtype)
-            start += size
-        return found
+        return _like({key: (shape, row.dtype) for key, (shape, _) in self._shapes.items()}, row)
 
 
 #: Rules whose memory does not grow with the sites.
-_STREAMED: frozenset[Robust] = frozenset(("none", "centred-clipping", "multi-krum"))
+_STREAMED: frozenset[str] = frozenset(("none", "centred-clipping", "multi-krum"))
 
 
 def clipping_centre(steps: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, float]:
@@ -270,36 +285,74 @@ def clipping_centre(steps: np.ndarray, weights: Sequence[float]) -> tuple[np.nda
     return centre, radius
 
 
-def _by_flower(
-    rule: Robust, steps: np.ndarray, weights: Sequence[float], hostile: int
-) -> tuple[np.ndarray, list[bool]]:
-    """Flower's own rule on updates [n, P]: its result, and whose update it chose."""
-    count = len(steps)
-    replies = [_reply(step, weight) for step, weight in zip(steps, weights, strict=True)]
-    if rule in ("krum", "multi-krum"):
-        chosen = select_multikrum(
-            [one.content for one in replies],
-            num_malicious_nodes=hostile,
-            num_nodes_to_select=1 if rule == "krum" else count - hostile,
-        )
+class CentredClipping(FedAvg):
+    """Centred clipping (Karimireddy et al. 2021): a centre, and the radius to which all are drawn.
+
+    Replies carry ``arrays`` and their weight ``num-examples``, as Flower's strategies take them.
+    """
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The centre, and how far from it the typical honest weights lie."""
+        contents = [one.content for one in replies]
+        named = [
+            {key: array.numpy() for key, array in next(iter(one.array_records.values())).items()}
+            for one in contents
+        ]
+        weights = [
+            float(str(next(iter(one.metric_records.values()))[self.weighted_by_key]))
+            for one in contents
+        ]
+        centre, radius = clipping_centre(np.stack([_row(one) for one in named]), weights)
+        arrays = _like({key: (one.shape, one.dtype) for key, one in named[0].items()}, centre)
+        record = ArrayRecord({key: Array(value) for key, value in arrays.items()})
+        return record, MetricRecord({RADIUS: radius})
+
+
+class ChosenByKrum(MultiKrum):
+    """Flower's Krum and multi-Krum (Blanchard et al. 2017), which says whom it did not choose."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The weighted mean of the chosen, and the numbers of the others."""
+        contents = [one.content for one in replies]
+        chosen = select_multikrum(contents, self.num_malicious_nodes, self.num_nodes_to_select)
         taken = {id(content) for content in chosen}
-        best: np.ndarray = aggregate_arrayrecords(chosen, _WEIGHT)[_ALL].numpy()
-        return best, [id(one.content) in taken for one in replies]
+        others = [number for number, one in enumerate(contents) if id(one) not in taken]
+        record = aggregate_arrayrecords(chosen, self.weighted_by_key)
+        return record, MetricRecord({PASSED_OVER: others})
+
+
+def _trimmed(hostile: int, count: int) -> Strategy:
     # Flower cuts off the whole part of beta * n on each side; a quarter keeps rounding away.
-    beta = (hostile + 0.25) / count if hostile else 0.0
-    strategy = FedTrimmedAvg(beta=beta) if rule == "trimmed-mean" else FedMedian()
-    record, _ = strategy.aggregate_train(1, replies)
-    if record is None:
-        raise ValueError(f"Expected an update of Flower's {rule}, got none.")
-    found: np.ndarray = record[_ALL].numpy()
-    return found, [True] * count
+    return FedTrimmedAvg(beta=(hostile + 0.25) / count if hostile else 0.0)
 
 
-def _reply(step: np.ndarray, weight: float) -> Message:
-    """One update as the answer that Flower's strategies take."""
-    metrics = MetricRecord({_WEIGHT: weight})
-    content = RecordDict({"arrays": ArrayRecord({_ALL: Array(step)}), "metrics": metrics})
-    return Message(content, dst_node_id=1, message_type="train")
+def _krum(hostile: int, chosen: int) -> Strategy:
+    return ChosenByKrum(num_malicious_nodes=hostile, num_nodes_to_select=chosen)
+
+
+#: The strategies that ``strategy.robust`` names beside the mean, each made for a number of hostile
+#: sites among a number of good replies.
+RULES: Mapping[str, Callable[[int, int], Strategy]] = {
+    "centred-clipping": lambda hostile, count: CentredClipping(),
+    "trimmed-mean": _trimmed,
+    "median": lambda hostile, count: FedMedian(),
+    "krum": lambda hostile, count: _krum(hostile, 1),
+    "multi-krum": lambda hostile, count: _krum(hostile, count - hostile),
+}
+
+
+def _like(shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], row: np.ndarray) -> Arrays:
+    """A row of all entries [P] as arrays of these names, shapes and types."""
+    found, start = {}, 0
+    for key, (shape, dtype) in shapes.items():
+        size = int(np.prod(shape, dtype=np.int64))
+        found[key] = row[start : start + size].reshape(shape).astype(dtype)
+        start += size
+    return found
 
 
 def _row(arrays: Mapping[str, np.ndarray]) -> np.ndarray:

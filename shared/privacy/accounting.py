@@ -11,17 +11,19 @@ of one run are. It cannot guard runs that are chosen after earlier answers: to s
 distributions is no valid filter (Regehr et al. 2026).
 
 Source: Mironov 2017 (RDP), Mironov, Talwar & Zhang 2019 (sampled Gaussian), Canonne, Kamath &
-Steinke 2020 (conversion to epsilon), as implemented in Opacus. Koskela, Jaelkoe & Honkela 2020
-(loss distributions), Doroshenko et al. 2022 (rounding them), as implemented in dp-accounting.
+Steinke 2020 (conversion to epsilon), to the last bit as Opacus computes them. Koskela, Jaelkoe &
+Honkela 2020 (loss distributions), Doroshenko et al. 2022 (rounding them), as implemented in
+dp-accounting.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from opacus.accountants.analysis import rdp as opacus_rdp
+from scipy import special
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -84,12 +86,28 @@ def merged_events(events: Iterable[GaussianEvent]) -> tuple[tuple[float, float, 
 
 @functools.lru_cache(maxsize=4096)
 def _rdp_of_one_step(noise_multiplier: float, sample_rate: float) -> np.ndarray:
-    """Renyi divergences of one step; kept, since a ledger asks for the same ones all its life."""
-    return np.asarray(
-        opacus_rdp.compute_rdp(
-            q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=ORDERS
-        )
-    )
+    """Renyi divergences of one step; kept, since a ledger asks for the same ones all its life.
+
+    At a whole order a of a sampled Gaussian it is the logarithm of the sum over i <= a of
+    ``binom(a, i) q^i (1 - q)^(a - i) exp((i^2 - i) / (2 sigma^2))``, divided by a - 1.
+    """
+    orders, twice = np.asarray(ORDERS), 2 * noise_multiplier**2
+    if sample_rate == 1.0:
+        return orders / twice
+    taken, left = math.log(sample_rate), math.log(1 - sample_rate)
+    sums = [
+        np.logaddexp.reduce(ways + i * taken + i[::-1] * left + (i * i - i) / twice)
+        for i, ways in _log_binomials()
+    ]
+    return np.asarray(sums / (orders - 1))
+
+
+@functools.cache
+def _log_binomials() -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each of ``ORDERS`` the numbers of 0 to a, and in how many ways so many are chosen."""
+    numbers = [np.arange(int(order) + 1) for order in ORDERS]
+    # Not np.log, whose last bit depends on the processor.
+    return [(i, np.array([math.log(one) for one in special.binom(i[-1], i)])) for i in numbers]
 
 
 def epsilon_of(events: Iterable[GaussianEvent], delta: float, order: float | None = None) -> float:

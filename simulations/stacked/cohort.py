@@ -21,18 +21,15 @@ from flwr.app import Message
 from fedlatent.client.compute import (
     Request,
     first_model,
-    latents_of,
     load_weights,
     make_noise,
     out_of_turn,
-    parse_request,
     prior_of,
     run_model,
     scaled,
-    site_density,
     site_weights,
-    view_of,
 )
+from fedlatent.client.core import Task, permit, phase_asked, site_material
 from fedlatent.client.door import clamped
 from fedlatent.client.policy import Policy
 from fedlatent.client.store import RoundState, SiteMaterial
@@ -41,15 +38,14 @@ from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.errors import ConfigError, FedlatentError, PolicyRefusal, ProtocolError
-from fedlatent.shared.models import VAE, load_state
+from fedlatent.shared.models import VAE
 from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy.accounting import epsilon_of
 from fedlatent.shared.privacy.noise import NoiseSource
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.privacy.summaries import noisy_sum
 from fedlatent.shared.records import LocalRecords, from_records
-from fedlatent.shared.schedule import Kind, Phase, last_phase, phase_of, phases
-from fedlatent.shared.summaries import SUMMARIES, Federated, Summary, View
+from fedlatent.shared.schedule import Kind, Phase, last_phase, phases
+from fedlatent.shared.summaries import View
 from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader
 from fedlatent.simulations.availability import Availability, Presence
 from fedlatent.simulations.stacked.engine import Chunk, StackedTrainer
@@ -162,16 +158,17 @@ class Cohort:
     def _replies(
         self, header: RequestHeader, arrays: Arrays, asked: Sequence[_Asked]
     ) -> Iterator[Message]:
-        caps, dimensions = self._policy.caps, self._model.latent_dim
+        phase, caps = phase_asked(header), self._policy.caps
         try:
-            request = parse_request(self._run, header.kind, arrays, dimensions, caps, header.form)
+            task = Task.parse(header, arrays, phase, self._plan, self._model, caps)
         except PolicyRefusal as error:
             for one in asked:
                 refusal = self._refusal(len(self._records(one.site))) or error
                 yield self._refuse(header, one, refusal)
             return
+        task.load()
         answer = self._train if header.kind == "train" else self._summaries
-        yield from answer(header, request, asked)
+        yield from answer(task, asked)
 
     def material(self, site: str, result: RunResult) -> SiteMaterial:
         """What the bundle of one site is made of, after the run.
@@ -184,23 +181,17 @@ class Cohort:
         asked = Request(weights=result.arrays, state=result.released)
         load_weights(self._model, asked.weights, whole=run.shares_decoder)
         own = site_weights(run, self._model, self._kept(site), asked)
-        load_state(self._model, own)
-        records = scaled(self._records(site), asked.state.scaling)
-        latents = latents_of(self._model, records)
-        density, center = site_density(run, latents, asked.state.density)
-        arrays = {key: value.numpy() for key, value in own.items()}
-        return SiteMaterial(
-            run_id=self._run_id,
-            config=run,
-            encoder={k: v for k, v in arrays.items() if k.startswith(ENCODER_PREFIX)},
-            decoder={k: v for k, v in arrays.items() if not k.startswith(ENCODER_PREFIX)},
-            density=density,
-            center=center,
-            records=len(records),
+        records = self._records(site)
+        return site_material(
+            self._run_id,
+            run,
+            asked,
+            own,
+            self._model,
+            records,
             epsilon=self._epsilon(site, last, len(records)),
             delta=self._policy.effective_delta(len(records)),
             rng=self._plan.rng,
-            scaling=asked.state.scaling,
         )
 
     def _kept(self, site: str) -> RoundState | None:
@@ -223,18 +214,15 @@ class Cohort:
         means = {f"{k}/{EMA}": v.clone() for k, v in self._trainer.cut(averages).items()}
         return RoundState(decoder=own, optimizer=means if self._run.training.ema else {})
 
-    def _train(
-        self, header: RequestHeader, request: Request, asked: Sequence[_Asked]
-    ) -> Iterator[Message]:
-        gaussian = request.state.gaussian
+    def _train(self, task: Task, asked: Sequence[_Asked]) -> Iterator[Message]:
+        request, gaussian = task.request, task.request.state.gaussian
         if gaussian is not None and not self._warmed:
             self._first = dict(first_model(self._run, gaussian).state_dict())
             self._warmed = True
-        load_weights(self._model, request.weights, whole=self._run.shares_decoder)
         self._trainer.set_prior(prior_of(self._run, request.state))
         received = self._received(request.weights)
-        for group in self._groups(header, asked):
-            yield from self._train_group(header, request, received, group)
+        for group in self._groups(task.header, asked):
+            yield from self._train_group(task, received, group)
 
     def _received(self, arrays: Mapping[str, np.ndarray]) -> torch.Tensor:
         """The row [P] of a client that got ``arrays`` and has nothing of its own yet."""
@@ -259,19 +247,15 @@ class Cohort:
             yield window
 
     def _train_group(
-        self,
-        header: RequestHeader,
-        request: Request,
-        received: torch.Tensor,
-        group: Sequence[tuple[_Asked, torch.Tensor]],
+        self, task: Task, received: torch.Tensor, group: Sequence[tuple[_Asked, torch.Tensor]]
     ) -> Iterator[Message]:
+        header = task.header
         refused = [self._refusal(len(records)) for _, records in group]
         admitted = [pair for pair, no in zip(group, refused, strict=True) if no is None]
         results: Iterator[Arrays] = iter(())
         if admitted:
-            chunk = self._chunk(header, request, received, admitted)
-            phase = phase_of(self._run, header.round)
-            self._trainer.train_chunk(chunk, phase.trained if phase else 0)
+            chunk = self._chunk(task, received, admitted)
+            self._trainer.train_chunk(chunk, task.phase.trained)
             results = self._leaving(header, chunk, admitted)
         for (one, records), error in zip(group, refused, strict=True):
             if error is not None:
@@ -280,23 +264,20 @@ class Cohort:
             yield self._reply(header, one, len(records), next(results))
 
     def _chunk(
-        self,
-        header: RequestHeader,
-        request: Request,
-        received: torch.Tensor,
-        group: Sequence[tuple[_Asked, torch.Tensor]],
+        self, task: Task, received: torch.Tensor, group: Sequence[tuple[_Asked, torch.Tensor]]
     ) -> Chunk:
+        number, scaling = task.phase.number, task.request.state.scaling
         weights = received.repeat(len(group), 1)
         moments = {name: torch.zeros_like(weights) for name in self._moments}
-        trained = self._trained(group[0][0].site, header.round)
+        trained = self._trained(group[0][0].site, number)
         full = self._run.shares_decoder
         for slot, (one, _) in enumerate(group):
             own = {name: value[slot] for name, value in moments.items()}
             self._take_own(one.place, trained, None if full else weights[slot], own)
         return Chunk(
             weights=weights,
-            records=[scaled(records, request.state.scaling) for _, records in group],
-            noises=[self._noise(one.site, header.round, "train") for one, _ in group],
+            records=[scaled(records, scaling) for _, records in group],
+            noises=[self._noise(one.site, number, "train") for one, _ in group],
             steps=trained * self._plan.steps_per_round,
             moments=moments if trained else {},
             pull=Pull.of(self._run, self._sent(received)),
@@ -350,59 +331,37 @@ class Cohort:
     def _views(self, row: torch.Tensor) -> Arrays:
         return {name: part.numpy() for name, part in self._trainer.cut(row).items()}
 
-    def _summaries(
-        self, header: RequestHeader, request: Request, asked: Sequence[_Asked]
-    ) -> Iterator[Message]:
+    def _summaries(self, task: Task, asked: Sequence[_Asked]) -> Iterator[Message]:
         """A summary of every client, under one encoder for all."""
-        run, summary = self._run, SUMMARIES[header.kind]
-        if summary.sees_model:
-            whole = run.shares_decoder and summary.whole_model
-            load_weights(self._model, request.weights, whole=whole)
         for start in range(0, len(asked), _TOGETHER):
             group = asked[start : start + _TOGETHER]
             records = [self._records(one.site) for one in group]
-            latents = [np.zeros((len(own), 0)) for own in records]
-            if summary.sees_model:
-                taken = scaled(torch.cat(records), request.state.scaling)
-                offsets = np.cumsum([len(own) for own in records])[:-1]
-                latents = np.split(latents_of(self._model, taken), offsets)
+            offsets = np.cumsum([len(own) for own in records])[:-1]
+            latents = np.split(task.latents(torch.cat(records)), offsets)
             for one, own, means in zip(group, records, latents, strict=True):
-                error = self._refusal(len(own)) or self._out_of_turn(header, one, summary)
+                error = self._refusal(len(own)) or self._out_of_turn(task, one)
                 if error is not None:
-                    yield self._refuse(header, one, error)
+                    yield self._refuse(task.header, one, error)
                     continue
-                view = view_of(run, self._model, own, request, means)
-                released = self._summary(header, request, one.site, view)
-                yield self._reply(header, one, len(own), released)
+                released = self._summary(task, one.site, task.view(own, means))
+                yield self._reply(task.header, one, len(own), released)
 
-    def _summary(self, header: RequestHeader, request: Request, site: str, view: View) -> Arrays:
-        run, kind, state, k = self._run, header.kind, request.state, self._model.latent_dim
-        summary = SUMMARIES[kind]
-        if summary.builds_on is not None:
-            view = replace(view, own=self._base(header, summary.builds_on, state, site, view))
-        spec = summary.spec(run, k, state)
-        exact = summary.exact(run, state, view)
-        noise, sigma = self._noise(site, header.round, kind), self._plan.multiplier(kind)
-        return {spec.key: clamped(noisy_sum(exact, spec, sigma, noise))}
+    def _summary(self, task: Task, site: str, view: View) -> Arrays:
+        number, base = task.phase.number, task.summary.builds_on
+        if base is not None:
+            # The client's last release of that kind: the same bits as in that phase.
+            last = last_phase(self._run, base, number)
+            noise = self._noise(site, last.number if last else 0, base)
+            view = replace(view, own=task.summarise(view, noise, base))
+        noise = self._noise(site, number, task.phase.kind)
+        return {task.spec.key: clamped(task.summarise(view, noise))}
 
-    def _base(
-        self, header: RequestHeader, kind: Kind, state: Federated, site: str, view: View
-    ) -> np.ndarray:
-        """A client's last release of a kind: the same bits as in that phase."""
-        phase, summary = last_phase(self._run, kind, header.round), SUMMARIES[kind]
-        number = phase.number if phase else 0
-        spec = summary.spec(self._run, self._model.latent_dim, state)
-        exact = summary.exact(self._run, state, view)
-        return noisy_sum(exact, spec, self._plan.multiplier(kind), self._noise(site, number, kind))
-
-    def _out_of_turn(
-        self, header: RequestHeader, one: _Asked, summary: Summary
-    ) -> FedlatentError | None:
-        if summary.builds_on is None:
+    def _out_of_turn(self, task: Task, one: _Asked) -> FedlatentError | None:
+        if task.summary.builds_on is None:
             return None
-        phase = last_phase(self._run, summary.builds_on, header.round)
-        away = phase is None or self._presence(one.site, phase.number) == "away"
-        return out_of_turn(summary) if away else None
+        last = last_phase(self._run, task.summary.builds_on, task.phase.number)
+        away = last is None or self._presence(one.site, last.number) == "away"
+        return out_of_turn(task.summary) if away else None
 
     def _records(self, site: str) -> torch.Tensor:
         normals = self._sites[site].normals()
@@ -438,8 +397,7 @@ class Cohort:
         if records not in self._refusals:
             self._refusals[records] = None
             try:
-                self._policy.check(self._run, self._schema, records)
-                self._policy.check_plan(self._plan)
+                permit(self._run, self._policy, self._schema, records)
             except FedlatentError as error:
                 self._refusals[records] = error
         return self._refusals[records]

@@ -18,7 +18,8 @@ from fedlatent.client.edge.main import build_parser
 from fedlatent.client.home import ClientHome
 from fedlatent.server.authority import issue_client_certificate
 from fedlatent.server.home import ServerHome
-from fedlatent.server.registry import Registry, SiteOutcome
+from fedlatent.server.outcome import SiteOutcome
+from fedlatent.server.registry import Registry
 from fedlatent.server.settings import load_settings
 from fedlatent.server.strikes import Strikes
 from fedlatent.shared.errors import PolicyRefusal, ServiceError

@@ -1,6 +1,8 @@
 """Where a node's files are."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,29 +13,33 @@ from fedlatent.shared.errors import ServiceError
 from fedlatent.shared.sockets import MAX_SOCKET_PATH, prepare_socket
 
 
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a short path in the place of the machine's temporary one."""
+    with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp") as name:
+        monkeypatch.setattr("tempfile.tempdir", name)
+        yield Path(name)
+
+
 def test_the_socket_is_in_the_home(tmp_path: Path) -> None:
     """A home with a short path holds its own socket."""
     home = ClientHome(Path("/tmp/node"))
     assert home.socket == Path("/tmp/node/node.sock")
 
 
-def test_a_long_home_gets_a_short_private_socket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_home_gets_a_short_private_socket(temporary: Path) -> None:
     """A long path moves the socket to a private folder, the same one each time."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    home = ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH))
-    other = ClientHome(tmp_path / ("y" * MAX_SOCKET_PATH))
+    home = ClientHome(temporary / ("x" * MAX_SOCKET_PATH))
+    other = ClientHome(temporary / ("y" * MAX_SOCKET_PATH))
     path = prepare_socket(home.socket)
     assert len(str(path)) <= MAX_SOCKET_PATH
     assert path == ClientHome(home.root).socket != other.socket
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_an_open_socket_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_socket_folder_is_refused(temporary: Path) -> None:
     """A folder in which others could put their own socket is not used."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    home = ClientHome(tmp_path / ("x" * MAX_SOCKET_PATH))
+    home = ClientHome(temporary / ("x" * MAX_SOCKET_PATH))
     prepare_socket(home.socket).parent.chmod(0o777)
     with pytest.raises(ServiceError, match="no one else can write"):
         prepare_socket(home.socket)

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 _CLAIMS = "tests/client/test_claims.py::"
-_LEDGER, _NODE = "client/ledger.py", "client/node.py"
+_LEDGER, _NODE, _CORE = "client/ledger.py", "client/node.py", "client/core.py"
 _NOISE, _PLAN = "shared/privacy/noise.py", "shared/privacy/plan.py"
 _SUMMARIES, _SUMS = "shared/privacy/summaries.py", "client/gradients/sums.py"
 _TRAINER = "client/trainer.py"
@@ -89,8 +89,8 @@ _CHOSEN = "chosen = torch.from_numpy(plan.sample(len(records), noise))"
 _DRAWN = "            total += torch.from_numpy(plan.gradient_noise(len(total), noise))\n"
 _SAMPLE = "return np.flatnonzero(noise.uniform(records) < self.sample_rate)"
 _GRADIENT_NOISE = "return noise.normal(size) * (self.noise_multiplier * self.clip)"
-_RELEASE = "summaries.noisy_sum(exact, spec, plan.multiplier(kind), noise)"
-_LATENTS = "            latents = latents_of(model, scaled(self.records, asked.state.scaling))\n"
+_RELEASE = "noisy_sum(exact, spec, self.plan.multiplier(kind), noise)"
+_VIEW = "        view = task.view(self.records, task.latents(self.records))\n"
 _ONE_PASS = "            self._add_layers(self._layers, x, eps, present, total)\n"
 _KEY = "key = sealed_key() if sealed is None else sealed"
 
@@ -244,23 +244,23 @@ SUMMARIES = (
     _mutant(
         "threshold without noise",
         "test_every_secure_summary_is_noised[full-threshold]",
-        _NODE,
+        _CORE,
         _RELEASE,
         _RELEASE.replace("(kind)", '(kind) * (kind != "threshold")'),
     ),
     _mutant(
         "moments without noise",
         "test_every_secure_summary_is_noised[full-moments]",
-        _NODE,
+        _CORE,
         _RELEASE,
         _RELEASE.replace("(kind)", '(kind) * (kind != "moments")'),
     ),
     _mutant(
         "all secure summaries without noise",
         "test_every_secure_summary_is_noised",
-        _NODE,
+        _CORE,
         _RELEASE,
-        _RELEASE.replace("(kind)", '(kind) * (plan.rng != "secure")'),
+        _RELEASE.replace("(kind)", '(kind) * (self.plan.rng != "secure")'),
     ),
     _mutant(
         "matrix noise too small off the diagonal",
@@ -280,24 +280,24 @@ SUMMARIES = (
         "threshold about the exact centre",
         "test_thresholds_are_centred_on_the_released_mean",
         _NODE,
-        _LATENTS,
-        _LATENTS
+        _VIEW,
+        _VIEW
         + """\
-            if kind == "threshold":
-                view = view_of(run, model, self.records, asked, latents)
-                own = SUMMARIES["moments"].exact(run, asked.state, view)
+        if header.kind == "threshold":
+            from fedlatent.shared.summaries import SUMMARIES
+            own = SUMMARIES["moments"].exact(task.run, task.request.state, view)
 """,
     ),
     _mutant(
         "threshold about the private centre",
         "test_thresholds_are_centred_on_the_released_mean",
         _NODE,
-        "            self._keep_site(header, model, asked, reservation)\n",
-        "            self._keep_site(header, model, asked, reservation)\n"
+        "            self._keep_site(task, reservation)\n",
+        "            self._keep_site(task, reservation)\n"
         """\
             from fedlatent.shared.summaries import latent_radius
             center = self.store.load_site(header.run_id).center
-            row = np.append(center / latent_radius(run, len(center)), 1.0)
+            row = np.append(center / latent_radius(task.run, len(center)), 1.0)
             own = np.pad(row[None], ((len(center), 0), (0, 0)))
 """,
     ),
@@ -305,13 +305,14 @@ SUMMARIES = (
         "summary of the personal model",
         "test_summaries_look_through_the_received_encoder",
         _NODE,
-        _LATENTS,
+        _VIEW,
         """\
-            state = self._state(header.run_id, header.round)
-            if state is not None:
-                load_state(model, {**model.state_dict(), **state.decoder})
+        from fedlatent.shared.models import load_state
+        state = self._state(header.run_id, header.round)
+        if state is not None:
+            load_state(task.model, {**task.model.state_dict(), **state.decoder})
 """
-        + _LATENTS,
+        + _VIEW,
     ),
 )
 
@@ -419,7 +420,7 @@ BORDER = (
     _mutant(
         "a new signature charged again",
         _BORDER + "test_a_request_signed_anew_gets_the_same_bytes_for_one_charge",
-        _NODE,
+        _CORE,
         "for key in sorted(arrays)}, without=SENDING))",
         "for key in sorted(arrays)}))",
     ),

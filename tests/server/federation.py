@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedlatent.server.driver import Pace
+from fedlatent.server.exchange import Pace
 from fedlatent.server.home import ServerHome
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.privacy import summaries

@@ -1,19 +1,14 @@
-"""The streamed weighted mean, and the strategy under Flower's own loop."""
+"""The streamed weighted mean."""
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlatent.server.driver import drive
-from fedlatent.server.strategies.averaging import EncoderAveraging, to_arrays
 from fedlatent.server.strategies.mean import WeightedMean
-from fedlatent.shared.models import build, encoder_state
-from tests.server.federation import Clock, grid_of, home_at, three_sites, tiny_config
 
 
 def test_mean_is_the_weighted_mean() -> None:
@@ -67,29 +62,3 @@ def test_misuse_is_an_error() -> None:
     mean.add({"w": np.ones(1)}, 1)
     with pytest.raises(ValueError, match="got \\['v'\\]"):
         mean.add({"v": np.ones(1)}, 1)
-
-
-def test_flowers_own_loop_gives_the_encoder_of_the_driver(tmp_path: Path) -> None:
-    """``Strategy.start`` and our driver average the same training rounds to the same bits."""
-    config = tiny_config()
-    driven = drive(
-        grid_of(three_sites()), config, home_at(tmp_path), run_id="tiny-1", pace=Clock().pace()
-    )
-    model = build("gaussian", config.model.options, config.data.shape, config.seed)
-    first = {key: value.numpy() for key, value in encoder_state(model).items()}
-    strategy = EncoderAveraging(config, "tiny-1")
-    result = strategy.start(
-        grid_of(three_sites()), to_arrays(first), num_rounds=config.training.rounds
-    )
-    assert result.arrays.keys() == driven.arrays.keys()
-    for key, value in driven.arrays.items():
-        np.testing.assert_array_equal(result.arrays[key].numpy(), value)
-
-
-def test_flowers_own_loop_keeps_the_arrays_below_the_quorum() -> None:
-    """With one node and a quorum of two, a round under Flower's loop changes nothing."""
-    config = tiny_config(training={"rounds": 1, "steps_per_round": 2})
-    strategy = EncoderAveraging(config, "tiny-1")
-    grid = grid_of({11: three_sites()[11]})
-    result = strategy.start(grid, to_arrays({"encoder.w": np.ones(2, np.float32)}), num_rounds=1)
-    assert not result.arrays

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlatent.server.driver import Pace, drive
+from fedlatent.server.driver import drive
+from fedlatent.server.exchange import Pace
 from fedlatent.server.registry import Registry
 from fedlatent.server.results import RunResult
 from fedlatent.shared.files import sha256_hex

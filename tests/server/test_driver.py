@@ -12,10 +12,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from typer.testing import CliRunner
 
 from fedlatent.cli.main import app
-from fedlatent.server.driver import LAST_LOOK_S, drive, new_run_id
+from fedlatent.server.driver import drive, new_run_id
+from fedlatent.server.exchange import LAST_LOOK_S
 from fedlatent.server.home import ServerHome
+from fedlatent.server.outcome import SiteOutcome
 from fedlatent.server.quota import ReplyQuota
-from fedlatent.server.registry import Registry, SiteOutcome, SiteRound
+from fedlatent.server.registry import Registry, SiteRound
 from fedlatent.server.results import RunResult
 from fedlatent.server.strikes import STRIKES, Strikes
 from fedlatent.shared.errors import ConfigError, DataError, QuorumLost, ServiceError

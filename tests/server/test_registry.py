@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlatent.server.registry import Registry, SiteOutcome
-from fedlatent.server.rounds import SiteStatus
+from fedlatent.server.outcome import SiteOutcome, SiteStatus
+from fedlatent.server.registry import Registry
 from fedlatent.shared.errors import ServiceError
 
 

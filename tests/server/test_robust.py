@@ -9,6 +9,7 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedlatent.server.strategies import robust
+from fedlatent.server.strategies.flower import aggregate
 from fedlatent.server.strategies.robust import HELD, Pool, clipping_centre
 from fedlatent.shared.config import Robust, RunConfig
 from fedlatent.shared.errors import ConfigError
@@ -204,7 +205,9 @@ def test_trimmed_mean_cuts_as_many_as_it_is_told() -> None:
     """For every number of hostile sites of twice as many and one, the median alone is left."""
     for hostile in range(1, 50):
         steps = np.random.default_rng(hostile).normal(size=(2 * hostile + 1, 3))
-        found = robust._by_flower("trimmed-mean", steps, [1.0] * len(steps), hostile)[0]
+        strategy = robust.RULES["trimmed-mean"](hostile, len(steps))
+        replies = [({"w": step}, 1.0) for step in steps]
+        found = aggregate(strategy, 1, {"w": steps[0]}, replies, {}).arrays["w"]
         np.testing.assert_allclose(found, np.median(steps, axis=0))
 
 

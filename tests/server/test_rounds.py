@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedlatent.server.rounds import JoinState, RoundState, Verdict
+from fedlatent.server.rounds import JoinState, Tally, Verdict
 from fedlatent.shared.schedule import Phase, phases
 from tests.server.federation import tiny_config
 
@@ -38,7 +38,7 @@ def test_join_never_wants_less_than_the_quorum() -> None:
 
 def test_phase_ends_when_all_have_answered() -> None:
     """Good replies of all nodes close a phase before its deadline."""
-    state = RoundState.start([1, 2], quorum=2, until=10.0)
+    state = Tally.start([1, 2], quorum=2, until=10.0)
     state = state.reply(1, ok=True)
     assert state.decide(0.0) is Verdict.WAIT
     assert state.reply(2, ok=True).decide(0.0) is Verdict.GO
@@ -46,7 +46,7 @@ def test_phase_ends_when_all_have_answered() -> None:
 
 def test_deadline_closes_with_the_quorum() -> None:
     """At the deadline the quorum is enough, and the silent node is pending."""
-    state = RoundState.start([1, 2, 3], quorum=2, until=10.0)
+    state = Tally.start([1, 2, 3], quorum=2, until=10.0)
     state = state.reply(1, ok=True).reply(3, ok=True)
     assert state.decide(9.0) is Verdict.WAIT
     assert state.decide(10.0) is Verdict.GO
@@ -55,13 +55,13 @@ def test_deadline_closes_with_the_quorum() -> None:
 
 def test_deadline_without_quorum_fails() -> None:
     """At the deadline one good reply of two needed is a failure."""
-    state = RoundState.start([1, 2], quorum=2, until=10.0).reply(1, ok=True)
+    state = Tally.start([1, 2], quorum=2, until=10.0).reply(1, ok=True)
     assert state.decide(10.0) is Verdict.FAIL
 
 
 def test_fails_as_soon_as_the_quorum_is_out_of_reach() -> None:
     """Two refusals of three nodes end a phase with quorum two before the deadline."""
-    state = RoundState.start([1, 2, 3], quorum=2, until=10.0)
+    state = Tally.start([1, 2, 3], quorum=2, until=10.0)
     state = state.reply(1, ok=False)
     assert state.decide(0.0) is Verdict.WAIT
     assert state.reply(2, ok=False).decide(0.0) is Verdict.FAIL
@@ -69,11 +69,11 @@ def test_fails_as_soon_as_the_quorum_is_out_of_reach() -> None:
 
 def test_first_answer_counts() -> None:
     """A second answer of a node changes nothing, so nobody is counted twice."""
-    state = RoundState.start([1, 2], quorum=1, until=10.0).reply(1, ok=False)
+    state = Tally.start([1, 2], quorum=1, until=10.0).reply(1, ok=False)
     assert state.reply(1, ok=True) == state
 
 
 def test_answer_of_a_stranger_is_an_error_of_the_caller() -> None:
     """Only nodes that were asked can answer."""
     with pytest.raises(ValueError, match="node 9"):
-        RoundState.start([1], quorum=1, until=1.0).reply(9, ok=True)
+        Tally.start([1], quorum=1, until=1.0).reply(9, ok=True)

@@ -10,12 +10,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlatent.server.strategies.averaging import EncoderAveraging
 from fedlatent.server.strategies.optimizer import server_step
 from fedlatent.server.strategies.weighting import weight_of
 from fedlatent.shared.config import StrategySection
 from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader
-from tests.client.support import tiny_run
 
 TAU, BETA_1, BETA_2 = 1e-3, 0.9, 0.99  # Flower's defaults
 
@@ -90,14 +88,6 @@ def test_a_signal_as_large_as_the_noise_counts_half() -> None:
     """At q N sqrt(steps) = sigma the weight is half of the records."""
     header = reply(100, sigma=0.1 * 100 * math.sqrt(16), rate=0.1, steps=16)
     assert weight_of("noise-aware", header) == pytest.approx(50.0)
-
-
-@pytest.mark.parametrize("rule", ["records", "noise-aware", "uniform"])
-def test_the_strategy_of_a_run_weighs_by_its_rule(rule: str) -> None:
-    """The average uses the rule that the run names."""
-    strategy = EncoderAveraging(tiny_run(strategy={"weighting": rule}), "run-1")
-    header = reply(200, sigma=30.0)
-    assert strategy.weight(header) == weight_of(rule, header)
 
 
 # Server optimisers.

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlatent.server.registry import SiteOutcome
-from fedlatent.server.rounds import SiteStatus
+from fedlatent.server.outcome import SiteOutcome, SiteStatus
 from fedlatent.server.strikes import MISBEHAVIOUR, STRIKES, Strikes
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.schedule import Phase

@@ -10,7 +10,8 @@ from flwr.app import Message, RecordDict
 from fedlatent.client.approvals import Approvals
 from fedlatent.client.home import ClientHome
 from fedlatent.client.ledger import Ledger
-from fedlatent.server.driver import Pace, drive
+from fedlatent.server.driver import drive
+from fedlatent.server.exchange import Pace
 from fedlatent.server.home import ServerHome
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import QuorumLost

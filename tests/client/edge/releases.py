@@ -14,8 +14,10 @@ from tuf.api.metadata import Metadata, MetaFile, Signed
 
 from fedlatent.client.edge import slots
 from fedlatent.client.edge.update import provision, update
-from fedlatent.server.publish import Release, Rollout, TargetStatus
+from fedlatent.server.metadata import TargetStatus
+from fedlatent.server.repository import Repository
 from fedlatent.shared.bundle.archive import write_bundle
+from fedlatent.shared.bundle.offer import Rollout
 from fedlatent.shared.bundle.sealed import RecipientPublic
 from fedlatent.shared.keys import SigningKey
 from tests.client.edge.powercut import Files, load, store
@@ -38,11 +40,11 @@ class Publisher:
         if keys is not None:
             self.keys = dict(keys)
             signers = [key for name, key in keys.items() if name != "bundle"]
-            self.release = Release.open(folder / "release", signers)
+            self.release = Repository.open(folder / "release", signers)
             return
         names = ("root-1", "root-2", "targets", "online", "bundle")
         self.keys = {name: SigningKey.generate(folder / "keys" / name) for name in names}
-        self.release = Release.create(
+        self.release = Repository.create(
             folder / "release",
             root_keys=[self.keys["root-1"], self.keys["root-2"]],
             root_threshold=2,

@@ -21,10 +21,10 @@ from hypothesis.stateful import (
 )
 
 from fedlatent.client.edge import slots
-from fedlatent.client.edge.update import bucket, update
-from fedlatent.server.publish import Rollout
+from fedlatent.client.edge.update import update
 from fedlatent.shared.bundle.archive import GOLDEN
 from fedlatent.shared.bundle.arrays import pack_arrays, unpack_arrays
+from fedlatent.shared.bundle.offer import Rollout, bucket
 from fedlatent.shared.bundle.sealed import RecipientKey, RecipientPublic
 from fedlatent.shared.errors import BundleError, UpdateRefused
 from tests.client.edge.powercut import Cut, cut, cuts, fingerprint, load, lose, store

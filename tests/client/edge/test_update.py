@@ -32,11 +32,12 @@ from fedlatent.client.edge.commands import update as commands
 from fedlatent.client.edge.commands.common import Commands
 from fedlatent.client.edge.main import build_parser, main
 from fedlatent.client.edge.runtime import EdgeModel
-from fedlatent.client.edge.update import Fetcher, Offer, bucket, choose, provision, update
-from fedlatent.server.publish import Release, Rollout, describe
+from fedlatent.client.edge.update import Fetcher, choose, provision, update
+from fedlatent.server.repository import Repository
 from fedlatent.shared.bundle import manifest as manifests
 from fedlatent.shared.bundle.archive import GOLDEN, SCORER, pack, parse_bundle, signature_file
 from fedlatent.shared.bundle.arrays import pack_arrays, unpack_arrays
+from fedlatent.shared.bundle.offer import Offer, Rollout, bucket
 from fedlatent.shared.bundle.sealed import RecipientKey, RecipientPublic
 from fedlatent.shared.errors import ConfigError, UpdateRefused
 from fedlatent.shared.files import canonical_json, utc_text
@@ -376,7 +377,7 @@ def test_expired_metadata(publisher: Publisher, device: Path, role: str) -> None
     publisher.forge(**{role: past})
     assert role in refused(device, publisher.source, "expired-metadata")
     slots.boot(device).score(tiny.raw_records())
-    Release.open(publisher.source, publisher.release.keys).refresh(targets=True)
+    Repository.open(publisher.source, publisher.release.keys).refresh(targets=True)
     assert update(device, publisher.source).version == 2
 
 
@@ -543,8 +544,17 @@ def add_target(publisher: Publisher, version: int, data: bytes, **custom: object
     """Sign a target without a publisher's checks, as a thief of the targets key could."""
     manifest = replace(tiny.manifest(), version=version)
     target = TargetFile.from_data(f"{MODEL}-{version}.fedlatent", data, ["sha256"])
-    described = describe(manifest, publisher.keys["bundle"].public, Rollout())
-    target.unrecognized_fields["custom"] = {**described, **custom}
+    offer = Offer(
+        path=target.path,
+        digest=target.hashes["sha256"],
+        bytes=target.length,
+        model=manifest.name,
+        version=manifest.version,
+        kind=manifest.kind,
+        expires=manifest.expires,
+        key=publisher.keys["bundle"].public.key.public_bytes_raw().hex(),
+    )
+    target.unrecognized_fields["custom"] = {**offer.custom(), **custom}
     name = target.get_prefixed_paths()[0]
     (publisher.source / "targets" / name).write_bytes(data)
 
@@ -736,12 +746,6 @@ def test_expired_bundle(publisher: Publisher, device: Path) -> None:
         kind="global",
         expires=None,
         key="",
-        percent=100,
-        cohorts=(),
-        devices=(),
-        downgrade_from=0,
-        recipient=None,
-        withdrawn=False,
     )
     device_facts, record = slots.read_device(device), slots.read_record(device)
     ended = replace(offer, expires=f"{soon:%Y-%m-%dT%H:%M:%SZ}")

@@ -9,7 +9,9 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import Metadata, Root, Targets
 
 from fedlatent.client.edge.update import provision, update
-from fedlatent.server.publish import Expiries, Release, Rollout
+from fedlatent.server.metadata import Expiries
+from fedlatent.server.repository import Repository
+from fedlatent.shared.bundle.offer import Rollout
 from fedlatent.shared.bundle.sealed import RecipientKey, RecipientPublic
 from fedlatent.shared.errors import BundleError, ConfigError, DataError
 from fedlatent.shared.keys import SigningKey
@@ -57,7 +59,7 @@ def test_what_is_signed_beside_a_bundle(publisher: Publisher) -> None:
     }
     path = publisher.source / "targets" / f"{made.sha256}.{made.path}"
     assert path.read_bytes() == publisher.bundle(2).read_bytes()
-    assert Release.open(publisher.source).status() == publisher.release.status()
+    assert Repository.open(publisher.source).status() == publisher.release.status()
 
 
 def test_lifetimes(tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ def test_lifetimes(tmp_path: Path) -> None:
     publisher = Publisher(tmp_path)
     times = Expiries(root=100, targets=50, snapshot=9, timestamp=3)
     keys = publisher.keys
-    release = Release.create(
+    release = Repository.create(
         tmp_path / "other", **creation(publisher, keys["root-1"], 1), expiries=times
     )
     assert release.expiries == times
@@ -109,9 +111,9 @@ def test_bad_arguments(publisher: Publisher, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="unknown key"):
         publisher.release.publish(bundle, thief.public)
     with pytest.raises(ConfigError, match="Expected 1 of the 1 targets keys"):
-        Release.open(publisher.source, [thief, publisher.keys["online"]]).publish(bundle, good)
+        Repository.open(publisher.source, [thief, publisher.keys["online"]]).publish(bundle, good)
     with pytest.raises(ConfigError, match="Expected 1 of the 1 snapshot keys"):
-        Release.open(publisher.source, [thief, publisher.keys["targets"]]).refresh()
+        Repository.open(publisher.source, [thief, publisher.keys["targets"]]).refresh()
     for rollout in (Rollout(percent=101), Rollout(percent=-1), Rollout(cohorts=("a b",))):
         with pytest.raises(ConfigError, match="rollout"):
             publisher.release.set_rollout(MODEL, 1, rollout)
@@ -120,9 +122,9 @@ def test_bad_arguments(publisher: Publisher, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="to come down from"):
         publisher.publish(2, downgrade_from=2)
     with pytest.raises(ConfigError, match="threshold of 1 to 1"):
-        Release.create(tmp_path / "bad", **creation(publisher, thief, 2))
+        Repository.create(tmp_path / "bad", **creation(publisher, thief, 2))
     with pytest.raises(ConfigError, match="Expected no release"):
-        Release.create(publisher.source, **creation(publisher, thief, 1))
+        Repository.create(publisher.source, **creation(publisher, thief, 1))
     after = {path: path.read_bytes() for path in publisher.source.rglob("*") if path.is_file()}
     assert after == before
 
@@ -130,7 +132,7 @@ def test_bad_arguments(publisher: Publisher, tmp_path: Path) -> None:
 def test_open_notices_damage(publisher: Publisher, tmp_path: Path) -> None:
     """A folder without a release, or with files that do not fit, is not opened."""
     with pytest.raises(DataError, match="Expected a release"):
-        Release.open(tmp_path / "nothing")
+        Repository.open(tmp_path / "nothing")
     for name in ("timestamp.json", "2.snapshot.json", "2.targets.json", "1.root.json"):
         path = publisher.metadata / name
         data = path.read_bytes()
@@ -138,12 +140,12 @@ def test_open_notices_damage(publisher: Publisher, tmp_path: Path) -> None:
         if path.read_bytes() == data:
             path.write_bytes(data[:-50])
         with pytest.raises(DataError, match="Expected release metadata"):
-            Release.open(publisher.source)
+            Repository.open(publisher.source)
         path.unlink()
         with pytest.raises(DataError, match="is missing"):
-            Release.open(publisher.source)
+            Repository.open(publisher.source)
         path.write_bytes(data)
-    assert Release.open(publisher.source).status() == publisher.release.status()
+    assert Repository.open(publisher.source).status() == publisher.release.status()
 
 
 def test_old_metadata_is_removed_but_roots_stay(publisher: Publisher) -> None:
@@ -178,7 +180,7 @@ def test_rotation_of_every_role(publisher: Publisher) -> None:
     provision(late, oldest, MODEL)
     for state in (follower, late):
         assert update(state, publisher.source).version == 2
-    roles = Release.open(publisher.source).status().roles
+    roles = Repository.open(publisher.source).status().roles
     assert roles["root"].version == 4
     assert set(roles["root"].keys) == {keys["root-1"].key_id, keys["root-2"].key_id}
 
@@ -190,7 +192,7 @@ def test_rotation_needs_both_thresholds(publisher: Publisher) -> None:
     changed = {"add": [new.public], "remove": [keys["root-2"].public]}
     for given in ([keys["root-1"], new], [keys["root-1"], keys["root-2"]]):
         with pytest.raises(ConfigError, match="root keys of root version"):
-            Release.open(publisher.source, given).rotate("root", **changed)
+            Repository.open(publisher.source, given).rotate("root", **changed)
     with pytest.raises(ConfigError, match="Expected a key of role targets"):
         publisher.release.rotate("targets", remove=[new.public])
     with pytest.raises(ConfigError, match="threshold of 1 to 1"):
@@ -219,7 +221,7 @@ def test_crash_of_the_publisher_at_every_step(publisher: Publisher, tmp_path: Pa
     state = load(publisher.device("state"))
     key, keys = publisher.keys["bundle"].public, publisher.release.keys
     points = cuts(
-        folder, tmp_path / "notes", lambda: Release.open(folder, keys).publish(bundle, key)
+        folder, tmp_path / "notes", lambda: Repository.open(folder, keys).publish(bundle, key)
     )
     seen = set()
     for made in points:
@@ -232,7 +234,7 @@ def test_crash_of_the_publisher_at_every_step(publisher: Publisher, tmp_path: Pa
             found = update(device, copy, check=True).available
             assert found in (1, 2)
             if found == 1:
-                Release.open(copy, keys).publish(bundle, key)
+                Repository.open(copy, keys).publish(bundle, key)
             assert update(device, copy, check=True).available == 2
     assert len(points) > 20
 
@@ -249,15 +251,15 @@ def test_crash_of_a_rotation_at_every_step(
 
     def rotate() -> None:
         add, remove = [new.public], [keys["online"].public]
-        Release.open(folder, given).rotate("online", add=add, remove=remove)
+        Repository.open(folder, given).rotate("online", add=add, remove=remove)
 
     points = cuts(folder, tmp_path / "notes", rotate)
     for made in points:
         copy = store(made.files, tmp_path / "copy")
         if not old_key:
             left = [keys["online"], keys["targets"], new]
-            Release.open(copy, left, unfinished=True).refresh(targets=True)
-        Release.open(copy)
+            Repository.open(copy, left, unfinished=True).refresh(targets=True)
+        Repository.open(copy)
         assert update(store(state, tmp_path / "device"), copy).version == 1
     assert len(points) > 10
 
@@ -269,7 +271,7 @@ def test_crash_of_a_rotation_at_every_step(
 def pinned(publisher: Publisher) -> Path:
     """A release in the publisher's folder, which pins it; version 1 is published."""
     own, keys = publisher.folder / "own", publisher.release.keys
-    release = Release.create(
+    release = Repository.create(
         publisher.folder / "served",
         root_keys=keys[:2],
         root_threshold=2,
@@ -298,9 +300,9 @@ def test_other_root_is_not_signed_under(publisher: Publisher, pinned: Path) -> N
 
     publisher.keys["targets"] = thief
     publisher.forge(targets=own_bundle)
-    Release.open(publisher.source)  # fits, for those who trust the folder
+    Repository.open(publisher.source)  # fits, for those who trust the folder
     with pytest.raises(DataError, match="Expected release metadata"):
-        Release.open(publisher.source, pinned=pinned)
+        Repository.open(publisher.source, pinned=pinned)
 
 
 def test_older_list_is_not_signed_anew(publisher: Publisher, pinned: Path) -> None:
@@ -308,25 +310,25 @@ def test_older_list_is_not_signed_anew(publisher: Publisher, pinned: Path) -> No
     publisher.publish(2)
     before = publisher.copy("before")
     publisher.release.withdraw(MODEL, 2)
-    assert Release.open(publisher.source, pinned=pinned).status() == publisher.release.status()
+    assert Repository.open(publisher.source, pinned=pinned).status() == publisher.release.status()
     with pytest.raises(DataError, match="as new as it was"):
-        Release.open(before, pinned=pinned)
+        Repository.open(before, pinned=pinned)
     (pinned / "seen.json").write_text("null")
     with pytest.raises(DataError, match="Expected a number"):
-        Release.open(publisher.source, pinned=pinned)
+        Repository.open(publisher.source, pinned=pinned)
 
 
 def test_finishing_a_rotation_signs_nothing_foreign(publisher: Publisher, tmp_path: Path) -> None:
     """A list of bundles by other keys is refused also where a rotation is to be finished."""
     publisher.forge(key=SigningKey.generate(tmp_path / "thief.pem"))
     with pytest.raises(DataError, match="Expected release metadata"):
-        Release.open(publisher.source, publisher.release.keys, unfinished=True)
+        Repository.open(publisher.source, publisher.release.keys, unfinished=True)
 
 
 def test_two_changes_at_once(publisher: Publisher) -> None:
     """A change of a release that another process changed meanwhile is refused, and lost by none."""
     publisher.publish(2)
-    first, second = (Release.open(publisher.source, publisher.release.keys) for _ in range(2))
+    first, second = (Repository.open(publisher.source, publisher.release.keys) for _ in range(2))
     first.withdraw(MODEL, 2)
     for change in (
         second.refresh,
@@ -335,7 +337,7 @@ def test_two_changes_at_once(publisher: Publisher) -> None:
     ):
         with pytest.raises(ConfigError, match="run the command again"):
             change()
-    assert Release.open(publisher.source).status() == first.status()
+    assert Repository.open(publisher.source).status() == first.status()
 
 
 def test_release_files_hold_no_private_key(publisher: Publisher) -> None:

@@ -9,8 +9,8 @@ gets them, **snapshot** and **timestamp** (one online key) say which metadata is
     metadata/timestamp.json                   the one file that changes; always written last
     targets/SHA256.NAME-VERSION.fedlatent     the bundles
 
-A target is one bundle file. Its signed ``custom`` holds no floats and says what a device must know
-before it downloads; `describe` makes it. A withdrawn bundle keeps its entry, marked, so that its
+A target is one bundle file. Its signed ``custom`` says what a device must know before it downloads
+(`fedlatent.shared.bundle.offer`). A withdrawn bundle keeps its entry, marked, so that its
 version is never used again and devices can tell a withdrawal from a rollback attack.
 
 A crash at any step leaves the old release valid, since nothing refers to the new files until
@@ -25,22 +25,18 @@ then break it, but cannot make the publisher sign a list that it never signed, o
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, get_args
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 from tuf.api.exceptions import BadVersionNumberError, RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import (  # type: ignore[attr-defined]
-    Key,
     Metadata,
-    MetaFile,
     Root,
     Snapshot,
     TargetFile,
@@ -48,8 +44,27 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
+from fedlatent.server.metadata import (
+    PINNED_ROOT,
+    Expiries,
+    Files,
+    RepositoryStatus,
+    RoleStatus,
+    Signed,
+    TargetStatus,
+    change_keys,
+    check_thresholds,
+    fits,
+    meta_of,
+    next_version,
+    read_metadata,
+    read_roots,
+    root_name,
+    tuf_key,
+    verify_key,
+)
 from fedlatent.shared.bundle.archive import parse_bundle
-from fedlatent.shared.bundle.manifest import Manifest
+from fedlatent.shared.bundle.offer import Offer, Rollout
 from fedlatent.shared.bundle.sealed import RecipientPublic, seal
 from fedlatent.shared.errors import BundleError, ConfigError, DataError
 from fedlatent.shared.files import read_json, sync_folder, write_atomic, write_json
@@ -57,170 +72,15 @@ from fedlatent.shared.keys import SigningKey, VerifyKey
 
 Role = Literal["root", "targets", "online"]
 
-#: What `Release.rotate` takes; "online" is snapshot and timestamp together.
+#: What `Repository.rotate` takes; "online" is snapshot and timestamp together.
 ROLES: tuple[Role, ...] = get_args(Role)
-#: Of ``custom``; devices ignore targets of another format.
-CUSTOM_FORMAT = 1
-MAX_NAMES = 256
-#: In the publisher's own folder: the root that all trust in a release folder begins with.
-PINNED_ROOT = "root.json"
 _SEEN = "seen.json"
 _DAYS = "x-fedlatent-days"
 _KEPT = 5  # old versions of targets and snapshot that stay for devices in the middle of an update
 _METADATA, _TARGETS = "metadata", "targets"
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
-Signed = TypeVar("Signed", Root, Targets, Snapshot, Timestamp)
-_Files = tuple[Metadata[Targets], Metadata[Snapshot], Metadata[Timestamp]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expiries:
-    """For how many days each role's metadata counts, from when it is signed.
-
-    A device installs nothing when one has passed, and keeps on scoring. The timestamp's is the
-    longest time for which an attacker on the way can hide a new version.
-
-    Attributes:
-        root: sign again (`Release.rotate`) within this time.
-        targets: publish, or refresh with the targets key, within this time.
-        snapshot: refresh with the online key within this time.
-        timestamp: as snapshot; 14 days allow a weekly refresh that fails once.
-    """
-
-    root: int = 365
-    targets: int = 90
-    snapshot: int = 14
-    timestamp: int = 14
-
-    def check(self) -> None:
-        """Refuse numbers of days that make no sense.
-
-        Raises:
-            ConfigError: a number below 1 or above 36500.
-        """
-        for role, days in asdict(self).items():
-            if not 1 <= days <= 36_500:
-                raise ConfigError(f"Expected 1 to 36500 days for {role}, got {days}; change it.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """Which devices may install a version: any of the three is enough.
-
-    Attributes:
-        percent: of all devices, by a hash of model, version and device; raising it only adds.
-        cohorts: names of groups; a device knows its own.
-        devices: ids of single devices.
-    """
-
-    percent: int = 100
-    cohorts: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        """Refuse what devices would refuse.
-
-        Raises:
-            ConfigError: a percentage outside 0 to 100, or a name that is none.
-        """
-        if isinstance(self.percent, bool) or not 0 <= self.percent <= 100:
-            raise ConfigError(f"Expected a rollout of 0 to 100 percent, got {self.percent}.")
-        for names in (self.cohorts, self.devices):
-            if len(names) > MAX_NAMES or not all(_WORD.fullmatch(name) for name in names):
-                raise ConfigError(
-                    f"Expected at most {MAX_NAMES} names of letters, digits, '.', '_' and '-' in a "
-                    "rollout, got others; correct them."
-                )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it is signed."""
-        cohorts, devices = sorted(set(self.cohorts)), sorted(set(self.devices))
-        return {"percent": self.percent, "cohorts": cohorts, "devices": devices}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoleStatus:
-    """One role's newest metadata.
-
-    Attributes:
-        version: rises with each signing.
-        expires: UTC text.
-        days_left: whole days until then; negative when it has passed.
-        keys: `VerifyKey.key_id` of each key of the role.
-        threshold: how many of them must sign.
-    """
-
-    version: int
-    expires: str
-    days_left: int
-    keys: tuple[str, ...]
-    threshold: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetStatus:
-    """One bundle of a release.
-
-    Attributes:
-        path: name of the target.
-        sha256: of its file.
-        bytes: of its file.
-        custom: what is signed beside it.
-    """
-
-    path: str
-    sha256: str
-    bytes: int
-    custom: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleaseStatus:
-    """What a release folder holds.
-
-    Attributes:
-        roles: by TUF's name of the role.
-        targets: by model and version.
-    """
-
-    roles: Mapping[str, RoleStatus]
-    targets: tuple[TargetStatus, ...]
-
-
-def describe(
-    manifest: Manifest,
-    key: VerifyKey,
-    rollout: Rollout,
-    *,
-    recipient: str | None = None,
-    downgrade_from: int | None = None,
-) -> dict[str, Any]:
-    """The signed ``custom`` of a target.
-
-    Args:
-        manifest: of the bundle.
-        key: that signed the bundle.
-        rollout: who may install it.
-        recipient: id of the key that the bundle is sealed to; None when it is not sealed.
-        downgrade_from: devices that have confirmed a version up to this one may go down to this
-            bundle; None for the normal case, up only.
-    """
-    return {
-        "format": CUSTOM_FORMAT,
-        "model": manifest.name,
-        "version": manifest.version,
-        "kind": manifest.kind,
-        "expires": manifest.expires,
-        "key": key.key.public_bytes_raw().hex(),
-        "rollout": rollout.to_dict(),
-        "downgrade_from": downgrade_from,
-        "recipient": recipient,
-        "status": "offered",
-    }
-
-
-class Release:
+class Repository:
     """A release folder that is open for changes; each change is one new signed state of it.
 
     Attributes:
@@ -233,7 +93,7 @@ class Release:
         folder: Path,
         keys: Sequence[SigningKey],
         root: Metadata[Root],
-        files: _Files,
+        files: Files,
         pinned: Path | None,
     ) -> None:
         """Use `create` or `open`."""
@@ -279,9 +139,9 @@ class Release:
         groups = {"root": root_keys, "targets": targets_keys}
         for role, keys in {**groups, "snapshot": [online_key], "timestamp": [online_key]}.items():
             for key in keys:
-                signed.add_key(_tuf_key(key.public), role)
+                signed.add_key(tuf_key(key.public), role)
         signed.roles["root"].threshold = root_threshold
-        _check_thresholds(signed)
+        check_thresholds(signed)
         root = Metadata(signed)
         files = Metadata(Targets()), Metadata(Snapshot()), Metadata(Timestamp())
         made = cls(folder, [*root_keys, *targets_keys, online_key], root, files, pinned)
@@ -292,7 +152,7 @@ class Release:
         sync_folder(folder)
         if pinned:
             write_atomic(pinned / PINNED_ROOT, root.to_bytes())
-        made._write(_root_name(signed), root)
+        made._write(root_name(signed), root)
         made._commit(made._targets, moment)
         return made
 
@@ -320,13 +180,17 @@ class Release:
         """
         metadata = folder / _METADATA
         try:
-            roots = _roots(metadata, pinned)
+            roots = read_roots(metadata, pinned)
             trusted = roots[-2:] if unfinished else roots[-1:]
-            timestamp = _load(metadata / "timestamp.json", Timestamp, trusted)
+            timestamp = read_metadata(metadata / "timestamp.json", Timestamp, trusted)
             meta = timestamp.signed.snapshot_meta
-            snapshot = _load(metadata / f"{meta.version}.snapshot.json", Snapshot, trusted, meta)
+            snapshot = read_metadata(
+                metadata / f"{meta.version}.snapshot.json", Snapshot, trusted, meta
+            )
             meta = snapshot.signed.meta["targets.json"]
-            targets = _load(metadata / f"{meta.version}.targets.json", Targets, trusted, meta)
+            targets = read_metadata(
+                metadata / f"{meta.version}.targets.json", Targets, trusted, meta
+            )
             if pinned and targets.signed.version < _seen(pinned):
                 raise BadVersionNumberError("older than this publisher has seen")
         except FileNotFoundError as error:
@@ -346,7 +210,7 @@ class Release:
     @property
     def root_path(self) -> Path:
         """The newest root, which new devices are provisioned with."""
-        return self.folder / _METADATA / _root_name(self._root.signed)
+        return self.folder / _METADATA / root_name(self._root.signed)
 
     @property
     def expiries(self) -> Expiries:
@@ -357,7 +221,7 @@ class Release:
         """The public keys of a role."""
         root = self._root.signed
         name = "timestamp" if role == "online" else role
-        return tuple(_verify_key(root.keys[keyid]) for keyid in root.roles[name].keyids)
+        return tuple(verify_key(root.keys[keyid]) for keyid in root.roles[name].keyids)
 
     def publish(
         self,
@@ -377,7 +241,7 @@ class Release:
             rollout: who gets it; None for all devices.
             recipient: seal it to this key, so that only its holders can read it; the same version
                 may be sealed to several.
-            downgrade_from: see `describe`.
+            downgrade_from: see `Offer`.
             now: the time of signing; None for the present.
 
         Raises:
@@ -400,16 +264,26 @@ class Release:
             data = seal(data, recipient, manifest.name, manifest.version)
             path = f"{path}-{recipient.key_id}"
         target = TargetFile.from_data(f"{path}.fedlatent", data, ["sha256"])
-        targets = _next(self._targets)
+        targets = next_version(self._targets)
         if target.path in targets.signed.targets:
             raise ConfigError(
                 f"Expected a version of {manifest.name} that was never published, got "
                 f"{manifest.version}; versions are not used twice, so export it under a new one."
             )
-        sealed_to = recipient.key_id if recipient else None
-        target.unrecognized_fields["custom"] = describe(
-            manifest, key, wanted, recipient=sealed_to, downgrade_from=downgrade_from
+        offer = Offer(
+            path=target.path,
+            digest=target.hashes["sha256"],
+            bytes=target.length,
+            model=manifest.name,
+            version=manifest.version,
+            kind=manifest.kind,
+            expires=manifest.expires,
+            key=key.key.public_bytes_raw().hex(),
+            rollout=wanted,
+            downgrade_from=downgrade_from or 0,
+            recipient=recipient.key_id if recipient else None,
         )
+        target.unrecognized_fields["custom"] = offer.custom()
         targets.signed.targets[target.path] = target
         self._commit(targets, moment, {self._file(target): data})
         return _target_status(target)
@@ -424,7 +298,7 @@ class Release:
         """
         rollout.check()
         _check_downgrade(version, downgrade_from)
-        targets = _next(self._targets)
+        targets = next_version(self._targets)
         found = _matching(targets.signed, model, version)
         for target in found:
             if target.custom["status"] == "withdrawn":
@@ -445,7 +319,7 @@ class Release:
         Raises:
             ConfigError: there is no such version, or a key is missing.
         """
-        targets = _next(self._targets)
+        targets = next_version(self._targets)
         found = _matching(targets.signed, model, version)
         for target in found:
             target.custom["status"] = "withdrawn"
@@ -463,7 +337,7 @@ class Release:
         Raises:
             ConfigError: a key is missing.
         """
-        self._commit(_next(self._targets) if targets else self._targets, now)
+        self._commit(next_version(self._targets) if targets else self._targets, now)
 
     def rotate(
         self,
@@ -492,21 +366,21 @@ class Release:
         Raises:
             ConfigError: unknown keys, a threshold that cannot be met, or too few signatures.
         """
-        moment, old, new = datetime.now(UTC), self._root, _next(self._root)
+        moment, old, new = datetime.now(UTC), self._root, next_version(self._root)
         for name in ("snapshot", "timestamp") if role == "online" else (role,):
-            _change_keys(new.signed, name, add, remove, threshold)
+            change_keys(new.signed, name, add, remove, threshold)
         self._root = new  # lifetimes and role keys of what is signed next
         try:
             self._sign(new, "root", moment, also=old.signed)
             files = None
             if role != "root":
-                targets = _next(self._targets) if role == "targets" else self._targets
+                targets = next_version(self._targets) if role == "targets" else self._targets
                 files = self._prepare(targets, moment, also=old.signed)
             with self._changing():
-                root_last = files is not None and _fits(old, files)
+                root_last = files is not None and fits(old, files)
                 if files and root_last:
                     self._store(files)
-                self._write(_root_name(new.signed), new)
+                self._write(root_name(new.signed), new)
                 if files and not root_last:
                     self._store(files)
         except BaseException:
@@ -515,7 +389,7 @@ class Release:
             raise
         return new.signed.version
 
-    def status(self, now: datetime | None = None) -> ReleaseStatus:
+    def status(self, now: datetime | None = None) -> RepositoryStatus:
         """What the folder holds and how long its metadata lasts."""
         moment, root = now or datetime.now(UTC), self._root.signed
         parts = (root, self._targets.signed, self._snapshot.signed, self._timestamp.signed)
@@ -526,12 +400,12 @@ class Release:
                 version=one.version,
                 expires=f"{one.expires:%Y-%m-%dT%H:%M:%SZ}",
                 days_left=(one.expires - moment).days,
-                keys=tuple(_verify_key(root.keys[keyid]).key_id for keyid in role.keyids),
+                keys=tuple(verify_key(root.keys[keyid]).key_id for keyid in role.keyids),
                 threshold=role.threshold,
             )
         found = [_target_status(target) for target in self._targets.signed.targets.values()]
         found.sort(key=lambda one: (one.custom["model"], one.custom["version"], one.path))
-        return ReleaseStatus(roles=roles, targets=tuple(found))
+        return RepositoryStatus(roles=roles, targets=tuple(found))
 
     def _commit(
         self,
@@ -554,7 +428,7 @@ class Release:
             with suppress(OSError):  # a network file system may have no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             path = self.folder / _METADATA / "timestamp.json"
-            if path.exists() and _load(path, Timestamp) != self._timestamp:
+            if path.exists() and read_metadata(path, Timestamp) != self._timestamp:
                 raise ConfigError(
                     f"Expected a release in {self.folder} that nobody else changes at the same "
                     "time, got a changed one; run the command again."
@@ -565,19 +439,19 @@ class Release:
 
     def _prepare(
         self, targets: Metadata[Targets], moment: datetime, also: Root | None = None
-    ) -> _Files:
+    ) -> Files:
         """Sign a new state in memory; ``targets`` too when it is new."""
-        snapshot = _next(self._snapshot) if self._snapshot.signatures else self._snapshot
+        snapshot = next_version(self._snapshot) if self._snapshot.signatures else self._snapshot
         if targets is not self._targets or not targets.signatures:
             self._sign(targets, "targets", moment, also)
-            snapshot.signed.meta["targets.json"] = _meta(targets)
+            snapshot.signed.meta["targets.json"] = meta_of(targets)
         self._sign(snapshot, "snapshot", moment, also)
-        timestamp = _next(self._timestamp) if self._timestamp.signatures else self._timestamp
-        timestamp.signed.snapshot_meta = _meta(snapshot)
+        timestamp = next_version(self._timestamp) if self._timestamp.signatures else self._timestamp
+        timestamp.signed.snapshot_meta = meta_of(snapshot)
         self._sign(timestamp, "timestamp", moment, also)
         return targets, snapshot, timestamp
 
-    def _store(self, files: _Files) -> None:
+    def _store(self, files: Files) -> None:
         """Write a signed state; the timestamp, which makes it valid, comes last."""
         targets, snapshot, timestamp = files
         name = f"{targets.signed.version}.targets.json"
@@ -624,66 +498,6 @@ class Release:
                 ) from None
 
 
-def _fits(root: Metadata[Root], files: _Files) -> bool:
-    """Whether a signed state is valid under ``root`` too."""
-    return all(
-        root.signed.get_verification_result(one.signed.type, one.signed_bytes, one.signatures)
-        for one in files
-    )
-
-
-def _verify(roots: Sequence[Metadata[Root]], role: str, metadata: Metadata[Any]) -> None:
-    """Check the signatures under one of ``roots``."""
-    for root in roots:
-        found = root.signed.get_verification_result(
-            role, metadata.signed_bytes, metadata.signatures
-        )
-        if found:
-            return
-    raise UnsignedMetadataError(f"{role} is not signed by its keys")
-
-
-def _tuf_key(key: VerifyKey) -> SSlibKey:
-    return SSlibKey.from_crypto(key.key)
-
-
-def _verify_key(key: Key) -> VerifyKey:
-    """A key in TUF's form, where an Ed25519 key is 64 hexadecimal digits."""
-    raw = bytes.fromhex(str(key.keyval["public"]))
-    return VerifyKey(key=Ed25519PublicKey.from_public_bytes(raw))
-
-
-def _check_thresholds(root: Root) -> None:
-    for name, role in root.roles.items():
-        if not 1 <= role.threshold <= len(role.keyids):
-            raise ConfigError(
-                f"Expected a threshold of 1 to {len(role.keyids)} for the keys of {name}, got "
-                f"{role.threshold}; change it or add keys."
-            )
-
-
-def _change_keys(
-    root: Root,
-    role: str,
-    add: Sequence[VerifyKey],
-    remove: Sequence[VerifyKey],
-    threshold: int | None,
-) -> None:
-    for key in add:
-        root.add_key(_tuf_key(key), role)
-    for key in remove:
-        try:
-            root.revoke_key(_tuf_key(key).keyid, role)
-        except ValueError:
-            raise ConfigError(
-                f"Expected a key of role {role} to remove, got {key.key_id}; see "
-                "'fedlatent release status'."
-            ) from None
-    if threshold is not None:
-        root.roles[role].threshold = threshold
-    _check_thresholds(root)
-
-
 def _check_downgrade(version: int, downgrade_from: int | None) -> None:
     if downgrade_from is not None and downgrade_from <= version:
         raise ConfigError(
@@ -713,56 +527,6 @@ def _target_status(target: TargetFile) -> TargetStatus:
         bytes=target.length,
         custom=deepcopy(target.custom),
     )
-
-
-def _root_name(root: Root) -> str:
-    return f"{root.version}.root.json"
-
-
-def _meta(metadata: "Metadata[Signed]") -> MetaFile:
-    """Version and hash. No length: a device names what comes instead better by its hash."""
-    made = MetaFile.from_data(metadata.signed.version, metadata.to_bytes(), ["sha256"])
-    made.length = None
-    return made
-
-
-def _next(metadata: "Metadata[Signed]") -> "Metadata[Signed]":
-    """A copy with the next version number."""
-    made = deepcopy(metadata)
-    made.signed.version += 1
-    return made
-
-
-def _load(
-    path: Path,
-    kind: "type[Signed]",
-    roots: Sequence[Metadata[Root]] = (),
-    meta: MetaFile | None = None,
-) -> "Metadata[Signed]":
-    """A metadata file, signed under one of ``roots`` if given; ``meta`` says what its hash is."""
-    data = path.read_bytes()
-    if meta:
-        meta.verify_length_and_hashes(data)
-    made: Metadata[Signed] = Metadata.from_bytes(data)
-    if not isinstance(made.signed, kind):
-        raise RepositoryError(f"{path.name} is no {kind.type}")
-    if roots:
-        _verify(roots, kind.type, made)
-    return made
-
-
-def _roots(metadata: Path, pinned: Path | None) -> list[Metadata[Root]]:
-    """The chain of roots from the pinned one, or the first one, each signed by the one before."""
-    path = pinned / PINNED_ROOT if pinned else metadata / "1.root.json"
-    roots: list[Metadata[Root]] = [_load(path, Root)]
-    _verify(roots, "root", roots[0])
-    while (path := metadata / f"{roots[-1].signed.version + 1}.root.json").exists():
-        newer = _load(path, Root, roots[-1:])
-        _verify([newer], "root", newer)
-        if newer.signed.version != roots[-1].signed.version + 1:
-            raise BadVersionNumberError(f"{path.name} is of another version")
-        roots.append(newer)
-    return roots
 
 
 def _seen(pinned: Path) -> int:
