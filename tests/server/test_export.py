@@ -84,5 +84,5 @@ def test_a_threshold_that_flags_nothing_is_not_exported(tmp_path: Path) -> None:
     released = replace(simulation.result.released, thresholds=thresholds)
     silenced = replace(simulation.result, released=released)
     with pytest.raises(ConfigError, match="flag something, got that of absolute scores"):
-        global_contents(silenced, "run", 1)
-    assert global_contents(simulation.result, "run", 1).thresholds.absolute
+        global_contents(silenced, "run")
+    assert global_contents(simulation.result, "run").thresholds.absolute
