@@ -11,7 +11,7 @@ export ORT_DISABLE_TELEMETRY = 1
 # Else each of the many processes would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow mutants chaos check format install clean
+.PHONY: demo test test-slow mutants chaos check docs format install clean
 
 install: $(READY)
 
@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { echo "python3 has no venv module; installing python3-venv"; rm -rf .venv; \
 	    apt-get install -y python3-venv && $(PYTHON) -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,zoo,dev]'
 	@touch $@
 
 demo: $(READY)
@@ -41,7 +41,7 @@ mutants: $(READY)
 SEED ?= 0
 FAULTS ?= 200
 chaos: $(READY)
-	$(BIN)/python -m fedlatent.simulations.chaos --seed $(SEED) --faults $(FAULTS) --out chaos.json
+	$(BIN)/fedlatent simulate check chaos --set seed=$(SEED) --set faults=$(FAULTS) --set out=chaos.json
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -52,6 +52,10 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The page of all commands, from what they say of themselves.
+docs: $(READY)
+	$(BIN)/python -m fedlatent.cli.reference > docs/cli.md
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlatent.cli.console import JsonOption, err, out, print_json, progress, styled, table
+from fedlatent.cli.console import err, out, print_json, progress, styled, table
+from fedlatent.cli.options import JsonOption, SeedOption
 
 if TYPE_CHECKING:
     from fedlatent.simulations.audit.run import Audit
@@ -23,10 +24,7 @@ def audit(
     folder: Annotated[
         Path, typer.Option("--out", help="The report and its pictures go into this folder.")
     ] = Path("runs/audit"),
-    seed: Annotated[
-        int,
-        typer.Option(min=0, help="Draws records, weights and noise; that of real nodes is secure."),
-    ] = 0,
+    seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Attack every kind of release, and real nodes; exit 1 if a claim or a check breaks.

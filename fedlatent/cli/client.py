@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fedlatent.cli.console import (
-    JsonOption,
     err,
     figure,
     out,
@@ -19,8 +18,18 @@ from fedlatent.cli.console import (
     styled,
     table,
 )
+from fedlatent.cli.options import (
+    SCHEMA,
+    ArrayOption,
+    ClientHomeOption,
+    JsonOption,
+    LabelOption,
+    NormalLabelOption,
+    label_of,
+)
 
 if TYPE_CHECKING:
+    from fedlatent.client.home import ClientHome
     from fedlatent.client.ledger import Ledger, Verified
     from fedlatent.client.policy import NodeConfig
     from fedlatent.client.rebuild import Rebuilt
@@ -29,9 +38,8 @@ app = typer.Typer(
     no_args_is_help=True, help="Set up and run a node; see what left and what it cost."
 )
 
-HomeOption = Annotated[
-    Path | None,
-    typer.Option(help="The node's folder; default $FEDLATENT_CLIENT_HOME or ~/.fedlatent/client."),
+AskedArgument = Annotated[
+    str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")
 ]
 
 
@@ -46,24 +54,19 @@ def init(
     server: Annotated[str, typer.Option(help="The gateway, host:port.")],
     ca: Annotated[Path, typer.Option(help="The federation's ca.crt.", exists=True)],
     data: Annotated[Path, typer.Option(help="Private records: CSV, Parquet or NPZ.", exists=True)],
-    schema: Annotated[
-        Path,
-        typer.Option(help=r"A TOML file whose table \[data] says what a record is.", exists=True),
-    ],
+    schema: Annotated[Path, SCHEMA],
     max_epsilon: Annotated[
         float, typer.Option(help="Largest epsilon over the life of these records.")
     ] = 4.0,
     delta: Annotated[float, typer.Option(help="Delta of that epsilon.")] = 1e-5,
     name: Annotated[str, typer.Option(help="Name of the data set: key of its budget.")] = "records",
-    array: Annotated[str, typer.Option(help="Array of an NPZ that holds the records.")] = "X",
+    array: ArrayOption = "X",
     column: Annotated[
         list[str] | None,
         typer.Option(help="Column of a table, in record order; repeat.", show_default=False),
     ] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Column or array of labels; anomalies are not trained on.")
-    ] = None,
-    normal_label: Annotated[str | None, typer.Option(help="Which label is normal.")] = None,
+    label: LabelOption = None,
+    normal_label: NormalLabelOption = None,
     person: Annotated[
         str | None,
         typer.Option(help="Column or array that says whose record it is; it never leaves."),
@@ -71,7 +74,7 @@ def init(
     person_cap: Annotated[
         int | None, typer.Option(min=1, help="Most records of one person; others are never used.")
     ] = None,
-    home: HomeOption = None,
+    home: ClientHomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make keys, configuration and policy; checks that the records fit."""
@@ -99,7 +102,7 @@ def init(
     if label is not None:
         entry["label_key"] = label
     if normal_label is not None:
-        entry["normal_label"] = int(normal_label) if normal_label.isdecimal() else normal_label
+        entry["normal_label"] = label_of(normal_label)
     if person is not None:
         entry["person_key"] = person
     if person_cap is not None:
@@ -142,6 +145,19 @@ def init(
     out.print(styled("bold", f"fedlatent client start --home {place.root}", before="next: "))
 
 
+def _node(home: Path | None) -> "tuple[ClientHome, NodeConfig]":
+    """The node's folder and its configuration.
+
+    Raises:
+        ConfigError: no node was made there, or its node.toml is wrong.
+    """
+    from fedlatent.client.home import ClientHome
+    from fedlatent.client.policy import NodeConfig
+
+    place = ClientHome.find(home)
+    return place, NodeConfig.load(place.config)
+
+
 def _warn(warning: str | None) -> None:
     if warning is not None:
         err.print(styled("yellow", "warning:", f" {warning}"))
@@ -152,7 +168,7 @@ def certificate(
     file: Annotated[
         Path, typer.Argument(help="What the operator sent after admitting this site.", exists=True)
     ],
-    home: HomeOption = None,
+    home: ClientHomeOption = None,
 ) -> None:
     """Install the certificate without which the server's gateway lets nobody in."""
     from fedlatent.client.certificate import install_certificate
@@ -164,7 +180,7 @@ def certificate(
 
 
 @app.command(epilog="Example: fedlatent client start --home node")
-def start(home: HomeOption = None) -> None:
+def start(home: ClientHomeOption = None) -> None:
     """Serve until Ctrl-C or the terminal closes: the resident node, SuperNode and SuperExec."""
     from fedlatent.client.home import ClientHome
     from fedlatent.client.known import note_records
@@ -196,25 +212,18 @@ def start(home: HomeOption = None) -> None:
 
 
 @app.command(epilog="Example: fedlatent client stop --home node")
-def stop(home: HomeOption = None) -> None:
+def stop(home: ClientHomeOption = None) -> None:
     """Stop the node, and what a killed one has left behind."""
-    from fedlatent.client.home import ClientHome
-    from fedlatent.client.policy import NodeConfig
-
-    place = ClientHome.find(home)
-    NodeConfig.load(place.config)
+    place, _ = _node(home)
     stop_service(place.services, "node")
 
 
 @app.command(epilog="Example: fedlatent client status --json")
-def status(home: HomeOption = None, json: JsonOption = False) -> None:
+def status(home: ClientHomeOption = None, json: JsonOption = False) -> None:
     """Show this node's processes, and when their peer last answered."""
-    from fedlatent.client.home import ClientHome
-    from fedlatent.client.policy import NodeConfig
     from fedlatent.shared.supervisor import read_status
 
-    place = ClientHome.find(home)
-    NodeConfig.load(place.config)
+    place, _ = _node(home)
     found = read_status(place.services)
     print_json(process_facts(found)) if json else print_processes(found)
 
@@ -224,7 +233,7 @@ def status(home: HomeOption = None, json: JsonOption = False) -> None:
     "fedlatent client ledger --rebuild"
 )
 def ledger(
-    home: HomeOption = None,
+    home: ClientHomeOption = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -241,12 +250,9 @@ def ledger(
     json: JsonOption = False,
 ) -> None:
     """Show what every release cost, and what is left of the budget."""
-    from fedlatent.client.home import ClientHome
     from fedlatent.client.local import open_ledger, read_dataset
-    from fedlatent.client.policy import NodeConfig
 
-    place = ClientHome.find(home)
-    config = NodeConfig.load(place.config)
+    place, config = _node(home)
     records = len(read_dataset(place, config.data).normals())
     if remake:
         from fedlatent.client.rebuild import rebuild
@@ -387,7 +393,7 @@ def _finite(epsilon: float) -> float | None:
     epilog="Examples: fedlatent client releases | fedlatent client releases --last 5 --json"
 )
 def releases(
-    home: HomeOption = None,
+    home: ClientHomeOption = None,
     last: Annotated[int, typer.Option(help="Show only so many; 0 shows all.")] = 0,
     json: JsonOption = False,
 ) -> None:
@@ -425,14 +431,11 @@ def _torn(count: int, what: str) -> str | None:
 
 
 @app.command(epilog="Example: fedlatent client runs --json")
-def runs(home: HomeOption = None, json: JsonOption = False) -> None:
+def runs(home: ClientHomeOption = None, json: JsonOption = False) -> None:
     """Show the runs that have asked for approval: what each costs and what would leave."""
     from fedlatent.client.approvals import Approvals
-    from fedlatent.client.home import ClientHome
-    from fedlatent.client.policy import NodeConfig
 
-    place = ClientHome.find(home)
-    wanted = NodeConfig.load(place.config).policy.approval
+    place, config = _node(home)
     book = Approvals(place.approvals)
     found, damaged = book.runs(), book.damaged()
     if damaged:
@@ -447,14 +450,14 @@ def runs(home: HomeOption = None, json: JsonOption = False) -> None:
         numbers = (figure(one.epsilon, 4), f"{one.delta:g}")
         rows.add_row(one.run, one.state, one.asked, one.sharing, *numbers, what)
     out.print(rows)
-    if wanted == "none":
+    if config.policy.approval == "none":
         out.print('this node asks nobody: policy.approval is "none" in its node.toml')
 
 
 @app.command(epilog="Example: fedlatent client approve hearts-20260101-120000")
 def approve(
-    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
-    home: HomeOption = None,
+    run: AskedArgument,
+    home: ClientHomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Let a run have its answers, within the policy and the budget."""
@@ -463,8 +466,8 @@ def approve(
 
 @app.command(epilog="Example: fedlatent client refuse hearts-20260101-120000")
 def refuse(
-    run: Annotated[str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")],
-    home: HomeOption = None,
+    run: AskedArgument,
+    home: ClientHomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Give a run no further answer."""

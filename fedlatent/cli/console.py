@@ -7,11 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -61,8 +67,6 @@ class Terminal(Console):
 
 out = Terminal()
 err = Terminal(stderr=True)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
 
 
 def visible(text: str) -> str:
@@ -146,16 +150,21 @@ def ago(moment: float | None) -> str:
     return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:.0f} min ago"
 
 
-@contextmanager
-def progress(*, quiet: bool) -> Iterator["Stages"]:
-    """A live line per stage of long work, on standard error; nothing when ``quiet``."""
+def live_lines(*more: ProgressColumn, quiet: bool, width: int = 24) -> Progress:
+    """Lines on standard error: spinner, words, a bar of ``width`` letters, time, and ``more``."""
     columns = (
         SpinnerColumn(err.spinner, finished_text=err.tick),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=width),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, disable=quiet) as bars:
+    return Progress(*columns, *more, console=err, disable=quiet)
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator["Stages"]:
+    """A live line per stage of long work, on standard error; nothing when ``quiet``."""
+    with live_lines(quiet=quiet) as bars:
         stages = Stages(bars)
         yield stages
         stages.close()

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlatent.cli.console import JsonOption, figure, out, print_json, progress, size, styled, table
+from fedlatent.cli.console import figure, out, print_json, progress, size, styled, table
+from fedlatent.cli.options import (
+    SCHEMA,
+    ArrayOption,
+    JsonOption,
+    LabelOption,
+    NormalLabelOption,
+    SeedOption,
+    label_of,
+)
 
 if TYPE_CHECKING:
     from fedlatent.shared.data.sources import Federation
@@ -29,14 +38,17 @@ def demo(
     absent: Annotated[int, typer.Option(min=1, max=50, help="Sites that do not.")] = 3,
     epsilon: Annotated[float, typer.Option(help="Epsilon of the whole run.")] = 4.0,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Exchanges of the encoder.")] = 3,
-    seed: Annotated[int, typer.Option(help="Draws sites and records.")] = 0,
-    label: Annotated[str | None, typer.Option(help="Label column of your file.")] = None,
-    normal_label: Annotated[str | None, typer.Option(help="Which label is normal.")] = None,
-    client: Annotated[str | None, typer.Option(help="Client column of your file.")] = None,
-    array: Annotated[str, typer.Option(help="Array of an NPZ that holds the records.")] = "X",
-    schema: Annotated[
-        Path | None, typer.Option(help=r"TOML file with a table \[data] for your file.")
+    seed: SeedOption = 0,
+    label: LabelOption = None,
+    normal_label: NormalLabelOption = None,
+    client: Annotated[
+        str | None,
+        typer.Option(
+            help="Column or array of clients; without it the file is cut into random parts."
+        ),
     ] = None,
+    array: ArrayOption = "X",
+    schema: Annotated[Path | None, SCHEMA] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Keep everything here; default a temporary folder.")
     ] = None,
@@ -105,14 +117,13 @@ def _from_file(
 ) -> "Federation":
     from fedlatent.simulations.own_data import federation_of_file
 
-    normal = int(normal_label) if normal_label and normal_label.isdecimal() else normal_label
     return federation_of_file(
         path,
         sites,
         schema=schema,
         records_key=array,
         label_key=label,
-        normal_label=normal,
+        normal_label=label_of(normal_label),
         client_key=client,
     )
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlatent.cli.console import JsonOption, err, figure, out, print_json, size, styled, table
+from fedlatent.cli.console import err, figure, out, print_json, size, styled, table
+from fedlatent.cli.options import JsonOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,14 +16,27 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Make a signed ONNX bundle of a finished run.")
 
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="Folder of the server (global) or of the node (site); default as in their commands.",
+    ),
+]
 RunOption = Annotated[
     str | None, typer.Option("--run", help="Which run; by default the latest finished one.")
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Target file; by default in the home's bundles.")
 ]
-
-
+DecoderOption = Annotated[
+    bool,
+    typer.Option(
+        "--decoder",
+        help="Ship a decoder as well, for reconstructions: the site's own, or with 'global' the "
+        "one that clients shared (sharing 'full').",
+    ),
+]
 TargetOption = Annotated[
     str | None,
     typer.Option(
@@ -52,19 +66,12 @@ ExpiresOption = Annotated[
 ]
 
 
-@app.command(
-    "global",
-    epilog="Examples: fedlatent export global --home server -o hearts.fedlatent | "
-    "fedlatent export global --target smallest --public beats.npz --expires-days 90",
-)
-def global_(
-    home: Annotated[Path | None, typer.Option(help="The server's home.")] = None,
+def _bundle(
+    context: typer.Context,
+    home: HomeOption = None,
     run: RunOption = None,
     output: OutOption = None,
-    decoder: Annotated[
-        bool,
-        typer.Option("--decoder", help="Ship the decoder that clients shared (sharing 'full')."),
-    ] = False,
+    decoder: DecoderOption = False,
     target: TargetOption = None,
     public: PublicOption = None,
     labels: LabelsOption = None,
@@ -72,53 +79,35 @@ def global_(
     expires_days: ExpiresOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Encoder, released latent density and threshold: for devices anywhere."""
+    from fedlatent.client.export import export_site
+    from fedlatent.client.home import ClientHome
     from fedlatent.server.export import export_global
     from fedlatent.server.home import ServerHome
 
-    chosen = _form(target, public, labels, ort=ort)
+    form, expires = _form(target, public, labels, ort=ort), _expires(expires_days)
     with err.status("exporting and checking against torch"):
-        report = export_global(
-            ServerHome.find(home),
-            run,
-            output,
-            decoder=decoder,
-            expires=_expires(expires_days),
-            form=chosen,
-        )
+        if context.command.name == "global":
+            report = export_global(
+                ServerHome.find(home), run, output, decoder=decoder, expires=expires, form=form
+            )
+        else:
+            report = export_site(
+                ClientHome.find(home), run, output, decoder=decoder, expires=expires, form=form
+            )
     _print(report, as_json=json)
 
 
-@app.command(epilog="Example: fedlatent export site --home node --decoder --target auto")
-def site(
-    home: Annotated[Path | None, typer.Option(help="The node's home.")] = None,
-    run: RunOption = None,
-    output: OutOption = None,
-    decoder: Annotated[
-        bool, typer.Option("--decoder", help="Ship the decoder as well, for reconstructions.")
-    ] = False,
-    target: TargetOption = None,
-    public: PublicOption = None,
-    labels: LabelsOption = None,
-    ort: OrtOption = False,
-    expires_days: ExpiresOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Global encoder with this site's own decoder: for this site's devices only."""
-    from fedlatent.client.export import export_site
-    from fedlatent.client.home import ClientHome
-
-    chosen = _form(target, public, labels, ort=ort)
-    with err.status("exporting and checking against torch"):
-        report = export_site(
-            ClientHome.find(home),
-            run,
-            output,
-            decoder=decoder,
-            expires=_expires(expires_days),
-            form=chosen,
-        )
-    _print(report, as_json=json)
+app.command(
+    "global",
+    help="Encoder, released latent density and threshold: for devices anywhere.",
+    epilog="Examples: fedlatent export global --home server -o hearts.fedlatent | "
+    "fedlatent export global --target smallest --public beats.npz --expires-days 90",
+)(_bundle)
+app.command(
+    "site",
+    help="Global encoder with this site's own decoder: for this site's devices only.",
+    epilog="Example: fedlatent export site --home node --decoder --target auto",
+)(_bundle)
 
 
 def _form(target: str | None, public: Path | None, labels: str | None, *, ort: bool) -> "Form":

@@ -1,11 +1,11 @@
 """``fedlatent server sites``: what released moments tell of the sites of a run."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedlatent.cli.console import JsonOption, err, figure, out, print_json, styled, table
+from fedlatent.cli.console import err, figure, out, print_json, styled, table
+from fedlatent.cli.options import JsonOption, RunArgument, ServerHomeOption
 
 if TYPE_CHECKING:
     from fedlatent.server.insight import Drift, RunSites
@@ -17,13 +17,8 @@ EXAMPLES = (
 
 
 def sites(
-    run_id: Annotated[str, typer.Argument(help="The run; its last release of moments counts.")],
-    home: Annotated[
-        Path | None,
-        typer.Option(
-            help="The server's folder; default $FEDLATENT_SERVER_HOME or ~/.fedlatent/server."
-        ),
-    ] = None,
+    run_id: RunArgument,
+    home: ServerHomeOption = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +30,8 @@ def sites(
 ) -> None:
     """Compare sites by their released moments: distances, groups of like sites, drift.
 
-    Free of privacy cost: only what was released is looked at, and its noise is taken into account.
+    The last release of moments of a run counts. Free of privacy cost: only what was released is
+    looked at, and its noise is taken into account.
     """
     from fedlatent.server.home import ServerHome
     from fedlatent.server.insight import LEVEL, RunSites

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fedlatent.cli.console import JsonOption, out, print_json
+from fedlatent.cli.console import out, print_json
+from fedlatent.cli.options import JsonOption
 
 app = typer.Typer(no_args_is_help=True, help="Make and show the keys that sign bundles.")
 

@@ -6,18 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedlatent.cli.console import JsonOption, out, print_json, size, table
+from fedlatent.cli.console import out, print_json, size, table
+from fedlatent.cli.options import JsonOption
 from fedlatent.shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedlatent.shared.models import VAE
 
 app = typer.Typer(no_args_is_help=True, help="Families of models and their sizes.")
-
-
-@app.callback()
-def model() -> None:
-    """Families of models and their sizes."""
 
 
 @app.command("list", epilog="Examples: fedlatent model list | fedlatent model list --json")

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fedlatent.cli.console import JsonOption, err, out, print_json, size
+from fedlatent.cli.console import err, out, print_json, size
+from fedlatent.cli.options import KEY, JsonOption
 
 EXAMPLES = (
     "Examples: fedlatent release page site hearts-1.fedlatent --stream beats=beats.npz | then, "
@@ -16,15 +17,7 @@ EXAMPLES = (
 def page(
     folder: Annotated[Path, typer.Argument(help="New folder for the page.", show_default=False)],
     bundles: Annotated[list[Path], typer.Argument(help="The bundles to show.", show_default=False)],
-    key: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--key",
-            "-k",
-            help="Public key that the page trusts; by default that of the server's home.",
-            show_default=False,
-        ),
-    ] = None,
+    key: Annotated[list[Path] | None, KEY] = None,
     stream: Annotated[
         list[str] | None,
         typer.Option(

@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedlatent.cli.console import JsonOption, err, figure, out, print_json, size, styled, table
+from fedlatent.cli.console import err, figure, out, print_json, size, styled, table
+from fedlatent.cli.options import JsonOption, RunFileArgument
 
 if TYPE_CHECKING:
     from fedlatent.shared.config import RunConfig
@@ -33,7 +33,7 @@ def privacy() -> None:
     "fedlatent privacy plan run.toml --json"
 )
 def plan(
-    config: Annotated[Path, typer.Argument(help="The run file (TOML).")],
+    config: RunFileArgument,
     records: Annotated[
         int | None,
         typer.Option(min=1, help="Records of one client; checks batch, delta and moments."),

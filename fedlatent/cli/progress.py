@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID, TextColumn
 
-from fedlatent.cli.console import err
+from fedlatent.cli.console import live_lines
 
 if TYPE_CHECKING:
     from fedlatent.simulations.study.run import Step, Watch
@@ -19,14 +19,8 @@ _WIDTH = 32  # letters for the name of a cell
 @contextmanager
 def study_progress(*, quiet: bool) -> Iterator["Watch"]:
     """Two live lines; nothing when ``quiet``."""
-    columns = (
-        SpinnerColumn(err.spinner, finished_text=err.tick),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[facts]}", markup=False),
-    )
-    with Progress(*columns, console=err, disable=quiet) as bars:
+    facts = TextColumn("{task.fields[facts]}", markup=False)
+    with live_lines(facts, quiet=quiet, width=20) as bars:
         yield _Bars(bars)
 
 

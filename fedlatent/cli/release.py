@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedlatent.cli.console import JsonOption, err, out, print_json, size, styled, table
+from fedlatent.cli.console import err, out, print_json, size, styled, table
+from fedlatent.cli.options import KEY, JsonOption
 
 if TYPE_CHECKING:
     from fedlatent.server.repository import Repository
@@ -124,14 +125,7 @@ def init(
 def add(
     folder: FolderArgument,
     bundle: Annotated[Path, typer.Argument(help="The bundle file.", show_default=False)],
-    key: Annotated[
-        Path | None,
-        typer.Option(
-            "--key",
-            "-k",
-            help="Public key that signed the bundle; by default that of the server's home.",
-        ),
-    ] = None,
+    key: Annotated[Path | None, KEY] = None,
     percent: PercentOption = 100,
     cohort: CohortOption = None,
     device: DeviceOption = None,

@@ -1,6 +1,7 @@
 """``fedlatent server``: the aggregation server."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,6 @@ import typer
 
 from fedlatent.cli import insight
 from fedlatent.cli.console import (
-    JsonOption,
     err,
     figure,
     out,
@@ -21,21 +21,22 @@ from fedlatent.cli.console import (
     styled,
     table,
 )
+from fedlatent.cli.options import (
+    JsonOption,
+    RunArgument,
+    RunFileArgument,
+    ServerHomeOption,
+    SiteArgument,
+    WaitOption,
+)
 
 if TYPE_CHECKING:
     from fedlatent.server.home import ServerHome
-    from fedlatent.server.registry import Registry, Round, Run
+    from fedlatent.server.registry import Registry, Run
     from fedlatent.shared.privacy.plan import PrivacyPlan
 
 app = typer.Typer(no_args_is_help=True, help="Set up, run and watch the aggregation server.")
 app.command("sites", epilog=insight.EXAMPLES)(insight.sites)
-
-HomeOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="The server's folder; default $FEDLATENT_SERVER_HOME or ~/.fedlatent/server."
-    ),
-]
 
 
 @app.command(
@@ -43,7 +44,7 @@ HomeOption = Annotated[
     "fedlatent server init --host 0.0.0.0 --name fl.hospital.example"
 )
 def init(
-    home: HomeOption = None,
+    home: ServerHomeOption = None,
     host: Annotated[str, typer.Option(help="Address to bind; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Public port; 0 takes a free one.")] = 8443,
     name: Annotated[
@@ -91,7 +92,7 @@ def init(
 
 
 @app.command(epilog="Example: fedlatent server start --home server")
-def start(home: HomeOption = None) -> None:
+def start(home: ServerHomeOption = None) -> None:
     """Serve until Ctrl-C or the terminal closes; resumes unfinished runs.
 
     Runs the gateway, the SuperLink and the SuperExec.
@@ -121,7 +122,7 @@ def start(home: HomeOption = None) -> None:
     "fedlatent server admit hospital-a hospital-a.pub --records 5900 (the count has changed)"
 )
 def admit(
-    site: Annotated[str, typer.Argument(help="Name of the site, as in its node.toml.")],
+    site: SiteArgument,
     key: Annotated[Path, typer.Argument(help="The node's public key, keys/node.pub.")],
     records: Annotated[
         int | None,
@@ -133,7 +134,7 @@ def admit(
             "as twice the median. Again with the same key changes it.",
         ),
     ] = None,
-    home: HomeOption = None,
+    home: ServerHomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Let the node with this public key join; also one that was removed before."""
@@ -166,7 +167,8 @@ def admit(
 
 @app.command(epilog="Example: fedlatent server remove hospital-a")
 def remove(
-    site: Annotated[str, typer.Argument(help="Name of the site.")], home: HomeOption = None
+    site: SiteArgument,
+    home: ServerHomeOption = None,
 ) -> None:
     """Take a site's admission back."""
     from fedlatent.server.control import Control
@@ -181,12 +183,12 @@ def remove(
     "fedlatent server run run.toml --no-wait --json"
 )
 def run(
-    config: Annotated[Path, typer.Argument(help="The run file (TOML).")],
-    home: HomeOption = None,
+    config: RunFileArgument,
+    home: ServerHomeOption = None,
     run_id: Annotated[
         str | None, typer.Option(help="Name of the run; by default made of name and time.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Watch the run to its end.")] = True,
+    wait: WaitOption = True,
     json: JsonOption = False,
 ) -> None:
     """Start a run and watch its rounds."""
@@ -200,17 +202,14 @@ def run(
         _print_plan(PrivacyPlan.from_config(chosen))
     place = ServerHome.find(home)
     submission = Control(place).submit(chosen, run_id)
-    if not wait:
-        _say_submitted(submission.run_id, as_json=json)
-        return
-    _watch(place, submission.run_id, as_json=json)
+    _follow(place, submission.run_id, wait=wait, as_json=json)
 
 
 @app.command(epilog="Example: fedlatent server resume hearts-20260131-120000-a1b2")
 def resume(
-    run_id: Annotated[str, typer.Argument(help="The run.")],
-    home: HomeOption = None,
-    wait: Annotated[bool, typer.Option(help="Watch the run to its end.")] = True,
+    run_id: RunArgument,
+    home: ServerHomeOption = None,
+    wait: WaitOption = True,
     json: JsonOption = False,
 ) -> None:
     """Go on with a run from its last checkpoint."""
@@ -218,11 +217,8 @@ def resume(
     from fedlatent.server.home import ServerHome
 
     place = ServerHome.find(home)
-    submission = Control(place).resume(run_id)
-    if not wait:
-        _say_submitted(run_id, as_json=json)
-        return
-    _watch(place, run_id, as_json=json, starts=submission.starts)
+    starts = Control(place).resume(run_id).starts
+    _follow(place, run_id, wait=wait, as_json=json, starts=starts)
 
 
 @app.command(
@@ -230,7 +226,7 @@ def resume(
 )
 def stop(
     run_id: Annotated[str | None, typer.Argument(help="The run; none stops the server.")] = None,
-    home: HomeOption = None,
+    home: ServerHomeOption = None,
 ) -> None:
     """Stop one run, or the whole server; both can go on later."""
     from fedlatent.server.control import Control
@@ -247,24 +243,20 @@ def stop(
 @app.command(epilog="Examples: fedlatent server status | fedlatent server status RUN --json")
 def status(
     run_id: Annotated[str | None, typer.Argument(help="Show the rounds of this run.")] = None,
-    home: HomeOption = None,
+    home: ServerHomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show processes, sites and runs, or the rounds of one run."""
     from fedlatent.server.control import Control
-    from fedlatent.server.home import ServerHome
-    from fedlatent.server.registry import Registry
     from fedlatent.server.strikes import Strikes
     from fedlatent.shared.supervisor import read_status
 
-    place = ServerHome.find(home)
-    place.require()
-    with Registry(place.registry) as registry:
+    with _registry(home) as (place, registry):
         if run_id is not None:
             row = _known(registry, run_id)
             facts = _run_facts(row) | {
                 "phases": [
-                    _round_facts(one)
+                    _row(one)
                     | {"sites": [_row(s) for s in registry.site_rounds(run_id, one.number)]}
                     for one in registry.rounds(run_id)
                 ],
@@ -294,25 +286,37 @@ def status(
 
 @app.command(epilog="Example: fedlatent server readmit hearts-20260131-120000-a1b2 hospital-a")
 def readmit(
-    run_id: Annotated[str, typer.Argument(help="The run.")],
-    site: Annotated[str, typer.Argument(help="Name of the site that is left out of it.")],
-    home: HomeOption = None,
+    run_id: RunArgument,
+    site: SiteArgument,
+    home: ServerHomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Let a site back into a run that left it out, as one whose replies misbehaved."""
-    from fedlatent.server.home import ServerHome
-    from fedlatent.server.registry import Registry
     from fedlatent.server.strikes import Strikes
 
-    place = ServerHome.find(home)
-    place.require()
-    with Registry(place.registry) as registry:
+    with _registry(home) as (place, registry):
         _known(registry, run_id)
     Strikes(place.run(run_id)).readmit(site)
     if json:
         print_json({"run_id": run_id, "readmitted": site})
     else:
         out.print(f"{site} is asked again from the next phase of {run_id} on")
+
+
+@contextmanager
+def _registry(home: Path | None) -> "Iterator[tuple[ServerHome, Registry]]":
+    """The server's folder and its registry of runs.
+
+    Raises:
+        ConfigError: no server was made there.
+    """
+    from fedlatent.server.home import ServerHome
+    from fedlatent.server.registry import Registry
+
+    place = ServerHome.find(home)
+    place.require()
+    with Registry(place.registry) as registry:
+        yield place, registry
 
 
 def _known(registry: "Registry", run_id: str) -> "Run":
@@ -329,20 +333,17 @@ def _known(registry: "Registry", run_id: str) -> "Run":
     return row
 
 
-def _say_submitted(run_id: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"run_id": run_id})
-    else:
-        out.print(f"run {run_id} started; watch it with 'fedlatent server status {run_id}'")
-
-
-def _watch(home: "ServerHome", run_id: str, *, as_json: bool, starts: int = 0) -> None:
+def _follow(home: "ServerHome", run_id: str, *, wait: bool, as_json: bool, starts: int = 0) -> None:
+    """Say that a run was started, or watch it to its end."""
     from fedlatent.server.watch import watch_run
 
-    with progress(quiet=as_json) as stages:
-        watch_run(home, run_id, stages, starts=starts)
+    if wait:
+        with progress(quiet=as_json) as stages:
+            watch_run(home, run_id, stages, starts=starts)
     if as_json:
-        print_json({"run_id": run_id, "status": "complete"})
+        print_json({"run_id": run_id} | ({"status": "complete"} if wait else {}))
+    elif not wait:
+        out.print(f"run {run_id} started; watch it with 'fedlatent server status {run_id}'")
     else:
         out.print(styled("green", "complete", f": {home.run(run_id) / 'result'}"))
         export = f"fedlatent export global --home {home.root} --run {run_id}"
@@ -372,10 +373,6 @@ def _run_facts(row: "Run") -> dict[str, object]:
     facts = _row(row)
     facts.pop("config")
     return facts
-
-
-def _round_facts(row: "Round") -> dict[str, object]:
-    return _row(row)
 
 
 def _print_run(facts: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fedlatent.cli import bench
-from fedlatent.cli.console import JsonOption, out, print_json, table
+from fedlatent.cli.console import out, print_json, table
+from fedlatent.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from fedlatent.simulations.study.compare import Comparison
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("check", epilog=bench.CHECK_EXAMPLES)(bench.check)
 
 Folder = Annotated[Path, typer.Argument(help="Folder that 'simulate run' has filled.")]
 

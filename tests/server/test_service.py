@@ -68,7 +68,8 @@ def test_a_run_goes_from_submission_to_result(federation: Federation, node: Clie
     assert (done.state, done.reason, len(done.flower_runs)) == ("completed", "", 1)
     assert complete_rounds(federation.service.home, done.run_id) == 3
     assert "complete" in control.log(done.flower_runs[0])
-    assert node.home.release_log.read_text().count("\n") == 3
+    left = node.home.release_log.read_text().splitlines()
+    assert sum("sent again" not in line for line in left) == 3  # on a slow machine a reply may be
     assert control.online()["ward-1"] == "online"
     with pytest.raises(ConfigError, match="Expected a new run id"):
         control.submit(RunConfig.parse(RUN, "test"), run_id=done.run_id)

@@ -1,0 +1,60 @@
+"""The vocabulary: options and arguments that several commands share.
+
+One name has one meaning, one sentence of help and one default. An `Annotated` type is used as it
+is; a name in capitals is the option alone, for commands where it is of another type or required.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
+
+ServerHomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", help="The server's folder; default $FEDLATENT_SERVER_HOME or ~/.fedlatent/server."
+    ),
+]
+ClientHomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", help="The node's folder; default $FEDLATENT_CLIENT_HOME or ~/.fedlatent/client."
+    ),
+]
+
+RunFileArgument = Annotated[Path, typer.Argument(help="The run file (TOML).")]
+RunArgument = Annotated[str, typer.Argument(help="The run; 'server status' names all.")]
+SiteArgument = Annotated[str, typer.Argument(help="Name of the site, as in its node.toml.")]
+WaitOption = Annotated[bool, typer.Option(help="Watch the run to its end.")]
+
+KEY = typer.Option(
+    "--key",
+    "-k",
+    help="Public key that signed the bundle; by default that of the server's home.",
+    show_default=False,
+)
+
+ArrayOption = Annotated[str, typer.Option(help="Array of an NPZ that holds the records.")]
+LabelOption = Annotated[
+    str | None, typer.Option(help="Column or array of labels; anomalies are not trained on.")
+]
+NormalLabelOption = Annotated[
+    str | None, typer.Option(help="Which label is normal, where labels are not 0 (normal) and 1.")
+]
+SCHEMA = typer.Option(
+    help=r"A TOML file whose table \[data] says what a record is, such as a run file.", exists=True
+)
+
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Seed of all that is random, except noise of real nodes, which is secure."
+    ),
+]
+
+
+def label_of(text: str | None) -> int | str | None:
+    """The value of ``--normal-label``: a whole number where it is one, else the text itself."""
+    return int(text) if text and text.isdecimal() else text
