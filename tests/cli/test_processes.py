@@ -48,7 +48,7 @@ def test_orphans_and_damaged_runs_are_shown(run: Run, tmp_path: Path) -> None:
         )
         status, out, _ = run("server", "stop", "--home", home.root)
         assert (status, out) == (0, "ended what a killed server had left behind\n")
-        assert orphan.wait(10) == -signal.SIGTERM
+        assert orphan.wait(120) == -signal.SIGTERM
     assert run("server", "stop", "--home", home.root)[:2] == (0, "no server runs here\n")
 
 
@@ -65,7 +65,7 @@ def test_a_node_is_stopped(run: Run, tmp_path: Path) -> None:
     with subprocess.Popen(argv, env=environment) as orphan:
         out = run("client", "stop", "--home", home.root)[1]
         assert out == "ended what a killed node had left behind\n"
-        assert orphan.wait(10) == -signal.SIGTERM
+        assert orphan.wait(120) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -77,7 +77,7 @@ def test_a_command_tidies_up_when_it_is_ended(number: signal.Signals) -> None:
         assert command.stdout.readline() == "up\n"
         command.send_signal(number)
         assert command.stdout.readline() == "tidy\n"
-        assert command.wait(20) == 143
+        assert command.wait(120) == 143
 
 
 @pytest.mark.parametrize("module", ["fedlatent.client.service", "fedlatent.server.service"])

@@ -1,13 +1,17 @@
-"""The resident process: real processes, real kills."""
+"""The resident process: real processes, real kills.
+
+They are forked from one that has done the imports; one test starts them as a deployment does.
+"""
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +33,7 @@ from fedlatent.shared.toml import dumps
 from fedlatent.shared.wire import ReplyHeader, RequestHeader, deliver, pack, split, unpack
 from tests.client.support import request, tiny_node, tiny_records, tiny_run, weights_of
 from tests.client.test_ledger import reference_epsilon
+from tests.forks import processes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_S = 240.0  # a loaded machine takes a minute to start a process
@@ -58,9 +63,33 @@ def make_home(
     return home
 
 
+def _answer(home: ClientHome, output: Connection) -> None:
+    """The resident of ``home`` as its process runs it; standard output goes to a pipe."""
+    os.dup2(output.fileno(), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.exit(main(["--home", str(home.root)]))
+
+
 @contextlib.contextmanager
-def resident(home: ClientHome) -> Iterator[subprocess.Popen[str]]:
-    """A running resident that is ready; killed at the end if it still runs."""
+def resident(home: ClientHome) -> Iterator[BaseProcess]:
+    """A running resident that is ready, forked; killed at the end if it still runs."""
+    reading, writing = processes.Pipe(duplex=False)
+    process = processes.Process(target=_answer, args=(home, writing))
+    process.start()
+    writing.close()
+    try:
+        with os.fdopen(os.dup(reading.fileno())) as lines:
+            assert lines.readline().strip() == READY_LINE
+        yield process
+    finally:
+        reading.close()
+        process.kill()
+        process.join()
+
+
+@contextlib.contextmanager
+def deployed_resident(home: ClientHome) -> Iterator[None]:
+    """A running resident that is ready, in an interpreter of its own; killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fedlatent.client.resident", "--home", str(home.root)],
         cwd=REPOSITORY,
@@ -72,7 +101,7 @@ def resident(home: ClientHome) -> Iterator[subprocess.Popen[str]]:
     assert process.stdout is not None
     try:
         assert process.stdout.readline().strip() == READY_LINE
-        yield process
+        yield
     finally:
         process.kill()
         process.wait()
@@ -107,16 +136,17 @@ def test_kill_in_training_costs_one_charge(tmp_path: Path) -> None:
         asker.start()
         wait_until(lambda: bool(ledger.entries()))
         first.kill()
-        first.wait()
+        first.join()
     assert [entry.state for entry in ledger.entries()] == ["reserved"]
     assert home.socket.exists()
     assert not home.release_journal.exists()
     with resident(home) as second:
         asker.join(START_S)  # the asker never noticed
-        again, _ = ask_node(home, asked, 30)
-        later, _ = ask_node(home, request(run, 2), 30)
-        second.send_signal(signal.SIGTERM)
-        assert second.wait(10) == 0
+        again, _ = ask_node(home, asked, START_S)
+        later, _ = ask_node(home, request(run, 2), START_S)
+        second.terminate()
+        second.join(60)
+        assert second.exitcode == 0
     assert [reply.status for reply in (*replies, again, later)] == ["ok"] * 3
     assert replies == [again]
     entries = ledger.entries()
@@ -140,7 +170,7 @@ def test_kill_in_training_repeats_the_very_same_draw(tmp_path: Path) -> None:
         asker.start()
         wait_until(lambda: bool(ledger.entries()))
         first.kill()
-        first.wait()
+        first.join()
     (entry,) = ledger.entries()
     key = ledger.sealed(entry)
     with resident(home):
@@ -164,7 +194,8 @@ def test_overrun_ends_the_process(tmp_path: Path) -> None:
         second = main(["--home", str(home.root)])
         with pytest.raises(ServiceError):
             ask_node(home, request(run, 1, deadline_s=4.0), 5.0)
-        assert process.wait(10) == OVERRUN_STATUS
+        process.join(60)
+        assert process.exitcode == OVERRUN_STATUS
     assert second == ServiceError.exit_code
     assert not home.release_journal.exists()
     entries = Ledger(home.ledger, "records", 5.0, 1e-5).entries()
@@ -173,7 +204,7 @@ def test_overrun_ends_the_process(tmp_path: Path) -> None:
 
 def test_answers_leave_at_whole_steps(tmp_path: Path) -> None:
     """Little work, much work, a replay, a refusal and garbage: each answer leaves at a step."""
-    step_s = 1.0
+    step_s = 2.0
     run = tiny_run(training={"rounds": 2, "steps_per_round": 200})
     small = tiny_run(name="small", sharing="summary", privacy={"epsilon": 1.0})
     home = make_home(tmp_path, run, step_s)
@@ -185,7 +216,7 @@ def test_answers_leave_at_whole_steps(tmp_path: Path) -> None:
     with resident(home):
         for frame in frames:
             started = time.monotonic()
-            replies.append(unpack(ReplyHeader, split(ask(home.socket, frame, 60))[1])[0])
+            replies.append(unpack(ReplyHeader, split(ask(home.socket, frame, START_S))[1])[0])
             ends.append((time.monotonic() - started) / step_s)
     assert [reply.code or reply.status for reply in replies] == [
         *("ok", "ok", "ok"),
@@ -202,8 +233,8 @@ def test_a_deadline_between_steps_tells_no_more_than_a_step(tmp_path: Path) -> N
     run = tiny_run(training={"rounds": 1, "steps_per_round": 2})
     home = make_home(tmp_path, run, 5.0)
     with resident(home) as process:
-        header, _ = ask_node(home, request(run, 1, deadline_s=0.001), 60)
-        assert process.poll() is None
+        header, _ = ask_node(home, request(run, 1, deadline_s=0.001), START_S)
+        assert process.is_alive()
     assert header.status == "ok"
 
 
@@ -227,15 +258,15 @@ def test_a_deployed_resident_answers_its_server_alone_and_signs(tmp_path: Path) 
     key = load_node_key(home.node_key).public_key()
 
     def checked(header: RequestHeader) -> tuple[ReplyHeader, dict[str, np.ndarray]]:
-        reply, arrays = ask_node(home, header, 60)
+        reply, arrays = ask_node(home, header, START_S)
         assert check_reply(reply, arrays, key, request_name(header, digest)) is None
         return reply, arrays
 
-    with resident(home):
+    with deployed_resident(home):
         assert [checked(header)[0].code for header in forged] == ["signature"] * 4
         assert ledger.entries() == []
         first, arrays = checked(good)
-    with resident(home):
+    with deployed_resident(home):
         second, again = checked(signer.sign(request(run, 1), digest, "north", now + 120))
     assert (first.status, second.status, len(ledger.entries())) == ("ok", "ok", 1)
     assert first.request != second.request

@@ -63,7 +63,7 @@ class Gate:
                 env=child_environment() | self.warden.marks(),
                 stderr=stream,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while True:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.settings.port), timeout=1).close()
@@ -75,7 +75,7 @@ class Gate:
         """End the gateway."""
         assert self.process is not None
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)
         self.warden.dismiss()
 
     def key(self, name: str) -> Path:
@@ -114,7 +114,7 @@ class Gate:
 
     def wait_for_log(self, text: str) -> str:
         """Wait until the log holds ``text``; returns the log."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 120
         while text not in (log := self.log()):
             assert time.monotonic() < deadline, log
             time.sleep(0.05)

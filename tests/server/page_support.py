@@ -21,7 +21,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 PAGE = Path(__file__).resolve().parents[2] / "server" / "page"
-START_S = 60.0
+START_S = 240.0
 ANSWER_S = 120.0
 
 #: Chromium finds no host but this machine's.

@@ -105,7 +105,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(
     with monkeypatch.context() as late:
         late.setattr("fedlatent.server.authority._RENEW_DAYS", 398)
         assert "end soon" in ensure_certificate(gate.home, [])
-    until(lambda: served(gate) != first, 20)
+    until(lambda: served(gate) != first, 240)
     open_before.request("GET", "/")
     assert open_before.getresponse().status == 403
     open_before.close()
@@ -115,7 +115,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(
     gate.wait_for_log("cannot be read")
     assert served(gate) == second
     issue_certificate(gate.home, [])
-    until(lambda: served(gate) != second, 20)
+    until(lambda: served(gate) != second, 240)
 
 
 def test_a_running_server_renews_its_certificate(
@@ -133,7 +133,7 @@ def test_a_running_server_renews_its_certificate(
     watcher = threading.Thread(target=service.watch_runs)
     watcher.start()
     try:
-        until(lambda: home.certificate.read_bytes() != before, 20)
+        until(lambda: home.certificate.read_bytes() != before, 240)
         monkeypatch.setattr("fedlatent.server.authority._RENEW_DAYS", 30)
         time.sleep(0.5)
         authority = home.ca_key.read_bytes()
@@ -141,7 +141,7 @@ def test_a_running_server_renews_its_certificate(
         home.certificate.unlink()
         time.sleep(1.0)
         home.ca_key.write_bytes(authority)
-        until(home.certificate.exists, 20)
+        until(home.certificate.exists, 240)
     finally:
         service.stop()
         watcher.join()

@@ -73,7 +73,7 @@ def test_damaged_submissions_stop_nobody_else(
     watcher = threading.Thread(target=service.watch_runs)
     watcher.start()
     try:
-        until(lambda: service.control.submission("good").state == "completed", 20)
+        until(lambda: service.control.submission("good").state == "completed", 240)
         threading.Event().wait(2.5)  # a look a second
     finally:
         service.stop()
@@ -138,7 +138,7 @@ def test_a_verdict_of_before_the_resume_closes_nothing(home: ServerHome) -> None
     watcher = threading.Thread(target=service.watch_runs)
     watcher.start()
     try:
-        until(lambda: service.control.submission("y").state == "failed", 20)
+        until(lambda: service.control.submission("y").state == "failed", 240)
     finally:
         service.stop()
         watcher.join()

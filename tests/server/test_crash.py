@@ -4,7 +4,6 @@ A clean helper process with the imports done forks the servers to kill, so that 
 """
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -20,15 +19,13 @@ from fedlatent.server.registry import Registry
 from fedlatent.server.results import RunResult
 from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.wire import Arrays, ReplyHeader
+from tests.forks import processes
 from tests.server.federation import grid_of, home_at, three_sites, tiny_config
 
 RUN = "tiny-1"
 PHASES = 3
 #: Durable writes of an uninterrupted run: config, two a checkpoint, the four of the result.
 WRITES = 1 + 2 * (PHASES + 1) + 4
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload([__name__])
 
 
 def serve(path: Path, die_at_write: int = 0, pause_s: float = 0.0) -> None:
@@ -71,7 +68,7 @@ def _die_at(number: int) -> None:
 
 def run_server(path: Path, kill_after_s: float | None = None, **options: float) -> int:
     """Run one server process, to its end or until it is killed; its exit code."""
-    process = _processes.Process(target=serve, args=(path,), kwargs=options)
+    process = processes.Process(target=serve, args=(path,), kwargs=options)
     process.start()
     process.join(kill_after_s)
     if process.is_alive():

@@ -105,12 +105,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainLink]:
             yield PlainLink(client)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def wait_for(port: int) -> None:
     """Wait until something listens."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240  # a busy machine
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -211,7 +211,7 @@ def test_a_token_stands_in_the_arguments(tmp_path: Path, monkeypatch: pytest.Mon
         suppress_output=False,
     )
     SubprocessExecutor().launch(spec)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not shown.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -252,7 +252,7 @@ def test_a_reply_that_never_comes_is_waited_for(monkeypatch: pytest.MonkeyPatch)
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    assert runtime.asked.wait(5)
+    assert runtime.asked.wait(60)
     waiting.join(3.0)
     still_waits = waiting.is_alive()
     runtime.gone.set()
@@ -294,7 +294,7 @@ def test_a_supernode_that_met_an_error_lives_on_and_is_deaf(tmp_path: Path) -> N
             argv, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not polls:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.1)

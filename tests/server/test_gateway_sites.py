@@ -435,7 +435,7 @@ def outcome(ask: Callable[[], object]) -> int:
 
 def test_dripping_bodies_wait_for_each_other_alone(tmp_path: Path) -> None:
     """A site's own slow bodies take its own places; memory and other sites do not notice."""
-    limits = GatewayLimits(bodies_per_site=2, request_seconds=3.0)
+    limits = GatewayLimits(bodies_per_site=2, request_seconds=6.0)
     with (
         running(Gate(tmp_path, limits)) as gate,
         gate.admit("slow", 7) as slow,
@@ -447,9 +447,9 @@ def test_dripping_bodies_wait_for_each_other_alone(tmp_path: Path) -> None:
             line.sendall(slow.head("pull-messages", len(body)) + body[:1])
         began = time.monotonic()
         assert outcome(calm.poll) == 200
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         assert outcome(slow.poll) == 200  # when the first two have run out of time
-        assert 1.5 < time.monotonic() - began < 6
+        assert 3.0 < time.monotonic() - began < 25
         for line in lines:
             assert b" 504 " in read_all(line)[:20]
             line.close()

@@ -241,7 +241,7 @@ class Border:
         """Run to the end while the hostile site acts; the code of each site by phase."""
         self.hostile.acts[:] = acts
         control = self.federation.service.control
-        done = control.wait(control.submit(config(rounds)).run_id, 300)
+        done = control.wait(control.submit(config(rounds)).run_id, 600)
         assert self.hostile.failures == []
         with Registry(self.home.registry) as registry:
             told: dict[int, dict[str, str]] = {}
@@ -287,7 +287,7 @@ def border(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Border]:
         site = service.control.admit(NAME, generate_node_key(key))
         others = [int(one.node_id) for one in service.control.sites() if one.name != NAME]
         for node in nodes:
-            node.wait_online(90)
+            node.wait_online(240)
         over = threading.Event()
         with FleetNode(service.address, service.home.ca_certificate, key) as raw:
             assert raw.activate() == int(site.node_id)

@@ -110,7 +110,7 @@ def federation() -> Iterator[Federation]:
         init_server(home, port=0)
         with ServerService(home) as service:
             made = Federation(folder, service)
-            made.node("ward-1").wait_online(60)
+            made.node("ward-1").wait_online(240)
             yield made
             for node in made.nodes:
                 node.stop()
@@ -233,7 +233,7 @@ def test_another_account_gets_nothing_during_a_run(federation: Federation) -> No
         commands = " ".join(seen.values())
         return "launcher serverapp" in commands and "launcher clientapp" in commands
 
-    until(apps_seen, 90)
+    until(apps_seen, 240)
     homes = (service.home.root, node.home.root)
     asked: dict[str, object] = {
         "ports": sorted(listening_ports(list(processes(federation)))),
@@ -253,7 +253,7 @@ def test_another_account_gets_nothing_during_a_run(federation: Federation) -> No
     assert own["connected"] == asked["sockets"]
     assert own["environments"]
     assert own["read"]
-    until(lambda: not apps_seen() or service.control.submission(run.run_id).state != "open", 120)
+    until(lambda: not apps_seen() or service.control.submission(run.run_id).state != "open", 240)
     assert service.control.submission(run.run_id).state == "completed"
     assert shown == []
 
@@ -266,7 +266,7 @@ def test_a_run_behind_our_back_is_refused(federation: Federation, foreign: Forei
         (found,) = [run for run in control.flower_runs() if run.run_id == foreign.run_id]
         return found
 
-    until(lambda: state().status.startswith("finished"), 90)
+    until(lambda: state().status.startswith("finished"), 240)
     assert state().status == "finished:failed"
     assert "which no submission names" in state().details
     assert not foreign.marker.exists()

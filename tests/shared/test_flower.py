@@ -52,7 +52,7 @@ RETURNS = """
 import threading, time
 from fedlatent.shared import flower
 def gives_up():
-    threading.Thread(target=time.sleep, args=(60,)).start()
+    threading.Thread(target=time.sleep, args=(600,)).start()
 flower._entry = lambda program: gives_up
 flower.run("flower-supernode", [])
 """
@@ -170,7 +170,7 @@ def test_a_token_travels_in_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     flower.launch_tasks(TaskType.CLIENT_APP, "given", "clientapp")
     assert SubprocessExecutor().launch(spec(TaskType.CLIENT_APP)).status == "accepted"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (tmp_path / "told.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -191,7 +191,7 @@ def test_other_tasks_are_not_started(task: TaskType, tmp_path: Path) -> None:
 
 
 def test_a_program_that_returns_ends_its_process() -> None:
-    """A thread that would go on for a minute keeps nothing alive, and the status is no success."""
+    """A thread with ten minutes to go keeps nothing alive, and the status is no success."""
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", RETURNS],
@@ -201,7 +201,7 @@ def test_a_program_that_returns_ends_its_process() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (1, "flower-supernode returned\n")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300
 
 
 def test_another_flower_is_refused() -> None:

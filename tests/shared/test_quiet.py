@@ -52,7 +52,7 @@ def test_the_variables_are_set_before_a_dependency_is_imported(module: str) -> N
     """Even where the environment asked for reports."""
     command = [sys.executable, "-c", WATCH, repr(dict(QUIET)), module]
     done = subprocess.run(
-        command, env=loud(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+        command, env=loud(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
 
@@ -62,7 +62,7 @@ def test_onnx_runtime_leaves_no_identity_in_the_home(tmp_path: Path) -> None:
     program = "import fedlatent.client.edge.runtime, onnxruntime; onnxruntime.SessionOptions()"
     environment = loud() | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=ROOT, check=True, timeout=120
+        [sys.executable, "-c", program], env=environment, cwd=ROOT, check=True, timeout=240
     )
     assert list(tmp_path.iterdir()) == []
 

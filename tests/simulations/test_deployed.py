@@ -78,7 +78,7 @@ class Machine:
                 os.kill(supervisor, signal.SIGKILL)
             end_processes(home)
         for process in self.started:
-            process.wait(30)
+            process.wait(120)
 
     def complete(self) -> int:
         """Finished phases of the run."""
@@ -100,13 +100,13 @@ def deployed_run(federation: Federation) -> RunConfig:
     return tiny_run(
         federation,
         training={"rounds": ROUNDS, "steps_per_round": 3},
-        federation={"nodes": 2, "quorum": 2, "join_timeout_s": 180.0, "round_deadline_s": 45.0},
+        federation={"nodes": 2, "quorum": 2, "join_timeout_s": 480.0, "round_deadline_s": 45.0},
     )
 
 
 def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
     """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + 3 * timeout_s  # a busy machine
     while not condition():
         assert time.monotonic() < deadline, f"{what} took more than {timeout_s} s"
         time.sleep(0.2)

@@ -19,7 +19,7 @@ from fedlatent.simulations.federation import Engine, Progress, Simulation, datas
 from fedlatent.simulations.flower import run_on_flower
 from tests.simulations.support import simulated_ledger, tiny_federation, tiny_run
 
-SITES, ROUNDS = 5, 3
+SITES, ROUNDS = 3, 3
 PHASES = [
     *("data", "train", "train", "moments", "mixture"),
     *("train", "moments", "mixture", "scores", "threshold"),
@@ -53,8 +53,8 @@ def experiment(federation: Federation) -> RunConfig:
         federation={
             "nodes": len(federation.sites),
             "quorum": len(federation.sites),
-            "join_timeout_s": 240.0,
-            "round_deadline_s": 240.0,
+            "join_timeout_s": 480.0,
+            "round_deadline_s": 480.0,
         },
     )
 

@@ -88,7 +88,7 @@ def _score(program: Path, folder: Path, text: str, *more: str) -> subprocess.Com
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 

@@ -134,7 +134,7 @@ def test_update_service_reports_the_exit_code(tmp_path: Path) -> None:
         env={**os.environ, "UPDATE_FROM": "/nowhere", "RUNTIME_DIRECTORY": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     code = json.loads(done.stdout)["error"]["code"]
@@ -208,11 +208,11 @@ def test_container_health_check_tells_up_from_down(
         thread = threading.Thread(target=serve, args=(server, stop))
         thread.start()
         try:
-            up = subprocess.run(command, capture_output=True, timeout=60, check=False)
+            up = subprocess.run(command, capture_output=True, timeout=240, check=False)
         finally:
             stop.set()
             thread.join(30)
-    down = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    down = subprocess.run(command, capture_output=True, timeout=240, check=False)
     assert up.returncode == 0, up.stderr
     assert down.returncode != 0
 
@@ -223,7 +223,7 @@ def test_scripts_parse_and_ask_for_arguments(name: str) -> None:
     path = EDGE / name
     assert os.access(path, os.X_OK)
     assert subprocess.run(["/bin/sh", "-n", str(path)], check=False).returncode == 0
-    done = subprocess.run([str(path)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([str(path)], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2
     assert f"usage: {path.name}" in done.stderr
 

