@@ -41,7 +41,7 @@ mutants: $(READY)
 SEED ?= 0
 FAULTS ?= 200
 chaos: $(READY)
-	$(BIN)/python -m fedlatent.simulations.chaos --seed $(SEED) --faults $(FAULTS) --out chaos.json
+	$(BIN)/fedlatent simulate check chaos --set seed=$(SEED) --set faults=$(FAULTS) --set out=chaos.json
 
 check: $(READY)
 	$(BIN)/ruff check .

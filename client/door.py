@@ -17,6 +17,7 @@ import numpy as np
 
 from fedlatent.client.journal import Sent
 from fedlatent.client.ledger import Ledger, Reservation
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.errors import FedlatentError, ProtocolError, ReleaseRefused, StorageError
 from fedlatent.shared.files import append_line, check_room, sha256_hex, write_atomic
 from fedlatent.shared.models.base import ENCODER_PREFIX
@@ -24,6 +25,9 @@ from fedlatent.shared.privacy.summaries import SummarySpec
 from fedlatent.shared.schedule import Kind
 from fedlatent.shared.summaries import SUMMARIES
 from fedlatent.shared.wire import STORED_PROTOCOLS, ReplyHeader, RequestHeader, pack, unpack
+
+#: Names and shapes of arrays.
+Shapes = Mapping[str, tuple[int, ...]]
 
 #: Payloads of training rounds kept for repeated requests, newest rounds first.
 KEEP_ROUNDS = 4
@@ -112,12 +116,7 @@ class ReleaseDoor:
         """
         check_room(self._outbox, nbytes + _ROOM)
 
-    def encoder(
-        self,
-        reservation: Reservation,
-        arrays: Mapping[str, np.ndarray],
-        expected: Mapping[str, tuple[int, ...]],
-    ) -> Outgoing:
+    def encoder(self, reservation: Reservation, arrays: Arrays, expected: Shapes) -> Outgoing:
         """Release encoder weights.
 
         Args:
@@ -137,12 +136,7 @@ class ReleaseDoor:
             )
         return self._release(reservation, "train", arrays, expected, np.float32)
 
-    def whole_model(
-        self,
-        reservation: Reservation,
-        arrays: Mapping[str, np.ndarray],
-        expected: Mapping[str, tuple[int, ...]],
-    ) -> Outgoing:
+    def whole_model(self, reservation: Reservation, arrays: Arrays, expected: Shapes) -> Outgoing:
         """Release all weights, for runs that share whole models; arguments as for ``encoder``.
 
         Raises:
@@ -230,8 +224,8 @@ class ReleaseDoor:
         self,
         reservation: Reservation,
         kind: Kind,
-        arrays: Mapping[str, np.ndarray],
-        expected: Mapping[str, tuple[int, ...]],
+        arrays: Arrays,
+        expected: Shapes,
         dtype: type[np.floating],
     ) -> Outgoing:
         _check_arrays(arrays, expected, dtype)
@@ -344,8 +338,8 @@ def _one_line(text: str) -> str:
 
 
 def _check_arrays(
-    arrays: Mapping[str, np.ndarray],
-    expected: Mapping[str, tuple[int, ...]],
+    arrays: Arrays,
+    expected: Shapes,
     dtype: type[np.floating],
 ) -> None:
     """Raise ReleaseRefused unless ``arrays`` is exactly what ``expected`` says."""

@@ -19,15 +19,7 @@ from fedlatent.client.store import SiteMaterial, Store
 from fedlatent.shared.bundle.manifest import POSTERIOR, SCORE, Thresholds
 from fedlatent.shared.detection.combine import ScoreCombination
 from fedlatent.shared.errors import ConfigError
-from fedlatent.shared.export.bundling import (
-    SUFFIX,
-    BundleContents,
-    BundleReport,
-    Form,
-    keep_version,
-    make_bundle,
-    next_version,
-)
+from fedlatent.shared.export.bundling import BundleContents, BundleReport, Form, make_next
 from fedlatent.shared.export.onnx import Scorer, scorer_outputs
 from fedlatent.shared.export.parity import run_onnx
 from fedlatent.shared.keys import SigningKey
@@ -70,7 +62,6 @@ def export_site(
     ledger, _ = open_ledger(home, config, len(dataset))
     material = _up_to_date(store.load_site(run_id or runs[-1]), ledger)
     run = material.config
-    version = next_version(home.bundles, run.name)
     model = site_model(material)
     combine, threshold = fit_score(material, model, dataset.records)
 
@@ -91,17 +82,13 @@ def export_site(
         rng=material.rng,
         clients=1,
         combine=combine,
-        version=version,
         decoder=decoder,
         scaling=material.scaling,
         expires=expires,
         note=_person_note(material),
     )
     stored = form if form.target is None else replace(form, rethreshold=rethreshold)
-    target = path or home.bundles / f"{run.name}-{version}{SUFFIX}"
-    report = make_bundle(target, contents, SigningKey.load(home.signing_key), form=stored)
-    keep_version(home.bundles, run.name, version)
-    return report
+    return make_next(home.bundles, contents, SigningKey.load(home.signing_key), path, stored)[1]
 
 
 def _up_to_date(material: SiteMaterial, ledger: Ledger) -> SiteMaterial:

@@ -4,12 +4,12 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedlatent.shared.errors import ServiceError
 from fedlatent.shared.files import telling
-from fedlatent.shared.sockets import home_path, make_home, socket_in
+from fedlatent.shared.home import Home
+from fedlatent.shared.sockets import home_path, socket_in
 
 HOME_VARIABLE = "FEDLATENT_CLIENT_HOME"
 """Environment variable that names the client home."""
@@ -23,31 +23,12 @@ def user_folder() -> Path:
     return home_path(os.environ.get(USER_VARIABLE) or "~/.fedlatent", USER_VARIABLE)
 
 
-@dataclass(frozen=True)
-class ClientHome:
-    """Paths below one client home directory; only :meth:`create` writes.
+class ClientHome(Home):
+    """Paths below one client home directory; only :meth:`create` writes."""
 
-    Attributes:
-        root: Absolute path of the home directory (mode 0700).
-    """
-
-    root: Path
-
-    @classmethod
-    def find(cls, path: Path | str | None = None) -> "ClientHome":
-        """Resolve the home: ``path``, else the variable's value, else ``~/.fedlatent/client``."""
-        chosen = (
-            path if path is not None else os.environ.get(HOME_VARIABLE) or "~/.fedlatent/client"
-        )
-        return cls(home_path(chosen))
-
-    def create(self) -> None:
-        """Make the home and its fixed folders, readable by the owner alone.
-
-        Raises:
-            ServiceError: The home is there and belongs to someone else.
-        """
-        make_home(self.root, (self.keys, self.store, self.outbox, self.bundles, self.services))
+    variable = HOME_VARIABLE
+    usual = "~/.fedlatent/client"
+    below = (*Home.below, "store", "outbox")
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -84,11 +65,6 @@ class ClientHome:
         return self.root / "client.crt"
 
     @property
-    def keys(self) -> Path:
-        """Folder of this node's private keys."""
-        return self.root / "keys"
-
-    @property
     def node_key(self) -> Path:
         """EC P-384 private key in OpenSSH form that the SuperNode signs with (mode 0600)."""
         return self.keys / "node"
@@ -107,11 +83,6 @@ class ClientHome:
     def superexec_secret(self) -> Path:
         """Secret between this node's own SuperNode and SuperExec (mode 0600)."""
         return self.keys / "superexec.secret"
-
-    @property
-    def signing_key(self) -> Path:
-        """Ed25519 private key that signs this site's own bundles (mode 0600)."""
-        return self.keys / "signing.pem"
 
     @property
     def salt(self) -> Path:
@@ -144,19 +115,9 @@ class ClientHome:
         return self.root / "releases.jsonl"
 
     @property
-    def bundles(self) -> Path:
-        """Folder of site bundles made by this node."""
-        return self.root / "bundles"
-
-    @property
     def approvals(self) -> Path:
         """Folder of the runs that have asked for a person's approval."""
         return self.root / "approvals"
-
-    @property
-    def services(self) -> Path:
-        """Folder of the supervised processes: logs, pid files, working directories."""
-        return self.root / "services"
 
     @property
     def socket(self) -> Path:

@@ -9,9 +9,7 @@ runs is the installed ``fedlatent.client.app``, whatever the run names. Tasks of
 as the agents that a server may ask for, are not started.
 """
 
-import importlib
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -20,7 +18,6 @@ from flwr.clientapp import ClientApp
 from fedlatent.client.home import ClientHome
 from fedlatent.client.tls import context_for, identity_of
 from fedlatent.shared import flower
-from fedlatent.shared.errors import ServiceError
 
 MODULE = "fedlatent.client.launcher"
 """Of this file, for ``python -m``."""
@@ -40,21 +37,7 @@ def use_own_code(runtime: ModuleType) -> None:
     Raises:
         ServiceError: this Flower has another runtime; the node must not start with it.
     """
-    replacements = {
-        "install_from_fab": _leave_packed,
-        "install_app_dependencies": _refuse_installation,
-        "get_load_client_app_fn": _load_installed,
-    }
-    flower.replace(runtime, replacements, RUNTIME)
-
-
-def _leave_packed(_fab: object, *_: object, **__: object) -> Path:
-    """Stands in for ``install_from_fab``: nothing is written."""
-    return Path()
-
-
-def _refuse_installation(*_: object, **__: object) -> None:
-    raise ServiceError("Expected a run without installations, got one with; this node has none.")
+    flower.use_own_code(runtime, {"get_load_client_app_fn": _load_installed}, RUNTIME)
 
 
 def _load_installed(*_: object, **__: object) -> Callable[..., ClientApp]:
@@ -74,12 +57,7 @@ def _prepare(role: str, program: str) -> list[str]:
         flower.beat_often()
         return []
     flower.connect()
-    if role == "superexec":
-        flower.launch_tasks("flwr-clientapp", MODULE, "clientapp")
-    elif role == "clientapp":
-        use_own_code(importlib.import_module(RUNTIME))
-        return [f"--token={flower.read_token()}"]
-    return []
+    return flower.prepare_task(role, "clientapp", MODULE, use_own_code, RUNTIME)
 
 
 def main() -> NoReturn:

@@ -11,15 +11,7 @@ from fedlatent.server.registry import Registry
 from fedlatent.server.results import RunResult, silent_ones
 from fedlatent.shared.bundle.manifest import Thresholds
 from fedlatent.shared.errors import ConfigError
-from fedlatent.shared.export.bundling import (
-    SUFFIX,
-    BundleContents,
-    BundleReport,
-    Form,
-    keep_version,
-    make_bundle,
-    next_version,
-)
+from fedlatent.shared.export.bundling import BundleContents, BundleReport, Form, make_next
 from fedlatent.shared.export.released import Released
 from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.keys import SigningKey
@@ -60,13 +52,9 @@ def export_global(
                 f"Expected a complete run named {chosen!r}, got {state}; see 'server status'."
             )
         result = RunResult.load(home.run(chosen) / "result")
-        version = next_version(home.bundles, result.config.name)
-        target = path or home.bundles / f"{result.config.name}-{version}{SUFFIX}"
-        contents = replace(
-            global_contents(result, chosen, version), decoder=decoder, expires=expires
-        )
-        report = make_bundle(target, contents, SigningKey.load(home.signing_key), form=form)
-        keep_version(home.bundles, result.config.name, version)
+        contents = replace(global_contents(result, chosen), decoder=decoder, expires=expires)
+        key = SigningKey.load(home.signing_key)
+        target, report = make_next(home.bundles, contents, key, path, form)
         data = target.read_bytes()
         registry.add_artefact(chosen, "bundle", target, sha256_hex(data), len(data))
     return report
@@ -79,7 +67,7 @@ def _latest(registry: Registry) -> str:
     raise ConfigError("Expected a complete run, got none; train one with 'server run'.")
 
 
-def global_contents(result: RunResult, run_id: str, version: int) -> BundleContents:
+def global_contents(result: RunResult, run_id: str) -> BundleContents:
     """What the global bundle of a finished run is made of.
 
     Raises:
@@ -125,5 +113,4 @@ def global_contents(result: RunResult, run_id: str, version: int) -> BundleConte
         epsilon=max(spent) if spent and run.privacy.mechanism != "none" else None,
         delta=max((site["delta"] for site in facts if site["delta"]), default=run.privacy.delta),
         clients=len(facts),
-        version=version,
     )

@@ -1,41 +1,21 @@
 """Where one aggregation server keeps its files."""
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedlatent.shared.errors import ConfigError
-from fedlatent.shared.sockets import home_path, make_home, socket_in
+from fedlatent.shared.home import Home
+from fedlatent.shared.sockets import socket_in
 
 HOME_VARIABLE = "FEDLATENT_SERVER_HOME"
 """Environment variable that names the server home for the ServerApp process."""
 
 
-@dataclass(frozen=True)
-class ServerHome:
-    """Paths below one server home directory; nothing here touches the disk but :meth:`create`.
+class ServerHome(Home):
+    """Paths below one server home directory; only :meth:`create` writes."""
 
-    Attributes:
-        root: Absolute path of the home directory (mode 0700).
-    """
-
-    root: Path
-
-    @classmethod
-    def find(cls, path: Path | str | None = None) -> "ServerHome":
-        """Resolve the home: ``path``, else the variable's value, else ``~/.fedlatent/server``."""
-        chosen = (
-            path if path is not None else os.environ.get(HOME_VARIABLE) or "~/.fedlatent/server"
-        )
-        return cls(home_path(chosen))
-
-    def create(self) -> None:
-        """Make the home and its fixed folders, readable by the owner alone.
-
-        Raises:
-            ServiceError: The home is there and belongs to someone else.
-        """
-        make_home(self.root, (self.tls, self.keys, self.runs, self.bundles, self.services))
+    variable = HOME_VARIABLE
+    usual = "~/.fedlatent/server"
+    below = (*Home.below, "tls", "runs")
 
     def require(self) -> None:
         """See that something is here, before a command would make an empty registry.
@@ -105,16 +85,6 @@ class ServerHome:
         return self.tls / "superexec.secret"
 
     @property
-    def keys(self) -> Path:
-        """Folder of the bundle signing key."""
-        return self.root / "keys"
-
-    @property
-    def signing_key(self) -> Path:
-        """Ed25519 private key that signs global bundles (mode 0600)."""
-        return self.keys / "signing.pem"
-
-    @property
     def link_database(self) -> Path:
         """SQLite file of Flower's SuperLink."""
         return self.root / "link.db"
@@ -140,11 +110,6 @@ class ServerHome:
         return self.root / "certificates"
 
     @property
-    def bundles(self) -> Path:
-        """Folder of global bundles made by this server."""
-        return self.root / "bundles"
-
-    @property
     def runs(self) -> Path:
         """Folder that holds one folder a run."""
         return self.root / "runs"
@@ -152,11 +117,6 @@ class ServerHome:
     def run(self, run_id: str) -> Path:
         """Folder of one run: config, checkpoints, result."""
         return self.runs / run_id
-
-    @property
-    def services(self) -> Path:
-        """Folder of the supervised processes: logs, pid files, working directories."""
-        return self.root / "services"
 
     @property
     def link_socket(self) -> Path:

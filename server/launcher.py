@@ -6,9 +6,7 @@ its run, runs the installed ``fedlatent.server.app`` with the settings in there,
 that has none. So only someone who can write the operator's files can make a run.
 """
 
-import importlib
 import time
-from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -38,15 +36,13 @@ def use_own_code(runtime: ModuleType) -> None:
         ServiceError: this Flower has another runtime; the server must not start with it.
     """
     replacements = {
-        "install_from_fab": _leave_packed,
-        "install_app_dependencies": _refuse_installation,
         "get_fab_metadata": lambda *_, **__: ("", ""),
-        "get_project_dir": _leave_packed,
+        "get_project_dir": flower.leave_packed,
         "get_project_config": lambda *_, **__: _COMPONENTS,
         "get_fused_config_from_dir": lambda *_, **__: {},
         "run_": _run_installed,
     }
-    flower.replace(runtime, replacements, RUNTIME)
+    flower.use_own_code(runtime, replacements, RUNTIME)
 
 
 def settings_of(home: ServerHome, flower_run: int, patience_s: float) -> dict[str, str]:
@@ -80,15 +76,6 @@ def settings_of(home: ServerHome, flower_run: int, patience_s: float) -> dict[st
 _COMPONENTS = {"tool": {"flwr": {"app": {"components": {"serverapp": "fedlatent.server.app:app"}}}}}
 
 
-def _leave_packed(*_: object, **__: object) -> Path:
-    """Stands in for ``install_from_fab``: nothing is written."""
-    return Path()
-
-
-def _refuse_installation(*_: object, **__: object) -> NoReturn:
-    raise ServiceError("Expected a run without installations, got one with; refused.")
-
-
 def _run_installed(**arguments: object) -> object:
     """Stands in for Flower's ``run``: any run gives the installed app, with our settings."""
     grid, context = arguments["grid"], arguments["context"]
@@ -105,12 +92,7 @@ def _prepare(role: str, program: str) -> list[str]:
     if role == "superlink":
         flower.listen(program)
         flower.keep_objects_flat()
-    elif role == "superexec":
-        flower.launch_tasks("flwr-serverapp", MODULE, "serverapp")
-    elif role == "serverapp":
-        use_own_code(importlib.import_module(RUNTIME))
-        return [f"--token={flower.read_token()}"]
-    return []
+    return flower.prepare_task(role, "serverapp", MODULE, use_own_code, RUNTIME)
 
 
 def main() -> NoReturn:

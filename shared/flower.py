@@ -8,6 +8,7 @@ looks whether Flower has the place that it replaces, and refuses to go on if not
 
 import contextlib
 import functools
+import importlib
 import inspect
 import logging
 import os
@@ -61,6 +62,50 @@ def replace(owner: ModuleType | type, replacements: Mapping[str, object], where:
     _require(not missing, f"{where} with {', '.join(missing)}")
     for name, replacement in replacements.items():
         setattr(owner, name, replacement)
+
+
+def use_own_code(runtime: ModuleType, replacements: Mapping[str, object], where: str) -> None:
+    """Make a runtime of Flower's leave sent apps packed, install nothing, and do as replaced.
+
+    Args:
+        runtime: the module that runs an app.
+        replacements: as for ``replace``, beside those for packages and installations.
+        where: name of the module, for people.
+
+    Raises:
+        ServiceError: this Flower has another runtime, which must not be started.
+    """
+    ours = {"install_from_fab": leave_packed, "install_app_dependencies": _refuse_installation}
+    replace(runtime, {**ours, **replacements}, where)
+
+
+def leave_packed(*_: object, **__: object) -> Path:
+    """Stands in for what unpacks an app or looks into it: nothing is written."""
+    return Path()
+
+
+def _refuse_installation(*_: object, **__: object) -> NoReturn:
+    raise ServiceError("Expected a run without installations, got one with; it is refused here.")
+
+
+def prepare_task(
+    role: str, task: str, launcher: str, change: Callable[[ModuleType], None], runtime: str
+) -> list[str]:
+    """Change Flower for its starter of tasks, or for the task; gives the program's arguments.
+
+    Args:
+        role: "superexec" or ``task``; nothing is done for others.
+        task: role of the task, "clientapp" or "serverapp".
+        launcher: our module that starts the task.
+        change: puts our functions into the runtime's module.
+        runtime: name of that module.
+    """
+    if role == "superexec":
+        launch_tasks(f"flwr-{task}", launcher, task)
+    elif role == task:
+        change(importlib.import_module(runtime))
+        return [f"--token={read_token()}"]
+    return []
 
 
 def connect(remote: Callable[[], ssl.SSLContext] | None = None) -> None:

@@ -5,6 +5,7 @@ copied already. Everything here comes from ``cryptography``; nothing is built by
 """
 
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -39,10 +40,7 @@ class VerifyKey:
         Raises:
             ConfigError: ``data`` is not an Ed25519 public key.
         """
-        try:
-            key = serialization.load_pem_public_key(data)
-        except (ValueError, UnsupportedAlgorithm):
-            key = None
+        key = _parsed(lambda: serialization.load_pem_public_key(data))
         if not isinstance(key, Ed25519PublicKey):
             raise ConfigError(
                 f"Expected an Ed25519 public key in PEM in {origin}, got something else; "
@@ -113,10 +111,7 @@ class SigningKey:
         """
         data = _read_key_file(path)
         check_private(path)
-        try:
-            key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
+        key = _parsed(lambda: serialization.load_pem_private_key(data, password=None))
         if not isinstance(key, Ed25519PrivateKey):
             raise ConfigError(
                 f"Expected an unencrypted Ed25519 private key in PEM in {path}, got something "
@@ -126,7 +121,7 @@ class SigningKey:
 
     @property
     def public(self) -> VerifyKey:
-        """The public half."""
+        """The public half, which verifies what this key signs."""
         return VerifyKey(key=self.key.public_key())
 
     @property
@@ -242,6 +237,14 @@ def _refuse_existing(*paths: Path) -> None:
                 f"Expected no file at {path}, got one; a key is never overwritten, so choose "
                 "another path or move the old key away."
             )
+
+
+def _parsed(load: Callable[[], object]) -> object:
+    """What ``load`` makes of PEM; None of what is no key, is encrypted, or of an unknown kind."""
+    try:
+        return load()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
 
 
 def _read_key_file(path: Path) -> bytes:

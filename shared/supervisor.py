@@ -146,7 +146,7 @@ class _Worker:
         self.ended_for = ""  # why it was ended by its supervisor
 
     def spawn(self, marks: Mapping[str, str]) -> None:
-        """Start the process."""
+        """Start the service's process, with its output in the log."""
         work, flower_home = self.folder / "work", self.folder / "flower"
         for path in (self.folder, work, flower_home):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ class Asked(Protocol):
 
     @property
     def run_id(self) -> str:
-        """The run."""
+        """Name of the run that asks or has paid."""
 
     @property
     def round(self) -> int:
@@ -125,7 +125,7 @@ class Asked(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What was asked."""
+        """Kind of the phase, which says what was asked."""
 
 
 class Delivery(BaseModel):

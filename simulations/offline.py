@@ -1,4 +1,4 @@
-"""``python -m fedlatent.simulations.offline``: does a command speak to anybody but this machine?
+"""``fedlatent simulate check offline``: does a command speak to anybody but this machine?
 
 Every command of ``fedlatent`` runs in a namespace of its own that has a loopback device and no
 other, with an empty home and an empty working folder, each under ``strace``. A name server on that
@@ -7,11 +7,10 @@ machine, no file in the home but our own below ``.fedlatent`` and ``.cache/fedla
 working folder. Linux, as root or where users may make namespaces.
 
 Examples:
-    python -m fedlatent.simulations.offline --out runs/offline
-    python -m fedlatent.simulations.offline --out runs/offline --only edge
+    fedlatent simulate check offline --set out=runs/offline
+    fedlatent simulate check offline --set out=runs/offline --set only=edge
 """
 
-import argparse
 import contextlib
 import fcntl
 import json
@@ -192,9 +191,7 @@ def run_steps(steps: Sequence[Step], folder: Path, *, trace: bool) -> list[Findi
         sys.executable,
         "-m",
         "fedlatent.simulations.offline",
-        "--out",
         str(folder),
-        "--inside",
     ]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -336,33 +333,20 @@ def _question(data: bytes) -> str:
     return ".".join(labels)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the steps and print what each did.
+def offline(*, out: Path, only: str = "") -> int:
+    """Run the steps and print what each did; 1 when one was loud or did not work.
 
-    Returns:
-        The exit status: 1 when somebody learned of a command, or one did not work.
+    Args:
+        out: new folder for all it makes.
+        only: the demo, and commands that start so.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m fedlatent.simulations.offline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="New folder for all it makes.")
-    parser.add_argument("--only", default="", help="The demo, and commands that start so.")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--trace", action="store_true", help=argparse.SUPPRESS)
-    parsed = parser.parse_args(arguments)
-    folder = parsed.out.resolve()
-    if parsed.inside:
-        _inside(folder, trace=parsed.trace)
-        return 0
-    chosen = [step for i, step in enumerate(STEPS) if not i or step.argv[3].startswith(parsed.only)]
-    loud = [one for one in run_steps(chosen, folder, trace=True) if not one.quiet]
+    chosen = [step for i, step in enumerate(STEPS) if not i or step.argv[3].startswith(only)]
+    loud = [one for one in run_steps(chosen, out.resolve(), trace=True) if not one.quiet]
     for one in loud:
         print(json.dumps(asdict(one), indent=2))
     print(f"{len(chosen) - len(loud)} of {len(chosen)} commands are quiet and work")
-    return bool(loud)
+    return int(bool(loud))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # the part that runs in the namespace
+    _inside(Path(sys.argv[1]), trace="--trace" in sys.argv)

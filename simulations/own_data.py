@@ -1,14 +1,14 @@
 """A user's own file as a federation, for the demo."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from fedlatent.shared.config import Data, invalid
-from fedlatent.shared.data.readers import Label, read_raw
+from fedlatent.shared.data.readers import Fields, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import Federation, SiteData, from_file
 from fedlatent.shared.errors import ConfigError, DataError
@@ -22,12 +22,8 @@ def federation_of_file(
     sites: int,
     *,
     schema: Path | None = None,
-    records_key: str = "X",
-    columns: Sequence[str] | None = None,
-    label_key: str | None = None,
-    normal_label: Label | None = None,
-    client_key: str | None = None,
     seed: int = 0,
+    **where: Unpack[Fields],
 ) -> Federation:
     """Read a file as ``sites`` clients: its own clients, or equal random parts without names.
 
@@ -38,27 +34,17 @@ def federation_of_file(
         path: CSV, Parquet or NPZ.
         sites: clients wanted, participating and absent together.
         schema: a TOML file with a table ``[data]``.
-        records_key: array of an NPZ.
-        columns: columns of a table.
-        label_key: column or array of labels; the AUROC needs anomalies.
-        normal_label: which label is normal.
-        client_key: column or array of client names.
         seed: draws training and test records, and the parts.
+        where: what the file calls its records, labels and clients, as ``readers.Fields`` says;
+            the AUROC needs labels with anomalies.
 
     Raises:
         DataError: the file does not fit, has too few clients or records, or no anomaly.
         ConfigError: the schema is not one.
     """
-    reader = {
-        "records_key": records_key,
-        "columns": columns,
-        "label_key": label_key,
-        "normal_label": normal_label,
-        "client_key": client_key,
-    }
-    chosen = _load_schema(schema) if schema else _schema_of_values(path, **reader)
-    whole = from_file(path, chosen, **reader, seed=seed)  # type: ignore[arg-type]
-    parts = list(whole.sites) if client_key else _cut(whole.sites[0], sites, seed)
+    chosen = _load_schema(schema) if schema else _schema_of_values(path, **where)
+    whole = from_file(path, chosen, seed=seed, **where)
+    parts = list(whole.sites) if where.get("client_key") else _cut(whole.sites[0], sites, seed)
     parts = [replace(one, name=_plain(one.name)) for one in parts]
     if len(parts) < sites:
         raise DataError(f"Expected at least {sites} clients in {path}, got {len(parts)}.")
@@ -92,8 +78,8 @@ def _load_schema(path: Path) -> Schema:
         raise invalid(f"{path}, table [data]", error) from None
 
 
-def _schema_of_values(path: Path, **reader: object) -> Schema:
-    rows = np.asarray(read_raw(path, **reader).records, dtype=np.float64)  # type: ignore[arg-type]
+def _schema_of_values(path: Path, **where: Unpack[Fields]) -> Schema:
+    rows = np.asarray(read_raw(path, **where).records, dtype=np.float64)
     if not len(rows) or not np.isfinite(rows).all():
         raise DataError(f"Expected finite records in {path}, got none or NaN; clean the file.")
     low, high = float(rows.min()), float(rows.max())

@@ -1,7 +1,8 @@
-"""``fedlatent simulate bench``: our simulator beside its peers on the same work."""
+"""``fedlatent simulate bench`` and ``check``: what the code costs, and whether it holds."""
 
+import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,69 @@ from fedlatent.cli.options import JsonOption
 
 EXAMPLES = (
     "Examples: fedlatent simulate bench --quick | fedlatent simulate bench --conv --out bench.json "
-    "| fedlatent simulate bench --peers plain_loop,pfl --no-growth"
+    "| fedlatent simulate bench --peers plain_loop,pfl --no-growth "
+    "| fedlatent simulate bench gpu --set clients=1000"
 )
 
 
+_HERE = "fedlatent.simulations"
+#: Further benchmarks, and checks of the whole system: module and function by name.
+BENCHES = {
+    "accountants": (f"{_HERE}.bench.accountants", "accountants"),
+    "clipping": (f"{_HERE}.bench.clipping", "clipping"),
+    "edge": (f"{_HERE}.bench.edge", "edge"),
+    "gpu": (f"{_HERE}.bench.gpu", "gpu"),
+    "aarch64": (f"{_HERE}.bench.aarch64", "aarch64"),
+}
+CHECKS = {
+    "offline": (f"{_HERE}.offline", "offline"),
+    "chaos": (f"{_HERE}.chaos.weather", "chaos"),
+}
+CHECK_EXAMPLES = (
+    "Examples: fedlatent simulate check offline --set out=runs/offline | "
+    "fedlatent simulate check chaos --set faults=40 --set out=chaos.json"
+)
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE of a named one; a key that does not exist names those."),
+]
+
+
+def check(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CHECKS)}.")],
+    values: SetOption = None,
+) -> None:
+    """Check a whole system: that no command calls home, or that no fault loses a charge."""
+    run_named(CHECKS, name, values or [])
+
+
+def run_named(table: Mapping[str, tuple[str, str]], name: str, values: Sequence[str]) -> None:
+    """Call a function of a table with values in words, and exit with the status it gives.
+
+    Raises:
+        ConfigError: there is no such function, or a value does not fit it.
+    """
+    from fedlatent.shared.errors import ConfigError
+    from fedlatent.simulations.study.tables import Mistake, near, parameters_of
+
+    if name not in table:
+        hint = near(name, list(table)) or f"; known are {', '.join(table)}."
+        raise ConfigError(f"Expected the name of a benchmark or check, got {name!r}{hint}")
+    module, function = table[name]
+    chosen = getattr(importlib.import_module(module), function)
+    parts = [value.partition("=") for value in values]
+    try:
+        known = parameters_of(chosen, {key: value for key, _, value in parts})
+    except Mistake as error:
+        raise error.said(f"{name} --set", {}) from None
+    raise typer.Exit(chosen(**known))
+
+
 def bench(
+    name: Annotated[
+        str, typer.Argument(help=f"peers, or one of {', '.join(BENCHES)}, which take --set alone.")
+    ] = "peers",
+    values: SetOption = None,
     clients: Annotated[
         int | None,
         typer.Option(min=1, help="Clients of a round; default 100, with --quick 16."),
@@ -46,8 +105,10 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Measure CPU time, throughput, start-up and memory; systems take turns on one thread."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"
+    if name != "peers":
+        run_named(BENCHES, name, values or [])
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = "1"
     import torch
 
     from fedlatent.shared.errors import ConfigError

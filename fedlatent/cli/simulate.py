@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("check", epilog=bench.CHECK_EXAMPLES)(bench.check)
 
 Folder = Annotated[Path, typer.Argument(help="Folder that 'simulate run' has filled.")]
 

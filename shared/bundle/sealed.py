@@ -115,7 +115,7 @@ class RecipientKey:
 
     @property
     def public(self) -> RecipientPublic:
-        """The public half."""
+        """The public half, which may be given away."""
         return RecipientPublic(parts=tuple(part.public_key() for part in self.parts))
 
 

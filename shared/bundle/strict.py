@@ -95,7 +95,7 @@ class StrictObject:
         return value
 
     def number(self, key: str) -> float:
-        """A finite number."""
+        """A finite number, whole or not; anything else is refused."""
         return self._finite(key, self._take(key))
 
     def optional_number(self, key: str) -> float | None:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,23 +43,11 @@ class RawRecords:
     person: NDArray[np.int64] | None = None
 
 
-def read(
-    path: Path | str,
-    schema: Schema,
-    *,
-    records_key: str = "X",
-    columns: Sequence[str] | None = None,
-    label_key: str | None = None,
-    normal_label: Label | None = None,
-    client_key: str | None = None,
-    person_key: str | None = None,
-) -> Dataset:
-    """Read a file and preprocess its records.
+class Fields(TypedDict, total=False):
+    """Where a file has what: the keyword arguments of `read_raw`.
 
-    Args:
-        path: A .csv, .csv.gz, .parquet or .npz file.
-        schema: What each record must be.
-        records_key: NPZ only: the array of records [N, ...].
+    Attributes:
+        records_key: NPZ only: the array of records [N, ...]; by default "X".
         columns: Tables only: the columns of a record, in order. None takes all columns other than
             the label's, the client's and the person's.
         label_key: Column or array of labels, for evaluation.
@@ -68,20 +56,29 @@ def read(
         client_key: Column or array that says whose record it is.
         person_key: Column or array that says which person it is about. Equal values are one
             person; spaces around them do not count.
+    """
+
+    records_key: str
+    columns: Sequence[str] | None
+    label_key: str | None
+    normal_label: Label | None
+    client_key: str | None
+    person_key: str | None
+
+
+def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
+    """Read a file and preprocess its records.
+
+    Args:
+        path: A .csv, .csv.gz, .parquet or .npz file.
+        schema: What each record must be.
+        where: What the file calls its records, labels, clients and persons: see `Fields`.
 
     Raises:
         DataError: If the file is absent, damaged or of another kind, if a key is absent, if a
             record has no person, or if the records do not fit the schema.
     """
-    raw = read_raw(
-        path,
-        records_key=records_key,
-        columns=columns,
-        label_key=label_key,
-        normal_label=normal_label,
-        client_key=client_key,
-        person_key=person_key,
-    )
+    raw = read_raw(path, **where)
     return Dataset(
         records=schema.preprocess(raw.records),
         schema=schema,

@@ -4,16 +4,15 @@ Rows stay raw: whoever uses them applies `schema.preprocess`, as a node or an ed
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data import hearts as heart_model
-from fedlatent.shared.data.readers import Label, read_npz, read_raw
+from fedlatent.shared.data.readers import Fields, read_npz, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.transforms import affine_points, resample
 
@@ -189,15 +188,11 @@ def mitbih(data_dir: Path, seed: int = 0) -> Federation:
     arrays = read_npz(path, ["X", "y", "classes", "record"])
     rows, owner, kind = arrays["X"], arrays["record"], arrays["classes"][arrays["y"]]
     role = np.select([kind == "N", kind == "V"], [_NORMAL, _ANOMALY], _EXTRA)
-    rng = np.random.default_rng(seed)
-    sites = []
-    for name in np.unique(owner):
-        mine = owner == name
-        sites.append(split_site(str(name), rows[mine], kind[mine], role[mine], rng))
+    sites = _by_owner(owner, rows, kind, role, seed)
     return Federation(
         name="mitbih",
         schema=MITBIH_SCHEMA,
-        sites=tuple(sites),
+        sites=sites,
         synthetic=False,
         note="Real heart beats of 22 patients (MIT-BIH Arrhythmia Database, Moody and Mark, "
         "PhysioNet, ODC-By 1.0), lead MLII; anomalies are ventricular beats.",
@@ -205,49 +200,46 @@ def mitbih(data_dir: Path, seed: int = 0) -> Federation:
 
 
 def from_file(
-    path: Path | str,
-    schema: Schema,
-    *,
-    records_key: str = "X",
-    columns: Sequence[str] | None = None,
-    label_key: str | None = None,
-    normal_label: Label | None = None,
-    client_key: str | None = None,
-    seed: int = 0,
+    path: Path | str, schema: Schema, *, seed: int = 0, **where: Unpack[Fields]
 ) -> Federation:
     """Read a file as a federation: one site per client name, or a single site without names.
 
-    Arguments and errors are those of `fedlatent.shared.data.readers.read`; `seed` draws the split
-    into training and test records.
+    Arguments and errors are those of `fedlatent.shared.data.readers.read`, `where` being what the
+    file calls its fields; `seed` draws the split into training and test records.
 
     Raises:
         DataError: If the file cannot be read or a record does not fit the schema.
     """
-    raw = read_raw(
-        path,
-        records_key=records_key,
-        columns=columns,
-        label_key=label_key,
-        normal_label=normal_label,
-        client_key=client_key,
-    )
+    raw = read_raw(path, **where)
     schema.preprocess(raw.records)  # fails here rather than in the middle of a run
     count = len(raw.records)
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label
     clients = np.full(count, "site") if raw.client_id is None else raw.client_id
     kind = np.array(["normal", "anomaly"])[label]
-    rng = np.random.default_rng(seed)
-    sites = []
-    for name in np.unique(clients):
-        mine = clients == name
-        sites.append(split_site(str(name), raw.records[mine], kind[mine], label[mine], rng))
+    sites = _by_owner(clients, raw.records, kind, label, seed)
     return Federation(
         name=Path(path).name,
         schema=schema,
-        sites=tuple(sites),
+        sites=sites,
         synthetic=False,
         note=f"Records of the file {Path(path).name}.",
     )
+
+
+def _by_owner(
+    owner: NDArray[Any],
+    rows: NDArray[Any],
+    kind: NDArray[np.str_],
+    role: NDArray[Any],
+    seed: int,
+) -> tuple[SiteData, ...]:
+    """One site for each owner of records, in the order of their names."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for name in np.unique(owner):
+        mine = owner == name
+        found.append(split_site(str(name), rows[mine], kind[mine], role[mine], rng))
+    return tuple(found)
 
 
 def split_site(

@@ -192,6 +192,34 @@ def golden_records(schema: Schema) -> NDArray[np.float64]:
     return synthetic_records(schema, _GOLDEN_RECORDS)
 
 
+def make_next(
+    folder: Path,
+    contents: BundleContents,
+    signing_key: SigningKey,
+    path: Path | None = None,
+    form: Form = Form(),
+) -> tuple[Path, BundleReport]:
+    """Make the next version of a bundle, and remember its number; gives where it lies, too.
+
+    Args:
+        folder: of the versions made so far.
+        contents: as for `make_bundle`; the version in there does not count.
+        signing_key: signs the manifest.
+        path: target; by default ``<name>-<version>.fedlatent`` in ``folder``.
+        form: of the scorer.
+
+    Raises:
+        BundleError: as `make_bundle`.
+        ConfigError: as `make_bundle`.
+    """
+    name = contents.run.name
+    version = next_version(folder, name)
+    target = path or folder / f"{name}-{version}{SUFFIX}"
+    report = make_bundle(target, replace(contents, version=version), signing_key, form=form)
+    keep_version(folder, name, version)
+    return target, report
+
+
 def next_version(folder: Path, name: str) -> int:
     """One more than the highest version of ``name`` that was made for or lies in ``folder``."""
     stems = [path.name.removesuffix(SUFFIX) for path in folder.glob(f"{name}-*{SUFFIX}")]

@@ -89,7 +89,7 @@ class Decoder(nn.Module):
         self.model = model
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return the reconstruction."""
+        """Mean records `[B, *shape]` in data space, of latents `[B, k]`."""
         return self.model.reconstruct(z)
 
 

@@ -20,10 +20,10 @@ from fedlatent.shared.models.networks import (
     NETWORKS,
     NetworkOptions,
     check_choice,
-    check_positive,
-    check_whole,
     decoder_layers,
     encoder_layers,
+    positive,
+    whole,
     wrong_option,
 )
 
@@ -49,20 +49,18 @@ class DenoisingConfig(NetworkOptions):
         max_level: Largest level in training, where each record's is drawn uniformly from 0 to it.
     """
 
-    latent_dim: int = 8
+    latent_dim: int = whole(8, 1, MAX_LATENT)
     shortcut: bool = False
     corruptions: tuple[str, ...] = ("gaussian",)
-    max_level: float = 0.2
+    max_level: float = positive(0.2)
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
         super().__post_init__()
-        check_whole("latent_dim", self.latent_dim, 1, MAX_LATENT)
-        check_positive("max_level", self.max_level)
         if not isinstance(self.corruptions, tuple) or not self.corruptions:
             raise wrong_option(
                 "corruptions",
@@ -79,7 +77,7 @@ class DenoisingConfig(NetworkOptions):
             check_choice("corruptions", name, CORRUPTIONS)
 
 
-class DenoisingVAE(LikelihoodVAE):
+class DenoisingVAE(LikelihoodVAE[DenoisingConfig]):
     """The posterior reads a corrupted record and its level; the likelihood is of the clean one.
 
     Vincent et al., 2008, "Extracting and Composing Robust Features with Denoising Autoencoders";
@@ -87,26 +85,10 @@ class DenoisingVAE(LikelihoodVAE):
     equation 4. As the corruption is noise of the posterior alone, the terms still bound the
     likelihood of clean records. The level is an input, so that one model serves a blind range.
     `encode`, and with it scores and summaries, takes records as clean ones, of level 0.
-
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, as for `GaussianVAE`.
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: DenoisingConfig
-
-    def __init__(
-        self, config: DenoisingConfig, input_shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config = config
-        self.latent_dim = config.latent_dim
-        self.input_shape = input_shape
+    def _build(self, generator: torch.Generator) -> None:
+        config = self.config
         with torch.device("meta"):  # where layers draw nothing from torch's global generator
             self.encoder = self._encoder()
             self.decoder = self._decoder()

@@ -17,11 +17,10 @@ from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Graph, Terms
 from fedlatent.shared.models.layers import initialise
 from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
-    MAX_WIDTH,
     NetworkOptions,
-    check_positive,
-    check_whole,
     encoder_and_decoder,
+    positive,
+    whole,
 )
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -55,30 +54,14 @@ class DiffusionConfig(NetworkOptions):
         steps: Of sampling.
     """
 
-    latent_dim: int = 8
-    kl_weight: float = 0.05
-    diffusion_weight: float = 1.0
-    scale: float = 2.0
-    width: int = 128
-    blocks: int = 2
-    levels: int = 4
-    steps: int = 30
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: A field has the wrong type or lies outside its range.
-        """
-        super().__post_init__()
-        check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
-        check_positive("kl_weight", self.kl_weight)
-        check_positive("diffusion_weight", self.diffusion_weight)
-        check_positive("scale", self.scale)
-        check_whole("width", self.width, 1, MAX_WIDTH)
-        check_whole("blocks", self.blocks, 0, 64)
-        check_whole("levels", self.levels, 1, 256)
-        check_whole("steps", self.steps, 1, 1000)
+    latent_dim: int = whole(8)
+    kl_weight: float = positive(0.05)
+    diffusion_weight: float = positive(1.0)
+    scale: float = positive(2.0)
+    width: int = whole(128)
+    blocks: int = whole(2, 0, 64)
+    levels: int = whole(4, 1, 256)
+    steps: int = whole(30, 1, 1000)
 
 
 class DiffusionPrior(nn.Module):
@@ -168,32 +151,17 @@ class DiffusionPrior(nn.Module):
         raise _no_density()
 
 
-class LatentDiffusion(LikelihoodVAE):
+class LatentDiffusion(LikelihoodVAE[DiffusionConfig]):
     """A Gaussian first stage and a diffusion model of its latents, trained together.
 
     Rombach et al., 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". The
     diffusion model sees latents without their gradient, so it never changes what the first stage
     aims at. Under privacy both share the clipping of a record's gradient. The rate is a loss and no
     divergence: the weighted divergence from N(0, I) plus the error of the denoiser.
-
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, as for `GaussianVAE`.
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: DiffusionConfig
-
-    def __init__(
-        self, config: DiffusionConfig, input_shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config, self.input_shape = config, input_shape
-        self.latent_dim = config.latent_dim
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         self.encoder, self.decoder = encoder_and_decoder(
             config, input_shape, generator, outputs=2 * self.latent_dim, inputs=self.latent_dim
         )

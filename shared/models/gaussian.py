@@ -8,12 +8,11 @@ from torch import Tensor
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
 from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
-    MAX_WIDTH,
     NetworkOptions,
-    check_choice,
-    check_switch,
-    check_whole,
+    choice,
     encoder_and_decoder,
+    switch,
+    whole,
 )
 from fedlatent.shared.models.trained_priors import (
     PRIORS,
@@ -42,51 +41,26 @@ class GaussianConfig(NetworkOptions):
         components: Of a prior that is learned.
     """
 
-    latent_dim: int = 8
-    stochastic: bool = True
-    prior: str = "standard"
-    components: int = 10
+    latent_dim: int = whole(8)
+    stochastic: bool = switch(default=True)
+    prior: str = choice("standard", PRIORS)
+    components: int = whole(10)
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
         super().__post_init__()
-        check_choice("prior", self.prior, PRIORS)
-        check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
-        check_whole("components", self.components, 1, MAX_WIDTH)
-        check_switch("stochastic", self.stochastic)
         check_prior(self.prior, self.network, stochastic=self.stochastic)
 
 
-class GaussianVAE(LikelihoodVAE):
-    """Diagonal Gaussian posterior, standard normal prior (Kingma and Welling, 2014).
+class GaussianVAE(LikelihoodVAE[GaussianConfig]):
+    """Diagonal Gaussian posterior, standard normal prior (Kingma and Welling, 2014)."""
 
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record: any for "mlp", `(L,)` or `(C, L)` for "conv1d"
-            and "recurrent", `(H, W)` or `(C, H, W)` for "conv2d".
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
-    """
-
-    config: GaussianConfig
-
-    def __init__(
-        self,
-        config: GaussianConfig,
-        input_shape: tuple[int, ...],
-        generator: torch.Generator,
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config = config
-        self.latent_dim = config.latent_dim
-        self.input_shape = input_shape
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         self.encoder, self.decoder = encoder_and_decoder(
             config, input_shape, generator, outputs=2 * self.latent_dim, inputs=self.latent_dim
         )

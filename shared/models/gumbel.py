@@ -13,9 +13,9 @@ from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, Terms
 from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
     NetworkOptions,
-    check_positive,
-    check_whole,
     encoder_and_decoder,
+    positive,
+    whole,
 )
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -36,25 +36,18 @@ class GumbelConfig(NetworkOptions):
         tau_end: Temperature at its end.
     """
 
-    groups: int = 8
-    categories: int = 4
-    tau_start: float = 1.0
-    tau_end: float = 0.5
+    groups: int = whole(8, 1, 1024)
+    categories: int = whole(4, 2, 1024)
+    tau_start: float = positive(1.0)
+    tau_end: float = positive(0.5)
 
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: A field has the wrong type or lies outside its range.
-        """
-        super().__post_init__()
-        check_whole("groups", self.groups, 1, 1024)
-        check_whole("categories", self.categories, 2, 1024)
-        check_positive("tau_start", self.tau_start)
-        check_positive("tau_end", self.tau_end)
+    @property
+    def latent_dim(self) -> int:
+        """One dimension for each category of each group."""
+        return self.groups * self.categories
 
 
-class GumbelVAE(LikelihoodVAE):
+class GumbelVAE(LikelihoodVAE[GumbelConfig]):
     """Categorical posterior and uniform prior, with Gumbel-Softmax draws.
 
     Jang et al., 2017, "Categorical Reparameterization with Gumbel-Softmax"; Maddison et al., 2017,
@@ -62,25 +55,10 @@ class GumbelVAE(LikelihoodVAE):
     evaluation and under `sampled` draws are hard and it is one. Latent coordinates are
     (p - 1/K) sqrt(K) for probabilities p: of mean 0 and variance near 1 where p is one-hot and
     uniform. The rate is always against uniform categories, a broadcast prior only serves `draw`.
-
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, as for `GaussianVAE`.
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: GumbelConfig
-
-    def __init__(
-        self, config: GumbelConfig, input_shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config, self.input_shape = config, input_shape
-        self.latent_dim = config.groups * config.categories
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         self.encoder, self.decoder = encoder_and_decoder(
             config, input_shape, generator, outputs=self.latent_dim, inputs=self.latent_dim
         )

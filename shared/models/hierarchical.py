@@ -49,37 +49,19 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 
 
-class HierarchicalVAE(LikelihoodVAE):
+class HierarchicalVAE(LikelihoodVAE[HierarchicalConfig]):
     """Groups of latents from coarse to fine under learned priors.
 
     `encode` gives the top group, a vector, whose posterior needs the shared weights alone. `decode`
     puts all other groups at the mean of their priors, so what it gives is coarse: it shows what the
     top group knows. `reconstruct_fully` takes the posterior means of all groups.
-
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record: any for "mlp", `(H, W)` or `(C, H, W)` for "conv2d".
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: HierarchicalConfig
     encoder: BottomUp
     decoder: TopDown
 
-    def __init__(
-        self,
-        config: HierarchicalConfig,
-        input_shape: tuple[int, ...],
-        generator: torch.Generator,
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config = config
-        self.latent_dim = config.latent_dim
-        self.input_shape = input_shape
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         plan = Plan(config, _channels_first(config, input_shape))
         # On "meta" the layers draw nothing from torch's global generator.
         with torch.device("meta"):

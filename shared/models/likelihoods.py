@@ -1,9 +1,11 @@
 """How a decoder's output describes a record, by name."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from fedlatent.shared.models import functional
@@ -47,14 +49,57 @@ LIKELIHOODS: dict[str, Likelihood] = {
 }
 
 
-class LikelihoodVAE(VAE):
+class LikelihoodOptions(Protocol):
+    """What every `LikelihoodVAE` reads of its options, whatever else they hold."""
+
+    @property
+    def likelihood(self) -> str:
+        """A key of `LIKELIHOODS`."""
+
+    @property
+    def variance(self) -> float:
+        """Of the Gaussian likelihood, in squared data units."""
+
+    @property
+    def latent_dim(self) -> int:
+        """Number of latent dimensions."""
+
+
+Config = TypeVar("Config", bound=LikelihoodOptions)
+
+
+class LikelihoodVAE(VAE, Generic[Config]):
     """A model whose decoder gives the parameters of one of `LIKELIHOODS` for every value.
 
+    A family says in `_build` what it is made of.
+
     Attributes:
-        config: Has the fields `likelihood`, a name, and `variance`.
+        config: The architecture.
     """
 
-    config: Any
+    def __init__(
+        self, config: Config, input_shape: tuple[int, ...], generator: torch.Generator
+    ) -> None:
+        """Build the layers and draw their weights.
+
+        Args:
+            config: The architecture.
+            input_shape: Shape of one record: any for "mlp", `(L,)` or `(C, L)` for "conv1d"
+                and "recurrent", `(H, W)` or `(C, H, W)` for "conv2d".
+            generator: Where initial weights come from.
+
+        Raises:
+            ConfigError: The network does not fit the shape.
+        """
+        super().__init__()
+        self.config = config
+        self.latent_dim = config.latent_dim
+        self.input_shape = input_shape
+        self._build(generator)
+
+    @abstractmethod
+    def _build(self, generator: torch.Generator) -> None:
+        """Make `encoder`, `decoder` and what else the family has, with weights of `generator`."""
 
     @property
     def likelihood(self) -> Likelihood:

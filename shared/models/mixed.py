@@ -23,11 +23,12 @@ from fedlatent.shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
     MAX_WIDTH,
-    check_choice,
-    check_list,
-    check_positive,
-    check_switch,
-    check_whole,
+    Options,
+    choice,
+    positive,
+    switch,
+    whole,
+    wholes,
     wrong_option,
 )
 
@@ -40,7 +41,7 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedConfig:
+class MixedConfig(Options):
     """What a `MixedVAE` is made of.
 
     Attributes:
@@ -55,29 +56,25 @@ class MixedConfig:
     """
 
     columns: tuple[int, ...] = ()
-    hidden: tuple[int, ...] = (64,)
-    latent_dim: int = 8
-    variance: float = 0.01
-    activation: str = "tanh"
-    presence: bool = False
+    hidden: tuple[int, ...] = wholes((64,))
+    latent_dim: int = whole(8)
+    variance: float = positive(0.01)
+    activation: str = choice("tanh", ACTIVATIONS)
+    presence: bool = switch(default=False)
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
+        super().__post_init__()
         if not isinstance(self.columns, tuple) or not all(map(_is_column, self.columns)):
             raise wrong_option(
                 "columns",
                 f"Expected columns as a list of 0 (numbers) or 2 and more (levels), got "
                 f"{self.columns!r}; correct it.",
             )
-        check_list("hidden", self.hidden, 1, MAX_WIDTH)
-        check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
-        check_positive("variance", self.variance)
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_switch("presence", self.presence)
 
 
 class Parts(NamedTuple):

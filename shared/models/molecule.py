@@ -18,10 +18,10 @@ from fedlatent.shared.models import functional
 from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN, VAE, Terms
 from fedlatent.shared.models.layers import ACTIVATIONS, GRUCell, conv_encoder, initialise
 from fedlatent.shared.models.networks import (
-    MAX_WIDTH,
-    check_choice,
-    check_list,
-    check_whole,
+    Options,
+    choice,
+    whole,
+    wholes,
     wrong_option,
 )
 
@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoleculeConfig:
+class MoleculeConfig(Options):
     """What a `MoleculeVAE` is made of.
 
     Attributes:
@@ -46,31 +46,27 @@ class MoleculeConfig:
         activation: Of the encoder: "tanh", "relu", "gelu" or "silu".
     """
 
-    vocabulary: int = 71
-    first_atom: int = 17
-    embedding: int = 32
-    channels: tuple[int, ...] = (64, 64)
-    hidden: int = 128
-    latent_dim: int = 32
-    activation: str = "relu"
+    vocabulary: int = whole(71, 2)
+    first_atom: int = whole(17)
+    embedding: int = whole(32)
+    channels: tuple[int, ...] = wholes((64, 64))
+    hidden: int = whole(128)
+    latent_dim: int = whole(32)
+    activation: str = choice("relu", ACTIVATIONS)
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
-        for name in ("embedding", "hidden", "latent_dim", "first_atom"):
-            check_whole(name, getattr(self, name), 1, MAX_WIDTH)
-        check_whole("vocabulary", self.vocabulary, 2, MAX_WIDTH)
+        super().__post_init__()
         if self.first_atom >= self.vocabulary:
             raise wrong_option(
                 "first_atom",
                 f"Expected first_atom below the vocabulary of {self.vocabulary}, got "
                 f"{self.first_atom}; give the index of an atom.",
             )
-        check_list("channels", self.channels, 1, MAX_WIDTH)
-        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 class TokenEncoder(nn.Module):

@@ -1,9 +1,9 @@
 """Encoder and decoder networks by name, and checks of the options that describe them."""
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,14 +23,107 @@ RECURRENT = "recurrent"
 NETWORKS = {"mlp": None, "conv1d": 1, "conv2d": 2, RECURRENT: 1}  # dimensions of space or time
 MAX_WIDTH = 8192
 MAX_DEPTH = 16
+Value = TypeVar("Value")
 #: Gains of the last layers. Under noise the first weights stay visible to the end: latents must
 #: start on the scale of the prior, or noise drowns them, and outputs near zero, or the decoder's
 #: first draw stays in every reconstruction (measured on MIT-BIH at epsilon 4).
 ENCODER_GAIN, DECODER_GAIN = 1.0, 0.1
 
 
+def wrong_option(name: str, sentence: str) -> ConfigError:
+    """The error about an option of a family; its field is the option's key in a run file."""
+    return ConfigError(sentence, field=f"model.options.{name}")
+
+
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raise ConfigError unless `value` is one of the names allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        raise wrong_option(
+            name, f"Expected {name} as one of {sorted(allowed)}, got {value!r}; choose one."
+        )
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise wrong_option(name, f"Expected {name} as true or false, got {value!r}; choose one.")
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raise ConfigError unless `value` is a whole number from `least` to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise wrong_option(
+            name, f"Expected {name} between {least} and {most}, got {value!r}; give a whole number."
+        )
+
+
+def check_list(name: str, value: Any, least: int, most: int) -> None:  # noqa: ANN401
+    """Raise ConfigError unless `value` is a tuple of a few whole numbers in the range."""
+    if not isinstance(value, tuple) or not 1 <= len(value) <= MAX_DEPTH:
+        raise wrong_option(
+            name,
+            f"Expected {name} as a list of 1 to {MAX_DEPTH} numbers, got {value!r}; "
+            f"give for example [{max(least, 8)}].",
+        )
+    for number in value:
+        check_whole(name, number, least, most)
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
+        raise wrong_option(
+            name, f"Expected {name} as a positive number, got {value!r}; give for example 0.05."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
+class Options:
+    """Options of a family, made of fields such as `whole` that know what they may hold."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has the wrong type or lies outside its range.
+        """
+        for one in fields(self):
+            if "check" in one.metadata:
+                one.metadata["check"](one.name, getattr(self, one.name))
+
+
+def whole(default: int, least: int = 1, most: int = MAX_WIDTH) -> int:
+    """A field of a whole number from `least` to `most`."""
+    return _checked(default, lambda name, value: check_whole(name, value, least, most))
+
+
+def positive(default: float) -> float:
+    """A field of a finite number above 0."""
+    return _checked(default, check_positive)
+
+
+def choice(default: str, allowed: Collection[str]) -> str:
+    """A field of one of the names allowed."""
+    return _checked(default, lambda name, value: check_choice(name, value, allowed))
+
+
+def switch(*, default: bool) -> bool:
+    """A field of true or false."""
+    return _checked(default, check_switch)
+
+
+def wholes(default: tuple[int, ...], least: int = 1, most: int = MAX_WIDTH) -> tuple[int, ...]:
+    """A field of a few whole numbers from `least` to `most`."""
+    return _checked(default, lambda name, value: check_list(name, value, least, most))
+
+
+def _checked(default: Value, check: Callable[[str, object], None]) -> Value:
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(Options):
     """Options of an encoder, a decoder that mirrors it, and a likelihood.
 
     Attributes:
@@ -43,23 +136,11 @@ class NetworkOptions:
         variance: Of the Gaussian likelihood, in squared data units.
     """
 
-    network: str = "mlp"
-    hidden: tuple[int, ...] = (64,)
-    activation: str = "tanh"
-    likelihood: str = "gaussian"
-    variance: float = 0.05
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: A field has the wrong type or lies outside its range.
-        """
-        check_choice("network", self.network, NETWORKS)
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        check_list("hidden", self.hidden, 1, MAX_WIDTH)
-        check_positive("variance", self.variance)
+    network: str = choice("mlp", NETWORKS)
+    hidden: tuple[int, ...] = wholes((64,))
+    activation: str = choice("tanh", ACTIVATIONS)
+    likelihood: str = choice("gaussian", LIKELIHOODS)
+    variance: float = positive(0.05)
 
 
 def encoder_and_decoder(
@@ -124,54 +205,6 @@ def decoder_layers(config: NetworkOptions, inputs: int, shape: tuple[int, ...]) 
     if config.network == RECURRENT:
         return [Writer(inputs, config.hidden, outputs), nn.Flatten()]
     return [*conv_decoder(inputs, config.hidden, outputs, config.activation), nn.Flatten()]
-
-
-def wrong_option(name: str, sentence: str) -> ConfigError:
-    """The error about an option of a family; its field is the option's key in a run file."""
-    return ConfigError(sentence, field=f"model.options.{name}")
-
-
-def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
-    """Raise ConfigError unless `value` is one of the names allowed."""
-    if not isinstance(value, str) or value not in allowed:
-        raise wrong_option(
-            name, f"Expected {name} as one of {sorted(allowed)}, got {value!r}; choose one."
-        )
-
-
-def check_switch(name: str, value: object) -> None:
-    """Raise ConfigError unless `value` is true or false."""
-    if not isinstance(value, bool):
-        raise wrong_option(name, f"Expected {name} as true or false, got {value!r}; choose one.")
-
-
-def check_whole(name: str, value: object, least: int, most: int) -> None:
-    """Raise ConfigError unless `value` is a whole number from `least` to `most`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise wrong_option(
-            name, f"Expected {name} between {least} and {most}, got {value!r}; give a whole number."
-        )
-
-
-def check_list(name: str, value: Any, least: int, most: int) -> None:  # noqa: ANN401
-    """Raise ConfigError unless `value` is a tuple of a few whole numbers in the range."""
-    if not isinstance(value, tuple) or not 1 <= len(value) <= MAX_DEPTH:
-        raise wrong_option(
-            name,
-            f"Expected {name} as a list of 1 to {MAX_DEPTH} numbers, got {value!r}; "
-            f"give for example [{max(least, 8)}].",
-        )
-    for number in value:
-        check_whole(name, number, least, most)
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raise ConfigError unless `value` is a finite number above 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
-        raise wrong_option(
-            name, f"Expected {name} as a positive number, got {value!r}; give for example 0.05."
-        )
 
 
 def _channels_first(network: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -40,18 +40,18 @@ class Prior(Protocol):
 
 @dataclass(frozen=True)
 class StandardNormal:
-    """N(0, I)."""
+    """The standard normal prior N(0, I) of latents."""
 
     def rate(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """Closed form."""
+        """Divergence `[B]` in nats of N(mu, diag exp(logvar)) from it, in closed form."""
         return functional.kl_standard_normal(mu, logvar)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Of N(0, I)."""
+        """Log density `[B]` in nats of latents `[B, k]` under N(0, I)."""
         return -0.5 * (z.square() + math.log(2.0 * math.pi)).sum(1)
 
     def sample(self, eps: Tensor, u: Tensor) -> Tensor:
-        """The noise itself."""
+        """The noise itself, `[N, k]`, which already is of N(0, I)."""
         return eps
 
 
@@ -73,7 +73,7 @@ class GaussianPrior:
         return cls(mean=_float(density.mean), covariance=_float(density.covariance))
 
     def rate(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """Closed form."""
+        """Divergence `[B]` in nats of N(mu, diag exp(logvar)) from it, in closed form."""
         mean, precision = self.mean.to(mu), torch.linalg.inv(self.covariance).to(mu)
         offset = mu - mean
         square = ((offset @ precision) * offset).sum(1)
@@ -83,7 +83,7 @@ class GaussianPrior:
         return rate
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Of the Gaussian."""
+        """Log density `[B]` in nats of latents `[B, k]` under the Gaussian."""
         return _log_parts(z, self.mean[None], self.covariance[None])[:, 0]
 
     def sample(self, eps: Tensor, u: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class MixturePrior:
 
     @classmethod
     def of(cls, mixture: LatentMixture) -> "MixturePrior":
-        """The released mixture."""
+        """The prior of a mixture that the clients have released."""
         return cls(
             weights=_float(mixture.weights),
             means=_float(mixture.means),
@@ -121,7 +121,7 @@ class MixturePrior:
         return functional.gaussian_log_density(z, mu, logvar) - self.log_prob(z)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Of the mixture."""
+        """Log density `[B]` in nats of latents `[B, k]` under the mixture."""
         parts = _log_parts(z, self.means, self.covariances)
         return torch.logsumexp(parts + self.weights.to(z).log(), 1)
 

@@ -49,7 +49,7 @@ class FiniteScalar(nn.Module):
         return (digits - middle) / middle
 
     def loss(self, h_BPD: Tensor, code_BPD: Tensor) -> Tensor:
-        """Nothing, `[B]`."""
+        """Zeros `[B]`: rounding has nothing to learn."""
         return per_record(torch.zeros_like(h_BPD))
 
     def _steps(self, like: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Codebook(nn.Module):
         self.table = nn.Embedding(codes, dims)
 
     def bound(self, h_BPD: Tensor) -> Tensor:
-        """As it is."""
+        """The encoder's outputs as they are: a codebook has no bounds."""
         return h_BPD
 
     def snap(self, z_BPD: Tensor) -> tuple[Tensor, Tensor]:

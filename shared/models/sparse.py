@@ -22,12 +22,11 @@ from fedlatent.shared.models.likelihoods import LikelihoodVAE
 from fedlatent.shared.models.networks import (
     DECODER_GAIN,
     ENCODER_GAIN,
-    MAX_WIDTH,
     NetworkOptions,
-    check_positive,
-    check_whole,
     decoder_layers,
     encoder_layers,
+    positive,
+    whole,
     wrong_option,
 )
 
@@ -51,21 +50,18 @@ class SparseConfig(NetworkOptions):
         threshold: Probability of the gate above which a record is hard.
     """
 
-    latent_dim: int = 8
-    stem: int = 16
-    cost: float = 1.0
+    latent_dim: int = whole(8)
+    stem: int = whole(16)
+    cost: float = positive(1.0)
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
         super().__post_init__()
-        check_whole("latent_dim", self.latent_dim, 1, MAX_WIDTH)
-        check_whole("stem", self.stem, 1, MAX_WIDTH)
-        check_positive("cost", self.cost)
         if not isinstance(self.threshold, float) or not 0.0 <= self.threshold <= 1.0:
             raise wrong_option(
                 "threshold",
@@ -101,39 +97,21 @@ class _Exits(nn.Module):
         return _Reading(self.cheap(features), self.gate(features))
 
 
-class SparseVAE(LikelihoodVAE):
+class SparseVAE(LikelihoodVAE[SparseConfig]):
     """An encoder of two exits, a diagonal Gaussian posterior, a standard normal prior.
 
     `encode` takes the exit that the gate chooses. Training computes both exits of every record;
     an exported encoder runs the trunk only for batches with a hard record, so that single records,
     as at the edge, really skip it.
 
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, fit for the network.
-        generator: Where initial weights come from.
-
     Attributes:
         threshold: Of the gate, from the configuration; it may be moved after training.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: SparseConfig
     encoder: _Exits
 
-    def __init__(
-        self,
-        config: SparseConfig,
-        input_shape: tuple[int, ...],
-        generator: torch.Generator,
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config = config
-        self.latent_dim = config.latent_dim
-        self.input_shape = input_shape
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         self.threshold = config.threshold
         # On "meta" the layers draw nothing from torch's global generator.
         with torch.device("meta"):

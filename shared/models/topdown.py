@@ -19,11 +19,11 @@ from fedlatent.shared.models.base import LOGVAR_MAX, LOGVAR_MIN
 from fedlatent.shared.models.functional import gaussian_log_density, per_record
 from fedlatent.shared.models.likelihoods import LIKELIHOODS
 from fedlatent.shared.models.networks import (
-    MAX_WIDTH,
-    check_choice,
-    check_list,
-    check_positive,
-    check_whole,
+    Options,
+    choice,
+    positive,
+    whole,
+    wholes,
     wrong_option,
 )
 
@@ -33,7 +33,7 @@ _POSTERIOR_GAIN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class HierarchicalConfig:
+class HierarchicalConfig(Options):
     """What a `HierarchicalVAE` is made of.
 
     Attributes:
@@ -50,30 +50,24 @@ class HierarchicalConfig:
         variance: Of the Gaussian likelihood, in squared data units.
     """
 
-    network: str = "mlp"
-    latent_dim: int = 16
-    groups: tuple[int, ...] = (3,)
-    blocks: tuple[int, ...] = (2,)
-    width: int = 64
-    bottleneck: int = 32
-    z_channels: int = 8
-    patch: int = 1
-    likelihood: str = "gaussian"
-    variance: float = 0.05
+    network: str = choice("mlp", NETWORKS)
+    latent_dim: int = whole(16)
+    groups: tuple[int, ...] = wholes((3,), 0, MAX_LAYERS)
+    blocks: tuple[int, ...] = wholes((2,), 0, MAX_LAYERS)
+    width: int = whole(64)
+    bottleneck: int = whole(32)
+    z_channels: int = whole(8)
+    patch: int = whole(1)
+    likelihood: str = choice("gaussian", LIKELIHOODS)
+    variance: float = positive(0.05)
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
-        check_choice("network", self.network, NETWORKS)
-        check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        check_positive("variance", self.variance)
-        for name in ("latent_dim", "width", "bottleneck", "z_channels", "patch"):
-            check_whole(name, getattr(self, name), 1, MAX_WIDTH)
-        check_list("groups", self.groups, 0, MAX_LAYERS)
-        check_list("blocks", self.blocks, 0, MAX_LAYERS)
+        super().__post_init__()
         levels = 1 if self.network == "mlp" else len(self.groups)
         if not len(self.groups) == len(self.blocks) == levels or not sum(self.groups):
             raise wrong_option(
@@ -120,7 +114,7 @@ class Plan:
 
     @property
     def levels(self) -> int:
-        """Number of resolutions."""
+        """Number of resolutions, 1 for an "mlp"."""
         return len(self.config.groups)
 
     @property

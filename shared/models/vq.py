@@ -18,12 +18,13 @@ from fedlatent.shared.models.networks import (
     MAX_DEPTH,
     MAX_WIDTH,
     NetworkOptions,
-    check_choice,
-    check_list,
-    check_positive,
     check_whole,
+    choice,
     decoder_layers,
     encoder_layers,
+    positive,
+    whole,
+    wholes,
 )
 from fedlatent.shared.models.quantisers import Codebook, FiniteScalar
 from fedlatent.shared.models.tokens import TokenPrior
@@ -52,34 +53,30 @@ class VQConfig(NetworkOptions):
         prior_depth: Attention blocks of the token prior.
     """
 
-    quantiser: str = "fsq"
-    positions: int = 4
-    levels: tuple[int, ...] = (8, 5, 5, 5)
-    codes: int = 512
-    code_dim: int = 4
-    commitment: float = 0.25
-    prior_width: int = 32
-    prior_depth: int = 1
+    quantiser: str = choice("fsq", QUANTISERS)
+    positions: int = whole(4, 1, 1024)
+    levels: tuple[int, ...] = wholes((8, 5, 5, 5), 3, 64)
+    codes: int = whole(512, 2)
+    code_dim: int = whole(4)
+    commitment: float = positive(0.25)
+    prior_width: int = whole(32, 0)
+    prior_depth: int = whole(1, 1, MAX_DEPTH)
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check every field, and that they go together.
 
         Raises:
             ConfigError: A field has the wrong type or lies outside its range.
         """
         super().__post_init__()
-        check_choice("quantiser", self.quantiser, QUANTISERS)
-        check_whole("positions", self.positions, 1, 1024)
-        check_list("levels", self.levels, 3, 64)
-        check_whole("codes", self.codes, 2, MAX_WIDTH)
-        check_whole("code_dim", self.code_dim, 1, MAX_WIDTH)
-        check_positive("commitment", self.commitment)
-        check_whole("prior_width", self.prior_width, 0, MAX_WIDTH)
         check_whole("remainder of prior_width by 4", self.prior_width % 4, 0, 0)
-        check_whole("prior_depth", self.prior_depth, 1, MAX_DEPTH)
         # A record's numbers are brought to one scale together, which leaves nothing of very few.
-        dims = len(self.levels) if self.quantiser == "fsq" else self.code_dim
-        check_whole("positions times the numbers of a code", self.positions * dims, 4, MAX_WIDTH)
+        check_whole("positions times the numbers of a code", self.latent_dim, 4, MAX_WIDTH)
+
+    @property
+    def latent_dim(self) -> int:
+        """As many numbers as all tokens of a record have."""
+        return self.positions * (len(self.levels) if self.quantiser == "fsq" else self.code_dim)
 
 
 class _Encoder(nn.Module):
@@ -93,34 +90,20 @@ class _Encoder(nn.Module):
         self.network, self.quantiser = network, quantiser
 
 
-class VQVAE(LikelihoodVAE):
+class VQVAE(LikelihoodVAE[VQConfig]):
     """Records as `positions` tokens, with an autoregressive prior that is trained beside them.
 
     The rate is the code length of the tokens under `token_prior`. Its gradient stops at the
     tokens: its weight in the loss and the prior's size change nothing in encoder and decoder,
     except that clipping takes the gradients of both together.
-
-    Args:
-        config: The architecture.
-        input_shape: Shape of one record, as for `GaussianVAE`.
-        generator: Where initial weights come from.
-
-    Raises:
-        ConfigError: The network does not fit the shape.
     """
 
-    config: VQConfig
     encoder: _Encoder
 
-    def __init__(
-        self, config: VQConfig, input_shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config, self.input_shape = config, input_shape
+    def _build(self, generator: torch.Generator) -> None:
+        config, input_shape = self.config, self.input_shape
         with torch.device("meta"):
             quantiser = _quantiser(config)
-            self.latent_dim = config.positions * quantiser.dims
             network = encoder_layers(config, input_shape, self.latent_dim)
             self.encoder = _Encoder(nn.Sequential(*network), quantiser)
             self.decoder = nn.Sequential(*decoder_layers(config, self.latent_dim, input_shape))

@@ -69,7 +69,7 @@ class Transition(nn.Module):
         return Gaussian.of(self.head(context_Bd))
 
     def rate(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """Closed form `[B]`."""
+        """Divergence `[B]` in nats between two diagonal Gaussians, in closed form."""
         return Gaussian(mu, logvar).divergence(self._first(z))
 
     def log_prob(self, z: Tensor) -> Tensor:

@@ -4,10 +4,9 @@ The scorers are those of `fedlatent.simulations.bench.edge`, trained for a short
 becomes a signed bundle; `client/edge/deploy/check-aarch64.sh` verifies and scores it on x86-64 and
 on ARM.
 
-    python -m fedlatent.simulations.bench.aarch64 --data ../shared/data --work /tmp/aarch64
+    fedlatent simulate bench aarch64 --set work=/tmp/aarch64
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 from fedlatent.shared.bundle.archive import GOLDEN, SCORER, Bundle, read_bundle, write_bundle
 from fedlatent.shared.bundle.graphs import make_golden
 from fedlatent.shared.bundle.manifest import Precision, Runtime
+from fedlatent.shared.data.sources import data_folder
 from fedlatent.shared.export.bundling import golden_records, make_bundle
 from fedlatent.shared.export.compact import (
     to_fp16,
@@ -82,23 +82,26 @@ def check(subject: Subject, folder: Path, count: int) -> int:
     return subprocess.run([str(SCRIPT), *arguments], env=environment, check=False).returncode
 
 
-def main() -> None:
-    """Check both scorers; exit 1 when a form differs by more than its tolerance."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--rounds", type=int, default=20, help="of training, 20 steps each (20)")
-    parser.add_argument("--records", type=int, default=500, help="that are scored (500)")
-    parser.add_argument("--work", type=Path, help="where the emulator is kept (not kept)")
-    args = parser.parse_args()
-    if args.work is not None:
-        os.environ["WORK"] = str(args.work)
+def aarch64(
+    *,
+    data: Path | None = None,
+    rounds: int = 20,
+    records: int = 500,
+    work: Path | None = None,
+) -> int:
+    """Check both scorers; 1 when a form differs by more than its tolerance.
+
+    Args:
+        data: folder of the data sets; default $FEDLATENT_DATA.
+        rounds: of training, 20 steps each.
+        records: that are scored.
+        work: where the emulator is kept; by default it is not.
+    """
+    if work is not None:
+        os.environ["WORK"] = str(work)
     codes = []
     for name, make in SUBJECTS.items():
-        subject = make(args.data, args.rounds)
+        subject = make(data_folder(data), rounds)
         with tempfile.TemporaryDirectory(prefix=f"fedlatent-{name}-") as folder:
-            codes.append(check(subject, Path(folder), args.records))
-    sys.exit(max(codes))
-
-
-if __name__ == "__main__":
-    main()
+            codes.append(check(subject, Path(folder), records))
+    return max(codes)

@@ -1,6 +1,6 @@
 """Epsilon of every configuration that is shipped, by three accountants side by side.
 
-    python -m fedlatent.simulations.bench.accountants
+    fedlatent simulate bench accountants
 
 RDP is what plans are solved with and ledgers charge by. PLD is what the same releases cost by their
 privacy loss distributions. PRV, of Opacus, is an independent third: bounds that are about
@@ -159,5 +159,7 @@ def _priced(run: RunConfig) -> tuple[object, ...]:
     return (*privacy.items(), steps, tuple(kind for kind in kinds if kind != "train"))
 
 
-if __name__ == "__main__":
+def accountants() -> int:
+    """Print the table."""
     print(table(rows()), end="")
+    return 0

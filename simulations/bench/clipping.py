@@ -1,11 +1,10 @@
 """What exact clipping costs a node, and whether a record that overflows shows in the time.
 
-``python -m fedlatent.simulations.bench.clipping`` prints both tables. Sums are of one sample of 64
+``fedlatent simulate bench clipping`` prints both tables. Sums are of one sample of 64
 records, without noise: ours beside the two ways of Opacus, whose ghost clipping takes norms in one
 backward pass and sums in another, and the time of our sum with and without a record that overflows.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -143,18 +142,15 @@ def _cpu_ms(work: Callable[[], object]) -> float:
     return 1e3 * (time.process_time() - start)
 
 
-def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
-    as_json = parser.parse_args().json
+def clipping(*, as_json: bool = False) -> int:
+    """Print both tables, or their figures as JSON."""
     torch.set_num_threads(1)
     # Records need no gradient, and Opacus's hooks read only that of a layer's output.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     found = {name: {"cost": costs(name), "overflow": overflow(name)} for name in CASES}
     if as_json:
         print(json.dumps(found, indent=2))
-        return
+        return 0
     print("| model | ours, CPU-ms | over Opacus ghost | over Opacus rows | with an overflow |")
     print("|---|---|---|---|---|")
     for name, one in found.items():
@@ -164,7 +160,4 @@ def main() -> None:
             f"| {name} | {cost['ours']:.2f} | {ratios[0]:.2f} | {ratios[1]:.2f} "
             f"| x {over['ratio']:.3f} |"
         )
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -3,10 +3,9 @@
 Two site scorers (encoder, decoder, distances) trained here without privacy in under a minute each:
 heart beats of 140 samples and digits of 28 x 28. All times are of one thread, batch 1, in turns.
 
-    python -m fedlatent.simulations.bench.edge --data ../shared/data --out edge.json
+    fedlatent simulate bench edge --set out=edge.json
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -29,6 +28,7 @@ from fedlatent.shared.bundle.archive import SCORER
 from fedlatent.shared.bundle.manifest import POSTERIOR, Thresholds
 from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.sources import data_folder
 from fedlatent.shared.detection.combine import ScoreCombination
 from fedlatent.shared.detection.metrics import auroc
 from fedlatent.shared.export.bundling import BundleContents, Form, make_bundle
@@ -362,32 +362,36 @@ def measure(subject: Subject, folder: Path, key: SigningKey) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure everything and print or write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="data sets")
-    parser.add_argument("--out", type=Path, default=Path("edge.json"), help="the report")
-    parser.add_argument("--rounds", type=int, default=30, help="of training, 20 steps each")
-    parser.add_argument("--stream", type=int, default=STREAMED, help="records of the stream")
-    args = parser.parse_args()
+def edge(
+    *,
+    data: Path | None = None,
+    out: Path = Path("edge.json"),
+    rounds: int = 30,
+    records: int = STREAMED,
+) -> int:
+    """Measure everything and write it as JSON.
+
+    Args:
+        data: folder of the data sets; default $FEDLATENT_DATA.
+        out: the report.
+        rounds: of training, 20 steps each.
+        records: of the stream; 0 for none.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     report: dict[str, Any] = {"circumstances": circumstances()}
     with tempfile.TemporaryDirectory() as folder:
         key = SigningKey.generate(Path(folder) / "key.pem")
         for make in (ecg, image):
-            subject = make(args.data, args.rounds)
+            subject = make(data_folder(data), rounds)
             print(f"{subject.name}: trained", flush=True)
             report[subject.name] = measure(subject, Path(folder), key)
             print(f"{subject.name}: measured", flush=True)
-            if make is ecg and args.stream:
+            if make is ecg and records:
                 path = Path(folder) / "ecg-fastest.fedlatent"
                 report["stream"] = stream(
-                    path, Path(folder) / "key.pem.pub", subject.test[:4096], args.stream
+                    path, Path(folder) / "key.pem.pub", subject.test[:4096], records
                 )
-    write_json(args.out, report)
-    print(f"written to {args.out}")
-
-
-if __name__ == "__main__":
-    main()
+    write_json(out, report)
+    print(f"written to {out}")
+    return 0

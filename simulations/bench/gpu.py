@@ -1,13 +1,10 @@
 """Throughput of one GPU: the whole simulated round beside the bare loop and pfl on that GPU.
 
-``python -m fedlatent.simulations.bench.gpu [--device cuda] [--clients 1000] [--repeats 3] [--out
-FILE]`` prints JSON. Exit status 3: the machine has no such device.
+``fedlatent simulate bench gpu`` prints JSON. Exit status 3: the machine has no such device.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,25 +47,26 @@ def measure_gpu(device: str, clients: int, turns: int) -> dict[str, object]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, prog="python -m fedlatent.simulations.bench.gpu"
-    )
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
-    parser.add_argument("--clients", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each system")
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
-    options = parser.parse_args(arguments)
-    if _is_cuda(options.device) and not torch.cuda.is_available():
+def gpu(
+    *, device: str = "cuda", clients: int = 1000, repeats: int = 3, out: Path | None = None
+) -> int:
+    """Measure and print; returns the exit status.
+
+    Args:
+        device: cuda, cuda:1 or cpu.
+        clients: of a round.
+        repeats: turns of each system.
+        out: gets the JSON too.
+    """
+    if _is_cuda(device) and not torch.cuda.is_available():
         sys.stderr.write(
-            f"Expected a CUDA device {options.device!r}, but PyTorch {torch.__version__} finds "
-            "none on this machine; use --device cpu to try the script.\n"
+            f"Expected a CUDA device {device!r}, but PyTorch {torch.__version__} finds "
+            "none on this machine; set device=cpu to try the script.\n"
         )
         return NO_DEVICE
-    report = measure_gpu(options.device, options.clients, options.repeats)
-    if options.out is not None:
-        write_json(options.out, report)
+    report = measure_gpu(device, clients, repeats)
+    if out is not None:
+        write_json(out, report)
     sys.stdout.write(json.dumps(report) + "\n")
     return 0
 
@@ -79,7 +77,3 @@ def _is_cuda(device: str) -> bool:
 
 def _say(sentence: str, share: float) -> None:
     sys.stderr.write(f"{sentence}\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

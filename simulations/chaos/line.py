@@ -9,7 +9,6 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Literal, Self
 
 State = Literal["open", "slow", "lossy", "stalled", "cut"]
@@ -48,12 +47,7 @@ class Line:
         self._up.wait()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Cut the line and end."""
         self._do(self._over.set)
         self._thread.join()

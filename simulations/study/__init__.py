@@ -1,1 +1,1 @@
-"""Named experiments on real data; each is a module with a command of its own."""
+"""Studies: TOML files of sweeps, methods and data sets, and the one runner of them."""

@@ -162,10 +162,10 @@ def bytes_figure(results: Results) -> str | None:
 def comparison_figure(
     parts: Sequence[Results], names: Sequence[str], questions: Mapping[str, str]
 ) -> str | None:
-    """A panel a question, a line an experiment, against epsilon or by setting.
+    """A panel a question, a line a study, against epsilon or by setting.
 
     Args:
-        parts: the experiments.
+        parts: the studies.
         names: their names, in the same order.
         questions: titles of the panels by question.
     """

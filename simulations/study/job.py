@@ -2,14 +2,12 @@
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation, SiteData
@@ -19,7 +17,7 @@ from fedlatent.simulations.federation import Progress, RoundFacts
 from fedlatent.simulations.partition import Partition, named_federation
 from fedlatent.simulations.study.evaluation import Rating
 from fedlatent.simulations.study.spec import Cell, Study, bind
-from fedlatent.simulations.study.tables import DataTable, Mistake, mistake_of
+from fedlatent.simulations.study.tables import DataTable, Mistake, parameters_of
 from fedlatent.simulations.study.works import WORKS
 
 _ABSENT_OFFSET, _DRAW_OFFSET = 5, 6  # keep the draws of one seed apart
@@ -112,11 +110,10 @@ class Job:
     def parameters(self, function: Callable[..., Found]) -> dict[str, Any]:
         """The cell's parameters, checked against the function's own."""
         try:
-            return dict(_model_of(function).model_validate(self.cell.parameters))
-        except ValidationError as error:
-            found = mistake_of(error, _model_of(function))
-            path = ("parameters", *found.path)
-            raise self.study.error(path, found.sentence, self.cell) from None
+            return parameters_of(function, self.cell.parameters)
+        except Mistake as error:
+            path = ("parameters", *error.path)
+            raise self.study.error(path, error.sentence, self.cell) from None
 
     def run(self, clients: int | None = None, quorum: int | None = None) -> RunConfig:
         """The checked run of the cell; by default all clients that are present take part."""
@@ -213,15 +210,3 @@ def _draw(sites: tuple[SiteData, ...], cap: int, seed: int) -> tuple[SiteData, .
     tested = [site for site in sites if len(site.test)]
     order = np.random.default_rng(seed + _DRAW_OFFSET).permutation(len(tested))
     return tuple(tested[i] for i in sorted(order[:cap].tolist()))
-
-
-@functools.cache
-def _model_of(function: Callable[..., Found]) -> type[BaseModel]:
-    """The keyword arguments of a function as a table: unknown keys are refused."""
-    named = inspect.signature(function, eval_str=True).parameters.values()
-    fields: dict[str, Any] = {
-        one.name: (one.annotation, ... if one.default is one.empty else one.default)
-        for one in named
-        if one.kind is one.KEYWORD_ONLY
-    }
-    return create_model("Parameters", __config__=ConfigDict(extra="forbid"), **fields)

@@ -1,12 +1,13 @@
 """The tables of a study file, and mistakes in them said with line and key."""
 
 import difflib
+import inspect
 import re
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
@@ -53,7 +54,7 @@ VARIANTS = {"datasets": "data", "methods": "method"}
 #: What may be swept, and overridden by a method, a data set and the quick form.
 SWEPT = ("work", "grid", "data", "run", "availability", "parameters")
 
-#: Keys of a run file that an experiment says elsewhere.
+#: Keys of a run file that a study says elsewhere.
 _ELSEWHERE = {"name": "name", "seed": "seeds", "data": "[data]"}
 _OPTIONS = ("run", "model", "options")
 _OPTION_KINDS = "expected text, a number, true or false, or a list of whole numbers"
@@ -191,6 +192,25 @@ def mistake_of(error: ValidationError, model: type[BaseModel]) -> Mistake:
 def _depth(lines: Mapping[Path, int], path: Path) -> int:
     """How many parts of ``path`` stand in the text."""
     return max((end for end in range(len(path) + 1) if path[:end] in lines), default=0)
+
+
+def parameters_of(function: Callable[..., object], values: Mapping[str, object]) -> dict[str, Any]:
+    """``values`` checked against the keyword arguments of ``function``, whose types they take.
+
+    Raises:
+        Mistake: one is unknown, missing or of another type.
+    """
+    named = inspect.signature(function, eval_str=True).parameters.values()
+    fields: dict[str, Any] = {
+        one.name: (one.annotation, ... if one.default is one.empty else one.default)
+        for one in named
+        if one.kind is one.KEYWORD_ONLY
+    }
+    model = create_model("Parameters", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        return dict(model.model_validate(values))
+    except ValidationError as error:
+        raise mistake_of(error, model) from None
 
 
 def unknown(path: Path, known: Sequence[str]) -> Mistake:

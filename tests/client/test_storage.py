@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fedlatent.client import door as door_module
 from fedlatent.client import ledger as ledger_module
-from fedlatent.client import release as release_module
 from fedlatent.client import resident
 from fedlatent.client.door import STORAGE_SENTENCE, Outgoing
 from fedlatent.client.home import ClientHome
@@ -186,7 +186,7 @@ def test_a_disk_that_fills_up_after_the_charge_costs_no_second_one(
 
     name = "append_line" if part == "append" else part
     with monkeypatch.context() as patch:
-        patch.setattr(release_module, name, full)
+        patch.setattr(door_module, name, full)
         refused(node)
     (entry,) = node.ledger.entries()
     assert entry.state == state

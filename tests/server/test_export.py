@@ -80,7 +80,9 @@ def test_only_a_shared_decoder_is_exported(tmp_path: Path) -> None:
 def test_a_threshold_that_flags_nothing_is_not_exported(tmp_path: Path) -> None:
     """A threshold in the last bin is refused in one sentence that names it."""
     simulation, _, _ = finished(tmp_path)
-    silenced = replace(simulation.result, thresholds={"absolute": 10_000.0, "recentred": 3.0})
+    thresholds = {"absolute": 10_000.0, "recentred": 3.0}
+    released = replace(simulation.result.released, thresholds=thresholds)
+    silenced = replace(simulation.result, released=released)
     with pytest.raises(ConfigError, match="flag something, got that of absolute scores"):
-        global_contents(silenced, "run", 1)
-    assert global_contents(simulation.result, "run", 1).thresholds.absolute
+        global_contents(silenced, "run")
+    assert global_contents(simulation.result, "run").thresholds.absolute

@@ -84,6 +84,7 @@ def test_every_command_is_watched() -> None:
         "edge rollback",  # needs two installed bundles
         "edge stream",  # reads and scores as `edge score` does
         "release page",  # may ask npm for ONNX Runtime's web package, and says so
+        "simulate check",  # is this
         "server readmit",  # needs a site that a run left out
         "server resume",  # needs a paused run
         "server run",  # what `demo` does

@@ -78,9 +78,7 @@ def test_federation_to_bundle(tmp_path: Path, case: Case) -> None:
 
     key = SigningKey.generate(tmp_path / "key.pem")
     fresh = records(case, 16, 77).float().numpy()
-    make_bundle(
-        tmp_path / "global.fedlatent", global_contents(stacked.result, "zoo", 1), key, fresh
-    )
+    make_bundle(tmp_path / "global.fedlatent", global_contents(stacked.result, "zoo"), key, fresh)
     model = EdgeModel.load(tmp_path / "global.fedlatent", [key.public])
     assert np.isfinite(model.score(fresh).score).all()
 

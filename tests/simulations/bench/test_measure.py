@@ -165,22 +165,22 @@ def test_the_gpu_script_says_when_there_is_none(capsys: pytest.CaptureFixture[st
     """On a machine without CUDA the exit status is 3 and one sentence says why."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    assert gpu.main(["--device", "cuda"]) == 3
+    assert gpu.gpu(device="cuda") == 3
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert "CUDA" in said.err
 
 
-def test_the_gpu_script_runs_on_any_device(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_gpu_script_runs_on_any_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With tiny numbers on the CPU it prints and writes throughput and ratios."""
     monkeypatch.delenv(PFL_PYTHON, raising=False)
     monkeypatch.setattr(gpu, "MLP", TINY)
-    arguments = ["--device", "cpu", "--clients", "2", "--repeats", "1"]
-    assert gpu.main([*arguments, "--out", str(tmp_path / "gpu.json")]) == 0
-    report = json.loads(capsys.readouterr().out)
+    words = ["device=cpu", "clients=2", "repeats=1", f"out={tmp_path / 'gpu.json'}"]
+    arguments = [word for value in words for word in ("--set", value)]
+    done = CliRunner().invoke(COMMAND, ["gpu", *arguments])
+    assert done.exit_code == 0
+    report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "gpu.json").read_text())
     assert set(report["clients_per_s"]) == {"plain_loop", "simulated", "simulated_dp"}
     assert set(report["ratio"]) == {
@@ -188,6 +188,20 @@ def test_the_gpu_script_runs_on_any_device(
         "simulated_dp_over_plain_loop",
     }
     assert "not installed" in report["missing"]["pfl"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["gpuu"], "did you mean 'gpu'"),
+        (["gpu", "--set", "client=2"], "client: expected a known key.*mean 'clients'"),
+        (["gpu", "--set", "clients=x"], "clients: expected an integer"),
+    ],
+)
+def test_a_named_benchmark_refuses_what_it_does_not_know(words: list[str], sentence: str) -> None:
+    """Names and keys are those of the table and of the function."""
+    with pytest.raises(ConfigError, match=sentence):
+        CliRunner().invoke(COMMAND, words, catch_exceptions=False)
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlatent.simulations.chaos.__main__ import weather
 from fedlatent.simulations.chaos.report import table
+from fedlatent.simulations.chaos.weather import weather
 
 FAULTS = 40
 

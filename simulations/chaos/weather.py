@@ -1,11 +1,10 @@
-"""``python -m fedlatent.simulations.chaos``: strike a real deployment, and say what came of it.
+"""``fedlatent simulate check chaos``: strike a real deployment, and say what came of it.
 
 Examples:
-    python -m fedlatent.simulations.chaos --seed 0 --faults 200 --out chaos.json
-    python -m fedlatent.simulations.chaos --seed 3 --faults 40 --minutes 5
+    fedlatent simulate check chaos --set faults=200 --set out=chaos.json
+    fedlatent simulate check chaos --set seed=3 --set faults=40 --set minutes=5
 """
 
-import argparse
 import contextlib
 import json
 import shutil
@@ -53,33 +52,32 @@ def weather(folder: Path, *, seed: int, faults: int, limit_s: float) -> Report:
         )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and do what it says; 1 when an invariant was violated."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedlatent.simulations.chaos",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=120.0, help="Most that it may take.")
-    parser.add_argument("--out", type=Path, help="JSON file of the report.")
-    parser.add_argument("--keep", type=Path, help="Folder of the homes; else a temporary one.")
-    options = parser.parse_args(arguments)
+def chaos(
+    *,
+    seed: int = 0,
+    faults: int = 200,
+    minutes: float = 120.0,
+    out: Path | None = None,
+    keep: Path | None = None,
+) -> int:
+    """Strike, and say what came of it; 1 when an invariant was violated.
+
+    Args:
+        seed: of the faults, the records and the runs.
+        faults: how many.
+        minutes: most that it may take.
+        out: JSON file of the report.
+        keep: folder of the homes; else a temporary one.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="fl-"))
-    report = weather(
-        folder,
-        seed=options.seed,
-        faults=options.faults,
-        limit_s=options.minutes * _MINUTE,
-    )
-    if options.out is not None:
-        write_json(options.out, json.loads(json.dumps(report)))
+    folder = keep or Path(tempfile.mkdtemp(prefix="fl-"))
+    report = weather(folder, seed=seed, faults=faults, limit_s=minutes * _MINUTE)
+    if out is not None:
+        write_json(out, json.loads(json.dumps(report)))
     print(table(report))
     if report["violations"]:
         print(f"The homes are kept in {folder}.", file=sys.stderr)
-    elif options.keep is None:
+    elif keep is None:
         shutil.rmtree(folder)
     return 1 if report["violations"] else 0
 
@@ -87,7 +85,3 @@ def main(arguments: list[str] | None = None) -> int:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Stop what was started, and give the disks back."""
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())
