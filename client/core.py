@@ -161,7 +161,7 @@ class Task:
 
     @property
     def run(self) -> RunConfig:
-        """The run."""
+        """Configuration of the run that asks."""
         return self.header.config
 
     @property

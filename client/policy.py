@@ -256,7 +256,7 @@ class Policy(_Table):
 
 
 class NodeConfig(_Table):
-    """Everything in ``node.toml``."""
+    """All that ``node.toml`` says: site, data, server, and the owner's policy and limits."""
 
     site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     data: NodeData

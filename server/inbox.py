@@ -180,7 +180,7 @@ class RuntimeClient(Protocol):
     """Longest wait for the next answer."""
 
     def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:
-        """Claim announced replies."""
+        """Claim the announced replies, which are named with their objects and not brought."""
 
     def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
         """Ask for one object."""
@@ -214,7 +214,7 @@ class LookingClient:
         self._client._unary_unary = lambda **parts: send(**parts | {"timeout": self.limit_s})
 
     def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:
-        """Claim announced replies."""
+        """Claim the announced replies, which are named with their objects and not brought."""
         return cast(PullAppMessagesResponse, self._client.PullMessages(request))
 
     def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:

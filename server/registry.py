@@ -45,7 +45,7 @@ class Base(DeclarativeBase):
 
 
 class Run(Base):
-    """One training run."""
+    """A training run: its configuration, how far it is and why it stopped."""
 
     __tablename__ = "runs"
 

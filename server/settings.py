@@ -39,7 +39,7 @@ class GatewayLimits(_Table):
 
 
 class ServerSettings(_Table):
-    """Everything in ``server.toml``."""
+    """All that ``server.toml`` says: address, names, certificates and the gateway's limits."""
 
     host: str = "127.0.0.1"  # address the gateway binds; 0.0.0.0 serves other machines
     port: Port = 8443
@@ -86,5 +86,5 @@ def load_settings(home: ServerHome) -> ServerSettings:
 
 
 def save_settings(home: ServerHome, settings: ServerSettings) -> None:
-    """Write ``server.toml``."""
+    """Write settings to a home's ``server.toml``, whole or not at all."""
     write_atomic(home.config, dumps(settings.model_dump(mode="json")).encode())

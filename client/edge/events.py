@@ -125,7 +125,7 @@ class EventLog:
             self._append(b"".join(batch))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the log's file; nothing is written after that."""
         if self._path is not None:
             os.close(self._descriptor)
 

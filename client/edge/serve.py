@@ -107,14 +107,14 @@ class EdgeServer:
         return self._web.port
 
     def get(self, path: str) -> Answer:
-        """See `fedlatent.client.edge.web.Application`."""
+        """The answer to GET /health, /info or /metrics; 503 where health is not ok."""
         if path == "/health":
             health = self.health()
             return Answer(body=health, status=200 if health["ok"] else 503)
         return Answer(body=self.model.info() if path == "/info" else self.metrics())
 
     def post(self, path: str, kind: str, body: bytes) -> Answer:
-        """See `fedlatent.client.edge.web.Application`."""
+        """Scores of the records in a body, JSON or CSV by its media type ``kind``."""
         return Answer(body=self.score(body, kind))
 
     def run(self, stop: threading.Event, alive: Callable[[], None]) -> None:

@@ -81,7 +81,7 @@ class DescriptorSource(Source):
         self._descriptor = descriptor
 
     def read(self, timeout: float) -> bytes | Signal:
-        """See `Source.read`."""
+        """The next bytes, or a `Signal`: see `Source.read`."""
         try:
             if not select.select([self._descriptor], [], [], timeout)[0]:
                 return Signal.IDLE
@@ -132,7 +132,7 @@ class FollowSource(Source):
         return line if newline else b""
 
     def read(self, timeout: float) -> bytes | Signal:
-        """See `Source.read`."""
+        """The next bytes, or a `Signal`: see `Source.read`."""
         deadline = time.monotonic() + timeout
         while True:
             found = self._look()
@@ -142,7 +142,7 @@ class FollowSource(Source):
             time.sleep(min(_POLL_S, left))
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """Let go of file, process or connection: see `Source.close`."""
         for descriptor in (self._descriptor, *(one for one, _ in self._later)):
             os.close(descriptor)
 
@@ -269,7 +269,7 @@ class _Buffered(Source):
         self._changed = threading.Condition()
 
     def read(self, timeout: float) -> bytes | Signal:
-        """See `Source.read`."""
+        """The next bytes, or a `Signal`: see `Source.read`."""
         with self._changed:
             if self._changed.wait_for(lambda: self._items, timeout):
                 item = self._pop()
@@ -322,7 +322,7 @@ class HttpSource(_Buffered):
         threading.Thread(target=self._work, daemon=True).start()
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """Let go of file, process or connection: see `Source.close`."""
         self._closed.set()
         with self._changed:
             self._changed.notify()
@@ -422,7 +422,7 @@ class MqttSource(_Buffered):
         client.loop_start()
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """Let go of file, process or connection: see `Source.close`."""
         self._client.disconnect()
         self._client.loop_stop()
 

@@ -215,7 +215,7 @@ class WebServer:
             self._turn()
 
     def close(self) -> None:
-        """End all connections."""
+        """End all connections at once, answered or not, and the worker."""
         for one in list(self._all):
             self._drop(one)
         self._jobs.put(None)

@@ -102,7 +102,7 @@ class RawDecoder(Decoder):
     _item_bytes = 4
 
     def feed(self, data: bytes) -> Iterator[np.ndarray]:
-        """See `Decoder.feed`."""
+        """Finite rows [n, size] of the bytes so far: see `Decoder.feed`."""
         data = self._rest + data if self._rest else data
         rows = len(data) // self.record_bytes
         self._rest = data[rows * self.record_bytes :]
@@ -112,7 +112,7 @@ class RawDecoder(Decoder):
             yield from self._finite(values[start : start + BATCH])
 
     def finish(self) -> Iterator[np.ndarray]:
-        """See `Decoder.finish`."""
+        """No rows, since what is left is a part of one: see `Decoder.finish`."""
         if self._rest:
             left, self._rest = len(self._rest), b""
             self.rows += 1
@@ -138,7 +138,7 @@ class LineDecoder(Decoder):
     _skipping = False  # in the middle of a line that was refused
 
     def feed(self, data: bytes) -> Iterator[np.ndarray]:
-        """See `Decoder.feed`."""
+        """Finite rows [n, size] of the bytes so far: see `Decoder.feed`."""
         if self._skipping:
             _, newline, data = data.partition(b"\n")
             self._skipping = not newline
@@ -164,7 +164,7 @@ class LineDecoder(Decoder):
         yield from self._rows([last])
 
     def drop(self) -> None:
-        """See `Decoder.drop`."""
+        """Forget the beginning of a line: see `Decoder.drop`."""
         super().drop()
         self._skipping = False
 

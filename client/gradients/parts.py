@@ -47,7 +47,7 @@ class Whole(RecordGradients):
         self.each = each.flatten(1)
 
     def bounds(self, dtype: torch.dtype) -> Tensor:
-        """From the entries."""
+        """L2 norm [N] of each record's gradient, from its entries; here it is exact."""
         return _norms(self.each, 1)
 
     def add_up(self, scale: Tensor, kept: Tensor | None, segments: Segments, place: Tensor) -> None:

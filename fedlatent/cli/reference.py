@@ -22,7 +22,7 @@ under `fedlatent edge` are those of `fedlatent-edge` on a device.
 
 
 def commands(
-    command: click.Command, path: tuple[str, ...] = ("fedlatent",)
+    command: click.Command, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, click.Command]]:
     """Every command below ``command`` with its full name."""
     if isinstance(command, click.Group):
@@ -36,8 +36,8 @@ def reference() -> str:
     """The page as Markdown."""
     parts = [_HEAD]
     for name, command in commands(typer.main.get_command(main.app)):
-        if name == "fedlatent edge":
-            parsers = build_parser(name)[1].parsers
+        if name == "edge":
+            parsers = build_parser(f"fedlatent {name}")[1].parsers
             parts += [_section(f"{name} {key}", *_of_argparse(parsers[key])) for key in parsers]
         else:
             parts.append(_section(name, *_of_click(command)))
@@ -83,7 +83,7 @@ def _meaning(words: str, needed: str) -> str:
 
 
 def _section(name: str, help_: str, rows: list[Row], examples: list[str]) -> str:
-    lines = [f"## `{name}`", "", re.sub(r"(?<!\n)\n(?!\n)", " ", help_.strip()), ""]
+    lines = [f"## `fedlatent {name}`", "", re.sub(r"(?<!\n)\n(?!\n)", " ", help_.strip()), ""]
     if rows:
         lines += ["| | |", "|---|---|", *(f"| `{left}` | {right} |" for left, right in rows), ""]
     return "\n".join([*lines, "```sh", *examples, "```", ""])

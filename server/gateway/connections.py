@@ -236,12 +236,12 @@ class Http(H11Protocol):
             self._reader = self.loop.call_later(self._limits.answer_seconds, self._unread)
 
     def resume_writing(self) -> None:
-        """The peer reads."""
+        """Go on writing, since the peer reads again; asyncio calls this."""
         super().resume_writing()
         self._reader = _stop(self._reader)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tidy up."""
+        """Let go of all that belongs to the connection; asyncio calls this."""
         self._head, self._reader = _stop(self._head), _stop(self._reader)
         self._visitor.gone()
         if self.transport is not None:

@@ -107,7 +107,7 @@ class Book:
             )
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file of issued messages; nothing is noted after that."""
         self._database.close()
 
     def find(self, node: int, message: str) -> Issued | None:

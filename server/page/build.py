@@ -114,7 +114,7 @@ class PageReport:
 
     @property
     def size(self) -> int:
-        """Bytes in total."""
+        """Bytes of all files of the page together."""
         return sum(self.files.values())
 
 

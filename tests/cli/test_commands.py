@@ -4,7 +4,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ import pytest
 import typer.main
 
 from fedlatent.cli import main as cli_main
+from fedlatent.cli.reference import commands
 from fedlatent.client.approvals import Approvals
 from fedlatent.client.edge.main import build_parser
 from fedlatent.client.home import ClientHome
@@ -32,17 +32,6 @@ from tests.cli.conftest import Run
 from tests.simulations.support import tiny_federation, tiny_run
 
 FROZEN = Path(__file__).parent / "frozen_options.txt"
-
-
-def commands(
-    command: click.Command, path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, click.Command]]:
-    """Every command of the tree with its full name."""
-    if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
-            yield from commands(inner, (*path, name))
-    else:
-        yield " ".join(path), command
 
 
 def edge_commands() -> dict[str, argparse.ArgumentParser]:

@@ -13,11 +13,12 @@ import pytest
 from rich.console import Console
 
 from fedlatent.cli.console import table
+from fedlatent.cli.reference import commands
 from fedlatent.server.home import ServerHome
 from fedlatent.server.registry import Registry
 from fedlatent.shared.errors import ConfigError
 from tests.cli.conftest import Run
-from tests.cli.test_commands import commands, edge_commands, tree
+from tests.cli.test_commands import edge_commands, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "Expected [data] as at the node, got [/data]; correct it."

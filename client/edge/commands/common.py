@@ -54,7 +54,7 @@ class Commands:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``."""
+    """Add ``--json``, which prints JSON for scripts."""
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
 
 

@@ -25,7 +25,7 @@ _SHOWN = 10
 
 
 def register(commands: Commands) -> None:
-    """Add these commands."""
+    """Add ``verify``, ``info``, ``calibrate``, ``score`` and ``encode`` to the command line."""
     _register_verify(commands)
     parser = commands.add(
         "info",

@@ -21,7 +21,7 @@ _EXAMPLES = [
 
 
 def register(commands: Commands) -> None:
-    """Add the command."""
+    """Add ``serve`` to the command line."""
     parser = commands.add("serve", _HELP, _run, _EXAMPLES)
     parser.epilog = (
         f"{parser.epilog}\n\nthen:\n"

@@ -30,7 +30,7 @@ _EXAMPLES = [
 
 
 def register(commands: Commands) -> None:
-    """Add the command."""
+    """Add ``stream`` to the command line."""
     parser = commands.add("stream", _HELP, _run, _EXAMPLES)
     add_model_options(parser)
     parser.add_argument(

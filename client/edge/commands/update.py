@@ -14,7 +14,7 @@ _STATE = "--state /var/lib/fedlatent-edge"
 
 
 def register(commands: Commands) -> None:
-    """Add these commands."""
+    """Add ``provision``, ``update``, ``status`` and ``rollback`` to the command line."""
     parser = _add(
         commands,
         "provision",
