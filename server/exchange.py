@@ -48,25 +48,6 @@ _NOT_AWAITED = ScreeningFailure(
 #: Seconds past the end of a phase in which answers that lie ready are still taken.
 LAST_LOOK_S = 3.0
 
-_NOT_SENT = ScreeningFailure(
-    status="failed",
-    code="not-sent",
-    sentence="the message could not be handed to the node; see the log of the server",
-)
-_LATE = ScreeningFailure(
-    status="late", code="late", sentence="no answer before the deadline of the round"
-)
-_UNHEARD = ScreeningFailure(
-    status="open",
-    code="link",
-    sentence="the SuperLink did not say whether an answer is there; see its log",
-)
-_NOT_AWAITED = ScreeningFailure(
-    status="open",
-    code="not-awaited",
-    sentence="no answer yet when the quorum came out of reach, which ended the phase",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
