@@ -8,7 +8,7 @@ beyond that: a value that does not fit is a `DataError` that shows no record's v
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -20,8 +20,6 @@ from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.table import is_number, read_table
 from fedlatent.shared.errors import DataError
-
-SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
 
 Label = str | int | float
 
@@ -100,9 +98,10 @@ def read_raw(
 ) -> RawRecords:
     """Read a file without scaling; the arguments and errors are those of `read`."""
     path = Path(path)
-    if not path.name.lower().endswith(SUFFIXES):
+    ending = next((one for one in READERS if path.name.lower().endswith(one)), None)
+    if ending is None:
         raise DataError(
-            f"Expected a file ending in {', '.join(SUFFIXES)}, got {path.name!r}; convert it."
+            f"Expected a file ending in {', '.join(READERS)}, got {path.name!r}; convert it."
         )
     if not path.is_file():
         raise DataError(f"Expected a data file at {path}, got none; check the path.")
@@ -113,16 +112,10 @@ def read_raw(
             "it among the records or labels too; a record never holds its person, so leave it out "
             "there."
         )
-    if path.name.lower().endswith(".npz"):
-        if columns is not None:
-            raise DataError(
-                f"Expected no columns for the NPZ file {path.name}, got {len(columns)}; "
-                "use records_key."
-            )
-        found = _npz_records(path, records_key, label_key, client_key, person_key)
-    else:
-        found = _table_records(path, columns, label_key, client_key, person_key)
-    records, labels, clients, persons = found
+    keys = (label_key, client_key, person_key)
+    records, others = READERS[ending](path, records_key, columns, [key for key in keys if key])
+    found = iter(others)
+    labels, clients, persons = (next(found) if key else None for key in keys)
     sides = (("labels", labels), ("client names", clients), ("persons", persons))
     for name, values in sides:
         if values is not None and values.shape != (len(records),):
@@ -132,14 +125,14 @@ def read_raw(
             )
     return RawRecords(
         records=records,
-        label=None if labels is None else _binary(labels, normal_label),
+        label=None if labels is None else _binary(_typed(labels), normal_label),
         client_id=None if clients is None else clients.astype(np.str_),
         person=None if persons is None else _numbered(persons, path),
     )
 
 
-_Side = NDArray[Any] | None
-_Found = tuple[NDArray[Any], _Side, _Side, _Side]
+#: The records [N, ...], and of each further key the array [N] that it names.
+_Found = tuple[NDArray[Any], list[NDArray[Any]]]
 
 
 def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -167,48 +160,35 @@ def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _npz_records(
-    path: Path,
-    records_key: str,
-    label_key: str | None,
-    client_key: str | None,
-    person_key: str | None,
+def _npz(
+    path: Path, records_key: str, columns: Sequence[str] | None, others: Sequence[str]
 ) -> _Found:
-    """Read records, labels, owners and persons from an NPZ archive."""
-    sides = (label_key, client_key, person_key)
-    arrays = read_npz(path, [key for key in (records_key, *sides) if key is not None])
+    """Records and other arrays of an NPZ archive."""
+    if columns is not None:
+        raise DataError(
+            f"Expected no columns for the NPZ file {path.name}, got {len(columns)}; "
+            "use records_key."
+        )
+    arrays = read_npz(path, [records_key, *others])
     if arrays[records_key].ndim < 2:
         raise DataError(
             f"Expected records [N, ...] under {records_key!r} in {path.name}, got shape "
             f"{list(arrays[records_key].shape)}; name another array."
         )
-    labels, clients, persons = (None if key is None else arrays[key] for key in sides)
-    return arrays[records_key], labels, clients, persons
+    return arrays[records_key], [arrays[key] for key in others]
 
 
-def _table_records(
-    path: Path,
-    columns: Sequence[str] | None,
-    label_key: str | None,
-    client_key: str | None,
-    person_key: str | None,
+def _csv(
+    path: Path, records_key: str, columns: Sequence[str] | None, others: Sequence[str]
 ) -> _Found:
-    """Read the named columns of a CSV or Parquet table."""
-    sides = (label_key, client_key, person_key)
-    others = [key for key in sides if key is not None]
-    if path.name.lower().endswith(".parquet"):
-        records, found = _parquet(path, columns, others)
-    else:
-        records, texts = read_table(path, columns, others)
-        found = [np.array(text, dtype=object) for text in texts]
-    named = iter(found)
-    labels, clients, persons = (None if key is None else next(named) for key in sides)
-    return records, None if labels is None else _typed(labels), clients, persons
+    """Records and other columns of a CSV table, by the one rule of tables."""
+    records, texts = read_table(path, columns, others)
+    return records, [np.array(text, dtype=object) for text in texts]
 
 
 def _parquet(
-    path: Path, columns: Sequence[str] | None, others: Sequence[str]
-) -> tuple[NDArray[Any], list[NDArray[Any]]]:
+    path: Path, records_key: str, columns: Sequence[str] | None, others: Sequence[str]
+) -> _Found:
     """Records and other columns of a Parquet table, with pandas, which is imported only here."""
     import pandas as pd
 
@@ -235,7 +215,9 @@ def _parquet(
 
 
 def _typed(labels: NDArray[Any]) -> NDArray[Any]:
-    """Labels as numbers or truth values where all are; an empty one is then NaN."""
+    """A table's labels as numbers or truth values where all are; an empty one is then NaN."""
+    if labels.dtype != object:
+        return labels
     cells = [str(label).strip() for label in labels]
     if all(is_number(cell) or not cell for cell in cells):
         return np.array([float(cell or "nan") for cell in cells])
@@ -294,3 +276,14 @@ def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
             f"{names.index('') + 1} (the first record is row 1); name the person or remove the row."
         )
     return np.unique(np.array(names, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
+
+
+#: By ending; a reader takes the path, the key of an archive's records, the columns of a table's
+#: records (None: all others) and the further keys, and raises `DataError`. A new kind of file is a
+#: function and a row.
+READERS: dict[str, Callable[[Path, str, Sequence[str] | None, Sequence[str]], _Found]] = {
+    ".csv": _csv,
+    ".csv.gz": _csv,
+    ".parquet": _parquet,
+    ".npz": _npz,
+}

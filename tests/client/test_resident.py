@@ -25,12 +25,22 @@ from fedlatent.server.authority import create_authority
 from fedlatent.server.home import ServerHome
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.keys import generate_node_key, load_node_key
 from fedlatent.shared.privacy.noise import SecureNoise
 from fedlatent.shared.schedule import Kind
 from fedlatent.shared.signing import RequestSigner, check_reply, digest_of, request_name
 from fedlatent.shared.toml import dumps
-from fedlatent.shared.wire import ReplyHeader, RequestHeader, deliver, pack, split, unpack
+from fedlatent.shared.wire import (
+    Delivery,
+    ReplyHeader,
+    RequestHeader,
+    deliver,
+    pack,
+    parse_header,
+    split,
+    unpack,
+)
 from tests.client.support import request, tiny_node, tiny_records, tiny_run, weights_of
 from tests.client.test_ledger import reference_epsilon
 from tests.forks import processes
@@ -257,19 +267,22 @@ def test_a_deployed_resident_answers_its_server_alone_and_signs(tmp_path: Path) 
     ]
     key = load_node_key(home.node_key).public_key()
 
-    def checked(header: RequestHeader) -> tuple[ReplyHeader, dict[str, np.ndarray]]:
-        reply, arrays = ask_node(home, header, START_S)
-        assert check_reply(reply, arrays, key, request_name(header, digest)) is None
-        return reply, arrays
+    def checked(header: RequestHeader) -> tuple[ReplyHeader, dict[str, np.ndarray], str]:
+        """The reply, once it is known to be the node's to this request, and what it answers."""
+        text, payload = split(ask(home.socket, pack(header, weights_of(run)), START_S))
+        delivery = parse_header(Delivery, text)
+        name = request_name(header, digest)
+        assert check_reply(delivery, sha256_hex(payload), key, name) is None
+        return *unpack(ReplyHeader, payload), delivery.request
 
     with deployed_resident(home):
         assert [checked(header)[0].code for header in forged] == ["signature"] * 4
         assert ledger.entries() == []
-        first, arrays = checked(good)
+        first, arrays, answered = checked(good)
     with deployed_resident(home):
-        second, again = checked(signer.sign(request(run, 1), digest, "north", now + 120))
+        second, again, other = checked(signer.sign(request(run, 1), digest, "north", now + 120))
     assert (first.status, second.status, len(ledger.entries())) == ("ok", "ok", 1)
-    assert first.request != second.request
+    assert answered != other
     assert arrays.keys() == again.keys()
     assert all(np.array_equal(again[name], value) for name, value in arrays.items())
 
