@@ -1,4 +1,4 @@
-"""Exports of models cost tests half: torch reads its tables of operators once, not at each export.
+"""Exports of models cost tests less: torch reads its tables of operators once, not at each export.
 
 What is kept depends on the operators that are registered, and nothing here registers any.
 """
