@@ -28,7 +28,7 @@ demo: $(READY)
 # Files go to that many workers; some wait for real services most of the time.
 JOBS ?= 3
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
