@@ -15,9 +15,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlatent.client.link import ask
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.errors import ConfigError, ProtocolError, ServiceError
 from fedlatent.shared.records import from_records, reply_records
-from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader, deliver, pack
+from fedlatent.shared.wire import ReplyHeader, RequestHeader, deliver, pack
 
 SOCKET_KEY = "socket"
 PARTITION_KEY = "partition-id"

@@ -2,7 +2,8 @@
 
 ::
 
-    request --> permit, phase_asked --> Task.parse --> load --> [charge] --> train or summarise
+    request --> check_protocol, permit, phase_asked --> Task.parse
+            --> load --> [charge] --> train or summarise
 
 ``fedlatent.client.node`` puts its ledger, store and door around these steps, the stacked simulation
 its rows of clients: answers to one request differ in the records and in the noise alone.
@@ -71,17 +72,25 @@ def permit(run: RunConfig, policy: Policy, schema: Schema, records: int) -> Priv
     return plan
 
 
-def phase_asked(header: RequestHeader) -> Phase:
-    """The phase that a request is about; the policy has bounded how many there are.
+def check_protocol(header: RequestHeader) -> None:
+    """Refuse a request of another protocol, whatever else it says.
 
     Raises:
-        ProtocolError: it is of another protocol, or the run has no such phase.
+        ProtocolError: it is of one.
     """
     if header.protocol != PROTOCOL:
         raise ProtocolError(
             f"Expected protocol version {PROTOCOL}, got {header.protocol}; "
             "run the same fedlatent release on both sides."
         )
+
+
+def phase_asked(header: RequestHeader) -> Phase:
+    """The phase that a request is about; the policy has bounded how many there are.
+
+    Raises:
+        ProtocolError: the run has no such phase.
+    """
     phase = phase_of(header.config, header.round)
     if phase is None or phase.kind != header.kind:
         raise ProtocolError(

@@ -1,13 +1,12 @@
 """Where one client node keeps its files."""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedlatent.shared.errors import ServiceError
-from fedlatent.shared.files import telling
+from fedlatent.shared.files import file_lock
 from fedlatent.shared.home import Home
 from fedlatent.shared.sockets import home_path, socket_in
 
@@ -38,15 +37,10 @@ class ClientHome(Home):
             ServiceError: Another one does: the node runs.
             StorageError: The lock's file cannot be opened.
         """
-        with telling():
-            lock = (self.root / "resident.lock").open("w")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ServiceError(
-                    f"Expected no other resident node for {self.root}, got one that runs; stop it."
-                ) from None
+        busy = ServiceError(
+            f"Expected no other resident node for {self.root}, got one that runs; stop it."
+        )
+        with file_lock(self.root / "resident.lock", busy):
             yield
 
     @property

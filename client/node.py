@@ -20,7 +20,14 @@ from fedlatent.client.compute import (
     run_model,
     site_weights,
 )
-from fedlatent.client.core import Task, permit, phase_asked, request_digest, site_material
+from fedlatent.client.core import (
+    Task,
+    check_protocol,
+    permit,
+    phase_asked,
+    request_digest,
+    site_material,
+)
 from fedlatent.client.door import Outgoing, ReleaseDoor
 from fedlatent.client.ledger import Ledger, Reservation
 from fedlatent.client.policy import NodeConfig
@@ -88,6 +95,7 @@ class Node:
 
     def _handle(self, header: RequestHeader, arrays: Arrays) -> Outgoing:
         run, policy = header.config, self.config.policy
+        check_protocol(header)
         plan = permit(run, policy, self.schema, len(self.records))
         phase = phase_asked(header)
         if policy.approval == "each-run":

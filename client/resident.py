@@ -27,12 +27,13 @@ from fedlatent.client.home import ClientHome
 from fedlatent.client.link import serve, whole_steps
 from fedlatent.client.local import open_node
 from fedlatent.client.node import Node
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.errors import ProtocolError, SignatureError, exit_code_of
 from fedlatent.shared.files import telling
 from fedlatent.shared.processes import hang_up_is_terminate
 from fedlatent.shared.signing import digest_of
 from fedlatent.shared.sockets import prepare_socket
-from fedlatent.shared.wire import UNSIGNED, Arrays, RequestHeader, deliver, unpack
+from fedlatent.shared.wire import UNSIGNED, RequestHeader, deliver, unpack
 
 OVERRUN_STATUS = 75
 READY_LINE = "resident node ready"

@@ -17,8 +17,9 @@ from fedlatent.server.screening import (
 )
 from fedlatent.server.seal import Envelope
 from fedlatent.server.strategies.robust import Pool
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.schedule import Phase
-from fedlatent.shared.wire import Arrays, ReplyHeader
+from fedlatent.shared.wire import ReplyHeader
 
 _NOT_CHOSEN = (
     "update further from the others' than those that strategy.robust chose; it did not count in "

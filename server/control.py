@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -35,7 +35,7 @@ from fedlatent.server.settings import load_settings
 from fedlatent.shared import flower
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, DataError, ServiceError
-from fedlatent.shared.files import read_json, write_atomic, write_json
+from fedlatent.shared.files import file_lock, read_json, write_atomic, write_json
 from fedlatent.shared.keys import node_public_key
 from fedlatent.shared.processes import MARK
 from fedlatent.shared.supervisor import child_environment, running_pid
@@ -403,12 +403,9 @@ class Control:
                 )
             time.sleep(_POLL_S)
 
-    @contextlib.contextmanager
-    def _submissions_lock(self) -> Iterator[None]:
+    def _submissions_lock(self) -> contextlib.AbstractContextManager[None]:
         """One writer of submissions at a time: the operator's command or the service."""
-        with (self.home.runs / "submissions.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return file_lock(self.home.runs / "submissions.lock")
 
     def _sites_in(self, path: Path) -> list[Site]:
         if not path.exists():

@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, Error, RecordDict
 
 from fedlatent.server.outcome import SiteStatus
 from fedlatent.server.quota import ReplyQuota
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.files import sha256_hex
@@ -29,7 +30,6 @@ from fedlatent.shared.wire import (
     MAX_HEADER_BYTES,
     PROTOCOL,
     STORED_PROTOCOLS,
-    Arrays,
     Delivery,
     ReplyHeader,
     unpack,

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.wire import (
     STORED_PROTOCOLS,
-    Arrays,
     Delivery,
     ReplyHeader,
     RequestHeader,

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from fedlatent.shared.arrays import Arrays as Arrays  # passed on: a message is made of them
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig, invalid
 from fedlatent.shared.errors import ConfigError, ProtocolError
 from fedlatent.shared.privacy.summaries import Form

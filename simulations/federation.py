@@ -25,6 +25,7 @@ from fedlatent.server.driver import drive
 from fedlatent.server.exchange import Pace
 from fedlatent.server.home import ServerHome
 from fedlatent.server.results import RunResult
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.sources import Federation
@@ -32,7 +33,7 @@ from fedlatent.shared.files import append_line, read_lines
 from fedlatent.shared.records import from_records, reply_of, reply_records
 from fedlatent.shared.schedule import Kind, phase_of, phases, training_round
 from fedlatent.shared.summaries import split_parts
-from fedlatent.shared.wire import Arrays, RequestHeader, deliver
+from fedlatent.shared.wire import RequestHeader, deliver
 from fedlatent.simulations.availability import Availability
 from fedlatent.simulations.grid import Answers, ClientsFailed, Handler, InProcessGrid, by_handlers
 from fedlatent.simulations.stacked.cohort import Cohort

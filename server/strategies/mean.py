@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedlatent.shared.wire import Arrays
+from fedlatent.shared.arrays import Arrays
 
 _BLOCK = 2**14
 

@@ -50,8 +50,8 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from fedlatent.server.strategies.flower import PASSED_OVER, RADIUS, aggregate
 from fedlatent.server.strategies.mean import WeightedMean
 from fedlatent.server.strategies.weighting import LARGEST_SHARE
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.wire import Arrays
 
 _log = getLogger("fedlatent.server")
 

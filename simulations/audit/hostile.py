@@ -15,6 +15,7 @@ import torch
 
 from fedlatent.client.node import Node
 from fedlatent.client.trainer import gradient_sums
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.base import ENCODER_PREFIX
@@ -23,7 +24,6 @@ from fedlatent.shared.privacy.audit import dp_lower_bound
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.schedule import phases
-from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.audit import checks
 from fedlatent.simulations.audit.checks import Check
 from fedlatent.simulations.audit.nodes import BOUND, ask, audit_config, audit_node

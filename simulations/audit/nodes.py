@@ -26,6 +26,7 @@ from fedlatent.client.ledger import Entry
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node
 from fedlatent.client.policy import NodeConfig
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.models import build_model
@@ -33,7 +34,7 @@ from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.privacy.summaries import Form, SummarySpec
 from fedlatent.shared.schedule import Kind, Phase, phases
 from fedlatent.shared.summaries import SUMMARIES, carried, example_state, scaling_of
-from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader, RequestHeader, unpack
+from fedlatent.shared.wire import PROTOCOL, ReplyHeader, RequestHeader, unpack
 from fedlatent.simulations.audit.unit import cases_of
 
 #: A record is 8 features at 8 places; there is a record for each of the 64 values.

@@ -9,11 +9,11 @@ from flwr.app import Message
 from fedlatent.server.driver import drive
 from fedlatent.server.home import ServerHome
 from fedlatent.server.results import RunResult
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.records import from_records, reply_of
 from fedlatent.shared.schedule import Kind
-from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.availability import Availability
 from fedlatent.simulations.federation import FIRST_NODE_ID, counts_of, open_policy
 from fedlatent.simulations.grid import InProcessGrid

@@ -35,6 +35,7 @@ from fedlatent.client.policy import Policy
 from fedlatent.client.store import RoundState, SiteMaterial
 from fedlatent.client.trainer import EMA, Pull
 from fedlatent.server.results import RunResult
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.errors import ConfigError, FedlatentError, PolicyRefusal, ProtocolError
@@ -46,7 +47,7 @@ from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.records import LocalRecords, from_records
 from fedlatent.shared.schedule import Kind, Phase, last_phase, phases
 from fedlatent.shared.summaries import View
-from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader
+from fedlatent.shared.wire import ReplyHeader, RequestHeader
 from fedlatent.simulations.availability import Availability, Presence
 from fedlatent.simulations.stacked.engine import Chunk, StackedTrainer
 from fedlatent.simulations.stacked.states import ClientStates

@@ -18,6 +18,7 @@ import numpy as np
 from flwr.app import Message
 from pydantic import Field
 
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation
 from fedlatent.shared.errors import FedlatentError
@@ -29,7 +30,7 @@ from fedlatent.shared.privacy.summaries import (
     SCALING_KEY,
 )
 from fedlatent.shared.records import LocalRecords, from_records, reply_of, reply_records
-from fedlatent.shared.wire import Arrays, ReplyHeader, RequestHeader, deliver, pack
+from fedlatent.shared.wire import ReplyHeader, RequestHeader, deliver, pack
 from fedlatent.simulations.federation import datasets, simulate
 from fedlatent.simulations.grid import Answers
 from fedlatent.simulations.partition import Partition, repartition

@@ -261,9 +261,9 @@ def _cells(seeds: Sequence[Cells], title: str) -> Table:
 
 def _over_seeds(values: Sequence[object]) -> str:
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(values) > 1 and len(numbers) == len(values):
-        spread = pd.Series(numbers, dtype=float)
-        return f"{word_of(float(spread.mean()))} ± {word_of(float(spread.std()))}"
+    spread = Spread.of(numbers) if len(numbers) == len(values) else None
+    if spread is not None and spread.deviation is not None:
+        return f"{word_of(spread.mean)} ± {word_of(spread.deviation)}"
     return word_of(values[0]) if values else ""
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import read_json, write_json
 from fedlatent.shared.models import build_model, encoder_state, load_state
-from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.availability import Availability
 from fedlatent.simulations.federation import Simulation, datasets, simulate
 from fedlatent.simulations.study.evaluation import (

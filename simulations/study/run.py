@@ -4,7 +4,6 @@ Each cell has a folder of its own. ``cell.json`` is written last, so a cell is d
 that was cut short goes on from the last checkpoint of its simulation, to the same result.
 """
 
-import fcntl
 import importlib.metadata
 import math
 import multiprocessing
@@ -20,7 +19,7 @@ import torch
 
 from fedlatent.server.results import plan_facts
 from fedlatent.shared.errors import ConfigError, ServiceError
-from fedlatent.shared.files import canonical_json, read_json, write_atomic, write_json
+from fedlatent.shared.files import canonical_json, file_lock, read_json, write_atomic, write_json
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.simulations.bench.measure import circumstances
 from fedlatent.simulations.federation import Progress, RoundFacts
@@ -160,14 +159,11 @@ def claimed(study: Study, out: Path) -> Iterator[None]:
             "choose another folder with --out."
         )
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError(
-                f"Expected {out} to be idle, got a folder that another process works in; wait "
-                "for it or stop it."
-            ) from None
+    busy = ServiceError(
+        f"Expected {out} to be idle, got a folder that another process works in; wait for it or "
+        "stop it."
+    )
+    with file_lock(out / LOCK, busy):
         yield
 
 

@@ -91,8 +91,7 @@ class Cell:
     @property
     def within(self) -> tuple[tables.Path, ...]:
         """The named overrides that this cell takes its keys from, the strongest first."""
-        axes = reversed(VARIANTS.items())
-        return tuple((key, str(self.setting[axis])) for key, axis in axes if axis in self.setting)
+        return _overrides(self.setting)
 
     def data_key(self) -> str:
         """A short name for the cell's data: equal for cells with the same clients."""
@@ -339,10 +338,11 @@ class _Variant:
     whole: dict[str, Any]
     swept: dict[tables.Path, list[object]]
 
-    @property
-    def within(self) -> tuple[tables.Path, ...]:
-        axes = reversed(VARIANTS.items())
-        return tuple((key, str(self.names[axis])) for key, axis in axes if axis in self.names)
+
+def _overrides(setting: Mapping[str, object]) -> tuple[tables.Path, ...]:
+    """The named tables that a setting takes its keys from, the strongest first."""
+    axes = reversed(VARIANTS.items())
+    return tuple((key, str(setting[axis])) for key, axis in axes if axis in setting)
 
 
 def _variants(file: FileTable, value: Mapping[str, Any]) -> Iterator[_Variant]:
@@ -361,7 +361,7 @@ def _variants(file: FileTable, value: Mapping[str, Any]) -> Iterator[_Variant]:
         try:
             made.swept.update(_sweeps(whole))
         except Mistake as error:
-            raise Mistake(error.path, error.sentence, made.within) from None
+            raise Mistake(error.path, error.sentence, _overrides(made.names)) from None
         yield made
 
 
@@ -422,7 +422,7 @@ def _cells(
                 try:
                     yield _cell(whole, seed, setting, file.name, seen)
                 except Mistake as error:
-                    raise Mistake(error.path, error.sentence, variant.within) from None
+                    raise Mistake(error.path, error.sentence, _overrides(variant.names)) from None
 
 
 def _cell(

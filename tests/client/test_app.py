@@ -12,12 +12,13 @@ from fedlatent.client.app import app
 from fedlatent.client.home import ClientHome
 from fedlatent.client.link import serve
 from fedlatent.client.resident import Watchdog, answer
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import HEARTS_SCHEMA
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.records import read_reply, reply_of, to_records
 from fedlatent.shared.sockets import prepare_socket
-from fedlatent.shared.wire import Arrays, ReplyHeader
+from fedlatent.shared.wire import ReplyHeader
 from fedlatent.simulations.grid import InProcessGrid, by_handlers
 from tests.client.support import request, tiny_node, tiny_run, weights_of
 from tests.client.test_resident import REPOSITORY

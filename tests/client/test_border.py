@@ -17,6 +17,7 @@ from fedlatent.client.policy import NodeConfig
 from fedlatent.client.resident import Watchdog, answer
 from fedlatent.server.authority import create_authority
 from fedlatent.server.home import ServerHome
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.files import sha256_hex
@@ -36,7 +37,6 @@ from fedlatent.shared.wire import (
     PROTOCOL,
     STORED_PROTOCOLS,
     UNSIGNED,
-    Arrays,
     Delivery,
     ReplyHeader,
     RequestHeader,

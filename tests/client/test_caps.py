@@ -10,7 +10,7 @@ import pytest
 from fedlatent.client.door import Outgoing
 from fedlatent.client.node import Node
 from fedlatent.client.policy import Caps
-from fedlatent.shared.arrays import add_prefix
+from fedlatent.shared.arrays import Arrays, add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.gaussian import feature_basis
 from fedlatent.shared.models import build_model
@@ -18,9 +18,6 @@ from fedlatent.shared.models.size import TooLarge, at_most
 from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.summaries import LatentDensity
 from fedlatent.shared.schedule import Kind, phases
-from fedlatent.shared.wire import (
-    Arrays,
-)
 from tests.client.support import request, tiny_node, tiny_run, weights_of
 
 #: A run with every phase and every kind of array.

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.privacy.accounting import GaussianEvent, epsilon_of
 from fedlatent.shared.privacy.summaries import Form
 from fedlatent.shared.schedule import Kind, phases
-from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.audit import checks
 from fedlatent.simulations.audit.hostile import ROUNDING, hostile_records, hostile_run, search
 from fedlatent.simulations.audit.node_checks import (

@@ -14,16 +14,13 @@ from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node
 from fedlatent.client.policy import Caps, NodeConfig
-from fedlatent.shared.arrays import add_prefix
+from fedlatent.shared.arrays import Arrays, add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.gaussian import feature_basis
 from fedlatent.shared.detection.density import score_names
 from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.schedule import Kind, phases
-from fedlatent.shared.wire import (
-    Arrays,
-)
 from tests.client.support import request
 from tests.shared.models.cases import CASES, Case
 

@@ -19,11 +19,12 @@ from fedlatent.client.gradients.parts import Grams, RecordGradients, Rows, Table
 from fedlatent.client.gradients.segments import Segments
 from fedlatent.client.gradients.sums import Batch, StackedGradients, steady
 from fedlatent.client.trainer import GradientSums, gradient_sums
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig, TrainingSection
 from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.priors import GaussianPrior
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from fedlatent.shared.wire import Arrays, ReplyHeader, unpack
+from fedlatent.shared.wire import ReplyHeader, unpack
 from tests.client.hostile import cancelling, hostile_weights, rows_of
 from tests.client.support import request, tiny_node, tiny_run, weights_of
 from tests.shared.models.cases import CASES, Case, noise, records

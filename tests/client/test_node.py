@@ -17,7 +17,7 @@ from fedlatent.client.door import Outgoing
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import assemble
 from fedlatent.client.node import Node, request_digest
-from fedlatent.shared.arrays import add_prefix
+from fedlatent.shared.arrays import Arrays, add_prefix
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.models import build_model, encoder_state, load_encoder
@@ -27,13 +27,7 @@ from fedlatent.shared.privacy.noise import NoiseSource, RngName, SecureNoise, Si
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, LatentDensity
 from fedlatent.shared.schedule import phases
-from fedlatent.shared.wire import (
-    PROTOCOL,
-    Arrays,
-    Kind,
-    ReplyHeader,
-    unpack,
-)
+from fedlatent.shared.wire import PROTOCOL, Kind, ReplyHeader, unpack
 from tests.client.support import (
     RECORDS,
     RUN_ID,
@@ -430,12 +424,17 @@ def test_run_may_not_change_its_configuration(tmp_path: Path) -> None:
 
 
 def test_other_protocol_is_refused(tmp_path: Path) -> None:
-    """A request of another protocol version is refused with both versions named."""
+    """One of another protocol version is refused with both named, whatever else is wrong with it.
+
+    The second run is also more than the policy allows.
+    """
     run = tiny_run()
-    header = request(run, 1).model_copy(update={"protocol": 1})
-    out = tiny_node(tmp_path, run).handle(header, weights_of(run))
-    assert out.header.code == "protocol"
-    assert f"version {PROTOCOL}, got 1" in out.header.text
+    node = tiny_node(tmp_path, run)
+    for asked in (run, tiny_run(privacy={"epsilon": 1000.0})):
+        header = request(asked, 1).model_copy(update={"protocol": 1})
+        out = node.handle(header, weights_of(run))
+        assert out.header.code == "protocol"
+        assert f"version {PROTOCOL}, got 1" in out.header.text
 
 
 def test_threshold_needs_own_moments_and_a_density(tmp_path: Path) -> None:

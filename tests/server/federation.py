@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fedlatent.server.exchange import Pace
 from fedlatent.server.home import ServerHome
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.privacy import summaries
 from fedlatent.shared.privacy.noise import SimulationNoise
@@ -22,15 +23,7 @@ from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY
 from fedlatent.shared.records import from_records, reply_records
 from fedlatent.shared.signing import ReplySigner, digest_of, request_name
-from fedlatent.shared.wire import (
-    UNSIGNED,
-    Arrays,
-    Delivery,
-    ReplyHeader,
-    RequestHeader,
-    deliver,
-    pack,
-)
+from fedlatent.shared.wire import UNSIGNED, Delivery, ReplyHeader, RequestHeader, deliver, pack
 from fedlatent.simulations.grid import InProcessGrid, by_handlers
 
 LATENT = 3

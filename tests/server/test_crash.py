@@ -17,8 +17,9 @@ from fedlatent.server.driver import drive
 from fedlatent.server.exchange import Pace
 from fedlatent.server.registry import Registry
 from fedlatent.server.results import RunResult
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.files import sha256_hex
-from fedlatent.shared.wire import Arrays, ReplyHeader
+from fedlatent.shared.wire import ReplyHeader
 from tests.forks import processes
 from tests.server.federation import grid_of, home_at, three_sites, tiny_config
 

@@ -20,11 +20,12 @@ from fedlatent.server.quota import ReplyQuota
 from fedlatent.server.registry import Registry, SiteRound
 from fedlatent.server.results import RunResult
 from fedlatent.server.strikes import STRIKES, Strikes
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.errors import ConfigError, DataError, QuorumLost, ServiceError
 from fedlatent.shared.models import build, encoder_state
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY
 from fedlatent.shared.schedule import Phase
-from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader
+from fedlatent.shared.wire import PROTOCOL, ReplyHeader
 from fedlatent.simulations.grid import InProcessGrid
 from tests.server.federation import (
     LATENT,

@@ -25,10 +25,11 @@ from fedlatent.server.driver import drive
 from fedlatent.server.registry import Registry
 from fedlatent.server.results import RunResult
 from fedlatent.server.strategies.weighting import bounded, weight_of
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import DataError, QuorumLost
 from fedlatent.shared.models import build_model, encoder_state
-from fedlatent.shared.wire import Arrays, ReplyHeader
+from fedlatent.shared.wire import ReplyHeader
 from tests.server.federation import Clock, Site, grid_of, home_at, three_sites, tiny_config
 
 ALL = {"min_available_nodes": 1, "min_train_nodes": 1}

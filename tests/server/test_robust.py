@@ -11,9 +11,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedlatent.server.strategies import robust
 from fedlatent.server.strategies.flower import aggregate
 from fedlatent.server.strategies.robust import HELD, Pool, clipping_centre
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import Robust, RunConfig
 from fedlatent.shared.errors import ConfigError
-from fedlatent.shared.wire import Arrays
 from tests.server.federation import tiny_config
 
 SIZE = 200

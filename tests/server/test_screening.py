@@ -11,20 +11,13 @@ from hypothesis import strategies as st
 
 from fedlatent.server.screening import ReplySpec, ScreeningFailure, open_reply, screen_error
 from fedlatent.server.strategies.weighting import weight_of
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.privacy.summaries import HISTOGRAMS_KEY, MOMENTS_KEY, Form
 from fedlatent.shared.records import ARRAYS, HEADER, PACKED, REPLY, reply_records
 from fedlatent.shared.schedule import Kind, Phase
 from fedlatent.shared.summaries import SUMMARIES, Federated
-from fedlatent.shared.wire import (
-    PROTOCOL,
-    Arrays,
-    Delivery,
-    ReplyHeader,
-    deliver,
-    pack,
-    split,
-)
+from fedlatent.shared.wire import PROTOCOL, Delivery, ReplyHeader, deliver, pack, split
 from tests.server.federation import LATENT, packed, plan_of, tiny_config
 
 SENT: Arrays = {

@@ -19,19 +19,12 @@ from fedlatent.server.home import ServerHome
 from fedlatent.server.registry import Registry, SiteRound
 from fedlatent.server.results import RunResult
 from fedlatent.server.seal import Seal
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.errors import QuorumLost, ServiceError
 from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.models import build, encoder_state
 from fedlatent.shared.signing import ReplySigner, check_request, digest_of, request_name
-from fedlatent.shared.wire import (
-    PROTOCOL,
-    Arrays,
-    Delivery,
-    ReplyHeader,
-    RequestHeader,
-    pack,
-    unpack,
-)
+from fedlatent.shared.wire import PROTOCOL, Delivery, ReplyHeader, RequestHeader, pack, unpack
 from tests.server.federation import Clock, Site, grid_of, home_at, refuse, three_sites, tiny_config
 
 RUN = "tiny-1"

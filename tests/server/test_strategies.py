@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from fedlatent.server.strategies.optimizer import server_step
 from fedlatent.server.strategies.weighting import weight_of
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import StrategySection
-from fedlatent.shared.wire import PROTOCOL, Arrays, ReplyHeader
+from fedlatent.shared.wire import PROTOCOL, ReplyHeader
 
 TAU, BETA_1, BETA_2 = 1e-3, 0.9, 0.99  # Flower's defaults
 

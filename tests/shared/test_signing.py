@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fedlatent.server.authority import create_authority, issue_certificate
 from fedlatent.server.home import ServerHome
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, SignatureError
 from fedlatent.shared.files import canonical_json, sha256_hex
@@ -35,7 +36,6 @@ from fedlatent.shared.signing import (
 from fedlatent.shared.wire import (
     PROTOCOL,
     UNSIGNED,
-    Arrays,
     Delivery,
     ReplyHeader,
     RequestHeader,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedlatent.client.compute import run_plan
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ProtocolError
@@ -100,12 +101,18 @@ class Signs(Summary):
 
 
 @pytest.fixture(autouse=True)
-def row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row more in the table, before the threshold, which closes a run."""
+def row(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One row more in the table, before the threshold, which closes a run.
+
+    Plans are kept by run, so those made with another table are forgotten on either side.
+    """
     threshold = SUMMARIES["threshold"]
     monkeypatch.delitem(SUMMARIES, "threshold")
     monkeypatch.setitem(SUMMARIES, "signs", Signs())
     monkeypatch.setitem(SUMMARIES, "threshold", threshold)
+    run_plan.cache_clear()
+    yield
+    run_plan.cache_clear()
 
 
 def test_the_schedule_and_the_plan_know_it() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlatent.shared.wire import Arrays
+from fedlatent.shared.arrays import Arrays
 from fedlatent.simulations.audit.one_run import federated_run, plant
 from fedlatent.simulations.audit.run import CANARY_EPSILON, QUICK, Audit
 from fedlatent.simulations.audit.transcript import record

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlatent.shared.wire import Arrays
+from fedlatent.shared.arrays import Arrays
 from fedlatent.simulations.chaos.invariants import Excuses, Witness
 from fedlatent.simulations.federation import datasets, simulate
 from tests.simulations.support import tiny_federation, tiny_run

@@ -8,12 +8,13 @@ import pytest
 
 from fedlatent.client.compute import run_model
 from fedlatent.client.home import ClientHome
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.errors import ConfigError, QuorumLost
 from fedlatent.shared.models import encoder_state
 from fedlatent.shared.records import reply_of, to_records
-from fedlatent.shared.wire import PROTOCOL, Arrays, RequestHeader
+from fedlatent.shared.wire import PROTOCOL, RequestHeader
 from fedlatent.simulations.availability import Availability
 from fedlatent.simulations.federation import (
     OPEN_CAPS,

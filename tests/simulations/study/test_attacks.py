@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from fedlatent.server.results import RunResult
+from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.summaries import SCORE_EDGES
-from fedlatent.shared.wire import Arrays
 from fedlatent.simulations.federation import Engine, datasets, simulate
 from fedlatent.simulations.study.attacks import ALONE, ATTACKS, Hostile, cut, grouped
 from fedlatent.simulations.study.job import Job
