@@ -6,12 +6,13 @@ every node against its own policy. Unknown keys are errors.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     WrapValidator,
     model_validator,
@@ -44,8 +45,11 @@ def _told(value: object, check: Callable[[object], Schema]) -> Schema:
         raise ValueError(str(error)) from error
 
 
-#: The schema every node's records must fit; the bounds are public, never taken from data.
-Data = Annotated[Schema, WrapValidator(_told)]
+#: The schema every node's records must fit; the bounds are public, never taken from data. What it
+#: does not use stays out of its JSON, so that digests of configurations outlive new fields.
+Data = Annotated[
+    Schema, WrapValidator(_told), PlainSerializer(Schema.to_dict, return_type=dict[str, Any])
+]
 
 
 class _Section(BaseModel):

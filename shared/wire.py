@@ -23,12 +23,12 @@ from fedlatent.shared.errors import ConfigError, ProtocolError
 from fedlatent.shared.privacy.summaries import Form
 from fedlatent.shared.schedule import Kind
 
-PROTOCOL = 5
+PROTOCOL = 6
 #: The last version that changed what a request or a reply means: those since added how it is sent.
 MEANING = 3
 #: Versions of the replies in a node's own store that are read.
 STORED_PROTOCOLS = range(MEANING, PROTOCOL + 1)
-MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 256 * 1024  # a table has a description of every column
 MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
 MAX_COUNT = 2**53  # whole numbers up to here are exact in a float
 

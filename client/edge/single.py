@@ -67,7 +67,7 @@ class _Preparation:
     def __init__(self, schema: Schema, target: np.ndarray) -> None:
         """Write into ``target``, float32 [size]."""
         self._schema, self._target = schema, target
-        self._shapes = (schema.shape, (schema.size,))
+        self._shapes = (schema.raw_shape, (schema.raw_size,))
         self._work = np.empty(schema.size)
         self._sorted = np.empty(schema.size)
         middle = schema.size // 2
@@ -77,6 +77,9 @@ class _Preparation:
         schema, work = self._schema, self._work
         if record.shape not in self._shapes or record.dtype.kind not in "iuf":
             schema.preprocess(record[np.newaxis])  # says what is wrong
+        if schema.columns:
+            self._target[:] = schema.preprocess(record[np.newaxis]).reshape(-1)
+            return
         np.multiply(record.reshape(-1), schema.scale, out=work)
         if not work.dot(work) < _PLAIN:  # false for NaN, too
             self._target[:] = schema.preprocess(record[np.newaxis]).reshape(-1)

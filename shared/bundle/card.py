@@ -1,6 +1,8 @@
 """The model card: the manifest in words, for the people who deploy a bundle."""
 
 from fedlatent.shared.bundle.manifest import Manifest, Privacy
+from fedlatent.shared.data.column import Column
+from fedlatent.shared.data.schema import Schema
 
 _EXACT = (
     "- **No epsilon covers this bundle.** It holds exact statistics of one site's records: latent "
@@ -43,13 +45,10 @@ def _head(manifest: Manifest) -> str:
 
 
 def _use(manifest: Manifest) -> str:
-    schema, thresholds = manifest.schema, manifest.thresholds
-    shape = " x ".join(str(size) for size in schema.shape)
+    thresholds = manifest.thresholds
     lines = [
         "## Use",
-        f"- Records: {schema.name}, {shape} values in {schema.unit} after multiplying raw values "
-        f"by {schema.scale:g}, centring: {schema.center}, clipped to [{schema.lower:g}, "
-        f"{schema.upper:g}]. The runtime does this itself.",
+        *_records(manifest.schema),
         f"- A record is flagged when its score exceeds the threshold, below which about "
         f"{thresholds.quantile:.1%} of normal records lie.",
         f"- Threshold as delivered: {_figure(thresholds.absolute)}; "
@@ -57,6 +56,35 @@ def _use(manifest: Manifest) -> str:
         "- Check the rate of flags on normal records of your own before you rely on it.\n",
     ]
     return "\n".join(lines)
+
+
+def _records(schema: Schema) -> list[str]:
+    """What a record is, and each column of a table."""
+    shape = " x ".join(str(size) for size in schema.shape)
+    if not schema.columns:
+        return [
+            f"- Records: {schema.name}, {shape} values in {schema.unit} after multiplying raw "
+            f"values by {schema.scale:g}, centring: {schema.center}, clipped to "
+            f"[{schema.lower:g}, {schema.upper:g}]. The runtime does this itself."
+        ]
+    window = schema.window
+    rows = "a row each" if window is None else f"{window.length} rows each, one every {window.step}"
+    return [
+        f"- Records: {schema.name}, {rows}, of columns found by name:",
+        *(f"  - {column.name}: {_column(column)}" for column in schema.columns),
+    ]
+
+
+def _column(column: Column) -> str:
+    """Range or levels of a column, and what a gap does."""
+    if column.levels:
+        what = "one of " + ", ".join(str(level) for level in column.levels)
+    else:
+        scale = " on a logarithmic scale" if column.transform == "log" else ""
+        unit = f" {column.unit}" if column.unit else ""
+        what = f"{column.lower:g} to {column.upper:g}{unit}{scale}"
+    gaps = {"refuse": "refused", "mask": "allowed", "value": f"taken as {column.fill}"}
+    return f"{what}; gaps {gaps[column.missing]}"
 
 
 def _form(manifest: Manifest) -> str:

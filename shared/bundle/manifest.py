@@ -210,7 +210,9 @@ class Manifest:
             BundleError: a number is not finite.
         """
         try:
-            return canonical_json(asdict(self) | {"format_version": FORMAT_VERSION})
+            return canonical_json(
+                asdict(self) | {"schema": self.schema.to_dict(), "format_version": FORMAT_VERSION}
+            )
         except ValueError:
             raise BundleError(
                 "Expected finite numbers in the manifest, got NaN or infinity; drop that figure."

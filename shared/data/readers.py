@@ -16,9 +16,10 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.cells import is_number
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.table import is_number, read_table
+from fedlatent.shared.data.table import read_table
 from fedlatent.shared.errors import DataError
 
 Label = str | int | float

@@ -1,5 +1,8 @@
 """What a record is: shape, unit and public bounds, and the one way from raw to model input.
 
+One range for all values is the short form, for signals and images; a table has `columns`, each with
+a range or levels of its own. Series have a `window` that cuts them into records.
+
 Training and the edge runtime both call `Schema.preprocess`, so a record means the same in both.
 Nothing here depends on the data: every constant is public (a data-dependent scaling would be a
 release). Only numpy and the standard library are imported.
@@ -7,13 +10,16 @@ release). Only numpy and the standard library are imported.
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedlatent.shared.data.column import Column
+from fedlatent.shared.data.limits import MAX_TEXT, Limits, check_text, checked_float
+from fedlatent.shared.data.series import Window
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.files import canonical_json, sha256_hex
 
@@ -21,23 +27,9 @@ Center = Literal["none", "median", "mean"]
 
 MAX_VALUES_PER_RECORD = 1 << 20
 MAX_DIMENSIONS = 4
-MAX_TEXT = 64
-MAX_MAGNITUDE = 1e30
+MAX_COLUMNS = 4096
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-class _Limits:
-    """Limits of a field, for the files that pydantic reads; devices have no pydantic."""
-
-    def __init__(self, **limits: float) -> None:
-        self._limits = limits
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: Callable[[object], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Pydantic's schema of the field, with the limits."""
-        return handler(source) | self._limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +38,17 @@ class Schema:
 
     Attributes:
         name: Identifier of letters, digits, dot, dash and underscore.
-        shape: Shape of one record, channels first for images: (128,), (1, 8, 8).
+        shape: Shape of one record, channels first for images: (128,), (1, 8, 8). With `columns` it
+            follows from them and may be left out: (values,), or (values, length) with a window,
+            or (length,) of a window over one value.
         unit: Unit of the values after scaling, for people: "mV"; empty when there is none.
         scale: Raw values are multiplied by this: 1e-3 from microvolt to millivolt.
         center: What each record loses after scaling: nothing, its own median or its own mean.
         lower: Least value after scaling and centring; what lies below is clipped.
         upper: Greatest value after scaling and centring; what lies above is clipped.
+        columns: What each column of a table is; records then lie in [0, 1], and `unit`, `scale`,
+            `center`, `lower` and `upper` stay as they are without being given.
+        window: How rows that are time steps become records; None where a row is a record.
 
     Raises:
         ConfigError: If a field has the wrong type or lies outside its limits.
@@ -63,26 +60,36 @@ class Schema:
     }
 
     name: str
-    shape: Annotated[tuple[Annotated[int, _Limits(ge=1)], ...], _Limits(min_length=1, max_length=3)]
+    shape: Annotated[tuple[Annotated[int, Limits(ge=1)], ...], Limits(max_length=3)] = ()
     unit: str = ""
-    scale: Annotated[float, _Limits(gt=0)] = 1.0
+    scale: Annotated[float, Limits(gt=0)] = 1.0
     center: Center = "none"
     lower: float = -1.0
     upper: float = 1.0
+    columns: Annotated[tuple[Column, ...], Limits(max_length=MAX_COLUMNS)] = ()
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         """Check every field and turn whole numbers given for floats into floats."""
-        _check_text("name", self.name, least=1)
+        check_text("name", self.name, least=1)
         if not _NAME.fullmatch(self.name):
             raise ConfigError(
                 f"Expected a schema name of letters, digits, '.', '_' and '-', got {self.name!r}; "
                 "rename it.",
                 field="name",
             )
-        _check_text("unit", self.unit, least=0)
+        check_text("unit", self.unit, least=0)
+        if self.columns:
+            self._take_columns()
         object.__setattr__(self, "shape", _checked_shape(self.shape))
+        if self.window is not None and self.shape[-1] != self.window.length:
+            raise ConfigError(
+                f"Expected schema shape to end in the {self.window.length} rows of its window, got "
+                f"{list(self.shape)}; correct one of them.",
+                field="shape",
+            )
         for key in ("scale", "lower", "upper"):
-            object.__setattr__(self, key, _checked_float(key, getattr(self, key)))
+            object.__setattr__(self, key, checked_float(key, getattr(self, key)))
         if self.center not in get_args(Center):
             raise ConfigError(
                 f"Expected schema center to be one of {', '.join(get_args(Center))}, "
@@ -99,18 +106,68 @@ class Schema:
                 "set both in the unit that holds after scaling."
             )
 
+    def _take_columns(self) -> None:
+        """Let range and shape follow from the columns, which have to fit each other."""
+        _check_names([column.name for column in self.columns], self.window)
+        for key, value in _TABLE.items():
+            if getattr(self, key) not in (value, Schema.__dataclass_fields__[key].default):
+                raise ConfigError(
+                    f"Expected a range or unit for each column by itself, got {key} "
+                    f"{str(getattr(self, key))[:MAX_TEXT]!r} for all; move it to [[data.columns]].",
+                    field=key,
+                )
+        for key, value in _TABLE.items():
+            object.__setattr__(self, key, value)
+        width = sum(column.width for column in self.columns)
+        shape: tuple[int, ...] = (width,)
+        if self.window is not None:
+            shape = (self.window.length,) if width == 1 else (width, self.window.length)
+        if self.shape not in ((), shape):
+            raise ConfigError(
+                f"Expected schema shape {list(shape)} as its columns make it, got "
+                f"{str(self.shape)[:MAX_TEXT]}; leave it out.",
+                field="shape",
+            )
+        object.__setattr__(self, "shape", shape)
+
     @property
     def size(self) -> int:
         """Number of values in one record."""
         return math.prod(self.shape)
 
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Shape of one record before `preprocess`: (C,) or (C, length) of C columns, or `shape`."""
+        if not self.columns:
+            return self.shape
+        return (len(self.columns), *(() if self.window is None else (self.window.length,)))
+
+    @property
+    def raw_size(self) -> int:
+        """Number of values in one record before `preprocess`."""
+        return math.prod(self.raw_shape)
+
+    @property
+    def row_size(self) -> int:
+        """Number of values in a row of a file: of a time step where there is a window."""
+        return self.raw_size // (1 if self.window is None else self.window.length)
+
     def to_dict(self) -> dict[str, object]:
-        """Return a JSON-ready mapping that `from_dict` turns back into an equal schema."""
-        return {**asdict(self), "shape": list(self.shape)}
+        """Return a JSON-ready mapping that `from_dict` turns back into an equal schema.
+
+        `columns` and `window` are left out where there are none, as before there were any.
+        """
+        found = {key: getattr(self, key) for key in _SHORT}
+        more: dict[str, object] = {}
+        if self.columns:
+            more["columns"] = [column.to_dict() for column in self.columns]
+        if self.window is not None:
+            more["window"] = self.window.to_dict()
+        return {**found, "shape": list(self.shape), **more}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Schema":
-        """Build a schema from a mapping that holds exactly the seven fields.
+        """Build a schema from a mapping as `to_dict` gives it.
 
         Raises:
             ConfigError: If a key is missing or unknown, or a value is not permitted.
@@ -119,21 +176,21 @@ class Schema:
             raise ConfigError(
                 f"Expected a schema table, got {type(values).__name__}; see the schema fields."
             )
-        expected = {field.name for field in fields(cls)}
-        if set(values) != expected:
-            missing = ", ".join(sorted(expected - set(values))) or "none"
-            unknown = ", ".join(sorted(str(key)[:MAX_TEXT] for key in set(values) - expected))
-            raise ConfigError(
-                f"Expected exactly the schema keys {', '.join(sorted(expected))}; "
-                f"got missing: {missing}, unknown: {unknown or 'none'}; correct these keys."
-            )
-        shape = values["shape"]
-        if not isinstance(shape, list | tuple):
-            raise ConfigError(
-                f"Expected schema shape as a list of sizes, got {type(shape).__name__}; "
-                "write it as [128] or [1, 8, 8]."
-            )
-        return cls(**{**values, "shape": tuple(shape)})
+        _check_keys("schema", set(values), set(_SHORT), {"columns", "window"})
+        shape, columns = values["shape"], values.get("columns", [])
+        for key, value in (("shape", shape), ("columns", columns)):
+            if not isinstance(value, list | tuple):
+                raise ConfigError(
+                    f"Expected schema {key} as a list, got {type(value).__name__}; write it as "
+                    "[...].",
+                    field=key,
+                )
+        return cls(
+            **{key: values[key] for key in _SHORT if key != "shape"},
+            shape=tuple(shape),
+            columns=tuple(_part(Column, "column", one) for one in columns),
+            window=_part(Window, "window", values["window"]) if "window" in values else None,
+        )
 
     def digest(self) -> str:
         """Return the SHA-256 (hex) of the canonical JSON form."""
@@ -143,30 +200,65 @@ class Schema:
         """Scale, centre and clip raw records.
 
         Args:
-            raw: Numbers of shape [N, *shape], or flat rows of shape [N, size]. N may be 0.
+            raw: Numbers of shape [N, *raw_shape], or flat rows of shape [N, raw_size]. N may be 0.
+                With columns, classes are indices of levels and NaN is a gap: see `Column.codes`.
 
         Returns:
             float32 of shape [N, *shape], within [lower, upper].
 
         Raises:
-            DataError: If the shape or type does not fit, or a value is NaN, infinite or so large
-                that it overflows. The message counts records and shows no value.
+            DataError: If the shape or type does not fit, or a value is NaN where no column takes
+                gaps, infinite or so large that it overflows. The message counts records and shows
+                no value.
         """
         records = self._flat(raw)
+        if self.columns:
+            return self._encoded(records)
+        records = self._scaled(records)
+        _check_finite(np.asarray(np.isfinite(records).all(axis=1)))
+        clipped = np.clip(records, self.lower, self.upper).astype(np.float32)
+        return clipped.reshape(len(clipped), *self.shape)
+
+    def outside(self, raw: ArrayLike) -> NDArray[np.int64]:
+        """Count the values of each record that lie beyond the public bounds, so are clipped.
+
+        Args:
+            raw: As of `preprocess`, which has to take it.
+
+        Returns:
+            Counts [N].
+        """
+        records = self._flat(raw)
+        if self.columns:
+            by_column = self._by_column(records)
+            beyond = [one.outside(by_column[:, at]) for at, one in enumerate(self.columns)]
+            return np.asarray(np.sum(np.stack(beyond, 1), axis=(1, 2)), dtype=np.int64)
+        records = self._scaled(records)
+        return np.asarray(((records < self.lower) | (records > self.upper)).sum(axis=1))
+
+    def _scaled(self, records: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values of the short form before they are clipped."""
         with np.errstate(all="ignore"):
             records = records * self.scale
             if self.center == "median":
-                records = records - row_medians(records)
-            elif self.center == "mean":
-                records = records - records.mean(axis=1, keepdims=True)
-        finite = np.asarray(np.isfinite(records).all(axis=1))
-        if not finite.all():
-            raise DataError(
-                f"Expected finite values, got NaN, infinite or overflowing values in "
-                f"{int((~finite).sum())} of {len(finite)} records; remove or fill these records."
-            )
-        clipped = np.clip(records, self.lower, self.upper).astype(np.float32)
-        return clipped.reshape(len(clipped), *self.shape)
+                return records - row_medians(records)
+            if self.center == "mean":
+                return np.asarray(records - records.mean(axis=1, keepdims=True))
+        return records
+
+    def _by_column(self, records: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Flat raw rows as [N, C, T], T being 1 without a window."""
+        return records.reshape(len(records), len(self.columns), -1)
+
+    def _encoded(self, records: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Records of the columns' values, each scaled to [0, 1] by its own range."""
+        by_column = self._by_column(records)
+        gaps = np.array([column.missing != "refuse" for column in self.columns])
+        fine = np.isfinite(by_column) | (np.isnan(by_column) & gaps[:, np.newaxis])
+        _check_finite(fine.all(axis=(1, 2)))
+        parts = [column.encode(by_column[:, at]) for at, column in enumerate(self.columns)]
+        encoded = np.concatenate(parts, axis=1).astype(np.float32)
+        return encoded.reshape(len(encoded), *self.shape)
 
     def _flat(self, raw: ArrayLike) -> NDArray[np.float64]:
         """Check type and shape of `raw` and return it as float64 [N, size]."""
@@ -174,8 +266,8 @@ class Schema:
             array = np.asarray(raw)
         except ValueError as error:
             raise DataError(
-                f"Expected records of shape [N, {_shape_text(self.shape)}], got rows of unequal "
-                "length; give every record the same number of values."
+                f"Expected records of shape [N, {_shape_text(self.raw_shape)}], got rows of "
+                "unequal length; give every record the same number of values."
             ) from error
         if array.dtype.kind not in "iuf":
             raise DataError(
@@ -183,12 +275,24 @@ class Schema:
                 "convert them to numbers."
             )
         rows = array.shape[1:]
-        if array.ndim < 2 or rows not in (self.shape, (self.size,)):
+        if array.ndim < 2 or rows not in (self.raw_shape, (self.raw_size,)):
             raise DataError(
-                f"Expected records of shape [N, {_shape_text(self.shape)}] for schema "
+                f"Expected records of shape [N, {_shape_text(self.raw_shape)}] for schema "
                 f"{self.name!r}, got {list(array.shape)}; choose other columns or another schema."
             )
-        return array.reshape(len(array), self.size).astype(np.float64)
+        return array.reshape(len(array), self.raw_size).astype(np.float64)
+
+
+#: What the fields of one range for all are where columns have ranges of their own.
+_TABLE: dict[str, float | str] = {
+    "unit": "",
+    "scale": 1.0,
+    "center": "none",
+    "lower": 0.0,
+    "upper": 1.0,
+}
+#: The fields that every schema has, in the order of its mapping.
+_SHORT = ("name", "shape", "unit", "scale", "center", "lower", "upper")
 
 
 def row_medians(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -196,31 +300,6 @@ def row_medians(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     low, high = (rows.shape[1] - 1) // 2, rows.shape[1] // 2
     parted = np.partition(rows, (low, high), axis=1)
     return (parted[:, low : low + 1] + parted[:, high : high + 1]) / 2
-
-
-def _check_text(key: str, value: object, least: int) -> None:
-    """Raise ConfigError unless `value` is a printable string of `least` to MAX_TEXT characters."""
-    if not isinstance(value, str) or not least <= len(value) <= MAX_TEXT or not value.isprintable():
-        raise ConfigError(
-            f"Expected schema {key} to be {least} to {MAX_TEXT} printable characters, "
-            f"got {type(value).__name__} {str(value)[:MAX_TEXT]!r}; shorten or correct it.",
-            field=key,
-        )
-
-
-def _checked_float(key: str, value: object) -> float:
-    """Return `value` as a finite float; raise ConfigError if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(
-            f"Expected schema {key} to be a number, got {type(value).__name__}; write a number.",
-            field=key,
-        )
-    if not -MAX_MAGNITUDE < value < MAX_MAGNITUDE:
-        raise ConfigError(
-            f"Expected a finite schema {key} below {MAX_MAGNITUDE:g} in size; write such a number.",
-            field=key,
-        )
-    return float(value)
 
 
 def _checked_shape(shape: object) -> tuple[int, ...]:
@@ -237,6 +316,59 @@ def _checked_shape(shape: object) -> tuple[int, ...]:
             field="shape",
         )
     return shape
+
+
+def _check_finite(good: NDArray[np.bool_]) -> None:
+    """Raise DataError unless all records [N] are good."""
+    if not good.all():
+        raise DataError(
+            f"Expected finite values, got NaN, infinite or overflowing values in "
+            f"{int((~good).sum())} of {len(good)} records; remove or fill these records."
+        )
+
+
+def _check_names(names: Sequence[str], window: Window | None) -> None:
+    """Raise ConfigError unless names of columns are distinct and none tells series apart."""
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(
+            f"Expected schema columns of distinct names, got {twice!r} twice; correct them.",
+            field="columns",
+        )
+    if window is not None and window.group in names:
+        raise ConfigError(
+            f"Expected column {window.group!r} to tell series apart and nothing else, got it among "
+            "the columns, too; leave it out there.",
+            field="window.group",
+        )
+
+
+def _check_keys(what: str, given: set[Any], needed: set[str], more: set[str]) -> None:
+    """Raise ConfigError unless all needed keys are given and no others than those and `more`."""
+    if needed <= given <= needed | more:
+        return
+    missing = ", ".join(sorted(needed - given)) or "none"
+    unknown = ", ".join(sorted(str(key)[:MAX_TEXT] for key in given - needed - more)) or "none"
+    raise ConfigError(
+        f"Expected exactly the {what} keys {', '.join(sorted(needed))}; got missing: {missing}, "
+        f"unknown: {unknown}; correct these keys."
+    )
+
+
+_Part = TypeVar("_Part", Column, Window)
+
+
+def _part(kind: type[_Part], what: str, values: object) -> _Part:
+    """A column or the window of a schema out of its mapping."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"Expected a table for each {what}, got {type(values).__name__}; correct the schema."
+        )
+    _check_keys(what, set(values), {field.name for field in fields(kind)}, set())
+    found = dict(values)
+    if not isinstance(found.get("levels", []), list | tuple):
+        raise ConfigError("Expected levels as a list, got another value; write it as [...].")
+    return kind(**found | ({"levels": tuple(found["levels"])} if "levels" in found else {}))
 
 
 def _shape_text(shape: tuple[int, ...]) -> str:

@@ -14,7 +14,6 @@ numpy and the standard library are imported, since devices have nothing else.
 
 import csv
 import gzip
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.cells import is_number
 from fedlatent.shared.errors import DataError
 
 #: Why a table is refused: not UTF-8 or not CSV; a chosen column that the header lacks or has twice;
@@ -32,15 +32,7 @@ REASONS = ("encoding", "column", "width", "number", "finite")
 LARGEST = 1e150  # of a value; its product with a scale stays finite
 MARK = b"\xef\xbb\xbf"  # of UTF-8, at the start of some files
 
-_NUMBER = re.compile(
-    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf(?:inity)?)", re.I
-)
 _BATCH = 4096
-
-
-def is_number(cell: str) -> bool:
-    """Whether a cell is a number by the rule; spaces around it do not count."""
-    return _NUMBER.fullmatch(cell.strip()) is not None
 
 
 class Table:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.column import layout
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.base import VAE, Terms, encoder_state, load_encoder, load_state
 from fedlatent.shared.models.denoising import PRESETS as DENOISING_PRESETS
@@ -176,7 +177,10 @@ def build_model(run: RunConfig) -> VAE:
     Raises:
         ConfigError: As `build`.
     """
-    return build(run.model.family, run.model.options, run.data.shape, run.seed)
+    options: Mapping[str, object] = run.model.options
+    if run.model.family == "mixed" and run.data.columns:
+        options = {"columns": layout(run.data.columns)} | dict(options)
+    return build(run.model.family, options, run.data.shape, run.seed)
 
 
 def _with_preset(family: str, options: Mapping[str, object]) -> dict[str, object]:

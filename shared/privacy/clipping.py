@@ -26,8 +26,15 @@ _CHUNK = 16  # records whose gradients are in memory at a time
 
 
 def synthetic_records(schema: Schema, count: int) -> NDArray[np.float64]:
-    """Synthetic raw records [count, *shape]: smooth random curves over the public range."""
-    steps = np.random.default_rng(0).normal(size=(count, schema.size))
+    """Synthetic raw records [count, *raw_shape]: smooth random curves over the public range."""
+    steps = np.random.default_rng(0).normal(size=(count, schema.raw_size))
+    if schema.columns:
+        rows = steps.reshape(count, *schema.raw_shape)
+        length = 1 if schema.window is None else schema.window.length
+        by_column = rows.reshape(count, -1, length).cumsum(axis=2) / math.sqrt(length)
+        shares = np.clip(0.5 + by_column / 4, 0.0, 1.0)
+        found = [one.raw_of(shares[:, at]) for at, one in enumerate(schema.columns)]
+        return np.stack(found, axis=1).reshape(rows.shape)
     walk = np.cumsum(steps, axis=1) / math.sqrt(schema.size)
     low, high = schema.lower, schema.upper
     values = (low + high) / 2 + (high - low) / 4 * walk

@@ -24,7 +24,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from fedlatent.shared.data.columns import Column, hidden, layout, places, present, to_records
+from fedlatent.shared.data.column import Column, Level, Transform, layout
+from fedlatent.shared.data.columns import hidden, places, present, to_records
 from fedlatent.shared.models import VAE
 from fedlatent.shared.models.mixed import MixedVAE
 from fedlatent.simulations.zoo.images import png
@@ -33,21 +34,30 @@ from fedlatent.simulations.zoo.training import Watch, fit, run_for
 #: AUROC on the official test of NSL-KDD.
 REPORTED = {"PCA": 0.950, "latent neighbours of a beta-VAE": 0.975}
 
+
+def _numbers(name: str, lower: float, upper: float, transform: Transform = "none") -> Column:
+    return Column(name=name, lower=lower, upper=upper, transform=transform, missing="mask")
+
+
+def _classes(name: str, levels: tuple[Level, ...]) -> Column:
+    return Column(name=name, levels=levels, missing="mask")
+
+
 #: Medical limits, and the codes of the study's protocol.
 HEART = (
-    Column(name="age", lower=20.0, upper=90.0),
-    Column(name="sex", levels=(0.0, 1.0)),
-    Column(name="cp", levels=(1.0, 2.0, 3.0, 4.0)),
-    Column(name="trestbps", lower=80.0, upper=200.0),
-    Column(name="chol", lower=100.0, upper=500.0),
-    Column(name="fbs", levels=(0.0, 1.0)),
-    Column(name="restecg", levels=(0.0, 1.0, 2.0)),
-    Column(name="thalach", lower=60.0, upper=210.0),
-    Column(name="exang", levels=(0.0, 1.0)),
-    Column(name="oldpeak", lower=-2.0, upper=5.0),
-    Column(name="slope", levels=(1.0, 2.0, 3.0)),
-    Column(name="ca", levels=(0.0, 1.0, 2.0, 3.0)),
-    Column(name="thal", levels=(3.0, 6.0, 7.0)),
+    _numbers("age", 20.0, 90.0),
+    _classes("sex", (0.0, 1.0)),
+    _classes("cp", (1.0, 2.0, 3.0, 4.0)),
+    _numbers("trestbps", 80.0, 200.0),
+    _numbers("chol", 100.0, 500.0),
+    _classes("fbs", (0.0, 1.0)),
+    _classes("restecg", (0.0, 1.0, 2.0)),
+    _numbers("thalach", 60.0, 210.0),
+    _classes("exang", (0.0, 1.0)),
+    _numbers("oldpeak", -2.0, 5.0),
+    _classes("slope", (1.0, 2.0, 3.0)),
+    _classes("ca", (0.0, 1.0, 2.0, 3.0)),
+    _classes("thal", (3.0, 6.0, 7.0)),
 )
 _NOT_MEASURED = ("trestbps", "chol")  # where 0 says so
 
@@ -66,11 +76,11 @@ _SHARES = (
 )
 _ENDINGS = ("SF", "S0", "S1", "S2", "S3", "REJ", "RSTR", "RSTO", "RSTOS0", "SH", "OTH")
 CONNECTION = (
-    *(Column(name=name, upper=end, logarithm=True) for name, end in _COUNTS.items()),
-    *(Column(name=name) for name in _SHARES),
-    *(Column(name=name, levels=(0.0, 1.0)) for name in _FLAGS),
-    Column(name="protocol_type", levels=("tcp", "udp", "icmp")),
-    Column(name="flag", levels=_ENDINGS),
+    *(_numbers(name, 0.0, end, "log") for name, end in _COUNTS.items()),
+    *(_numbers(name, 0.0, 1.0) for name in _SHARES),
+    *(_classes(name, (0.0, 1.0)) for name in _FLAGS),
+    _classes("protocol_type", ("tcp", "udp", "icmp")),
+    _classes("flag", _ENDINGS),
 )
 
 _HIDDEN = 0.3  # share of values hidden in training, anew every round

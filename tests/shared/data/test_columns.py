@@ -4,22 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedlatent.shared.data.column import Column, layout
 from fedlatent.shared.data.columns import (
-    Column,
     hidden,
-    layout,
     places,
     present,
-    table_schema,
     to_records,
     to_table,
 )
+from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, DataError
 
 COLUMNS = (
-    Column(name="age", lower=20.0, upper=120.0),
-    Column(name="kind", levels=("a", "b", "c")),
-    Column(name="bytes", upper=np.e - 1.0, logarithm=True),
+    Column(name="age", lower=20.0, upper=120.0, missing="mask"),
+    Column(name="kind", levels=("a", "b", "c"), missing="mask"),
+    Column(name="bytes", upper=np.e - 1.0, transform="log", missing="mask"),
 )
 FRAME = pd.DataFrame(
     {"age": [70.0, np.nan, 500.0], "kind": ["b", "z", None], "bytes": [0.0, np.sqrt(np.e) - 1, 9.0]}
@@ -35,7 +34,7 @@ def test_records_hold_scaled_numbers_flags_and_levels() -> None:
     ]
     np.testing.assert_allclose(to_records(FRAME, COLUMNS), expected, atol=1e-6)
     assert layout(COLUMNS) == [0, 3, 0]
-    assert table_schema("rows", COLUMNS).shape == (7,)
+    assert Schema(name="rows", columns=COLUMNS).shape == (7,)
     assert places(COLUMNS) == [slice(0, 2), slice(2, 5), slice(5, 7)]
 
 
@@ -71,6 +70,6 @@ def test_unfit_descriptions_are_refused() -> None:
     with pytest.raises(ConfigError, match="levels"):
         Column(name="x", levels=("a", "a"))
     with pytest.raises(ConfigError, match="above -1"):
-        Column(name="x", lower=-2.0, logarithm=True)
+        Column(name="x", lower=-2.0, transform="log")
     with pytest.raises(DataError, match="columns"):
         to_records(FRAME, (Column(name="weight"),))

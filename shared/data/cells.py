@@ -1,0 +1,32 @@
+"""Cells of tables: what is a number, and what stands for none."""
+
+import math
+import re
+
+#: Texts that stand for no value, in any case, unless they are levels of the column.
+GAPS = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf(?:inity)?)", re.I
+)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number: ASCII digits, a point, an exponent; spaces around do not count.
+
+    NaN and infinity are numbers here, too.
+    """
+    return _NUMBER.fullmatch(cell.strip()) is not None
+
+
+def is_gap(cell: object) -> bool:
+    """Whether a cell holds no value: None, or one of `GAPS`."""
+    return cell is None or str(cell).strip().lower() in GAPS
+
+
+def number_of(cell: object) -> float | None:
+    """The number in a cell; NaN where it holds no value, None where it holds another text."""
+    if is_gap(cell):
+        return math.nan
+    text = str(cell)
+    return float(text) if is_number(text) else None
