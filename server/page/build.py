@@ -152,7 +152,7 @@ def build_page(
             f"Expected no folder or an empty one at {folder}, got another; choose a new one."
         )
     read = _read_bundles(bundles, keys, within_site)
-    sizes = {bundle.manifest.schema.size for bundle, _ in read.values()}
+    sizes = {bundle.manifest.schema.raw_size for bundle, _ in read.values()}
     arrays = {
         name: read_stream(name, path, sizes, records) for name, path in (streams or {}).items()
     }

@@ -8,7 +8,7 @@ import { LatentView } from "./latent.js";
 import { EdgeModel } from "./model.js";
 import { fetchBytes, fetchStream, parseCsv } from "./records.js";
 import { Refusal, sentence } from "./refusal.js";
-import { sizeOf } from "./schema.js";
+import { rawSizeOf } from "./schema.js";
 import { StreamView, fillStreams } from "./stream.js";
 
 const MAX_PAGE_BYTES = 1 << 20;
@@ -102,7 +102,7 @@ async function showModel(model) {
 }
 
 function streamsOf(model) {
-  const size = sizeOf(model.schema);
+  const size = rawSizeOf(model.schema);
   return state.page.streams.filter((stream) => stream.size === size);
 }
 
@@ -173,7 +173,7 @@ async function openFile(file) {
     if (state.bytes) await load(state.bytes, state.where);
   } else if (/\.csv$/i.test(file.name)) {
     if (!state.model) throw new Refusal("Expected a verified bundle before records, got none.");
-    const rows = parseCsv(await text(MAX_CSV_BYTES), sizeOf(state.model.schema), file.name);
+    const rows = parseCsv(await text(MAX_CSV_BYTES), state.model.schema, file.name);
     state.own.set(file.name, rows);
     listStreams(file.name);
     await showRecords();

@@ -1,5 +1,6 @@
 /** The signed manifest, read strictly: exact keys and types, finite numbers, no key twice. */
 import { Refusal } from "./refusal.js";
+import { shapeOf } from "./schema.js";
 
 export const FORMAT = 2;
 
@@ -17,6 +18,9 @@ const MAX_ITEMS = 256;
 const MAX_TEXT = 256;
 const MAX_TOLERANCE = 0.25;
 const MAX_VALUES = 1 << 20;
+const MAX_COLUMNS = 4096;
+const MAX_WINDOW = 1 << 16;
+const MAX_WORD = 64;
 
 const text = (pattern) => (value) =>
   typeof value === "string" && value.length <= MAX_TEXT && pattern.test(value);
@@ -42,8 +46,47 @@ const both = (...tests) => (value) => tests.every((test) => test(value));
 const product = (sides) => sides.reduce((total, side) => total * side, 1);
 const magnitude = (value) => number(value) && Math.abs(value) < 1e30;
 
-const SCHEMA = both(
+/** A record of which some keys may be left out. */
+const open = (fields, more) => (value) =>
+  isObject(value) && record({
+    ...fields,
+    ...Object.fromEntries(Object.entries(more).filter(([name]) => Object.hasOwn(value, name))),
+  })(value);
+const many = (item) => (value) =>
+  Array.isArray(value) && value.length <= MAX_COLUMNS && value.every(item);
+const words = both(text(/^[^\p{C}]+$/u), (value) => value.length <= MAX_WORD);
+const level = (value) => magnitude(value) || words(value);
+
+const COLUMN = both(
   record({
+    name: words,
+    unit: (value) => value === "" || words(value),
+    lower: magnitude,
+    upper: magnitude,
+    transform: text(/^(none|log)$/),
+    levels: both(many(level), (value) => new Set(value).size === value.length),
+    missing: text(/^(refuse|mask|value)$/),
+    fill: nullable(level),
+  }),
+  ({ lower, upper, levels, transform, missing, fill }) =>
+    (levels.length
+      ? levels.length >= 2 && transform === "none"
+      : lower < upper && (transform === "none" || lower > -1)) &&
+    (missing === "value") === (fill !== null) &&
+    (fill === null ||
+      (levels.length ? levels.includes(fill) : number(fill) && fill >= lower && fill <= upper)),
+);
+const WINDOW = record({
+  length: integer(1, MAX_WINDOW),
+  step: integer(1, MAX_WINDOW),
+  time: (value) => value === "" || words(value),
+  group: (value) => value === "" || words(value),
+  rate: both(magnitude, (value) => value >= 0),
+  gap: both(magnitude, (value) => value >= 1),
+});
+
+const SCHEMA = both(
+  open({
     name: text(NAME),
     shape: (value) =>
       list(integer(1))(value) && value.length >= 1 && value.length <= 4 &&
@@ -53,8 +96,11 @@ const SCHEMA = both(
     center: text(/^(none|median|mean)$/),
     lower: magnitude,
     upper: magnitude,
-  }),
+  }, { columns: both(many(COLUMN), ({ length }) => length > 0), window: WINDOW }),
   (value) => value.lower < value.upper,
+  ({ shape, window }) => !window || shape.at(-1) === window.length,
+  ({ columns, shape, window }) =>
+    !columns || shapeOf(columns, window).join() === shape.join(),
 );
 const COMBINATION = both(
   record({

@@ -1,9 +1,12 @@
 /** Raw records: streams that lie beside the page, and CSV files that a person opens. */
 import { Refusal } from "./refusal.js";
+import { rawSizeOf } from "./schema.js";
 
 const NUMBER = /^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)$/i;
 /** A cell and the comma after it; one in double quotes may hold commas, and two quotes are one. */
 const CELL = /(?:"((?:[^"]|"")*)"|((?:[^",][^,]*)?)),/g;
+/** Texts that stand for no value, unless they are levels of the column. */
+const GAPS = new Set(["", "na", "n/a", "nan", "null", "none", "?"]);
 const LARGEST = 1e150; // of a value; its product with a scale stays finite
 const READERS = {
   float32: (view, at) => view.getFloat32(at * 4, true),
@@ -24,42 +27,98 @@ function cellsOf(line) {
   return found.map(([, quoted, bare]) => bare ?? quoted.replaceAll('""', '"'));
 }
 
+/** The raw number of a cell of a column, NaN for a gap and null for a cell that is refused. */
+function codeOf({ levels, missing }, cell) {
+  const text = cell.trim();
+  const value = GAPS.has(text.toLowerCase()) ? Number.NaN : numberOf(text);
+  if (!levels.length) return Number.isNaN(value) && missing === "refuse" ? null : value;
+  const at = levels.indexOf(levels.includes(text) ? text : value);
+  if (at >= 0) return at;
+  return missing === "refuse" ? null : Number.NaN;
+}
+
+/** A time in seconds; dates without a zone are UTC. */
+function secondsOf(cell) {
+  const text = cell.trim();
+  const zoned = /(z|[+-]\d\d:?\d\d)$/i.test(text) || !/[t ]\d/i.test(text) ? text : `${text}Z`;
+  return numberOf(text) ?? Date.parse(zoned.replace(" ", "T")) / 1000;
+}
+
+/** Records [C, length] of rows: see `fedlatent.shared.data.series`. */
+function windowsOf(rows, { length, step, rate, gap }, times, groups) {
+  const longest = rate ? gap / rate : Number.POSITIVE_INFINITY;
+  const follows = (at) =>
+    (!groups || groups[at] === groups[at - 1]) &&
+    (!times || (times[at] > times[at - 1] && times[at] - times[at - 1] <= longest));
+  const records = [];
+  let start = 0;
+  rows.forEach((_, at) => {
+    if (at > 0 && !follows(at)) start = at;
+    const begin = at + 1 - length;
+    if (begin < start || (begin - start) % step !== 0) return;
+    const record = new Float64Array(rows[0].length * length);
+    for (let back = 0; back < length; back += 1) {
+      rows[begin + back].forEach((value, lane) => { record[lane * length + back] = value; });
+    }
+    records.push(record);
+  });
+  return records;
+}
+
 /**
  * Records of a CSV file, by the rule of `fedlatent.shared.data.table`: one a line; a first line
  * with a cell that is no number is the header, and a later line that equals it is passed over.
+ * Columns of a schema are found by their names; a window cuts rows into records.
  *
  * @param {string} text
- * @param {number} size values in a record
+ * @param {object} schema of a record
  * @param {string} where names the file in error sentences
- * @returns {Float64Array[]}
+ * @returns {Float64Array[]} raw records
  */
-export function parseCsv(text, size, where) {
+export function parseCsv(text, schema, where) {
   const wrong = (reason, expected, got) =>
     new Refusal(`Expected ${expected} in ${where}, got ${got}; correct it or choose another.`, reason);
   if (text.includes("\uFFFD")) throw wrong("encoding", "CSV in UTF-8", "something else");
   const lines = text.replace(/^\uFEFF/, "").split("\n").map((line) => line.trim()).filter(Boolean);
   const first = lines.length ? cellsOf(lines[0]) : [];
   const header = first?.some((cell) => numberOf(cell) === null) ? lines[0] : null;
-  const kept = lines.filter((line) => line !== header);
-  const records = kept.map((line, at) => {
+  const { columns, window } = schema;
+  const size = rawSizeOf(schema) / (window?.length ?? 1);
+  const place = (name) => {
+    const at = header === null ? -1 : first.indexOf(name);
+    if (at >= 0 && first.indexOf(name, at + 1) < 0) return at;
+    throw wrong("column", `column ${name} once in the header`, at < 0 ? "none" : "two");
+  };
+  const at = columns?.map(({ name }) => place(name));
+  const sides = ["time", "group"].map((key) => (window?.[key] ? place(window[key]) : null));
+  const kept = lines.filter((line) => line !== header).map((line, row) => {
     const cells = cellsOf(line);
-    const place = `record ${at + 1}`;
     if (!cells || line.includes("\r")) {
-      throw wrong("encoding", "CSV with one record a line", `something else in ${place}`);
+      throw wrong("encoding", "CSV with one record a line", `something else in record ${row + 1}`);
     }
-    if (cells.length !== size) {
-      throw wrong("width", `${size} cells a line`, `${cells.length} in ${place}`);
+    const width = columns || header !== null ? first.length : size;
+    if (cells.length !== width) {
+      throw wrong("width", `${width} cells a line`, `${cells.length} in record ${row + 1}`);
     }
-    return Float64Array.from(cells, (cell, column) => {
-      const value = numberOf(cell);
-      const named = `column ${header === null ? column + 1 : first[column]} of ${place}`;
-      if (value === null) throw wrong("number", "numbers", `a cell that is none in ${named}`);
-      if (!(Math.abs(value) <= LARGEST)) {
+    return cells;
+  });
+  const own = first.map((_, cell) => cell).filter((cell) => !sides.includes(cell));
+  if (!columns && kept.length && own.length !== size) {
+    throw wrong("width", `${size} cells a line`, `${own.length} in record 1`);
+  }
+  const rows = kept.map((cells, row) =>
+    Float64Array.from(at ?? own, (cell, column) => {
+      const value = columns ? codeOf(columns[column], cells[cell]) : numberOf(cells[cell]);
+      const named = `column ${header === null ? cell + 1 : first[cell]} of record ${row + 1}`;
+      if (value === null) throw wrong("number", "what the column holds", `another cell in ${named}`);
+      if (Number.isNaN(value) ? !columns : !(Math.abs(value) <= LARGEST)) {
         throw wrong("finite", "finite values", `NaN, infinity or overflow in ${named}`);
       }
       return value;
-    });
-  });
+    }),
+  );
+  const [times, groups] = sides.map((cell) => cell === null ? null : kept.map((row) => row[cell]));
+  const records = window ? windowsOf(rows, window, times?.map(secondsOf), groups) : rows;
   if (!records.length) throw wrong("empty", "records", "none");
   return records;
 }

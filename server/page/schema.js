@@ -43,31 +43,88 @@ export const mean = (values) => pairwiseSum(values, 0, values.length) / values.l
 
 const CENTERS = { none: () => 0, median, mean };
 
+/** Values of a record that a column takes. */
+const widthOf = ({ levels, missing }) => levels.length || (missing === "mask" ? 2 : 1);
+
+/** Shape of records of these columns, with a window or without. */
+export function shapeOf(columns, window) {
+  const width = columns.reduce((sum, column) => sum + widthOf(column), 0);
+  if (!window) return [width];
+  return width === 1 ? [window.length] : [width, window.length];
+}
+
+/** Number of values in one raw record: of every column, at every row of a window. */
+export const rawSizeOf = (schema) =>
+  schema.columns ? schema.columns.length * (schema.window?.length ?? 1) : sizeOf(schema);
+
+/** A raw number scaled to [0, 1] by its column's range. */
+function scaled({ lower, upper, transform }, value) {
+  const inside = Math.min(Math.max(value, lower), upper);
+  const place = transform === "log" ? Math.log1p : (number) => number;
+  return (place(inside) - place(lower)) / (place(upper) - place(lower));
+}
+
+/** The values of one raw number: see `Column.encode` of `fedlatent.shared.data.column`. */
+function encoded(column, raw) {
+  const { levels, missing, fill, lower } = column;
+  const there = !Number.isNaN(raw);
+  if (levels.length) {
+    const at = there || fill === null ? raw : levels.indexOf(fill);
+    return levels.map((_, index) => Number(index === at));
+  }
+  if (missing === "mask") return there ? [scaled(column, raw), 1] : [0, 0];
+  return [scaled(column, there ? raw : fill ?? lower)];
+}
+
+function ofColumns(schema, raw) {
+  const length = schema.window?.length ?? 1;
+  const result = new Float32Array(sizeOf(schema));
+  let lane = 0;
+  schema.columns.forEach((column, at) => {
+    for (let step = 0; step < length; step += 1) {
+      const value = raw[at * length + step];
+      if (Number.isNaN(value) ? column.missing === "refuse" : !Number.isFinite(value)) {
+        throw notFinite();
+      }
+      encoded(column, value).forEach((part, index) => {
+        result[(lane + index) * length + step] = part;
+      });
+    }
+    lane += widthOf(column);
+  });
+  return result;
+}
+
+const notFinite = () => new Refusal(
+  "Expected finite values, got NaN, infinite or overflowing ones in a record; " +
+    "remove or fill such records.",
+);
+
 /**
  * One raw record as model input.
  *
- * @param {{shape: number[], scale: number, center: string, lower: number, upper: number}} schema
- * @param {ArrayLike<number>} raw as many values as a record has
+ * @param {{shape: number[], scale: number, center: string, lower: number, upper: number,
+ *   columns?: object[], window?: object}} schema
+ * @param {ArrayLike<number>} raw as many values as a raw record has; classes are indices of their
+ *   levels, and NaN is a gap
  * @returns {Float32Array} within [lower, upper]
  */
 export function preprocess(schema, raw) {
-  const size = sizeOf(schema);
+  const size = rawSizeOf(schema);
   if (raw.length !== size) {
     throw new Refusal(
       `Expected ${size} values in a record of ${schema.name}, got ${raw.length}; ` +
         "choose other records or another bundle.",
     );
   }
+  if (schema.columns) return ofColumns(schema, raw);
   const values = Float64Array.from(raw, (value) => value * schema.scale);
   const center = CENTERS[schema.center](values);
   const result = new Float32Array(size);
   for (let at = 0; at < size; at += 1) {
     const value = schema.center === "none" ? values[at] : values[at] - center;
     if (!Number.isFinite(value)) {
-      throw new Refusal(
-        "Expected finite values, got NaN, infinite or overflowing ones in a record; " +
-          "remove or fill such records.",
-      );
+      throw notFinite();
     }
     result[at] = Math.min(Math.max(value, schema.lower), schema.upper);
   }

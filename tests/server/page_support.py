@@ -256,7 +256,7 @@ const calls = {
     [name, array.shape, text(new Uint8Array(array.data.buffer))]),
   pack: ({ entries }) => text(packZip(entries.map(([name, data]) => [name, bytes(data)]))),
   unpack: ({ data }) => Array.from(readZip(bytes(data), "a zip", 99), ([n, d]) => [n, text(d)]),
-  csv: ({ source, size }) => parseCsv(source, size, "test").map((row) => Array.from(row)),
+  csv: ({ source, schema }) => parseCsv(source, schema, "test").map((row) => Array.from(row)),
   open: async ({ data, keys }) => {
     const steps = [];
     const read = await Promise.all(keys.map((pem) => readKey(pem, "test")));

@@ -22,7 +22,9 @@ from fedlatent.shared.bundle.archive import MANIFEST, SIGNATURE, pack, parse_bun
 from fedlatent.shared.bundle.arrays import pack_arrays
 from fedlatent.shared.bundle.manifest import Thresholds
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.series import Window, cut, seconds_of
 from fedlatent.shared.errors import BundleError, ConfigError, DataError, ServiceError
 from fedlatent.shared.export.bundling import BundleContents, make_bundle
 from fedlatent.shared.files import write_json
@@ -522,11 +524,14 @@ def test_a_signed_manifest_is_still_read_strictly(
         node.call("open", data=text64(broken), keys=[tiny_key.public.to_pem().decode()])
 
 
+THREE = Schema(name="three", shape=(3,)).to_dict()
+
+
 @pytest.mark.parametrize("case", RIGHT)
 def test_csv_is_read_as_everywhere(node: Node, case: str) -> None:
     """Headers, marks, quotes, blank lines and number forms mean the same."""
     text, expected = RIGHT[case]
-    np.testing.assert_array_equal(node.call("csv", source=text, size=3), expected)
+    np.testing.assert_array_equal(node.call("csv", source=text, schema=THREE), expected)
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -534,7 +539,7 @@ def test_other_csv_is_refused_as_everywhere(node: Node, case: str) -> None:
     """The page refuses what every reader does, for the same reason, and never says a value."""
     text, reason = WRONG[case]
     with pytest.raises(CallFailed, match="Refusal: Expected") as caught:
-        node.call("csv", source=text, size=3)
+        node.call("csv", source=text, schema=THREE)
     assert caught.value.reason == reason
     assert "secret" not in str(caught.value)
 
@@ -543,8 +548,83 @@ def test_other_csv_is_refused_as_everywhere(node: Node, case: str) -> None:
 def test_the_page_needs_records(node: Node, source: str) -> None:
     """A table of no records is refused, since the page has nothing to show then."""
     with pytest.raises(CallFailed) as caught:
-        node.call("csv", source=source, size=3)
+        node.call("csv", source=source, schema=THREE)
     assert caught.value.reason == "empty"
+
+
+ROWS = Schema(
+    name="rows",
+    columns=(
+        Column(name="age", lower=20.0, upper=90.0),
+        Column(name="pain", levels=("none", "mild", 3.0), missing="mask"),
+        Column(name="bytes", upper=1e6, transform="log", missing="value", fill=10.0),
+        Column(name="pulse", lower=40.0, upper=200.0, missing="mask"),
+    ),
+)
+CELLS = {
+    "age": ["30", "19", "91.5", "44", "50"],
+    "pain": ["none", "3.0", "", "worse", "mild"],
+    "bytes": ["12", "NA", "1e9", "0", "5"],
+    "pulse": ["60", "?", "1e3", "72", ""],
+}
+
+
+def csv_of(cells: Mapping[str, list[str]]) -> str:
+    """A table with a header."""
+    lines = [",".join(row) for row in zip(*cells.values(), strict=True)]
+    return "\n".join([",".join(cells), *lines])
+
+
+def test_columns_are_found_by_name_and_coded_as_in_python(node: Node) -> None:
+    """Another order, a further column, gaps and values out of bounds give the same records."""
+    raw = np.stack([one.codes(CELLS[one.name]) for one in ROWS.columns], axis=1)
+    cells = {"note": ["x"] * 5, **dict(reversed(CELLS.items()))}
+    schema = ROWS.to_dict()
+    found = node.call("csv", source=csv_of(cells), schema=schema)
+    np.testing.assert_array_equal(np.array(found, dtype=np.float64), raw)
+    rows = [["nan" if value is None else value for value in row] for row in found]
+    seen = np.array(node.call("preprocess", schema=schema, rows=rows), np.float32)
+    np.testing.assert_allclose(seen, ROWS.preprocess(raw), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"age": ["old"] * 5}, "number"),
+        ({"age": [""] * 5}, "number"),
+        ({"age": ["inf"] * 5}, "finite"),
+        ({"Age": CELLS["age"]}, "column"),
+    ],
+)
+def test_cells_that_a_column_does_not_take_are_refused(
+    node: Node, change: dict[str, list[str]], reason: str
+) -> None:
+    """Text, gaps where none may be, and absent columns are refused without a value."""
+    cells = {name: values for name, values in CELLS.items() if name.lower() not in {"age"}}
+    with pytest.raises(CallFailed, match="age") as caught:
+        node.call("csv", source=csv_of(cells | change), schema=ROWS.to_dict())
+    assert caught.value.reason == reason
+
+
+def test_the_page_cuts_series_as_everywhere(node: Node) -> None:
+    """Windows never reach over a hole in time or into another series."""
+    window = Window(length=3, step=2, time="at", group="host", rate=1 / 60, gap=1.5)
+    schema = Schema(name="load", columns=(ROWS.columns[0], ROWS.columns[3]), window=window)
+    rng = np.random.default_rng(0)
+    minutes = np.cumsum(rng.choice([1, 1, 1, 2], 40))
+    cells = {
+        "at": [f"2026-01-31 {10 + m // 60:02d}:{m % 60:02d}:00" for m in minutes.tolist()],
+        "host": ["a"] * 25 + ["b"] * 15,
+        "pulse": ["" if value < 60 else str(value) for value in rng.integers(40, 200, 40)],
+        "age": [str(value) for value in rng.integers(20, 90, 40)],
+    }
+    rows = np.stack([one.codes(cells[one.name]) for one in schema.columns], axis=1)
+    times = np.array([seconds_of(cell) for cell in cells["at"]])
+    expected, _ = cut(rows, window, times, cells["host"])
+    found = node.call("csv", source=csv_of(cells), schema=schema.to_dict())
+    np.testing.assert_array_equal(
+        np.array(found, dtype=np.float64), expected.reshape(len(expected), -1)
+    )
 
 
 # The build.
