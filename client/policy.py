@@ -154,6 +154,33 @@ def within(name: str, value: float, least: float, most: float) -> None:
         )
 
 
+def _check_schema(asked: Schema, own: Schema) -> None:
+    """Refuse a run that describes its records in another way than this node.
+
+    Raises:
+        PolicyRefusal: naming the first field that differs.
+    """
+    wanted, known = _fields_of(asked), _fields_of(own)
+    for key in [*known, *wanted]:
+        if wanted.get(key) != known.get(key):
+            raise PolicyRefusal(
+                f"Expected records of schema {own.name!r} with {key} {known.get(key)!r:.200}, got "
+                f"{wanted.get(key)!r:.200} in the run; use this node's schema or leave it out.",
+                field=f"data.{key}",
+            )
+
+
+def _fields_of(schema: Schema) -> dict[str, object]:
+    """The fields of a schema by name, those of each column and of the window by themselves."""
+    found: dict[str, object] = {"columns": [column.name for column in schema.columns]}
+    for column in schema.columns:
+        found |= {f"columns.{column.name}.{key}": one for key, one in column.to_dict().items()}
+    if schema.window is not None:
+        found |= {f"window.{key}": one for key, one in schema.window.to_dict().items()}
+    rest = schema.to_dict()
+    return found | {key: rest[key] for key in rest if key not in {"columns", "window"}}
+
+
 class Policy(_Table):
     """What the data holder allows any run to do with the records."""
 
@@ -178,14 +205,7 @@ class Policy(_Table):
         Raises:
             PolicyRefusal: naming the first point that does not fit.
         """
-        wanted = run.data.to_dict()
-        for key, own in schema.to_dict().items():
-            if wanted[key] != own:
-                raise PolicyRefusal(
-                    f"Expected records of schema {schema.name!r} with {key} {own!r}, got "
-                    f"{wanted[key]!r} in the run; use this node's schema or leave it out.",
-                    field=f"data.{key}",
-                )
+        _check_schema(run.data, schema)
         training = run.training
         steps = training_rounds(run) * training.steps_per_round + training.warm_start_steps
         if steps > self.max_steps:

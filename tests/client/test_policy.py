@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from fedlatent.client.policy import Caps, NodeConfig
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, PolicyRefusal
 from tests.client.support import tiny_config, tiny_run
 
@@ -97,3 +98,35 @@ def test_bounds_that_leave_nothing_between_them_are_an_error(what: str) -> None:
     """A node that would refuse every run says so when its file is read."""
     with pytest.raises(ValueError, match=f"smallest_{what} of at most largest_{what}"):
         Caps.model_validate({f"smallest_{what}": 10.0, f"largest_{what}": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "named"),
+    [
+        ({}, {"upper": 100.0}, "data.columns.age.upper"),
+        ({}, {"unit": "months"}, "data.columns.age.unit"),
+        ({}, {"name": "weight"}, "data.columns"),
+        ({"window": {"length": 4}}, {}, "data.window.length"),
+        ({"window": {"length": 4}}, {"window": {"length": 4, "step": 2}}, "data.window.step"),
+    ],
+)
+def test_another_description_of_a_column_is_refused_by_name(
+    own: dict[str, Any], asked: dict[str, Any], named: str
+) -> None:
+    """A run whose column has another range, unit or name, or another window, is refused."""
+
+    def described(changes: dict[str, Any]) -> RunConfig:
+        column = {"name": "age", "lower": 0, "upper": 90, "unit": "years"} | changes
+        window = {"window": column.pop("window")} if "window" in column else {}
+        return tiny_run().model_copy(
+            update={
+                "data": RunConfig.parse(
+                    {"name": "t", "data": {"name": "tiny", "columns": [column], **window}}, "test"
+                ).data
+            }
+        )
+
+    node, run = described(own), described(asked)
+    with pytest.raises(PolicyRefusal) as told:
+        tiny_config(node).policy.check(run, node.data, 1000)
+    assert told.value.field == named
