@@ -14,6 +14,7 @@ from fedlatent.shared.data.series import Window, cut, places, seconds_of
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.clipping import synthetic_records
+from fedlatent.shared.toml import dumps, parse_toml
 
 AGE = Column(name="age", unit="years", lower=20.0, upper=90.0)
 PAIN = Column(name="pain", levels=("none", "mild", 3.0), missing="mask")
@@ -107,6 +108,8 @@ def test_columns_travel_in_the_run() -> None:
     run = RunConfig.parse({"name": "t", "data": schema.to_dict()}, "test")
     assert RunConfig.model_validate_json(run.model_dump_json()).data == schema
     assert Schema.from_dict(schema.to_dict()) == schema
+    written = dumps({"name": "t", "data": schema.to_dict()})
+    assert RunConfig.parse(parse_toml(written, "test"), "test").data == schema
     assert set(Schema(name="s", shape=(3,)).to_dict()) == {
         *("name", "shape", "unit", "scale", "center", "lower", "upper")
     }
