@@ -2,16 +2,18 @@
 
 import gzip
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fedlatent.client.edge.windows import CsvDecoder
+from fedlatent.client.edge.decoders import CsvDecoder, Layout
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import ending_of
 
-SUFFIXES = (".csv", ".csv.gz", ".npz")
+ENDINGS = (".csv", ".csv.gz", ".npz")
 
 
 def read_records(
@@ -20,7 +22,7 @@ def read_records(
     """Read raw records from a file.
 
     Args:
-        path: .csv, .csv.gz (one record a row, values in C order) or .npz.
+        path: .csv, .csv.gz (one record a row, values in C order) or .npz, in any case.
         schema: gives the number of values in a record.
         key: array of the npz that holds the records.
         columns: header names of a CSV in record order; None takes all columns.
@@ -31,20 +33,21 @@ def read_records(
     Raises:
         DataError: the file is absent, of another kind, or does not fit the schema.
     """
-    if not path.name.endswith(SUFFIXES):
+    ending = ending_of(path, ENDINGS)
+    if ending is None:
         raise DataError(
-            f"Expected a file that ends in {', '.join(SUFFIXES)}, got {path.name}; convert it."
+            f"Expected a file that ends in {', '.join(ENDINGS)}, got {path.name}; convert it."
         )
-    decoder = CsvDecoder(schema, columns=columns)
+    decoder = CsvDecoder(schema, Layout(columns=columns, name=path.name))
     rows = [np.zeros((0, schema.size))]
     try:
-        if path.suffix == ".npz":
+        if ending == ".npz":
             return _read_npz(path, key)
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with gzip.open(path) if ending == ".csv.gz" else path.open("rb") as stream:
             while data := stream.read(65_536):
-                rows += decoder.feed(data)
-            rows += decoder.finish()
-    except (OSError, EOFError) as error:
+                rows += [each.values for each in decoder.feed(data)]
+            rows += [each.values for each in decoder.finish()]
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"Expected a readable file at {path}, got {type(error).__name__}; check the path and "
             "the file."

@@ -14,11 +14,11 @@ from typing import Self
 
 import numpy as np
 
+from fedlatent.client.edge.decoders import CsvDecoder, Decoder, RawDecoder
 from fedlatent.client.edge.drift import DriftMonitor
 from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.edge.stream import CONFIRM_AFTER, Notifier, resident_bytes
 from fedlatent.client.edge.web import Answer, Refusal, WebServer
-from fedlatent.client.edge.windows import CsvDecoder, Decoder, RawDecoder
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import BundleError, ConfigError, DataError
 
@@ -232,7 +232,7 @@ def _parse(body: bytes, kind: str, schema: Schema) -> np.ndarray:
         known = ", ".join(("application/json", *_DECODERS))
         raise Refusal(415, f"Expected one of {known}, got another type.")
     decoder = _DECODERS[kind](schema)
-    parts = [*decoder.feed(body), *decoder.finish()]
+    parts = [each.values for each in (*decoder.feed(body), *decoder.finish())]
     if not parts:
         raise DataError("Expected at least one record, got none.")
     return np.concatenate(parts)

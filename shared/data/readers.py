@@ -21,6 +21,7 @@ from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.table import read_table
 from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import ending_of
 
 Label = str | int | float
 
@@ -99,7 +100,7 @@ def read_raw(
 ) -> RawRecords:
     """Read a file without scaling; the arguments and errors are those of `read`."""
     path = Path(path)
-    ending = next((one for one in READERS if path.name.lower().endswith(one)), None)
+    ending = ending_of(path, READERS)
     if ending is None:
         raise DataError(
             f"Expected a file ending in {', '.join(READERS)}, got {path.name!r}; convert it."

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from fedlatent.shared.data.cells import is_number
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import ending_of
 
 #: Why a table is refused: not UTF-8 or not CSV; a chosen column that the header lacks or has twice;
 #: a line of another width; a cell that is no number; one that is NaN, infinite or would overflow;
@@ -241,7 +242,7 @@ def read_table(
     texts: list[list[str]] = [[] for _ in aside]
     done = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with gzip.open(path) if ending_of(path, [".gz"]) else path.open("rb") as stream:
             for lines in _batches(cast(BinaryIO, stream)):
                 if table.width is None:
                     table.begin(lines[0])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedlatent.client.edge.reader import read_records
+from fedlatent.shared.data.readers import read_raw
 from fedlatent.shared.errors import DataError
 from tests.shared.bundle import tiny
 
@@ -45,8 +46,12 @@ def test_npz_by_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "columns", "match"),
     [
-        ("1,2,3\n", None, "Expected 6 cells as in the other lines, got 3 in record 1"),
-        (HEADER + "1,2,3,4,5,6\n1,2,3,4,5\n", None, "6 cells as in the header, got 5 in record 2"),
+        ("1,2,3\n", None, r"in the other lines of records\.csv, got 3 in record 1"),
+        (
+            HEADER + "1,2,3,4,5,6\n1,2,3,4,5\n",
+            None,
+            r"6 cells as in the header of records\.csv, got 5 in record 2",
+        ),
         ("1,2,3,4,5,6\n1,2,secret,4,5,6\n", None, "got text in record 2"),
         ("1,2,3,4,5,6\n1,2,,4,5,6\n", None, "got nothing in record 2"),
         (ROWS, ["a"], "add a header"),
@@ -80,6 +85,19 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     for name in [*names, "table.parquet", "absent.csv", "absent.npz"]:
         with pytest.raises(DataError, match="Expected"):
             read_records(tmp_path / name, tiny.SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["A.CSV", "a.Csv.GZ", "a.NPZ"])
+def test_endings_count_in_any_case(tmp_path: Path, name: str) -> None:
+    """A device and a node take the same file by its ending in capitals."""
+    path = tmp_path / name
+    if name.endswith("NPZ"):
+        with path.open("wb") as stream:
+            np.savez(stream, X=VALUES)
+    else:
+        path.write_bytes(gzip.compress(ROWS.encode()) if name.endswith("GZ") else ROWS.encode())
+    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA), VALUES)
+    np.testing.assert_array_equal(read_raw(path).records, VALUES)
 
 
 def test_no_row_gives_no_record(tmp_path: Path) -> None:
