@@ -63,6 +63,8 @@ class EdgeServer:
         routes: the method of each path.
         records: scored ones.
         flags: of them, those above the threshold.
+        clipped: values of them beyond the public bounds.
+        outside: of them, those with such values.
         errors: refused requests.
     """
 
@@ -78,7 +80,7 @@ class EdgeServer:
         if options.max_bytes < 1 or options.connections < 1 or not 0 <= options.port < 65536:
             raise ConfigError("Expected positive limits and a port below 65536, got others.")
         self.model, self.options = model, options
-        self.records = self.flags = self.errors = 0
+        self.records = self.flags = self.errors = self.clipped = self.outside = 0
         self._latencies = [0] * (len(LATENCIES) + 1)
         self._seconds = 0.0
         self._failure: str | None = None
@@ -143,6 +145,8 @@ class EdgeServer:
         with self._counting:
             self.records += len(table.score)
             self.flags += int(np.count_nonzero(table.flag))
+            self.clipped += int(table.clipped.sum())
+            self.outside += int(np.count_nonzero(table.outside))
             self._latencies[bisect_left(LATENCIES, seconds)] += 1
             self._seconds += seconds
         if self._confirm is not None and self.records >= CONFIRM_AFTER:
@@ -152,6 +156,7 @@ class EdgeServer:
             "scores": table.score.tolist(),
             "flags": table.flag.tolist(),
             "threshold": table.threshold,
+            "clipped": table.clipped.tolist(),
         }
 
     def health(self) -> dict[str, object]:
@@ -180,6 +185,8 @@ class EdgeServer:
                 "records_total": self.records,
                 "flags_total": self.flags,
                 "errors_total": self.errors,
+                "clipped_values_total": self.clipped,
+                "outside_records_total": self.outside,
             }
         values["healthy"] = self.health()["ok"] is True
         values["resident_bytes"] = resident_bytes()

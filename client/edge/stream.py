@@ -137,6 +137,7 @@ class Stream:
         windows: makes records of rows.
         output: "alarms", "flags" (also flagged records) or "all" (every record).
         debounce: makes alarms of flags.
+        bounds: makes events of records outside the public bounds.
         beat: seconds between two beats; 0 for none.
         calibration: None to flag from the first record on.
         drift: None for no monitor.
@@ -145,6 +146,8 @@ class Stream:
         records: scored ones.
         flagged: of them, those above the threshold.
         alarms: that have started.
+        clipped: values beyond the public bounds, in records that were scored or calibrated on.
+        outside: of these records, those with such values.
     """
 
     model: EdgeModel
@@ -154,6 +157,7 @@ class Stream:
     windows: Windows = field(default_factory=lambda: Windows(Window(length=1)))
     output: Literal["alarms", "flags", "all"] = "alarms"
     debounce: Debounce = field(default_factory=Debounce)
+    bounds: Debounce = field(default_factory=Debounce)
     beat: float = 60.0
     calibration: CalibrationPlan | None = None
     drift: DriftMonitor | None = None
@@ -162,6 +166,8 @@ class Stream:
     records: int = field(default=0, init=False)
     flagged: int = field(default=0, init=False)
     alarms: int = field(default=0, init=False)
+    clipped: int = field(default=0, init=False)
+    outside: int = field(default=0, init=False)
 
     def run(self) -> None:
         """Score to the end of the source, or until told to stop.
@@ -247,7 +253,11 @@ class Stream:
     def _calibrate(self, plan: CalibrationPlan, records: Rows) -> Rows:
         """Keep records until there are enough, then calibrate; what is left is scored."""
         left = plan.records - sum(map(len, self._normals))
-        self._normals.append(np.array(records.values[:left]))
+        taken = records.take(slice(left))
+        self._normals.append(np.array(taken.values))
+        schema = self.model.bundle.manifest.schema
+        if lines := self._outside(taken, schema.outside(taken.values), utc_now()):
+            self.write(lines)
         if len(records) >= left:
             normals = np.concatenate(self._normals)
             self.model = self.model.calibrate(normals, plan.quantile, recentre=plan.recentre)
@@ -263,7 +273,8 @@ class Stream:
 
         def line(name: str, at: int, **more: object) -> str:
             values = {"record": first + at, **records.place(at), "score": scores[at], **more}
-            return event_line(name, now, **values, threshold=table.threshold)
+            clipped = int(table.clipped[at])
+            return event_line(name, now, **values, threshold=table.threshold, clipped=clipped)
 
         flagged = np.flatnonzero(table.flag).tolist()
         self.records += len(scores)
@@ -271,6 +282,7 @@ class Stream:
         shown = {"all": range(len(scores)), "flags": flagged}.get(self.output, ())
         lines = [line("score", at, flag=flags[at]) for at in shown]
         lines += self._alarms(table, first, line)
+        lines += self._outside(records, table.clipped, now)
         if self.drift is not None:
             changes = self.drift.update(table.mu)
             lines += [event_line("drift", now, record=self.records, **values) for values in changes]
@@ -298,6 +310,17 @@ class Stream:
             self._peak = max(self._peak, *scores[begin:])
         return lines
 
+    def _outside(self, records: Rows, clipped: np.ndarray, now: str) -> list[str]:
+        """Count values beyond the public bounds, and say where records with any begin and end."""
+        self.clipped += int(clipped.sum())
+        self.outside += int(np.count_nonzero(clipped))
+        lines, on = [], self.bounds.on
+        for at in self.bounds.push(clipped > 0):
+            on = not on
+            values = {**records.place(at), "source": self.source.name, "begun": on}
+            lines.append(event_line("outside", now, **values, clipped=int(clipped[at])))
+        return lines
+
     def _totals(self) -> dict[str, object]:
         """Counts since the start."""
         return {
@@ -305,6 +328,8 @@ class Stream:
             "flagged": self.flagged,
             "alarms": self.alarms,
             "alarm": self.debounce.on,
+            "clipped": self.clipped,
+            "outside": self.outside,
             "skipped": self.decoder.bad,
             "cut": self.decoder.cut,
             "dropped": self.source.dropped,

@@ -1,6 +1,7 @@
 """``verify``, ``info``, ``calibrate``, ``score`` and ``encode``."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,8 +124,17 @@ def _add_records(parser: argparse.ArgumentParser, name: str) -> None:
 def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "np.ndarray":
     from fedlatent.client.edge.reader import read_records
 
+    schema = model.bundle.manifest.schema
     columns = None if args.columns is None else args.columns.split(",")
-    return read_records(path, model.bundle.manifest.schema, key=args.array, columns=columns)
+    rows = read_records(path, schema, key=args.array, columns=columns)
+    clipped = schema.outside(rows)
+    if clipped.any():
+        sys.stderr.write(
+            f"warning: {(clipped > 0).sum()} of {len(rows)} records of {path.name} lie outside the "
+            f"public bounds of the schema ({clipped.sum() / rows.size:.2%} of all values are "
+            "clipped), so what is computed from them says little; check units and columns.\n"
+        )
+    return rows
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -177,7 +187,12 @@ def _calibrate(args: argparse.Namespace) -> int:
     found = made.calibration
     if found is None:  # pragma: no cover - calibrate always sets it
         return 1
-    facts = {"records": found.records, "threshold": found.threshold, "quantile": found.quantile}
+    facts = {
+        "records": found.records,
+        "threshold": found.threshold,
+        "quantile": found.quantile,
+        **_outside(model, normals),
+    }
     if args.json:
         print_json({**facts, "path": str(args.output)})
     else:
@@ -191,14 +206,22 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _encode(args: argparse.Namespace) -> int:
     model = load_model(args)
-    latents = model.encode(_read(args, model, args.records))
+    records = _read(args, model, args.records)
+    latents = model.encode(records)
     names = [f"z{i}" for i in range(latents.shape[1])]
     _write_csv(args.output, names, [[f"{value:.9g}" for value in row] for row in latents])
     if args.json:
-        print_json({"records": len(latents), "latent_dim": len(names), "path": str(args.output)})
+        counts = {"records": len(latents), **_outside(model, records)}
+        print_json({**counts, "latent_dim": len(names), "path": str(args.output)})
     else:
         print(f"{len(latents)} records of {len(names)} latent values in {args.output}")
     return 0
+
+
+def _outside(model: "EdgeModel", records: "np.ndarray") -> dict[str, int]:
+    """How many records lie outside the public bounds, and how many values of them are clipped."""
+    clipped = model.bundle.manifest.schema.outside(records)
+    return {"outside": int((clipped > 0).sum()), "clipped": int(clipped.sum())}
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -224,12 +247,14 @@ def _score(args: argparse.Namespace) -> int:
     process = {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb}
     scores = [float(value) for made in tables for value in made.score]
     flags = [bool(value) for made in tables for value in made.flag]
+    clipped = [int(value) for made in tables for value in made.clipped]
     if args.json:
         counts = {"records": len(scores), "flagged": sum(flags), "threshold": model.threshold}
-        lists = {"scores": scores, "flags": flags, "process": process}
-        print_json({**counts, **model.calibration_info(), **lists})
+        outside = sum(map(bool, clipped))
+        lists = {"scores": scores, "flags": flags, "clipped": clipped, "process": process}
+        print_json({**counts, "outside": outside, **model.calibration_info(), **lists})
     else:
-        _show_scores(scores, flags)
+        _show_scores(scores, flags, clipped)
         print(
             f"the highest; threshold {model.threshold:.4g}; first score {first.seconds:.2f} s "
             f"after start, peak memory {last.peak_mb:.0f} MB"
@@ -248,8 +273,9 @@ def _write_scores(path: Path, tables: list["ScoreTable"]) -> None:
     for made in tables:
         for i, value in enumerate(made.score):
             parts = [f"{made.parts[name][i]:.9g}" for name in names]
-            rows.append([str(len(rows)), f"{value:.9g}", str(int(made.flag[i])), *parts])
-    _write_csv(path, ["record", "score", "flag", *names], rows)
+            marks = [str(int(made.flag[i])), str(int(made.clipped[i]))]
+            rows.append([str(len(rows)), f"{value:.9g}", *marks, *parts])
+    _write_csv(path, ["record", "score", "flag", "clipped", *names], rows)
 
 
 def _write_csv(path: Path, names: list[str], rows: list[list[str]]) -> None:
@@ -265,8 +291,12 @@ def _write_csv(path: Path, names: list[str], rows: list[list[str]]) -> None:
     write_atomic(path, text.getvalue().encode())
 
 
-def _show_scores(scores: list[float], flags: list[bool]) -> None:
+def _show_scores(scores: list[float], flags: list[bool], clipped: list[int]) -> None:
     highest = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_SHOWN]
-    rows = [[str(i), f"{scores[i]:.3f}", "flagged" if flags[i] else ""] for i in highest]
-    title = f"{len(scores)} records, {sum(flags)} flagged"
-    print_table(title, ["#record", "#score", "flag"], rows)
+    rows = [
+        [str(i), f"{scores[i]:.3f}", "flagged" if flags[i] else "", str(clipped[i] or "")]
+        for i in highest
+    ]
+    outside = sum(map(bool, clipped))
+    title = f"{len(scores)} records, {sum(flags)} flagged, {outside} outside the public bounds"
+    print_table(title, ["#record", "#score", "flag", "#clipped"], rows)

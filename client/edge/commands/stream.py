@@ -193,7 +193,8 @@ def _run(args: argparse.Namespace) -> int:
 
     model = load_model(args)
     row, window = _row_and_window(args, model.bundle.manifest.schema)
-    debounce, calibration = Debounce(calm=args.clear, **args.alarm), _plan(args)
+    debounce, bounds = (Debounce(calm=args.clear, **args.alarm) for _ in range(2))
+    calibration = _plan(args)
     drift = drift_monitor(args, model)
     source = open_source(
         args.source,
@@ -215,6 +216,7 @@ def _run(args: argparse.Namespace) -> int:
             windows=Windows(window),
             output=args.output,
             debounce=debounce,
+            bounds=bounds,
             beat=args.beat,
             calibration=calibration,
             drift=drift,

@@ -118,7 +118,8 @@ def test_outputs_hold_back_what_was_not_asked_for(load: Load) -> None:
     _, few = _run(model, [_csv(RAW)], output="flags")
     assert [event["record"] for event in few.of("score")] == flagged
     _, none = _run(model, [_csv(RAW)], output="alarms")
-    assert {event["event"] for event in none.events} <= {"start", "alarm", "clear", "drift", "end"}
+    names = {"start", "alarm", "clear", "outside", "drift", "end"}
+    assert {event["event"] for event in none.events} <= names
 
 
 def test_alarm_starts_peaks_and_ends(load: Load) -> None:
@@ -217,6 +218,26 @@ def test_alarm_before_a_bad_row_is_reported(load: Load) -> None:
         assert alarm.get("line") == (None if decoder.item_bytes else 4)
         end = sink.events[-1]
         assert (end["event"], end["record"], end["reason"]) == ("end", 200, "error")
+
+
+def test_records_outside_the_public_bounds_are_said(load: Load) -> None:
+    """Rows in another unit are counted and said apart from their score, when calibrated on, too."""
+    wild = RAW.astype(float) * 100
+    rows = np.concatenate([RAW[:50], wild[50:60], RAW[60:100]])
+    model = load()
+    clipped = tiny.SCHEMA.outside(rows)
+    rule = {"bounds": Debounce(3, 5, 10), "output": "all"}
+    stream, sink = _run(model, [_csv(rows)], **rule)
+    assert (stream.clipped, stream.outside) == (clipped.sum(), (clipped > 0).sum())
+    assert [event["clipped"] for event in sink.of("score")] == clipped.tolist()
+    begin, end = sink.of("outside")
+    assert (begin["begun"], begin["row"], begin["line"], end["begun"]) == (True, 53, 53, False)
+    assert begin["clipped"] == clipped[52] > 0
+    assert sink.events[-1]["outside"] == stream.outside >= 10
+    plan = CalibrationPlan(records=150, quantile=0.9)
+    stream, sink = _run(model, [_csv(wild[:150])], calibration=plan, **rule)
+    assert stream.outside == 150
+    assert [event["begun"] for event in sink.of("outside")] == [True]
 
 
 @pytest.mark.parametrize("portion", [50, 1 << 20])
