@@ -58,6 +58,7 @@ def read_dataset(home: ClientHome, data: NodeData) -> Dataset:
         label_key=data.label_key,
         normal_label=data.normal_label,
         person_key=data.person_key,
+        names=data.names,
     )
     return used(dataset, data)
 

@@ -46,7 +46,8 @@ class NodeData(_Table):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "records"
     record_schema: Data = Field(alias="schema")
     records_key: str = "X"
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None  # of the short form; a schema's columns have names
+    names: dict[str, str] = Field(default_factory=dict, alias="map")  # own name: schema's name
     label_key: str | None = None  # rows whose label is not normal are never trained on
     normal_label: int | str | None = None  # None: labels are 0 and 1 already
     person_key: str | None = None  # whose record it is; stays here and is part of no record

@@ -51,7 +51,8 @@ def test_every_reader_refuses_a_table_alike(tmp_path: Path, reader: str, case: s
         READERS[reader](path)
     assert caught.value.reason == reason
     assert "secret" not in str(caught.value)
-    assert {reason for _, reason in WRONG.values()} | {"column"} == set(REASONS)
+    of_schemas = {"column", "missing", "level"}
+    assert {reason for _, reason in WRONG.values()} | of_schemas == set(REASONS)
 
 
 def test_an_error_says_file_record_and_column(tmp_path: Path) -> None:
