@@ -119,7 +119,7 @@ class Table:
         wrong = next(at for at in range(1, len(numbers)) if numbers[at] < numbers[at - 1])
         raise DataError(
             f"Expected the header{self._in} in the order of its numbers, got {names[wrong]!r} "
-            f"after {names[wrong - 1]!r}; put them in order, or name them in the order of a record.",
+            f"after {names[wrong - 1]!r}; put them in order, or name them as a record has them.",
             field=names[wrong],
             reason="order",
         )
