@@ -159,11 +159,21 @@ class Table:
         found: NDArray[Any] | None = self.quickly(lines) if plain else None
         if found is None:
             assert self._places is not None
-            cells = [self.cells(line, first + at) for at, line in enumerate(lines)]
-            found = np.array([[row[place] for place in self._places] for row in cells], object)
-        columns = zip(self._specs, found.T, strict=True)
-        codes = [one.codes(cells, first=first, name=self._file) for one, cells in columns]
+            columns = list(zip(*self._rows(lines, first), strict=True))
+            found = np.array([columns[place] for place in self._places], dtype=object).T
+        pairs = zip(self._specs, found.T, strict=True)
+        codes = [one.codes(cells, first=first, name=self._file) for one, cells in pairs]
         return np.stack(codes, axis=1)
+
+    def _rows(self, lines: Sequence[bytes], first: int) -> list[list[str]]:
+        """The cells of lines; an error is of the first line that is wrong."""
+        try:
+            rows = list(csv.reader([line.decode() for line in lines], strict=True))
+            if len(rows) == len(lines) and all(len(row) == self.width for row in rows):
+                return rows
+        except (csv.Error, UnicodeDecodeError):
+            pass
+        return [self.cells(line, first + at) for at, line in enumerate(lines)]
 
     def record(self, line: bytes, number: int) -> list[float]:
         """The values of one line, finite.
