@@ -15,6 +15,7 @@ numpy and the standard library are imported, since devices have nothing else.
 
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,13 +32,14 @@ from fedlatent.shared.files import ending_of
 
 #: Why a table is refused: not UTF-8 or not CSV; a chosen column that the header lacks or has twice;
 #: a line of another width; a cell that is no number; one that is NaN, infinite or would overflow;
-#: a gap or an unknown class in a schema's column that takes none.
-REASONS = ("encoding", "column", "width", "number", "finite", "missing", "level")
+#: a gap or an unknown class in a schema's column that takes none; numbered columns out of order.
+REASONS = ("encoding", "column", "width", "number", "finite", "missing", "level", "order")
 
 LARGEST = 1e150  # of a value; its product with a scale stays finite
 MARK = b"\xef\xbb\xbf"  # of UTF-8, at the start of some files
 
 _BATCH = 4096
+_NUMBERED = re.compile(r"(\D*)([0-9]{1,9})")
 
 
 class Table:
@@ -102,6 +104,25 @@ class Table:
             self._places = [self.names.index(name) for name in self._columns]
         elif self._aside:
             self._places = [at for at in range(self.width) if at not in self._sides]
+        if self._columns is None:
+            self._check_order([name for name in self.names if name not in self._aside])
+
+    def _check_order(self, names: Sequence[str]) -> None:
+        """Refuse numbered columns, such as v0 to v127, that stand in another order.
+
+        Nobody chose their order, and all of them make one record.
+        """
+        found = [_NUMBERED.fullmatch(name.strip()) for name in names]
+        numbers = [int(one[2]) for one in found if one]
+        if len({one[1] if one else None for one in found}) != 1 or numbers == sorted(numbers):
+            return
+        wrong = next(at for at in range(1, len(numbers)) if numbers[at] < numbers[at - 1])
+        raise DataError(
+            f"Expected the header{self._in} in the order of its numbers, got {names[wrong]!r} "
+            f"after {names[wrong - 1]!r}; put them in order, or name them as a record has them.",
+            field=names[wrong],
+            reason="order",
+        )
 
     def numbers(self, lines: Sequence[bytes], first: int) -> NDArray[np.float64]:
         """The records of ``lines``, none of them blank or the header: [n, columns].
@@ -138,11 +159,21 @@ class Table:
         found: NDArray[Any] | None = self.quickly(lines) if plain else None
         if found is None:
             assert self._places is not None
-            cells = [self.cells(line, first + at) for at, line in enumerate(lines)]
-            found = np.array([[row[place] for place in self._places] for row in cells], object)
-        columns = zip(self._specs, found.T, strict=True)
-        codes = [one.codes(cells, first=first, name=self._file) for one, cells in columns]
+            columns = list(zip(*self._rows(lines, first), strict=True))
+            found = np.array([columns[place] for place in self._places], dtype=object).T
+        pairs = zip(self._specs, found.T, strict=True)
+        codes = [one.codes(cells, first=first, name=self._file) for one, cells in pairs]
         return np.stack(codes, axis=1)
+
+    def _rows(self, lines: Sequence[bytes], first: int) -> list[list[str]]:
+        """The cells of lines; an error is of the first line that is wrong."""
+        try:
+            rows = list(csv.reader([line.decode() for line in lines], strict=True))
+            if len(rows) == len(lines) and all(len(row) == self.width for row in rows):
+                return rows
+        except (csv.Error, UnicodeDecodeError):
+            pass
+        return [self.cells(line, first + at) for at, line in enumerate(lines)]
 
     def record(self, line: bytes, number: int) -> list[float]:
         """The values of one line, finite.
