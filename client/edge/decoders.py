@@ -4,11 +4,12 @@ A decoder takes bytes as they come and gives rows of numbers. It holds at most o
 or row, so memory stays flat. A row that is not as it must be comes after those before it.
 """
 
+import contextlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,8 +31,9 @@ class Layout:
     """What rows of a source hold beside their values, and what is done about bad ones.
 
     Attributes:
-        columns: header names of a CSV in record order; None takes all that are nothing else.
-            Other formats have none.
+        columns: header names of a CSV in record order; None takes those of the schema, or all that
+            are nothing else where it has none. Other formats have none.
+        names: what columns are called here, by the names that the source has for them.
         time: column (CSV) or key (JSON) of the rows' times; empty for none.
         group: column or key of the series that each row belongs to; empty for one series.
         skip_bad: count a row that is not as it must be and go on, rather than stop.
@@ -39,6 +41,7 @@ class Layout:
     """
 
     columns: Sequence[str] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
     time: str = ""
     group: str = ""
     skip_bad: bool = False
@@ -64,6 +67,7 @@ class Decoder(ABC):
         bad: how many were refused and passed over.
         cut: how many incomplete ones were dropped where the source broke off.
         missing: whether rows are missing before the next one.
+        extra: columns that rows have and the columns of the schema have not.
         line: lines before the next one, in formats that have lines.
     """
 
@@ -78,7 +82,13 @@ class Decoder(ABC):
         self.schema, self.layout = schema, layout or Layout()
         self.rows = self.bad = self.cut = self.line = 0
         self.missing = False
+        self.extra: tuple[str, ...] = ()
         self._rest = b""
+        if schema.columns and self.layout.columns is not None:
+            raise ConfigError(
+                "Expected columns from the bundle alone, which names them, got others beside it; "
+                "leave them out, or map names."
+            )
 
     @abstractmethod
     def feed(self, data: bytes) -> Iterator[Rows]:
@@ -103,6 +113,12 @@ class Decoder(ABC):
         self.missing |= gap or bool(self._rest)
         self._rest, self.line = b"", 0
 
+    def _see(self, names: Sequence[str]) -> None:
+        """Keep which of the columns that rows have are none of the schema's."""
+        known = {one.name for one in self.schema.columns} | set(self.layout.sides)
+        if self.schema.columns:
+            self.extra = tuple(name for name in names if name not in known)
+
     def _refuse(self, error: DataError) -> None:
         """Count one bad row, or stop with ``error``."""
         if not self._passed_over():
@@ -124,14 +140,18 @@ class Decoder(ABC):
 
 
 class RawDecoder(Decoder):
-    """Little-endian floats without any frame, for high rates."""
+    """Little-endian floats without any frame, for high rates.
+
+    Columns of a schema stand in its order: a class as the index of its level, a gap as NaN.
+    """
 
     item_bytes = 4
 
     def __init__(self, schema: Schema, layout: Layout | None = None) -> None:
         """Make a decoder: see `Decoder`."""
         super().__init__(schema, layout)
-        self._row_bytes = schema.size * self.item_bytes
+        self._row_bytes = schema.raw_size * self.item_bytes
+        self._gaps = np.array([one.missing != "refuse" for one in schema.columns] or [False])
         if self.layout.sides:
             raise ConfigError(
                 f"Expected no column {self.layout.sides[0]!r} in a raw format, which holds values "
@@ -143,8 +163,8 @@ class RawDecoder(Decoder):
         data = self._rest + data if self._rest else data
         rows = len(data) // self._row_bytes
         self._rest = data[rows * self._row_bytes :]
-        values = np.frombuffer(data, f"<f{self.item_bytes}", rows * self.schema.size)
-        values = values.reshape(rows, self.schema.size)
+        values = np.frombuffer(data, f"<f{self.item_bytes}", rows * self.schema.raw_size)
+        values = values.reshape(rows, self.schema.raw_size)
         for start in range(0, rows, BATCH):
             yield from self._finite(values[start : start + BATCH])
 
@@ -165,7 +185,7 @@ class RawDecoder(Decoder):
         """The rows of ``values`` [n, size] without NaN, infinity and what would overflow."""
         largest = min(LARGEST, float(np.finfo(values.dtype).max))
         with np.errstate(invalid="ignore"):
-            good = (np.abs(values) <= largest).all(axis=1)
+            good = ((np.abs(values) <= largest) | (np.isnan(values) & self._gaps)).all(axis=1)
         stops = not self.layout.skip_bad and not good.all()
         if stops:
             good = good[: np.argmin(good)]
@@ -202,7 +222,7 @@ class LineDecoder(Decoder):
         lines = head.split(b"\n") if newline else []
         for start in range(0, len(lines), BATCH):
             yield from self._rows(lines[start : start + BATCH])
-        cap = _LINE_BYTES + _BYTES_PER_VALUE * self.schema.size
+        cap = _LINE_BYTES + _BYTES_PER_VALUE * self.schema.raw_size
         if len(self._rest) > cap:
             self._rest, self._skipping = b"", True
             self._refuse(
@@ -266,16 +286,16 @@ class LineDecoder(Decoder):
     def _checked(self, line: bytes, number: int) -> tuple[list[float], list[str]]:
         """Values and sides of one line; a DataError when they are not as they must be."""
         values, sides = self._row(line, number)
-        if len(values) != self.schema.size:
+        if len(values) != self.schema.raw_size:
             raise DataError(
-                f"Expected {self.schema.size} values for schema {self.schema.name!r}, got "
+                f"Expected {self.schema.raw_size} values for schema {self.schema.name!r}, got "
                 f"{len(values)} in record {number}{self.layout.of}; choose other columns, window "
                 "or bundle.",
                 reason="width",
             )
-        if not all(abs(value) <= LARGEST for value in values):
+        if not self.schema.columns and not all(abs(value) <= LARGEST for value in values):
             raise self._not_finite(number)
-        if self.layout.time and _seconds(sides[0]) is None:
+        if self.layout.time and seconds_or_none(sides[0]) is None:
             raise DataError(
                 f"Expected a time in seconds or an ISO 8601 date in column {self.layout.time!r}"
                 f"{self.layout.of}, got something else in record {number}; correct or drop it.",
@@ -300,7 +320,7 @@ class LineDecoder(Decoder):
             fresh=np.asarray(fresh),
             line=np.asarray(places),
             stamp=stamp,
-            seconds=None if stamp is None else np.array([*map(_seconds, stamp)], np.float64),
+            seconds=None if stamp is None else np.array([*map(seconds_or_none, stamp)], np.float64),
             group=columns[-1] if self.layout.group else None,
         )
 
@@ -321,7 +341,7 @@ class LineDecoder(Decoder):
         """
 
 
-def _seconds(text: str) -> float | None:
+def seconds_or_none(text: object) -> float | None:
     """A finite time in seconds, or None where a text is none."""
     try:
         found = seconds_of(text)
@@ -337,10 +357,11 @@ class CsvDecoder(LineDecoder):
         """Make a decoder: see `Decoder`."""
         super().__init__(schema, layout)
         self._table = Table(
-            self.layout.columns,
+            schema.columns or self.layout.columns,
             aside=self.layout.sides,
-            width=schema.size,
+            width=schema.raw_size,
             name=self.layout.name,
+            names=self.layout.names,
         )
 
     def take_header(self, line: bytes) -> None:
@@ -349,58 +370,122 @@ class CsvDecoder(LineDecoder):
         Raises:
             DataError: columns are to be chosen that it does not name.
         """
-        if line:
-            self._table.begin(line.removeprefix(MARK).strip())
+        if line := line.removeprefix(MARK).strip():
+            self._table.begin(line)
+            self._see(self._table.names)
 
     def _records(self, kept: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
         if kept and self._table.width is None:
-            self._table.begin(kept[0][1])
+            self.take_header(kept[0][1])
         return [(at, line) for at, line in kept if line != self._table.header]
 
     def _quickly(self, lines: Sequence[bytes]) -> tuple[np.ndarray, list[list[str]]] | None:
-        rows = self._table.quickly(lines)
-        if rows is None or rows.shape[1] != self.schema.size or not (abs(rows) <= LARGEST).all():
-            return None
-        if not self.layout.sides:
-            return rows, []
+        first = self.rows + 1
         try:
-            sides = [self._table.sides(line, at) for at, line in enumerate(lines, self.rows + 1)]
+            coded = self._table.numbers(lines, first) if self.schema.columns else None
+            rows = self._table.quickly(lines) if coded is None else coded
+            if rows is None or (coded is None and not (abs(rows) <= LARGEST).all()):
+                return None
+            sides = [self._table.sides(line, first) for line in lines if self.layout.sides]
         except DataError:
             return None
-        if self.layout.time and any(_seconds(cells[0]) is None for cells in sides):
+        if rows.shape[1] != self.schema.raw_size:
+            return None
+        if self.layout.time and any(seconds_or_none(cells[0]) is None for cells in sides):
             return None
         return rows, sides
 
     def _row(self, line: bytes, number: int) -> tuple[list[float], list[str]]:
-        return self._table.record(line, number), self._table.sides(line, number)
+        read = self._table.values if self.schema.columns else self._table.record
+        return read(line, number), self._table.sides(line, number)
 
 
 class JsonLinesDecoder(LineDecoder):
-    """One JSON value a line: a list of numbers, or an object with one at "values"."""
+    """One JSON value a line: a list of numbers, or an object with one at "values".
+
+    For a schema with columns it is an object that has them by name, itself or at "values".
+    """
 
     def _row(self, line: bytes, number: int) -> tuple[list[float], list[str]]:
+        value, sides = self._parsed(line, number)
+        if self.schema.columns:
+            values = self._coded([self._cells(value, number)], number)[0].tolist()
+            return values, sides
+        if isinstance(value, list) and all(type(item) in (int, float) for item in value):
+            with contextlib.suppress(OverflowError):
+                return [float(item) for item in value], sides
+        raise self._wrong("a JSON list of finite numbers", number)
+
+    def _quickly(self, lines: Sequence[bytes]) -> tuple[np.ndarray, list[list[str]]] | None:
+        if not self.schema.columns:
+            return None
+        first = self.rows + 1
+        try:
+            parsed = [self._parsed(line, at) for at, line in enumerate(lines, first)]
+            cells = [self._cells(value, first) for value, _ in parsed]
+            rows, sides = self._coded(cells, first), [side for _, side in parsed]
+        except DataError:
+            return None
+        if self.layout.time and any(seconds_or_none(side[0]) is None for side in sides):
+            return None
+        return rows, sides
+
+    def _parsed(self, line: bytes, number: int) -> tuple[object, list[str]]:
+        """What holds the values of one line, and its sides as texts."""
         try:
             value = json.loads(line)
-            sides = []
-            if isinstance(value, dict):
-                sides = [str(value[name]) for name in self.layout.sides if name in value]
-                value = value.get("values")
-            if len(sides) != len(self.layout.sides):
-                names = " and ".join(self.layout.sides)
-                raise DataError(
-                    f"Expected a JSON object with values and {names}, got another one in record "
-                    f"{number}{self.layout.of}; correct it.",
-                    field=self.layout.sides[0],
-                    reason="column",
+        except (ValueError, RecursionError):
+            raise self._wrong("JSON", number) from None
+        sides = {}
+        if isinstance(value, dict):
+            value = self._named(value)
+            sides = {name: str(value[name]) for name in self.layout.sides if name in value}
+            inner = value.get("values")
+            if not self.schema.columns:
+                value = inner
+            elif isinstance(inner, dict):
+                value = self._named(inner)
+        for name in self.layout.sides:
+            if name not in sides:
+                raise self._wrong(f"a JSON object with {name!r}", number, name, "column")
+        return value, [sides[name] for name in self.layout.sides]
+
+    def _named(self, value: Mapping[str, object]) -> dict[str, object]:
+        return {self.layout.names.get(key, key): one for key, one in value.items()}
+
+    def _cells(self, value: object, number: int) -> list[object]:
+        """The cells of the schema's columns in one object, in their order."""
+        if not isinstance(value, dict):
+            raise self._wrong("a JSON object with the columns of the bundle by name", number)
+        for column in self.schema.columns:
+            cell = value.get(column.name, self)
+            if cell is self:
+                raise self._wrong(f"column {column.name!r}", number, column.name, "column")
+            if not isinstance(cell, str | int | float | None):
+                raise self._wrong(
+                    f"a number or text in column {column.name!r}", number, column.name
                 )
-            if isinstance(value, list) and all(type(item) in (int, float) for item in value):
-                return [float(item) for item in value], sides
-        except (ValueError, RecursionError, OverflowError):
-            pass
-        raise DataError(
-            f"Expected a JSON list of finite numbers, got something else in record {number}"
-            f"{self.layout.of}; correct it.",
-            reason="number",
+        if not self.rows:
+            self._see(list(value))
+        return [value[column.name] for column in self.schema.columns]
+
+    def _coded(self, cells: Sequence[Sequence[object]], first: int) -> np.ndarray:
+        """Raw rows [n, C] of cells of the schema's columns."""
+        by_column = zip(self.schema.columns, zip(*cells, strict=True), strict=True)
+        codes = [
+            column.codes(np.array(found, object), first=first, name=self.layout.name)
+            for column, found in by_column
+        ]
+        return np.stack(codes, axis=1)
+
+    def _wrong(
+        self, expected: str, number: int, name: str | None = None, reason: str = "number"
+    ) -> DataError:
+        return DataError(
+            f"Expected {expected}, got something else in record {number}{self.layout.of}; correct "
+            "it.",
+            field=name,
+            reason=reason,
         )
 
 

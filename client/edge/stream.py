@@ -31,6 +31,8 @@ from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 CONFIRM_AFTER = 10
 #: Values that a calibration may hold in memory.
 MAX_CALIBRATION_VALUES = 1 << 23
+#: Columns that an event names.
+MAX_NAMES = 20
 #: Seconds that a signal gives to end in.
 END_S = 5
 
@@ -180,7 +182,7 @@ class Stream:
         """
         self._notifier = Notifier()
         self._normals: list[np.ndarray] = []
-        self.decoder.line = self.source.lines
+        self.decoder.line, self._told = self.source.lines, False
         self._beat_at, self._beat_records = time.monotonic(), 0
         self._start()
         try:
@@ -241,6 +243,9 @@ class Stream:
 
     def _take_all(self, batches: Iterator[Rows]) -> None:
         for rows in batches:
+            if self.decoder.extra and not self._told:
+                self._told = True
+                self._say("columns", extra=self.decoder.extra[:MAX_NAMES])
             records = self.windows.push(rows)
             if self.calibration is not None:
                 records = self._calibrate(self.calibration, records)

@@ -77,6 +77,11 @@ def row_schema(schema: Schema) -> Schema:
     return replace(schema, shape=shape, window=None)
 
 
+def row_of(schema: Schema) -> Schema:
+    """The schema of a row of a file: of a time step where the schema has a window."""
+    return schema if schema.window is None else row_schema(schema)
+
+
 class Windows:
     """Overlapping records out of time steps.
 

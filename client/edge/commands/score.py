@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 from fedlatent.client.edge.commands.common import (
     Commands,
     add_json,
+    add_map,
     add_model_options,
     confirmation,
     load_model,
+    names_of,
     print_json,
     print_table,
+    say_extra,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from fedlatent.client.edge.reader import Found
     from fedlatent.client.edge.runtime import EdgeModel, ScoreTable
 
 _CHUNK = 512
@@ -102,6 +106,7 @@ def _register_score(commands: Commands) -> None:
             "score hearts-1.fedlatent beats.csv --key publisher.pub",
             "score hearts-1.fedlatent beats.npz --key publisher.pub --normals mine.npz",
             "score /var/lib/fedlatent-edge beats.csv --output scores.csv",
+            "score hearts-1.fedlatent ward7.csv --key publisher.pub --map pulse=hr",
         ],
     )
     add_model_options(parser)
@@ -117,16 +122,22 @@ def _add_records(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(name, type=Path, help="CSV (.csv, .csv.gz) or NPZ, raw records")
     parser.add_argument("--array", default="X", help="array of an NPZ with the records (X)")
     parser.add_argument(
-        "--columns", help="names of a CSV's columns in record order, with commas between"
+        "--columns",
+        help="names of a CSV's columns in record order, with commas between, for a bundle that "
+        "names none",
     )
+    add_map(parser.add_argument)
 
 
-def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "np.ndarray":
+def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "Found":
     from fedlatent.client.edge.reader import read_records
 
     schema = model.bundle.manifest.schema
     columns = None if args.columns is None else args.columns.split(",")
-    rows = read_records(path, schema, key=args.array, columns=columns)
+    names = names_of(args)
+    found = read_records(path, schema, key=args.array, columns=columns, names=names)
+    say_extra(found.extra, path.name)
+    rows = found.records
     clipped = schema.outside(rows)
     if clipped.any():
         sys.stderr.write(
@@ -134,7 +145,7 @@ def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "np.ndarr
             f"public bounds of the schema ({clipped.sum() / rows.size:.2%} of all values are "
             "clipped), so what is computed from them says little; check units and columns.\n"
         )
-    return rows
+    return found
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -181,7 +192,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _calibrate(args: argparse.Namespace) -> int:
     model = load_model(args)
-    normals = _read(args, model, args.normals)
+    normals = _read(args, model, args.normals).records
     made = model.calibrate(normals, args.quantile, recentre=args.recentre)
     made.save_calibration(args.output)
     found = made.calibration
@@ -206,7 +217,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _encode(args: argparse.Namespace) -> int:
     model = load_model(args)
-    records = _read(args, model, args.records)
+    records = _read(args, model, args.records).records
     latents = model.encode(records)
     names = [f"z{i}" for i in range(latents.shape[1])]
     _write_csv(args.output, names, [[f"{value:.9g}" for value in row] for row in latents])
@@ -231,9 +242,10 @@ def _score(args: argparse.Namespace) -> int:
     if args.normals is not None and args.calibration is not None:
         raise ConfigError("Expected --normals or --calibration, got both; choose one.")
     model = load_model(args)
-    rows = _read(args, model, args.records)
+    found = _read(args, model, args.records)
+    rows = found.records
     if args.normals is not None:
-        model = model.recentre(_read(args, model, args.normals))
+        model = model.recentre(_read(args, model, args.normals).records)
     if len(rows):
         model.score(rows[:1])
     first = edge_footprint()
@@ -244,22 +256,42 @@ def _score(args: argparse.Namespace) -> int:
         confirm()
     if args.output is not None:
         _write_scores(args.output, tables)
-    process = {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb}
+    gaps = None if model.bundle.manifest.schema.window is None else found.gaps
+    _tell(args, model, tables, gaps, {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb})
+    return 0
+
+
+def _tell(
+    args: argparse.Namespace,
+    model: "EdgeModel",
+    tables: "list[ScoreTable]",
+    gaps: int | None,
+    process: dict[str, float],
+) -> None:
+    """Show scores, flags, what was clipped, gaps of windows, and what the process took."""
     scores = [float(value) for made in tables for value in made.score]
     flags = [bool(value) for made in tables for value in made.flag]
     clipped = [int(value) for made in tables for value in made.clipped]
+    outside = sum(map(bool, clipped))
     if args.json:
         counts = {"records": len(scores), "flagged": sum(flags), "threshold": model.threshold}
-        outside = sum(map(bool, clipped))
+        counts |= {"outside": outside} | ({} if gaps is None else {"gaps": gaps})
         lists = {"scores": scores, "flags": flags, "clipped": clipped, "process": process}
-        print_json({**counts, "outside": outside, **model.calibration_info(), **lists})
-    else:
-        _show_scores(scores, flags, clipped)
-        print(
-            f"the highest; threshold {model.threshold:.4g}; first score {first.seconds:.2f} s "
-            f"after start, peak memory {last.peak_mb:.0f} MB"
-        )
-    return 0
+        print_json({**counts, **model.calibration_info(), **lists})
+        return
+    highest = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_SHOWN]
+    rows = [
+        [str(i), f"{scores[i]:.3f}", "flagged" if flags[i] else "", str(clipped[i] or "")]
+        for i in highest
+    ]
+    title = f"{len(scores)} records, {sum(flags)} flagged, {outside} outside the public bounds"
+    print_table(title, ["#record", "#score", "flag", "#clipped"], rows)
+    print(
+        f"the highest; threshold {model.threshold:.4g}; first score {process['first_score_s']:.2f} "
+        f"s after start, peak memory {process['peak_rss_mb']:.0f} MB"
+    )
+    if gaps:
+        print(f"gaps in time: {gaps}; no record reaches over one")
 
 
 def _chunks(model: "EdgeModel", rows: "np.ndarray") -> Iterator["ScoreTable"]:
@@ -289,14 +321,3 @@ def _write_csv(path: Path, names: list[str], rows: list[list[str]]) -> None:
     writer.writerow(names)
     writer.writerows(rows)
     write_atomic(path, text.getvalue().encode())
-
-
-def _show_scores(scores: list[float], flags: list[bool], clipped: list[int]) -> None:
-    highest = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_SHOWN]
-    rows = [
-        [str(i), f"{scores[i]:.3f}", "flagged" if flags[i] else "", str(clipped[i] or "")]
-        for i in highest
-    ]
-    outside = sum(map(bool, clipped))
-    title = f"{len(scores)} records, {sum(flags)} flagged, {outside} outside the public bounds"
-    print_table(title, ["#record", "#score", "flag", "#clipped"], rows)

@@ -2,14 +2,17 @@
 
 import argparse
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlatent.client.edge.commands.common import (
     Commands,
+    add_map,
     add_model_options,
     confirmation,
     load_model,
+    names_of,
 )
 from fedlatent.shared.errors import ConfigError
 
@@ -107,13 +110,15 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     add(
         "--columns",
         type=lambda text: text.split(","),
-        help="names of CSV columns in record order, with commas",
+        help="names of CSV columns in record order, with commas, for a bundle that names none",
     )
+    add_map(add)
     add(
         "--window",
         type=int,
         metavar="HOP",
-        help="a row is a time step: make a record of the last steps every HOP steps",
+        help="a row is a time step: make a record of the last steps every HOP steps; by default as "
+        "the bundle says",
     )
     add(
         "--time",
@@ -199,13 +204,13 @@ def _run(args: argparse.Namespace) -> int:
     source = open_source(
         args.source,
         follow=args.follow,
-        record_bytes=row.size * DECODERS[args.format].item_bytes,
+        record_bytes=row.raw_size * DECODERS[args.format].item_bytes,
         token=_token(args.token_file),
         give_up=args.give_up,
     )
     closing = contextlib.closing
     with Stop() as stop, closing(source), closing(EventLog(args.log, args.log_bytes)) as log:
-        decoder = DECODERS[args.format](row, _layout(args, source.name))
+        decoder = DECODERS[args.format](row, _layout(args, window, source.name))
         if isinstance(source, FollowSource) and isinstance(decoder, CsvDecoder):
             decoder.take_header(source.first_line())
         Stream(
@@ -227,24 +232,43 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _row_and_window(args: argparse.Namespace, schema: "Schema") -> "tuple[Schema, Window]":
-    """The schema of a row, and how rows become records."""
+    """The schema of a row, and how rows become records: as the bundle says, but for options."""
     from fedlatent.client.edge.windows import row_schema
     from fedlatent.shared.data.series import Window
 
-    if args.step is not None and args.time is None:
-        raise ConfigError(
-            "Expected --time with --step, got none; name the column of the rows' times."
-        )
-    length, step = (1, 1) if args.window is None else (schema.shape[-1], args.window)
-    row = schema if args.window is None else row_schema(schema)
-    rate = 0.0 if args.step is None else 1 / args.step
-    return row, Window(length=length, step=step, time=args.time or "", rate=rate)
+    found = schema.window or Window(length=1)
+    if args.window is not None:
+        if schema.columns and schema.window is None:
+            raise ConfigError(
+                "Expected no --window, since a row is a record of this bundle, got one; leave it "
+                "out."
+            )
+        found = replace(found, length=schema.shape[-1], step=args.window)
+    if args.time is not None:
+        found = replace(found, time=args.time)
+    if args.step is not None:
+        if not found.time:
+            raise ConfigError(
+                "Expected --time with --step, got none; name the column of the rows' times."
+            )
+        found = replace(found, rate=1 / args.step)
+    windowed = schema.window is not None or args.window is not None
+    return row_schema(schema) if windowed else schema, found
 
 
-def _layout(args: argparse.Namespace, name: str) -> "Layout":
-    from fedlatent.client.edge.decoders import Layout
+def _layout(args: argparse.Namespace, window: "Window", name: str) -> "Layout":
+    from fedlatent.client.edge.decoders import DECODERS, Layout
 
-    return Layout(columns=args.columns, time=args.time or "", skip_bad=args.skip_bad, name=name)
+    # Raw formats have no place for times and series that the bundle asks for.
+    raw = DECODERS[args.format].item_bytes > 0
+    return Layout(
+        columns=args.columns,
+        names=names_of(args),
+        time=(args.time or "") if raw else window.time,
+        group="" if raw else window.group,
+        skip_bad=args.skip_bad,
+        name=name,
+    )
 
 
 def _duration(text: str) -> float:

@@ -21,17 +21,19 @@ def test_csv_with_and_without_header(tmp_path: Path, text: str) -> None:
     """Every column of every row is read, with or without a header, mark or blank line."""
     path = tmp_path / "records.csv"
     path.write_text(text)
-    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA), VALUES)
+    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA).records, VALUES)
     packed = tmp_path / "records.csv.gz"
     packed.write_bytes(gzip.compress(text.encode()))
-    np.testing.assert_array_equal(read_records(packed, tiny.SCHEMA), VALUES)
+    np.testing.assert_array_equal(read_records(packed, tiny.SCHEMA).records, VALUES)
 
 
 def test_columns_are_chosen_by_name_in_order(tmp_path: Path) -> None:
     """Named columns are taken in the order given, others are ignored even when they are text."""
     path = tmp_path / "records.csv"
     path.write_text("when,f,e,d,c,b,a\nmonday,6.25,5,0,3e3,-2,1.5\ntuesday,3,2,1,9,8,7\n")
-    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA, columns=list("abcdef")), VALUES)
+    np.testing.assert_array_equal(
+        read_records(path, tiny.SCHEMA, columns=list("abcdef")).records, VALUES
+    )
 
 
 def test_npz_by_key(tmp_path: Path) -> None:
@@ -39,8 +41,8 @@ def test_npz_by_key(tmp_path: Path) -> None:
     path = tmp_path / "records.npz"
     raw = tiny.raw_records(4)
     np.savez(path, X=raw, other=VALUES)
-    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA), raw)
-    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA, key="other"), VALUES)
+    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA).records, raw)
+    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA, key="other").records, VALUES)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_endings_count_in_any_case(tmp_path: Path, name: str) -> None:
             np.savez(stream, X=VALUES)
     else:
         path.write_bytes(gzip.compress(ROWS.encode()) if name.endswith("GZ") else ROWS.encode())
-    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA), VALUES)
+    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA).records, VALUES)
     np.testing.assert_array_equal(read_raw(path).records, VALUES)
 
 
@@ -105,4 +107,4 @@ def test_no_row_gives_no_record(tmp_path: Path) -> None:
     path = tmp_path / "records.csv"
     for text in ("", HEADER):
         path.write_text(text)
-        assert read_records(path, tiny.SCHEMA).shape == (0, tiny.DIM)
+        assert read_records(path, tiny.SCHEMA).records.shape == (0, tiny.DIM)

@@ -21,7 +21,7 @@ SCHEMA = Schema(name="triple", shape=(3,), lower=-1e29, upper=1e29)
 READERS: dict[str, Callable[[Path], np.ndarray]] = {
     "rule": lambda path: read_table(path)[0],
     "node": lambda path: read_raw(path).records,
-    "device": lambda path: read_records(path, SCHEMA),
+    "device": lambda path: read_records(path, SCHEMA).records,
     "page": lambda path: read_stream("a", path, {3}, 99),
     "export": _public,
 }
