@@ -45,6 +45,20 @@ class RawRecords:
     client_id: NDArray[np.str_] | None
     person: NDArray[np.int64] | None = None
 
+    def dataset(self, schema: Schema) -> Dataset:
+        """The same preprocessed.
+
+        Raises:
+            DataError: If the records do not fit the schema.
+        """
+        return Dataset(
+            records=schema.preprocess(self.records),
+            schema=schema,
+            client_id=self.client_id,
+            label=self.label,
+            person=self.person,
+        )
+
 
 class Fields(TypedDict, total=False):
     """Where a file has what: the keyword arguments of `read_raw`.
@@ -83,14 +97,7 @@ def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
         DataError: If the file is absent, damaged or of another kind, if a key is absent, if a
             record has no person, or if the records do not fit the schema.
     """
-    raw = read_raw(path, schema, **where)
-    return Dataset(
-        records=schema.preprocess(raw.records),
-        schema=schema,
-        client_id=raw.client_id,
-        label=raw.label,
-        person=raw.person,
-    )
+    return read_raw(path, schema, **where).dataset(schema)
 
 
 def read_raw(
@@ -122,7 +129,10 @@ def read_raw(
     inputs = _inputs(path, schema, columns)
     series = (window.time, window.group) if window is not None else ("", "")
     keys = (label_key, client_key, person_key, *series)
-    _check_person(path, person_key, (records_key, label_key, *map(_name_of, inputs or ())))
+    taken = [records_key, *map(_name_of, inputs or ())]
+    _check_apart(path, "labels", label_key, taken)
+    _check_apart(path, "client names", client_key, taken)
+    _check_apart(path, "persons", person_key, [*taken, label_key])
     others = tuple(key for key in keys if key)
     asked = Asked(records_key=records_key, columns=inputs, others=others, names=names)
     records, sides = READERS[ending](path, asked)
@@ -167,13 +177,14 @@ def _inputs(
     return schema.columns
 
 
-def _check_person(path: Path, person_key: str | None, taken: Sequence[str | None]) -> None:
-    """Raise DataError where persons would become a part of their records."""
-    if person_key is not None and person_key in taken:
+def _check_apart(path: Path, what: str, key: str | None, taken: Sequence[str | None]) -> None:
+    """Raise DataError where what is told of records would become a part of them."""
+    if key is not None and key in taken:
         raise DataError(
-            f"Expected {person_key!r} to tell persons apart in {path.name} and nothing else, got "
-            "it among the records or labels too; a record never holds its person, so leave it out "
-            "there."
+            f"Expected {key!r} to hold the {what} of {path.name} and nothing else, got it among "
+            f"the records or labels too; a record never holds its {what}, so leave it out there.",
+            field=key,
+            reason="column",
         )
 
 
