@@ -1,6 +1,8 @@
-"""A user's own file as a federation, for the demo."""
+"""A user's own file as a federation: for the demo, for studies and for training."""
 
+import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -8,13 +10,67 @@ from typing import Unpack
 import numpy as np
 
 from fedlatent.shared.config import Data, invalid
+from fedlatent.shared.data.checks import Check, check
 from fedlatent.shared.data.readers import Fields, read_raw
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.sources import Federation, SiteData, from_file
+from fedlatent.shared.data.sources import TRAIN_FRACTION, Federation, SiteData, of_raw
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.toml import parse_toml
 
-_LEAST_TRAINING = 20  # normal records that a site of the demo needs
+#: Told what a look at records found; may raise `RecordsRefused`.
+Look = Callable[[Check], None]
+
+LEAST_TRAINING = 20  # normal records that a client trains on, at least
+LEAST_RECORDS = math.ceil(LEAST_TRAINING / TRAIN_FRACTION)  # normal ones that it holds then
+
+
+def clients_of_file(
+    path: Path,
+    *,
+    schema: Path | None = None,
+    seed: int = 0,
+    look: Look = lambda found: None,
+    **where: Unpack[Fields],
+) -> Federation:
+    """Read a file as its own clients, or as one where it names none.
+
+    Without ``schema`` the bounds are the smallest and largest value of the file. A real run must
+    not do that, since it publishes them; the note of the federation says so.
+
+    Args:
+        path: any kind of file that `fedlatent.shared.data.readers` reads.
+        schema: a TOML file with a table ``[data]``.
+        seed: draws training and test records.
+        look: told what a look at the records found, before anything else is made of them; it may
+            refuse them.
+        where: what the file calls its records, labels and clients, as ``readers.Fields`` says.
+
+    Raises:
+        DataError: the file does not fit, or every client has too few normal records; the note names
+            those that are left out for that.
+        ConfigError: the schema is not one.
+    """
+    chosen = load_schema(schema) if schema else _schema_of_values(path, **where)
+    raw = read_raw(path, chosen, **where)
+    look(check(raw.records, chosen, label=raw.label, names=where.get("columns") or ()))
+    whole = of_raw(raw, chosen, path.name, seed=seed)
+    sites = [replace(one, name=_plain(one.name) or "client") for one in whole.sites]
+    small = [one.name for one in sites if len(one.train) < LEAST_TRAINING]
+    sites = [one for one in sites if one.name not in small]
+    if not sites:
+        raise DataError(
+            f"Expected at least {LEAST_RECORDS} normal records of one client in {path.name}, of "
+            f"which {LEAST_TRAINING} are trained on, got fewer at {_some(small)}; train on more "
+            "records, or check the labels.",
+            field=small[0] if small else None,
+            reason="few",
+        )
+    note = whole.note
+    if schema is None:
+        note += " Bounds were taken from the file: good for a try, a leak in a real run."
+    if small:
+        note += f" Left out, with fewer than {LEAST_RECORDS} normal records: {_some(small)}."
+    return replace(whole, sites=tuple(sites), note=note)
 
 
 def federation_of_file(
@@ -23,18 +79,19 @@ def federation_of_file(
     *,
     schema: Path | None = None,
     seed: int = 0,
+    look: Look = lambda found: None,
     **where: Unpack[Fields],
 ) -> Federation:
     """Read a file as ``sites`` clients: its own clients, or equal random parts without names.
 
-    Without ``schema`` the bounds are the smallest and largest value of the file. A real run must
-    not do that, since it publishes them; the note of the federation says so.
+    Clients without anomalies take part; the note names them.
 
     Args:
-        path: CSV, Parquet or NPZ.
+        path: any kind of file that `fedlatent.shared.data.readers` reads.
         sites: clients wanted, participating and absent together.
-        schema: a TOML file with a table ``[data]``.
+        schema: a TOML file with a table ``[data]``; see `clients_of_file`.
         seed: draws training and test records, and the parts.
+        look: see `clients_of_file`.
         where: what the file calls its records, labels and clients, as ``readers.Fields`` says;
             the AUROC needs labels with anomalies.
 
@@ -42,31 +99,44 @@ def federation_of_file(
         DataError: the file does not fit, has too few clients or records, or no anomaly.
         ConfigError: the schema is not one.
     """
-    chosen = _load_schema(schema) if schema else _schema_of_values(path, **where)
-    whole = from_file(path, chosen, seed=seed, **where)
+    whole = clients_of_file(path, schema=schema, seed=seed, look=look, **where)
     parts = list(whole.sites) if where.get("client_key") else _cut(whole.sites[0], sites, seed)
-    parts = [replace(one, name=_plain(one.name)) for one in parts]
     if len(parts) < sites:
-        raise DataError(f"Expected at least {sites} clients in {path}, got {len(parts)}.")
-    parts = parts[:sites]
-    small = [one.name for one in parts if len(one.train) < _LEAST_TRAINING]
-    if small:
         raise DataError(
-            f"Expected at least {_LEAST_TRAINING} normal training records per client, got fewer "
-            f"in {', '.join(small[:5])}; ask for fewer sites."
+            f"Expected at least {sites} clients in {path}, got {len(parts)}; ask for fewer."
         )
-    if not all(one.test_label.any() for one in parts):
+    parts = parts[:sites]
+    if not where.get("client_key"):
+        least = min(len(one.train) for one in parts)
+        if least < LEAST_TRAINING:
+            raise DataError(
+                f"Expected at least {LEAST_TRAINING} normal training records per client, got "
+                f"{least} when {path.name} is cut into {sites}; ask for fewer sites."
+            )
+    quiet = [one.name for one in parts if not one.test_label.any()]
+    if len(quiet) == len(parts):
         raise DataError(
-            "Expected anomalies in every client to rate detectors with, got some without; name "
-            "the label with --label and the normal value with --normal-label."
+            f"Expected anomalies in {path.name} to rate detectors with, got none; name the label "
+            "with --label and the normal value with --normal-label."
         )
     note = whole.note
-    if schema is None:
-        note += " Bounds were taken from the file: good for a demo, a leak in a real run."
+    if quiet:
+        note += f" Clients without anomalies, which are not rated by themselves: {_some(quiet)}."
     return replace(whole, sites=tuple(parts), note=note)
 
 
-def _load_schema(path: Path) -> Schema:
+def _some(names: Sequence[str]) -> str:
+    """At most ten of the names, and how many more there are."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def load_schema(path: Path) -> Schema:
+    """The schema of a TOML file with a table ``[data]``.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -79,16 +149,21 @@ def _load_schema(path: Path) -> Schema:
 
 
 def _schema_of_values(path: Path, **where: Unpack[Fields]) -> Schema:
+    """A schema with the range of a file's values: of each column of a table, or of all values."""
     rows = np.asarray(read_raw(path, **where).records, dtype=np.float64)
     if not len(rows) or not np.isfinite(rows).all():
-        raise DataError(f"Expected finite records in {path}, got none or NaN; clean the file.")
-    low, high = float(rows.min()), float(rows.max())
+        raise DataError(
+            f"Expected finite records in {path}, got none or NaN; clean the file, or describe its "
+            "columns in a schema (fedlatent data describe)."
+        )
+    name = _plain(path.name.split(".")[0]) or "file"
     shape = rows.shape[1:]
+    low, high = float(rows.min()), float(rows.max())
     if len(shape) == 2:
         shape = (1, *shape)  # grey images
     scale = 2.0 / (high - low) if high > low else 1.0
     return Schema(
-        name=_plain(path.name.split(".")[0]) or "file",
+        name=name,
         shape=shape,
         unit="",
         scale=scale,

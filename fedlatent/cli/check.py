@@ -6,6 +6,7 @@ from fedlatent.cli.console import out, styled, table
 
 if TYPE_CHECKING:
     from fedlatent.shared.data.checks import Check
+    from fedlatent.simulations.own_data import Look
 
 _SHOWN = 40  # columns
 
@@ -27,6 +28,18 @@ def print_check(found: "Check") -> None:
     for finding in found.findings:
         style = "bold red" if finding.severity == "stop" else "yellow"
         out.print(styled(style, finding.severity, f": {finding.text}"))
+
+
+def looker(*, accept: bool, quiet: bool) -> "Look":
+    """Shows what was found unless ``quiet``, and refuses records that stop unless accepted."""
+
+    def look(found: "Check") -> None:
+        if not quiet:
+            print_check(found)
+        if not accept:
+            found.refuse("say --accept")
+
+    return look
 
 
 def _share(value: float) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data import hearts as heart_model
-from fedlatent.shared.data.readers import Fields, read_npz, read_raw
+from fedlatent.shared.data.readers import Fields, RawRecords, read_npz, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.transforms import affine_points, resample
 
@@ -210,19 +210,32 @@ def from_file(
     Raises:
         DataError: If the file cannot be read or a record does not fit the schema.
     """
-    raw = read_raw(path, schema, **where)
+    return of_raw(read_raw(path, schema, **where), schema, Path(path).name, seed=seed)
+
+
+def of_raw(raw: RawRecords, schema: Schema, name: str, *, seed: int = 0) -> Federation:
+    """Records as a federation: one site per client name, or a single site without names.
+
+    Args:
+        raw: as a reader gives them.
+        schema: what they are.
+        name: of their file.
+        seed: draws the split into training and test records.
+
+    Raises:
+        DataError: If a record does not fit the schema.
+    """
     schema.preprocess(raw.records)  # fails here rather than in the middle of a run
     count = len(raw.records)
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label
     clients = np.full(count, "site") if raw.client_id is None else raw.client_id
     kind = np.array(["normal", "anomaly"])[label]
-    sites = _by_owner(clients, raw.records, kind, label, seed)
     return Federation(
-        name=Path(path).name,
+        name=name,
         schema=schema,
-        sites=sites,
+        sites=_by_owner(clients, raw.records, kind, label, seed),
         synthetic=False,
-        note=f"Records of the file {Path(path).name}.",
+        note=f"Records of the file {name}.",
     )
 
 
