@@ -2,23 +2,23 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 import numpy as np
 
-from fedlatent.shared.config import Data, invalid
-from fedlatent.shared.data.checks import Check, check
-from fedlatent.shared.data.readers import Fields, read_raw
-from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.sources import TRAIN_FRACTION, Federation, SiteData, of_raw
-from fedlatent.shared.errors import ConfigError, DataError
-from fedlatent.shared.toml import parse_toml
+from pydantic import TypeAdapter, ValidationError
 
-#: Told what a look at records found; may raise `RecordsRefused`.
-Look = Callable[[Check], None]
+from fedlatent.shared.config import Data, invalid
+from fedlatent.shared.data.describe import cells_of, describe
+from fedlatent.shared.data.readers import Fields
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.sources import TRAIN_FRACTION, Federation, SiteData, from_file
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.files import ending_of
+from fedlatent.shared.toml import parse_toml
 
 LEAST_TRAINING = 20  # normal records that a client trains on, at least
 LEAST_RECORDS = math.ceil(LEAST_TRAINING / TRAIN_FRACTION)  # normal ones that it holds then
@@ -29,7 +29,6 @@ def clients_of_file(
     *,
     schema: Path | None = None,
     seed: int = 0,
-    look: Look = lambda found: None,
     **where: Unpack[Fields],
 ) -> Federation:
     """Read a file as its own clients, or as one where it names none.
@@ -41,8 +40,6 @@ def clients_of_file(
         path: any kind of file that `fedlatent.shared.data.readers` reads.
         schema: a TOML file with a table ``[data]``.
         seed: draws training and test records.
-        look: told what a look at the records found, before anything else is made of them; it may
-            refuse them.
         where: what the file calls its records, labels and clients, as ``readers.Fields`` says.
 
     Raises:
@@ -51,9 +48,9 @@ def clients_of_file(
         ConfigError: the schema is not one.
     """
     chosen = load_schema(schema) if schema else _schema_of_values(path, **where)
-    raw = read_raw(path, chosen, **where)
-    look(check(raw.records, chosen, label=raw.label, names=where.get("columns") or ()))
-    whole = of_raw(raw, chosen, path.name, seed=seed)
+    if chosen.columns:
+        where.pop("columns", None)  # the schema has them
+    whole = from_file(path, chosen, seed=seed, **where)
     sites = [replace(one, name=_plain(one.name) or "client") for one in whole.sites]
     small = [one.name for one in sites if len(one.train) < LEAST_TRAINING]
     sites = [one for one in sites if one.name not in small]
@@ -79,7 +76,6 @@ def federation_of_file(
     *,
     schema: Path | None = None,
     seed: int = 0,
-    look: Look = lambda found: None,
     **where: Unpack[Fields],
 ) -> Federation:
     """Read a file as ``sites`` clients: its own clients, or equal random parts without names.
@@ -91,7 +87,6 @@ def federation_of_file(
         sites: clients wanted, participating and absent together.
         schema: a TOML file with a table ``[data]``; see `clients_of_file`.
         seed: draws training and test records, and the parts.
-        look: see `clients_of_file`.
         where: what the file calls its records, labels and clients, as ``readers.Fields`` says;
             the AUROC needs labels with anomalies.
 
@@ -99,7 +94,7 @@ def federation_of_file(
         DataError: the file does not fit, has too few clients or records, or no anomaly.
         ConfigError: the schema is not one.
     """
-    whole = clients_of_file(path, schema=schema, seed=seed, look=look, **where)
+    whole = clients_of_file(path, schema=schema, seed=seed, **where)
     parts = list(whole.sites) if where.get("client_key") else _cut(whole.sites[0], sites, seed)
     if len(parts) < sites:
         raise DataError(
@@ -137,8 +132,6 @@ def load_schema(path: Path) -> Schema:
     Raises:
         ConfigError: it cannot be read, or is none.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     try:
         table = parse_toml(path.read_text(encoding="utf-8"), str(path)).get("data")
         return TypeAdapter(Data).validate_python(table)
@@ -149,28 +142,16 @@ def load_schema(path: Path) -> Schema:
 
 
 def _schema_of_values(path: Path, **where: Unpack[Fields]) -> Schema:
-    """A schema with the range of a file's values: of each column of a table, or of all values."""
-    rows = np.asarray(read_raw(path, **where).records, dtype=np.float64)
-    if not len(rows) or not np.isfinite(rows).all():
-        raise DataError(
-            f"Expected finite records in {path}, got none or NaN; clean the file, or describe its "
-            "columns in a schema (fedlatent data describe)."
-        )
-    name = _plain(path.name.split(".")[0]) or "file"
-    shape = rows.shape[1:]
-    low, high = float(rows.min()), float(rows.max())
-    if len(shape) == 2:
-        shape = (1, *shape)  # grey images
-    scale = 2.0 / (high - low) if high > low else 1.0
-    return Schema(
-        name=name,
-        shape=shape,
-        unit="",
-        scale=scale,
-        center="none",
-        lower=low * scale,
-        upper=high * scale if high > low else low * scale + 1.0,
-    )
+    """A schema that is proposed from the file itself, without the columns that are no inputs."""
+    chosen = where.get("columns")
+    keys = [where.get(key) for key in ("label_key", "client_key", "person_key")]
+    table = ending_of(path, (".npz",)) is None
+    aside = [str(key) for key in keys if key] if table else []
+    if chosen is not None and table:
+        aside = [name for name in cells_of(path) if name not in chosen]
+    proposal = describe(path, skip=aside, records_key=where.get("records_key", "X"))
+    found: Schema = TypeAdapter(Data).validate_python(proposal.data)
+    return found
 
 
 def _cut(site: SiteData, count: int, seed: int) -> list[SiteData]:

@@ -6,9 +6,27 @@ from fedlatent.cli.console import out, styled, table
 
 if TYPE_CHECKING:
     from fedlatent.shared.data.checks import Check
-    from fedlatent.simulations.own_data import Look
 
 _SHOWN = 40  # columns
+
+
+def judge(found: "Check | None", *, accept: bool, quiet: bool) -> None:
+    """Print what a look at the records found, and stop where it stops.
+
+    Args:
+        found: of a user's own file; None where there was nothing to look at.
+        accept: whether a person has said --accept.
+        quiet: print nothing.
+
+    Raises:
+        RecordsRefused: it stops, and nobody accepted that.
+    """
+    if found is None:
+        return
+    if not quiet:
+        print_check(found)
+    if not accept:
+        found.refuse("say --accept")
 
 
 def print_check(found: "Check") -> None:
@@ -28,18 +46,6 @@ def print_check(found: "Check") -> None:
     for finding in found.findings:
         style = "bold red" if finding.severity == "stop" else "yellow"
         out.print(styled(style, finding.severity, f": {finding.text}"))
-
-
-def looker(*, accept: bool, quiet: bool) -> "Look":
-    """Shows what was found unless ``quiet``, and refuses records that stop unless accepted."""
-
-    def look(found: "Check") -> None:
-        if not quiet:
-            print_check(found)
-        if not accept:
-            found.refuse("say --accept")
-
-    return look
 
 
 def _share(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlatent.cli.check import looker
+from fedlatent.cli.check import judge
 from fedlatent.cli.console import figure, out, print_json, progress, size, table
 from fedlatent.cli.options import (
     SCHEMA,
@@ -76,13 +76,13 @@ def train(
         file,
         schema=schema,
         seed=seed,
-        look=looker(accept=accept, quiet=json),
         records_key=array,
         columns=column,
         label_key=label,
         normal_label=label_of(normal_label),
         client_key=client,
     )
+    judge(federation.check, accept=accept, quiet=json)
     present, away = leave_out(federation, absent, seed)
     run = run_of(present, family=family, epsilon=epsilon, seed=seed)
     with progress(quiet=json) as stages, tempfile.TemporaryDirectory() as work:
