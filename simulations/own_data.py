@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-
 from pydantic import TypeAdapter, ValidationError
 
 from fedlatent.shared.config import Data, invalid
