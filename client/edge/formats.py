@@ -133,10 +133,12 @@ class LineDecoder(Decoder):
         if quick is not None:
             number = self.rows + 1 + np.arange(len(kept))
             fresh = np.zeros(len(kept), dtype=bool)
-            fresh[0], self.missing = self.missing, False
-            self.rows += len(kept)
-            yield self._made(quick[0], quick[1], number, fresh, places)
-            return
+            fresh[0] = self.missing
+            rows = self._made(*quick, number, fresh, places)
+            if rows.seconds is None or not np.isnan(rows.seconds).any():
+                self.rows, self.missing = self.rows + len(kept), False
+                yield rows
+                return
         good, error = self._one_by_one(kept)
         if good:
             yield self._made(*zip(*good, strict=True))
@@ -207,7 +209,7 @@ class LineDecoder(Decoder):
         return kept
 
     def _quickly(self, lines: Sequence[bytes]) -> tuple[np.ndarray, list[list[str]]] | None:
-        """Finite values [n, size] and sides, where no line needs a closer look."""
+        """Finite values [n, size] and sides, where no line needs a closer look but for its time."""
         return None
 
     @abstractmethod
@@ -260,8 +262,6 @@ class CsvDecoder(LineDecoder):
             return None
         if rows.shape[1] != self.schema.raw_size:
             return None
-        if self.layout.time and any(seconds_or_none(cells[0]) is None for cells in sides):
-            return None
         return rows, sides
 
     def _row(self, line: bytes, number: int) -> tuple[list[float], list[str]]:
@@ -294,8 +294,6 @@ class JsonLinesDecoder(LineDecoder):
             cells = [self._cells(value, first) for value, _ in parsed]
             rows, sides = self._coded(cells, first), [side for _, side in parsed]
         except DataError:
-            return None
-        if self.layout.time and any(seconds_or_none(side[0]) is None for side in sides):
             return None
         return rows, sides
 

@@ -290,7 +290,8 @@ class Stream:
         lines += self._outside(records, table.clipped, now)
         if self.drift is not None:
             changes = self.drift.update(table.mu)
-            lines += [event_line("drift", now, record=self.records, **values) for values in changes]
+            where = {"record": self.records, **records.place(-1), "source": self.source.name}
+            lines += [event_line("drift", now, **where, **values) for values in changes]
         if lines:
             self.write(lines)
         if self.confirm is not None and self.records >= CONFIRM_AFTER:

@@ -409,6 +409,7 @@ def test_drift_is_an_event(load: Load) -> None:
     first = sink.of("drift")[0]
     assert (first["kind"], first["begun"]) == ("mean", True)
     assert 20 < first["blocks"] <= 24
+    assert (first["row"], first["line"]) == (first["record"], first["record"])
     assert first["shift"] >= 1.0
     assert sink.events[-1]["drift"]["drifted"] is True
     _, sink = _run(model, [_csv(rows)], output="alarms")
