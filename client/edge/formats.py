@@ -235,6 +235,15 @@ class CsvDecoder(LineDecoder):
             names=self.layout.names,
         )
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of a row's values; empty without a header."""
+        if self.layout.columns is not None:
+            return self.layout.columns
+        if self.schema.columns:
+            return [column.name for column in self.schema.columns]
+        return [name for name in self._table.names if name not in self.layout.sides]
+
     def take_header(self, line: bytes) -> None:
         """Take a first line as the header, unless it is empty or all its cells are numbers.
 

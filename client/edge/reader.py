@@ -26,11 +26,13 @@ class Found:
 
     Attributes:
         records: raw values in the unit of the file: [N, raw_size] from CSV, as stored from npz.
+        names: of the values of a row, where the file has them.
         extra: columns of the file that are none of the schema's.
         gaps: how often time has a hole that parts windows.
     """
 
     records: np.ndarray
+    names: Sequence[str] = ()
     extra: Sequence[str] = ()
     gaps: int = 0
 
@@ -92,7 +94,7 @@ def _read_csv(path: Path, schema: Schema, layout: Layout, *, packed: bool) -> Fo
     if window is not None:
         windows = Windows(window)
         rows, gaps = _cut(rows, windows, path), windows.gaps
-    return Found(records=rows.values, extra=decoder.extra, gaps=gaps)
+    return Found(records=rows.values, names=decoder.names, extra=decoder.extra, gaps=gaps)
 
 
 def _cut(rows: Rows, windows: Windows, path: Path) -> Rows:
