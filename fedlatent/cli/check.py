@@ -10,6 +10,25 @@ if TYPE_CHECKING:
 _SHOWN = 40  # columns
 
 
+def judge(found: "Check | None", *, accept: bool, quiet: bool) -> None:
+    """Print what a look at the records found, and stop where it stops.
+
+    Args:
+        found: of a user's own file; None where there was nothing to look at.
+        accept: whether a person has said --accept.
+        quiet: print nothing.
+
+    Raises:
+        RecordsRefused: it stops, and nobody accepted that.
+    """
+    if found is None:
+        return
+    if not quiet:
+        print_check(found)
+    if not accept:
+        found.refuse("say --accept")
+
+
 def print_check(found: "Check") -> None:
     """Print a table of the columns, those with findings first, and all findings."""
     blamed = {one.column for one in found.findings}

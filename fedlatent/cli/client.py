@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedlatent.cli.check import print_check
+from fedlatent.cli.check import judge
 from fedlatent.cli.console import (
     err,
     figure,
@@ -122,12 +122,9 @@ def init(
     except ValidationError as error:
         raise invalid("client init", error) from None
     dataset, found = read_checked(place, preview)
-    if not json:
-        print_check(found)
+    judge(found, accept=accept, quiet=json)
     if accept:
         table_of_data["accept"] = [one.key for one in found.stops()]
-    else:
-        found.refuse("say --accept")
     normals = dataset.normals()
     records = len(normals)
     init_client(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlatent.cli.check import judge
 from fedlatent.cli.console import figure, out, print_json, progress, size, styled, table
 from fedlatent.cli.options import (
     SCHEMA,
+    AcceptOption,
     ArrayOption,
     JsonOption,
     LabelOption,
@@ -49,6 +51,7 @@ def demo(
     ] = None,
     array: ArrayOption = "X",
     schema: Annotated[Path | None, SCHEMA] = None,
+    accept: AcceptOption = False,
     folder: Annotated[
         Path | None, typer.Option(help="Keep everything here; default a temporary folder.")
     ] = None,
@@ -70,6 +73,7 @@ def demo(
         )
     else:
         federation = _named(data, sites + absent, seed)
+    judge(federation.check, accept=accept, quiet=json)
     present, away = federation.hold_out(absent, seed)
     run = demo_run(present, nodes=len(present.sites), epsilon=epsilon, rounds=rounds)
     if not json:
@@ -78,7 +82,9 @@ def demo(
         result = run_demo(present, away, run, place, stages)
     picture = demo_figure(result, present, away, place / "demo.png")
     if json:
-        print_json(result.to_json() | {"figure": str(picture)})
+        found = federation.check
+        told = {} if found is None else {"check": found.to_json()}
+        print_json(result.to_json() | {"figure": str(picture)} | told)
         return
     _print(result, picture)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data import hearts as heart_model
+from fedlatent.shared.data.checks import Check, check
 from fedlatent.shared.data.readers import Fields, read_npz, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.transforms import affine_points, resample
@@ -83,6 +84,7 @@ class Federation:
         sites: The clients, in a fixed order.
         synthetic: Whether the records were made by a program.
         note: One or two sentences on origin and meaning, to print beside results.
+        check: What a look at the records of a user's own file found; None for named sources.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Federation:
     sites: tuple[SiteData, ...]
     synthetic: bool
     note: str
+    check: Check | None = None
 
     def hold_out(self, count: int, seed: int) -> tuple["Federation", "Federation"]:
         """Draw `count` clients that take no part; return (those who take part, the absent).
@@ -208,10 +211,12 @@ def from_file(
     file calls its fields; `seed` draws the split into training and test records.
 
     Raises:
-        DataError: If the file cannot be read or a record does not fit the schema.
+        DataError: If the file cannot be read, a record does not fit the schema, or none is normal.
     """
     raw = read_raw(path, schema, **where)
     schema.preprocess(raw.records)  # fails here rather than in the middle of a run
+    names = where.get("columns") or ()
+    found = check(raw.records, schema, label=raw.label, names=names)
     count = len(raw.records)
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label
     clients = np.full(count, "site") if raw.client_id is None else raw.client_id
@@ -223,6 +228,7 @@ def from_file(
         sites=sites,
         synthetic=False,
         note=f"Records of the file {Path(path).name}.",
+        check=found,
     )
 
 

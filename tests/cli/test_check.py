@@ -127,3 +127,30 @@ def test_a_node_and_an_export_need_the_least_records(tmp_path: Path) -> None:
             open_node(home)
         with pytest.raises(DataError, match="at least 16"):
             export_site(home)
+
+
+def test_a_proposed_schema_makes_a_node(run: Run, tmp_path: Path) -> None:
+    """``data describe`` writes text that ``client init`` takes, and says that it must be edited."""
+    data = write_table(tmp_path / "t.csv", AGE, PRESSURE, CHOLESTEROL)
+    status, out, err = run("data", "describe", data, "-o", tmp_path / "heart.toml")
+    assert status == 0
+    assert "public knowledge" in " ".join(err.split())
+    assert str(tmp_path / "heart.toml") in "".join(out.split())
+    status, out, _ = run("data", "describe", data, "--json")
+    assert json.loads(out)["text"] == (tmp_path / "heart.toml").read_text()
+    assert run("data", "describe", data)[1] == json.loads(out)["text"]
+    schema = (tmp_path / "heart.toml").read_text()
+    assert run(*asked(tmp_path, run, data, schema))[0] == 0
+
+
+def test_a_demo_of_an_own_file_looks_first(run: Run, tmp_path: Path) -> None:
+    """``demo --data FILE`` stops at a copy of the label before any server starts."""
+    label = (np.arange(264) >= 200).astype(float)
+    rows = (AGE, PRESSURE, CHOLESTEROL, label, 1 - label)
+    header = "age,pressure,cholesterol,sick,group"
+    data = write_table(tmp_path / "t.csv", *rows, header=header)
+    (tmp_path / "t.toml").write_text(COLUMNS + '[[data.columns]]\nname = "group"\n')
+    words = ("demo", "--data", data, "--label", "sick", "--schema", tmp_path / "t.toml")
+    status, out, err = run(*words, "--sites", 2, "--absent", 1)
+    assert (status, "copy of the label" in " ".join(err.split())) == (3, True)
+    assert "200 normal records" in " ".join(out.split())

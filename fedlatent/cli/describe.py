@@ -1,0 +1,48 @@
+"""``fedlatent data describe``: a schema proposed for a file, as text to edit."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlatent.cli.console import err, out, print_json, styled
+from fedlatent.cli.options import ArrayOption, JsonOption
+
+EXAMPLES = (
+    "Examples: fedlatent data describe patients.csv -o patients.toml --skip hospital --skip sick | "
+    "fedlatent data describe beats.npz --json"
+)
+
+
+def describe(
+    file: Annotated[Path, typer.Argument(help="A table with a header, or an NPZ.", exists=True)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the text here, not to the screen.")
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column that is no part of a record: label, client, person, time; repeat.",
+            show_default=False,
+        ),
+    ] = None,
+    array: ArrayOption = "X",
+    json: JsonOption = False,
+) -> None:
+    """Propose a schema for a file, as TOML to edit; its bounds must become public knowledge."""
+    from fedlatent.shared.data.describe import describe as propose
+    from fedlatent.shared.files import write_atomic
+
+    proposal = propose(file, skip=skip or (), records_key=array)
+    if output is not None:
+        write_atomic(output, proposal.text.encode())
+    if json:
+        facts = {"data": proposal.data, "notes": proposal.notes, "left_out": proposal.left_out}
+        print_json(facts | {"text": proposal.text, "file": output and str(output)})
+    elif output is None:
+        typer.echo(proposal.text, nl=False)
+    else:
+        out.print(f"proposed schema in {output}")
+        told = " bounds and levels follow these records; replace them by public knowledge first"
+        err.print(styled("yellow", "warning:", told))
+        out.print(f"then: fedlatent client init SITE --schema {output} --data {file} ...")

@@ -1,0 +1,224 @@
+"""A schema proposed for a file at hand, as text to edit.
+
+What is proposed follows the records, and a schema travels: its bounds and levels are public. So the
+text says so in its first lines, bounds are rounded outward to plain numbers, and nothing reads it
+until a person has made it theirs.
+"""
+
+import gzip
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlatent.shared.data.cells import is_gap, number_of
+from fedlatent.shared.data.column import Column
+from fedlatent.shared.data.readers import READERS, read_npz
+from fedlatent.shared.data.series import seconds_of
+from fedlatent.shared.data.table import MARK, Table, read_table
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.files import ending_of
+
+WARNING = """\
+# PROPOSED FROM PRIVATE RECORDS: EDIT BEFORE USE.
+# Every number and level here travels to the server and stands in every bundle. Bounds and levels
+# must be public knowledge, such as the limits of the instrument or the codes of a standard, and not
+# taken from these records: otherwise the schema tells of them, and no epsilon covers that.
+# Replace what you see by what you know, then delete these lines.
+"""
+
+MOST_LEVELS = 200  # of a column of texts
+_FEW = 10  # whole numbers that are taken for codes; cells to a level
+_MOST_TIMES = 5000  # cells that are looked at for being dates
+_TAIL = 50.0  # times the median, of the largest value of a heavy tail
+_LEAST_TAIL = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A schema to edit.
+
+    Attributes:
+        data: the table [data].
+        notes: by column, what a person should know of the proposal.
+        left_out: by column, why it is not proposed.
+    """
+
+    data: dict[str, Any]
+    notes: dict[str, str]
+    left_out: dict[str, str]
+
+    @property
+    def text(self) -> str:
+        """TOML, with the warning before all else."""
+        head = {key: value for key, value in self.data.items() if key != "columns"}
+        parts = [WARNING, _table("[data]", head)]
+        for column in self.data.get("columns", ()):
+            note = self.notes.get(column["name"])
+            parts.append((f"# {note}\n" if note else "") + _table("[[data.columns]]", column))
+        parts += [f"# left out: {name!r}, {why}\n" for name, why in self.left_out.items()]
+        return "\n".join(parts)
+
+
+def describe(path: Path, *, skip: Sequence[str] = (), records_key: str = "X") -> Proposal:
+    """Propose a schema for a file.
+
+    Args:
+        path: a table with a header, or an NPZ.
+        skip: columns that are no part of a record: labels, clients, persons, times.
+        records_key: of an NPZ, the array of records.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a column of ``skip`` is not there.
+    """
+    name = path.name.split(".")[0]
+    name = "".join(one if one.isascii() and one.isalnum() else "-" for one in name).strip("-")
+    if ending_of(path, READERS) == ".npz":
+        data = {"name": name or "records", **_short(read_npz(path, [records_key])[records_key])}
+        return Proposal(data=data, notes={}, left_out={})
+    cells = cells_of(path)
+    unknown = [one for one in skip if one not in cells]
+    if unknown:
+        raise DataError(
+            f"Expected a column {unknown[0]!r} in {path.name}, got {', '.join([*cells][:20])}; "
+            "correct the name.",
+            field=unknown[0],
+            reason="column",
+        )
+    found = {key: _column(key, values) for key, values in cells.items() if key not in skip}
+    return Proposal(
+        data={
+            "name": name or "records",
+            "columns": [one for one, _ in found.values() if one is not None],
+        },
+        notes={key: note for key, (one, note) in found.items() if one is not None and note},
+        left_out={key: why for key, (one, why) in found.items() if one is None},
+    )
+
+
+def cells_of(path: Path) -> dict[str, list[Any]]:
+    """The cells of a table's columns by name, as the file has them.
+
+    Raises:
+        DataError: it cannot be read, has no header, or no record.
+    """
+    if ending_of(path, READERS) == ".parquet":
+        import pandas as pd
+
+        frame = pd.read_parquet(path)
+        cells = {str(name): frame[name].astype(object).tolist() for name in frame.columns}
+    else:
+        names = _header(path)
+        cells = dict(zip(names, read_table(path, None, names)[1], strict=True))
+    if not any(cells.values()):
+        raise DataError(f"Expected records in {path.name}, got none; check the file.")
+    return cells
+
+
+def _header(path: Path) -> list[str]:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        lines = (line.removeprefix(MARK).strip() for line in stream)
+        table = Table(name=path.name)
+        table.begin(next(filter(None, lines), b"1"))
+    if not table.names:
+        raise DataError(
+            f"Expected names of columns in the first line of {path.name}, got numbers or nothing; "
+            "add a header.",
+            reason="header",
+        )
+    return table.names
+
+
+def _short(records: NDArray[Any]) -> dict[str, Any]:
+    """One range for all values of a signal or an image [N, ...]."""
+    values = np.asarray(records, np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size or values.ndim < 2:
+        raise DataError("Expected records [N, ...] of numbers, got none; name another array.")
+    shape = values.shape[1:] if values.ndim != 3 else (1, *values.shape[1:])
+    lower, upper = _outward(float(finite.min()), float(finite.max()))
+    return {"shape": list(shape), "lower": lower, "upper": upper}
+
+
+def _column(name: str, cells: Sequence[Any]) -> tuple[dict[str, Any] | None, str]:
+    """Fields of a column and a remark; None and the reason where nothing can be proposed."""
+    found, note = _fields(cells)
+    if found is not None:
+        found = {"name": name, **found}
+        try:
+            Column(**found)
+        except ConfigError as error:
+            return None, str(error)
+    return found, note
+
+
+def _fields(cells: Sequence[Any]) -> tuple[dict[str, Any] | None, str]:
+    there = [cell for cell in cells if not is_gap(cell) and cell == cell]
+    if not there:
+        return None, "no cell holds a value"
+    gaps = {"missing": "mask"} if len(there) < len(cells) else {}
+    numbers = [number_of(cell) for cell in there]
+    values = np.array([one for one in numbers if one is not None])
+    if len(values) == len(there) and np.isfinite(values).all():
+        found, note = _numbers(values)
+        return found | gaps, note
+    levels = sorted({str(cell).strip() for cell in there})
+    if all(map(_is_time, there[:_MOST_TIMES])):
+        return None, "it holds times: name it as time under [data.window] where rows are a series"
+    if len(levels) > min(MOST_LEVELS, max(_FEW, len(there) // _FEW)):
+        return None, "its texts hardly repeat, as names and free text"
+    if len(levels) < 2:
+        return None, "all cells hold one text"
+    return {
+        "levels": levels
+    } | gaps, "a class that is not listed is refused, or missing with 'mask'"
+
+
+def _numbers(values: NDArray[np.float64]) -> tuple[dict[str, Any], str]:
+    low, high = float(values.min()), float(values.max())
+    kinds = np.unique(values)
+    if (
+        2 <= len(kinds) <= _FEW < len(values)
+        and (kinds == np.arange(low, high + 1)[: len(kinds)]).all()
+    ):
+        note = "taken for codes of classes; for a count or a grade write lower and upper instead"
+        return {"levels": [int(one) for one in kinds]}, note
+    lower, upper = _outward(low, high)
+    note = "all cells hold one value" if low == high else ""
+    positive = values[values > 0.0]
+    if low >= 0.0 and high >= _LEAST_TAIL and high > _TAIL * float(np.median(positive)):
+        top = 10.0 ** math.ceil(math.log10(high))
+        return {"lower": 0.0, "upper": top, "transform": "log"}, "a few values are far larger"
+    return {"lower": lower, "upper": upper}, note
+
+
+def _outward(low: float, high: float) -> tuple[float, float]:
+    """The nearest plain numbers around a range."""
+    spread = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(spread))
+    finer = 0.2 if spread < 2 * power else 0.5 if spread < 5 * power else 1.0
+    step = power * (finer if low < high else 1.0)
+    lower = 0.0 if 0.0 <= low < spread / 2 else math.floor(low / step) * step
+    upper = math.ceil(high / step) * step
+    upper = upper if lower < upper else lower + step
+    digits = max(0, 2 - math.floor(math.log10(step)))
+    return round(lower, digits), round(upper, digits)
+
+
+def _is_time(cell: object) -> bool:
+    try:
+        seconds_of(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _table(name: str, values: Mapping[str, Any]) -> str:
+    """A table of TOML, whose texts, numbers and lists are written as in JSON."""
+    pairs = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return f"{name}\n{''.join(pairs)}"

@@ -1,0 +1,96 @@
+"""Schemas proposed for files at hand."""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import TypeAdapter
+
+from fedlatent.shared.config import Data
+from fedlatent.shared.data.checks import check
+from fedlatent.shared.data.describe import Proposal, describe
+from fedlatent.shared.data.readers import read_raw
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.errors import DataError
+
+RNG = np.random.default_rng(0)
+N = 300
+
+
+def table() -> pd.DataFrame:
+    """A table as people have it."""
+    return pd.DataFrame(
+        {
+            "name": [f"person {at}" for at in range(N)],
+            "day": pd.date_range("2024-01-01", periods=N).astype(str),
+            "age": RNG.integers(29, 78, N),
+            "sex": RNG.choice(["f", "m"], N),
+            "stage": RNG.integers(1, 5, N),
+            "bytes": np.floor(RNG.lognormal(4, 3, N)),
+            "pulse": np.where(np.arange(N) % 7 == 0, np.nan, RNG.uniform(48.3, 161.2, N)),
+            "empty": [None] * N,
+        }
+    )
+
+
+def schema_of(proposal: Proposal) -> Schema:
+    """The schema that the text gives, unedited."""
+    return TypeAdapter(Data).validate_python(tomllib.loads(proposal.text)["data"])
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "parquet"])
+def test_a_table_gets_a_schema_that_fits_it(tmp_path: Path, ending: str) -> None:
+    """Ranges are rounded outward, counts get logarithms, texts levels, gaps masks."""
+    path = tmp_path / f"rows 1.{ending}"
+    frame = table()
+    frame.to_parquet(path) if ending == "parquet" else frame.to_csv(path, index=False)
+    proposal = describe(path, skip=["stage"])
+    schema = schema_of(proposal)
+    by_name = {one.name: one for one in schema.columns}
+    assert [*by_name] == ["age", "sex", "bytes", "pulse"]
+    assert set(proposal.left_out) == {"name", "day", "empty"}
+    assert "[data.window]" in proposal.left_out["day"]
+    assert (by_name["age"].lower, by_name["age"].upper) == (25.0, 80.0)
+    assert by_name["sex"].levels == ("f", "m")
+    assert (by_name["bytes"].transform, by_name["bytes"].lower) == ("log", 0.0)
+    assert (by_name["pulse"].lower, by_name["pulse"].upper) == (0.0, 180.0)
+    assert by_name["pulse"].missing == "mask"
+    assert check(read_raw(path, schema).records, schema).stops() == ()
+
+
+def test_the_text_warns_before_all_else(tmp_path: Path) -> None:
+    """Bounds of records are no public knowledge, which the first lines say; codes are marked."""
+    table().to_csv(tmp_path / "t.csv", index=False)
+    text = describe(tmp_path / "t.csv").text
+    assert text.startswith("# PROPOSED FROM PRIVATE RECORDS")
+    assert "must be public knowledge" in text
+    assert "# taken for codes" in text.split('name = "stage"')[0]
+
+
+def test_signals_and_images_get_one_range(tmp_path: Path) -> None:
+    """An array gets its shape, with a channel for images."""
+    np.savez(tmp_path / "a.npz", X=RNG.uniform(-1.3, 2.2, (9, 8, 8)), S=np.zeros((9, 5)))
+    schema = schema_of(describe(tmp_path / "a.npz"))
+    assert (schema.shape, schema.lower, schema.upper) == ((1, 8, 8), -1.5, 2.5)
+    flat = schema_of(describe(tmp_path / "a.npz", records_key="S"))
+    assert (flat.shape, flat.lower, flat.upper) == ((5,), 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("1,2\n3,4\n", "names of columns"), ("a,b\n", "got none"), ("", "names of columns")],
+)
+def test_what_is_no_table_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    """A file without names or records says so."""
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        describe(tmp_path / "t.csv")
+
+
+def test_an_unknown_column_is_named(tmp_path: Path) -> None:
+    """A mistyped --skip is refused with the names that there are."""
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"'c' in t.csv, got a, b"):
+        describe(tmp_path / "t.csv", skip=["c"])
