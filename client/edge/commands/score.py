@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from fedlatent.client.edge.reader import Found
     from fedlatent.client.edge.runtime import EdgeModel, ScoreTable
+    from fedlatent.client.edge.windows import Rows
 
 _CHUNK = 512
 _SHOWN = 10
@@ -275,9 +276,10 @@ def _score(args: argparse.Namespace) -> int:
     confirm = confirmation(args.state, model.bundle.digest)
     if confirm is not None and len(rows):
         confirm()
+    places = None if model.bundle.manifest.schema.window is None else found.rows
     if args.output is not None:
-        _write_scores(args.output, tables)
-    gaps = None if model.bundle.manifest.schema.window is None else found.gaps
+        _write_scores(args.output, tables, places)
+    gaps = None if places is None else found.gaps
     _tell(args, model, tables, gaps, {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb})
     return 0
 
@@ -320,15 +322,19 @@ def _chunks(model: "EdgeModel", rows: "np.ndarray") -> Iterator["ScoreTable"]:
         yield model.score(rows[start : start + _CHUNK])
 
 
-def _write_scores(path: Path, tables: list["ScoreTable"]) -> None:
+def _write_scores(path: Path, tables: list["ScoreTable"], places: "Rows | None") -> None:
+    """A line a record; with ``places``, of windows, also number and time of its last row."""
     names = [name for name in (tables[0].parts if tables else []) if name != "score"]
+    where = [] if places is None else ["row"] if places.stamp is None else ["row", "row_time"]
     rows: list[list[str]] = []
     for made in tables:
         for i, value in enumerate(made.score):
+            place = {} if places is None else places.place(len(rows))
             parts = [f"{made.parts[name][i]:.9g}" for name in names]
             marks = [str(int(made.flag[i])), str(int(made.clipped[i]))]
-            rows.append([str(len(rows)), f"{value:.9g}", *marks, *parts])
-    _write_csv(path, ["record", "score", "flag", "clipped", *names], rows)
+            at = [str(place[key]) for key in where]
+            rows.append([str(len(rows)), *at, f"{value:.9g}", *marks, *parts])
+    _write_csv(path, ["record", *where, "score", "flag", "clipped", *names], rows)
 
 
 def _write_csv(path: Path, names: list[str], rows: list[list[str]]) -> None:
