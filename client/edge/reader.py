@@ -25,14 +25,22 @@ class Found:
     """What a file holds.
 
     Attributes:
-        records: raw values in the unit of the file: [N, raw_size] from CSV, as stored from npz.
+        rows: records in the unit of the file, and the row of the file that each ends in; their
+            values are [N, raw_size] from CSV, as stored from npz.
+        names: of the values of a row, where the file has them.
         extra: columns of the file that are none of the schema's.
         gaps: how often time has a hole that parts windows.
     """
 
-    records: np.ndarray
+    rows: Rows
+    names: Sequence[str] = ()
     extra: Sequence[str] = ()
     gaps: int = 0
+
+    @property
+    def records(self) -> np.ndarray:
+        """Raw values of the records."""
+        return self.rows.values
 
 
 def read_records(
@@ -87,12 +95,12 @@ def _read_csv(path: Path, schema: Schema, layout: Layout, *, packed: bool) -> Fo
             parts += decoder.feed(data)
         parts += decoder.finish()
     if not parts:
-        return Found(records=np.zeros((0, schema.raw_size)), extra=decoder.extra)
+        return Found(rows=_numbered(np.zeros((0, schema.raw_size))), extra=decoder.extra)
     rows, gaps = Rows.joined(parts), 0
     if window is not None:
         windows = Windows(window)
         rows, gaps = _cut(rows, windows, path), windows.gaps
-    return Found(records=rows.values, extra=decoder.extra, gaps=gaps)
+    return Found(rows=rows, names=decoder.names, extra=decoder.extra, gaps=gaps)
 
 
 def _cut(rows: Rows, windows: Windows, path: Path) -> Rows:
@@ -109,39 +117,40 @@ def _cut(rows: Rows, windows: Windows, path: Path) -> Rows:
     return records
 
 
+def _numbered(values: np.ndarray) -> Rows:
+    """Rows that follow each other."""
+    number = np.arange(1, len(values) + 1)
+    return Rows(values=values, number=number, fresh=np.zeros(len(values), dtype=bool))
+
+
 def _read_npz(path: Path, schema: Schema, key: str) -> Found:
     window = schema.window
-    sides = [] if window is None else [name for name in (window.time, window.group) if name]
     try:
         with np.load(path, allow_pickle=False) as loaded:
-            records: np.ndarray = _array(loaded, key, path, "the array of records")
-            shapes = (schema.raw_shape, (schema.raw_size,))
-            if window is None or records.shape[1:] in shapes:
-                return Found(records=records)
-            arrays = {
-                name: _array(loaded, name, path, "the rows' times and series") for name in sides
-            }
+            records = _array(loaded, key, path, "the array of records")
+            whole = records.shape[1:] in (schema.raw_shape, (schema.raw_size,))
+            if window is None or whole:
+                return Found(rows=_numbered(records))
+            names = [name for name in (window.time, window.group) if name]
+            sides = {name: _array(loaded, name, path, "times and series") for name in names}
     except (zipfile.BadZipFile, ValueError, TypeError):  # TypeError: a bare npy array
         raise DataError(
             f"Expected an npz of plain arrays in {path}, got something else; save it with "
             "numpy.savez."
         ) from None
-    if records.shape[1:] != (schema.row_size,) or any(
-        one.shape != records.shape[:1] for one in arrays.values()
-    ):
+    fits = all(one.shape == records.shape[:1] for one in sides.values())
+    if records.shape[1:] != (schema.row_size,) or not fits:
         raise DataError(
             f"Expected rows of {schema.row_size} values in {path}, each with its time and series "
             f"where the bundle's window names them, got shape {list(records.shape)}; correct it."
         )
-    rows = Rows(
-        values=records,
-        number=np.arange(1, len(records) + 1),
-        fresh=np.zeros(len(records), dtype=bool),
-        seconds=_seconds(arrays[window.time], path) if window.time else None,
-        group=arrays[window.group].astype(str) if window.group else None,
-    )
-    windows = Windows(window)
-    return Found(records=_cut(rows, windows, path).values, gaps=windows.gaps)
+    windows, rows = Windows(window), _numbered(records)
+    if window.time:
+        times = sides[window.time]
+        rows = replace(rows, stamp=times.astype(str), seconds=_seconds(times, path))
+    if window.group:
+        rows = replace(rows, group=sides[window.group].astype(str))
+    return Found(rows=_cut(rows, windows, path), gaps=windows.gaps)
 
 
 def _array(loaded: Mapping[str, np.ndarray], key: str, path: Path, what: str) -> np.ndarray:

@@ -24,6 +24,7 @@ from fedlatent.client.edge.events import Debounce, event_line, utc_now
 from fedlatent.client.edge.runtime import CENTER_RECORDS, EdgeModel, ScoreTable
 from fedlatent.client.edge.sources import Signal, Source
 from fedlatent.client.edge.windows import Rows, Windows
+from fedlatent.shared.data.checks import check
 from fedlatent.shared.data.series import Window
 from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 
@@ -48,12 +49,14 @@ class CalibrationPlan:
         quantile: of the threshold; None takes the bundle's.
         recentre: also centre the latent space on them.
         save: file to write it to, or to take it from when it is there and fits the bundle.
+        accept: take the records even where their check stops.
     """
 
     records: int
     quantile: float | None = None
     recentre: bool = False
     save: Path | None = None
+    accept: bool = False
 
     def check(self, model: EdgeModel) -> None:
         """Whether it can work: better now than after that many records.
@@ -265,6 +268,8 @@ class Stream:
             self.write(lines)
         if len(records) >= left:
             normals = np.concatenate(self._normals)
+            if not plan.accept:
+                check(normals, self.model.bundle.manifest.schema).refuse("say --accept")
             self.model = self.model.calibrate(normals, plan.quantile, recentre=plan.recentre)
             if plan.save is not None:
                 self.model.save_calibration(plan.save)
@@ -290,7 +295,8 @@ class Stream:
         lines += self._outside(records, table.clipped, now)
         if self.drift is not None:
             changes = self.drift.update(table.mu)
-            lines += [event_line("drift", now, record=self.records, **values) for values in changes]
+            where = {"record": self.records, **records.place(-1), "source": self.source.name}
+            lines += [event_line("drift", now, **where, **values) for values in changes]
         if lines:
             self.write(lines)
         if self.confirm is not None and self.records >= CONFIRM_AFTER:

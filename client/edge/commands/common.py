@@ -82,6 +82,15 @@ def add_model_options(parser: argparse.ArgumentParser, *, calibration: bool = Tr
         )
 
 
+def add_accept(add: Callable[..., object]) -> None:
+    """Add ``--accept``, which goes on where the check of normal records stops."""
+    add(
+        "--accept",
+        action="store_true",
+        help="go on although the check of the normal records stops",
+    )
+
+
 def add_map(add: Callable[..., object]) -> None:
     """Add ``--map``, whose values `names_of` takes."""
     add(

@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlatent.client.edge.commands.common import (
     Commands,
+    add_accept,
     add_json,
     add_map,
     add_model_options,
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
     from fedlatent.client.edge.reader import Found
     from fedlatent.client.edge.runtime import EdgeModel, ScoreTable
+    from fedlatent.client.edge.windows import Rows
 
 _CHUNK = 512
 _SHOWN = 10
+_TOLD = 5
 
 
 def register(commands: Commands) -> None:
@@ -94,6 +97,7 @@ def _register_calibrate(commands: Commands) -> None:
     parser.add_argument(
         "--recentre", action="store_true", help="also centre the latent space on these records"
     )
+    add_accept(parser.add_argument)
     add_json(parser)
 
 
@@ -114,6 +118,7 @@ def _register_score(commands: Commands) -> None:
     parser.add_argument(
         "--normals", type=Path, metavar="FILE", help="a few normal records to re-centre on"
     )
+    add_accept(parser.add_argument)
     parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write all scores there")
     add_json(parser)
 
@@ -129,8 +134,12 @@ def _add_records(parser: argparse.ArgumentParser, name: str) -> None:
     add_map(parser.add_argument)
 
 
-def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "Found":
+def _read(
+    args: argparse.Namespace, model: "EdgeModel", path: Path, *, normal: bool = False
+) -> "Found":
+    """Records of a file; the check of what a device learns from stops at likely mistakes."""
     from fedlatent.client.edge.reader import read_records
+    from fedlatent.shared.data.checks import check
 
     schema = model.bundle.manifest.schema
     columns = None if args.columns is None else args.columns.split(",")
@@ -139,13 +148,26 @@ def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "Found":
     say_extra(found.extra, path.name)
     rows = found.records
     clipped = schema.outside(rows)
-    if clipped.any():
-        sys.stderr.write(
-            f"warning: {(clipped > 0).sum()} of {len(rows)} records of {path.name} lie outside the "
-            f"public bounds of the schema ({clipped.sum() / rows.size:.2%} of all values are "
-            "clipped), so what is computed from them says little; check units and columns.\n"
+    if normal and len(rows):
+        look = check(rows, schema, names=found.names)
+        _say([one.text for one in look.findings], path)
+        look.refuse("say --accept", [one.key for one in look.findings] if args.accept else ())
+    elif clipped.any():
+        look = check(rows, schema, names=found.names)
+        told = [one.text for one in look.findings if one.kind in ("clipped", "far")]
+        _say(
+            [f"{(clipped > 0).sum()} of {len(rows)} records lie outside the public bounds", *told],
+            path,
         )
     return found
+
+
+def _say(findings: Sequence[str], path: Path) -> None:
+    """Warn of what is most likely a mistake in the records of a file."""
+    if len(findings) > _TOLD:
+        findings = [*findings[:_TOLD], f"{len(findings) - _TOLD} more"]
+    if findings:
+        sys.stderr.write(f"warning: {path.name}: {'; '.join(findings)}; check units and columns.\n")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -192,7 +214,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _calibrate(args: argparse.Namespace) -> int:
     model = load_model(args)
-    normals = _read(args, model, args.normals).records
+    normals = _read(args, model, args.normals, normal=True).records
     made = model.calibrate(normals, args.quantile, recentre=args.recentre)
     made.save_calibration(args.output)
     found = made.calibration
@@ -245,7 +267,7 @@ def _score(args: argparse.Namespace) -> int:
     found = _read(args, model, args.records)
     rows = found.records
     if args.normals is not None:
-        model = model.recentre(_read(args, model, args.normals).records)
+        model = model.recentre(_read(args, model, args.normals, normal=True).records)
     if len(rows):
         model.score(rows[:1])
     first = edge_footprint()
@@ -254,9 +276,10 @@ def _score(args: argparse.Namespace) -> int:
     confirm = confirmation(args.state, model.bundle.digest)
     if confirm is not None and len(rows):
         confirm()
+    places = None if model.bundle.manifest.schema.window is None else found.rows
     if args.output is not None:
-        _write_scores(args.output, tables)
-    gaps = None if model.bundle.manifest.schema.window is None else found.gaps
+        _write_scores(args.output, tables, places)
+    gaps = None if places is None else found.gaps
     _tell(args, model, tables, gaps, {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb})
     return 0
 
@@ -299,15 +322,19 @@ def _chunks(model: "EdgeModel", rows: "np.ndarray") -> Iterator["ScoreTable"]:
         yield model.score(rows[start : start + _CHUNK])
 
 
-def _write_scores(path: Path, tables: list["ScoreTable"]) -> None:
+def _write_scores(path: Path, tables: list["ScoreTable"], places: "Rows | None") -> None:
+    """A line a record; with ``places``, of windows, also number and time of its last row."""
     names = [name for name in (tables[0].parts if tables else []) if name != "score"]
+    where = [] if places is None else ["row"] if places.stamp is None else ["row", "row_time"]
     rows: list[list[str]] = []
     for made in tables:
         for i, value in enumerate(made.score):
+            place = {} if places is None else places.place(len(rows))
             parts = [f"{made.parts[name][i]:.9g}" for name in names]
             marks = [str(int(made.flag[i])), str(int(made.clipped[i]))]
-            rows.append([str(len(rows)), f"{value:.9g}", *marks, *parts])
-    _write_csv(path, ["record", "score", "flag", "clipped", *names], rows)
+            at = [str(place[key]) for key in where]
+            rows.append([str(len(rows)), *at, f"{value:.9g}", *marks, *parts])
+    _write_csv(path, ["record", *where, "score", "flag", "clipped", *names], rows)
 
 
 def _write_csv(path: Path, names: list[str], rows: list[list[str]]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedlatent.client.edge.commands.common import (
     Commands,
+    add_accept,
     add_map,
     add_model_options,
     confirmation,
@@ -67,6 +68,7 @@ def register(commands: Commands) -> None:
         metavar="FILE",
         help="write the calibration there; when it is there already, use it",
     )
+    add_accept(add)
     add_drift(parser)
 
 
@@ -302,6 +304,7 @@ def _plan(args: argparse.Namespace) -> "CalibrationPlan | None":
             quantile=args.quantile,
             recentre=args.recentre,
             save=args.save_calibration,
+            accept=args.accept,
         )
     if args.recentre or args.quantile is not None or args.save_calibration is not None:
         raise ConfigError(

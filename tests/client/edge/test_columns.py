@@ -256,6 +256,12 @@ def test_windows_are_the_bundles(
             assert events[-1]["unused"] == (9 - 8) + (10 - 10)
     assert main(["score", bundle[0], str(path), *bundle[1:]]) == 0
     assert "gaps in time: 1" in capfd.readouterr().out
+    for file in (path, archive):
+        made = tmp_path / "scores.csv"
+        assert main(["score", bundle[0], str(file), *bundle[1:], "--output", str(made)]) == 0
+        lines_of = [line.split(",") for line in made.read_text().splitlines()]
+        assert lines_of[0][:4] == ["record", "row", "row_time", "score"]
+        assert lines_of[3][:3] == ["2", "15", "2026-01-31T12:15:00Z"]
     with EdgeServer(model, ServeOptions(port=0)) as server:
         for body, kind in (
             (path.read_bytes(), "text/csv"),

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedlatent.client.edge.decoders import BATCH, Decoder, Layout
 from fedlatent.client.edge.formats import DECODERS
@@ -207,6 +209,61 @@ def test_rows_know_their_lines(pieces: int) -> None:
     (row,) = decoder.feed(GOOD["csv"])
     assert row.place(0) == {"row": 5, "line": 1}
     assert not row.fresh.any()
+
+
+LINES = [
+    GOOD["csv"],
+    GOOD["csv"],
+    HEADER,
+    b"\n",
+    b"1,2,secret,4,5,6\n",
+    b"1,2\n",
+    b"nan,2,3,4,5,6\r\n",
+    b'"1",2,3,4,5,6\n',
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(lines=st.lists(st.sampled_from(LINES), max_size=40), portion=st.integers(1, 300))
+def test_every_good_row_comes_with_its_place(lines: list[bytes], portion: int) -> None:
+    """However bytes are cut, good rows come once, in order, marked where one before is missing."""
+    expected, number, missing = [], 0, False
+    for line, text in enumerate(lines, 2):
+        if text in (HEADER, b"\n"):
+            continue
+        number += 1
+        good = text in (LINES[0], LINES[-1])
+        if good:
+            expected.append((number, line, missing))
+        missing = not good
+    decoder = DECODERS["csv"](tiny.SCHEMA, Layout(skip_bad=True))
+    got, error = _given(decoder, _cut(HEADER + b"".join(lines), portion))
+    assert error is None
+    found = [
+        (row.number[0], row.line[0], row.fresh[0])
+        for rows in got
+        for row in (rows.take(slice(at, at + 1)) for at in range(len(rows)))
+        if row.line is not None
+    ]
+    assert found == expected
+    assert decoder.bad == number - len(expected)
+
+
+def test_a_further_file_may_have_another_header() -> None:
+    """After a rotation columns are found by the new header; without one they stay as they were."""
+    decoder = DECODERS["csv"](tiny.SCHEMA, Layout(columns=list("abcdef"), skip_bad=True))
+    texts = (
+        b"a,b,c,d,e,f\n1,2,3,4,5,6\n",
+        b"\nf,e,d,x,c,b,a\n6,5,4,0,3,2,1\n",
+        b"6,5,4,0,3,2,1\n",
+        b"f,e,d,x,c,b,a\n6,5,4,0,3,2,1\n",
+    )
+    for text in texts:
+        rows = Rows.joined([*decoder.feed(text)])
+        np.testing.assert_array_equal(rows.values, [[1, 2, 3, 4, 5, 6]])
+        decoder.drop()
+    with pytest.raises(DataError, match="columns c once each"):
+        _all(decoder, [b"a,b,d,e,f\n1,2,4,5,6\n"])
 
 
 TIMES = [

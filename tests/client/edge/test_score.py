@@ -35,28 +35,46 @@ def test_rows_in_another_unit_are_said(
         rows = np.loadtxt(tmp_path / f"{name}.csv", delimiter=",")
         assert found["outside"] == outside
         assert found["clipped"] == tiny.SCHEMA.outside(rows).tolist()
-        said = "warning: 300 of 300 records of wrong.csv lie outside the public bounds"
+        said = "warning: wrong.csv: 300 of 300 records lie outside the public bounds; "
         assert err.startswith(said) if outside else not err
+        assert ("% of all values lie beyond the bounds" in err) == bool(outside)
     assert main(["score", where[0], str(tmp_path / "wrong.csv"), *where[1:]]) == 0
     assert "300 outside the public bounds" in capsys.readouterr().out
 
 
-def test_what_is_learnt_outside_the_bounds_is_said(
+def test_what_is_learnt_outside_the_bounds_is_refused(
     tmp_path: Path, where: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Calibrating on, re-centring on and encoding records in another unit comes with a warning."""
+    """Calibrating and re-centring on records in another unit stop unless somebody accepts it."""
     wrong, made = str(tmp_path / "wrong.csv"), str(tmp_path / "made")
     right = str(tmp_path / "right.csv")
     calls = [
         ["calibrate", where[0], wrong, "--output", made, "--json"],
-        ["encode", where[0], wrong, "--output", made, "--json"],
         ["score", where[0], right, "--normals", wrong, "--json"],
     ]
     for call in calls:
-        assert main([*call, *where[1:]]) == 0
+        assert main([*call, *where[1:]]) == 3
         out, err = capsys.readouterr()
-        assert err.count("records of wrong.csv lie outside") == 1
+        error = json.loads(out)["error"]
+        assert error["reason"] == "clipped"
+        assert "times too large" in error["message"]
+        assert "wrong.csv" in err
+        assert not Path(made).exists()
+        assert main([*call, *where[1:], "--accept"]) == 0
+        out, err = capsys.readouterr()
         assert json.loads(out)["outside"] == (0 if call[0] == "score" else 300)
+        assert err.startswith("warning: wrong.csv: ")
+        Path(made).unlink(missing_ok=True)
+
+
+def test_encoding_records_outside_the_bounds_is_said(
+    tmp_path: Path, where: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Latents of records in another unit are written with a warning, and counted."""
+    call = ["encode", where[0], str(tmp_path / "wrong.csv"), "--output", str(tmp_path / "made")]
+    assert main([*call, "--json", *where[1:]]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["outside"], err.count("300 of 300 records")) == (300, 1)
 
 
 def test_table_of_scores_counts_clipped_values(tmp_path: Path, where: list[str]) -> None:

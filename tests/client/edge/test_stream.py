@@ -37,7 +37,13 @@ from fedlatent.client.edge.stream import (
 from fedlatent.client.edge.windows import Windows, row_schema
 from fedlatent.shared.bundle.manifest import Thresholds
 from fedlatent.shared.data.series import Window
-from fedlatent.shared.errors import BundleError, ConfigError, DataError, ServiceError
+from fedlatent.shared.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    RecordsRefused,
+    ServiceError,
+)
 from fedlatent.shared.files import sha256_hex, utc_text
 from fedlatent.shared.keys import SigningKey
 from tests.client.edge.conftest import Load
@@ -236,6 +242,10 @@ def test_records_outside_the_public_bounds_are_said(load: Load) -> None:
     assert begin["clipped"] == clipped[52] > 0
     assert sink.events[-1]["outside"] == stream.outside >= 10
     plan = CalibrationPlan(records=150, quantile=0.9)
+    with pytest.raises(RecordsRefused, match=r"times too large.*say --accept"):
+        _run(model, [_csv(wild[:150])], calibration=plan, **rule)
+    plan = replace(plan, accept=True)
+    rule["bounds"] = Debounce(3, 5, 10)
     stream, sink = _run(model, [_csv(wild[:150])], calibration=plan, **rule)
     assert stream.outside == 150
     assert [event["begun"] for event in sink.of("outside")] == [True]
@@ -409,6 +419,7 @@ def test_drift_is_an_event(load: Load) -> None:
     first = sink.of("drift")[0]
     assert (first["kind"], first["begun"]) == ("mean", True)
     assert 20 < first["blocks"] <= 24
+    assert (first["row"], first["line"]) == (first["record"], first["record"])
     assert first["shift"] >= 1.0
     assert sink.events[-1]["drift"]["drifted"] is True
     _, sink = _run(model, [_csv(rows)], output="alarms")
