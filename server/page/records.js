@@ -65,6 +65,21 @@ function windowsOf(rows, { length, step, rate, gap }, times, groups) {
   return records;
 }
 
+/** Whether the first line is the header; one that may be a record as well is refused. */
+function isHeader(cells, asked, wrong) {
+  const numbers = cells.map((cell) => numberOf(cell) !== null);
+  if (!numbers.some(Boolean)) {
+    if (cells.length === 1 && /[;\t|]/.test(cells[0])) {
+      throw wrong("delimiter", "commas between cells", "none in the first line");
+    }
+    return cells.length > 0;
+  }
+  if (asked.length) return !numbers.every(Boolean) && asked.every((name) => cells.includes(name));
+  const counts = cells.length >= 3 && cells.every((cell, at) => cell.trim() === String(at));
+  if (numbers.every(Boolean) && !counts) return false;
+  throw wrong("header", "names or a record in the first line", "one that may be either");
+}
+
 /** Refuse numbered columns that stand in another order: nobody chose it. */
 function checkOrder(names, wrong) {
   const found = names.map((name) => /^(\D*)(\d{1,9})$/.exec(name.trim()));
@@ -90,8 +105,9 @@ export function parseCsv(text, schema, where) {
   if (text.includes("\uFFFD")) throw wrong("encoding", "CSV in UTF-8", "something else");
   const lines = text.replace(/^\uFEFF/, "").split("\n").map((line) => line.trim()).filter(Boolean);
   const first = lines.length ? cellsOf(lines[0]) : [];
-  const header = first?.some((cell) => numberOf(cell) === null) ? lines[0] : null;
   const { columns, window } = schema;
+  const asked = [...(columns ?? []).map(({ name }) => name), window?.time, window?.group];
+  const header = isHeader(first ?? [], asked.filter(Boolean), wrong) ? lines[0] : null;
   const size = rawSizeOf(schema) / (window?.length ?? 1);
   const place = (name) => {
     const at = header === null ? -1 : first.indexOf(name);
@@ -99,7 +115,11 @@ export function parseCsv(text, schema, where) {
     throw wrong("column", `column ${name} once in the header`, at < 0 ? "none" : "two");
   };
   const at = columns?.map(({ name }) => place(name));
-  if (!columns && header !== null) checkOrder(first, wrong);
+  if (!columns && header !== null) {
+    const twice = first.find((name, index) => first.indexOf(name) < index);
+    if (twice !== undefined) throw wrong("column", `column ${twice} once in the header`, "two");
+    checkOrder(first, wrong);
+  }
   const sides = ["time", "group"].map((key) => (window?.[key] ? place(window[key]) : null));
   const kept = lines.filter((line) => line !== header).map((line, row) => {
     const cells = cellsOf(line);

@@ -1,6 +1,7 @@
 """The one rule of tables, and that node, device, page and exporter read by it."""
 
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from fedlatent.cli.export import _public
 from fedlatent.client.edge.reader import read_records
 from fedlatent.server.page.build import read_stream
+from fedlatent.shared.data.column import Column
+from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.readers import read, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.table import REASONS, read_table
-from fedlatent.shared.errors import DataError
+from fedlatent.shared.errors import ConfigError, DataError
 from tests.shared.data.csv_cases import RIGHT, WRONG
 
 SCHEMA = Schema(name="triple", shape=(3,), lower=-1e29, upper=1e29)
@@ -47,11 +50,11 @@ def test_every_reader_refuses_a_table_alike(tmp_path: Path, reader: str, case: s
     text, reason = WRONG[case]
     path = tmp_path / "table.csv"
     path.write_bytes(text.encode())
-    with pytest.raises(DataError, match=r"^Expected.*(record \d|header)") as caught:
+    with pytest.raises(DataError, match=r"^Expected.*(record \d|header|first line)") as caught:
         READERS[reader](path)
     assert caught.value.reason == reason
     assert "secret" not in str(caught.value)
-    of_schemas = {"column", "missing", "level"}
+    of_schemas = {"missing", "level"}
     assert {reason for _, reason in WRONG.values()} | of_schemas == set(REASONS)
 
 
@@ -75,13 +78,14 @@ def test_columns_are_names_of_the_header(tmp_path: Path) -> None:
     rows, (who,) = read_table(path, ["b"], ["who"])
     np.testing.assert_array_equal(rows, [[2], [5]])
     assert who == ["007", "x"]
-    assert read_table(path, None, ["who"])[0].shape == (2, 3)
+    with pytest.raises(DataError, match="columns a once"):  # two inputs of one name
+        read_table(path, None, ["who"])
     for name in ("a", "c"):
         with pytest.raises(DataError, match=f"columns {name} once") as caught:
             read_table(path, ["b", name])
         assert (caught.value.field, caught.value.reason) == (name, "column")
     path.write_text("1,2\n")
-    with pytest.raises(DataError, match="add a header"):
+    with pytest.raises(DataError, match="add a line of names"):
         read_table(path, ["a"])
 
 
@@ -129,3 +133,64 @@ def test_labels_are_numbers_truth_values_or_text(
     path.write_text("\n".join(["a,y", "1,", *(f"1,{cell}" for cell in cells)]))
     with pytest.raises(DataError, match=r"labels 0 and 1|gaps"):
         read_raw(path, label_key="y", normal_label=normal)
+
+
+@pytest.mark.parametrize(
+    ("text", "dialect", "hint"),
+    [
+        ("a;b\n1;2\n3;4\n", {"delimiter": ";"}, "delimiter=';'"),
+        ("a\tb\n1\t2\n3\t4\n", {"delimiter": "\t"}, r"delimiter='\t'"),
+        ("a|b\n1|2\n3|4\n", {"delimiter": "|"}, "delimiter='|'"),
+        ("a;b\n1,0;2\n3;4,0\n", {"delimiter": ";", "decimal": ","}, "delimiter=';'"),
+    ],
+)
+def test_another_dialect_is_hinted_at_and_read(
+    tmp_path: Path, text: str, dialect: dict[str, str], hint: str
+) -> None:
+    """A table of other delimiters or decimals is refused with what to say, and then read."""
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=re.escape(hint)) as caught:
+        read_table(path)
+    assert caught.value.reason == "delimiter"
+    rows, _ = read_table(path, dialect=Dialect(**dialect))
+    np.testing.assert_array_equal(rows, [[1, 2], [3, 4]])
+    columns = [Column(name="b", upper=9), Column(name="a", levels=(1.0, 3.0))]
+    rows, _ = read_table(path, columns, dialect=Dialect(**dialect))
+    np.testing.assert_array_equal(rows, [[2, 0], [4, 1]])
+
+
+def test_another_encoding_is_hinted_at_and_read(tmp_path: Path) -> None:
+    """UTF-16 is refused with what to say, and then read."""
+    path = tmp_path / "table.csv"
+    path.write_bytes("a,b\n1,2\n".encode("utf-16"))
+    with pytest.raises(DataError, match="encoding='utf-16'") as caught:
+        read_table(path)
+    assert caught.value.reason == "encoding"
+    rows, _ = read_table(path, dialect=Dialect(encoding="utf-16"))
+    np.testing.assert_array_equal(rows, [[1, 2]])
+
+
+@pytest.mark.parametrize("text", ["1,x\n2,3\n", "0,1,2\n3,4,5\n"])
+def test_whether_a_first_line_is_a_header_can_be_said(tmp_path: Path, text: str) -> None:
+    """A first line that may be either is refused; said to be a header, it names the columns."""
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match="header=true") as caught:
+        read_table(path)
+    assert caught.value.reason == "header"
+    assert len(read_table(path, dialect=Dialect(header=True))[0]) == 1
+    if "x" not in text:
+        assert len(read_table(path, dialect=Dialect(header=False))[0]) == 2
+    # A column that is asked for by its name says it, too.
+    assert len(read_table(path, ["x"])[0] if "x" in text else [0]) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"delimiter": " "}, {"decimal": "x"}, {"decimal": ","}, {"encoding": "klingon"}],
+)
+def test_unfit_dialects_are_refused(fields: dict[str, str]) -> None:
+    """A delimiter, decimal mark or encoding that is none is named."""
+    with pytest.raises(ConfigError, match="Expected"):
+        Dialect(**fields)
