@@ -109,7 +109,8 @@ STEPS: tuple[Step, ...] = (
     fedlatent("server stop --home @work@/server"),
     fedlatent("data describe @work@/demo/device.npz --output @work@/described.toml"),
     fedlatent(
-        "train @work@/demo/device.npz --schema @work@/described.toml --accept --out @work@/t.fedlatent"
+        "train @work@/demo/device.npz --schema @work@/described.toml --accept "
+        "--out @work@/t.fedlatent"
     ),
     fedlatent(
         "client init a --server 127.0.0.1:9 --ca @server@/tls/ca.crt --data @work@/demo/device.npz "
