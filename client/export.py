@@ -62,16 +62,29 @@ def export_site(
         raise ConfigError("Expected a run that finished on this node, got none; let one finish.")
     ledger, _ = open_ledger(home, config, len(dataset))
     material = _up_to_date(store.load_site(run_id or runs[-1]), ledger)
-    run = material.config
-    model = site_model(material)
-    combine, threshold = fit_score(material, model, dataset.records)
+    contents = site_contents(material, dataset.records)
+    contents = replace(contents, decoder=decoder, expires=expires)
+    quantile = material.config.scoring.quantile
 
     def rethreshold(scorer: bytes) -> Thresholds:
         inputs = {"x": dataset.records, "center": material.center.astype(np.float32)}
-        level = conformal(run_onnx(scorer, inputs)[SCORE], run.scoring.quantile)
-        return Thresholds(quantile=run.scoring.quantile, absolute=level, recentred=None)
+        level = conformal(run_onnx(scorer, inputs)[SCORE], quantile)
+        return Thresholds(quantile=quantile, absolute=level, recentred=None)
 
-    contents = BundleContents(
+    stored = form if form.target is None else replace(form, rethreshold=rethreshold)
+    return make_next(home.bundles, contents, SigningKey.load(home.signing_key), path, stored)[1]
+
+
+def site_contents(material: SiteMaterial, records: np.ndarray) -> BundleContents:
+    """What the bundle of a site is made of; score and threshold fit its own records exactly.
+
+    Args:
+        material: what the site kept of the run.
+        records: its normal ones, preprocessed [N, *shape].
+    """
+    run, model = material.config, site_model(material)
+    combine, threshold = fit_score(material, model, records)
+    return BundleContents(
         kind="site",
         run_id=material.run_id,
         run=run,
@@ -83,13 +96,9 @@ def export_site(
         rng=material.rng,
         clients=1,
         combine=combine,
-        decoder=decoder,
         scaling=material.scaling,
-        expires=expires,
         note=_person_note(material),
     )
-    stored = form if form.target is None else replace(form, rethreshold=rethreshold)
-    return make_next(home.bundles, contents, SigningKey.load(home.signing_key), path, stored)[1]
 
 
 def _up_to_date(material: SiteMaterial, ledger: Ledger) -> SiteMaterial:

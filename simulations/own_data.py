@@ -1,20 +1,72 @@
-"""A user's own file as a federation, for the demo."""
+"""A user's own file as a federation: for the demo, for studies and for training."""
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from fedlatent.shared.config import Data, invalid
-from fedlatent.shared.data.readers import Fields, read_raw
+from fedlatent.shared.data.describe import cells_of, describe
+from fedlatent.shared.data.readers import Fields
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.sources import Federation, SiteData, from_file
+from fedlatent.shared.data.sources import TRAIN_FRACTION, Federation, SiteData, from_file
 from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.files import ending_of
 from fedlatent.shared.toml import parse_toml
 
-_LEAST_TRAINING = 20  # normal records that a site of the demo needs
+LEAST_TRAINING = 20  # normal records that a client trains on, at least
+LEAST_RECORDS = math.ceil(LEAST_TRAINING / TRAIN_FRACTION)  # normal ones that it holds then
+
+
+def clients_of_file(
+    path: Path,
+    *,
+    schema: Path | None = None,
+    seed: int = 0,
+    **where: Unpack[Fields],
+) -> Federation:
+    """Read a file as its own clients, or as one where it names none.
+
+    Without ``schema`` the bounds are the smallest and largest value of the file. A real run must
+    not do that, since it publishes them; the note of the federation says so.
+
+    Args:
+        path: any kind of file that `fedlatent.shared.data.readers` reads.
+        schema: a TOML file with a table ``[data]``.
+        seed: draws training and test records.
+        where: what the file calls its records, labels and clients, as ``readers.Fields`` says.
+
+    Raises:
+        DataError: the file does not fit, or every client has too few normal records; the note names
+            those that are left out for that.
+        ConfigError: the schema is not one.
+    """
+    chosen = load_schema(schema) if schema else _schema_of_values(path, **where)
+    if chosen.columns:
+        where.pop("columns", None)  # the schema has them
+    whole = from_file(path, chosen, seed=seed, **where)
+    sites = [replace(one, name=_plain(one.name) or "client") for one in whole.sites]
+    small = [one.name for one in sites if len(one.train) < LEAST_TRAINING]
+    sites = [one for one in sites if one.name not in small]
+    if not sites:
+        raise DataError(
+            f"Expected at least {LEAST_RECORDS} normal records of one client in {path.name}, of "
+            f"which {LEAST_TRAINING} are trained on, got fewer at {_some(small)}; train on more "
+            "records, or check the labels.",
+            field=small[0] if small else None,
+            reason="few",
+        )
+    note = whole.note
+    if schema is None:
+        note += " Bounds were taken from the file: good for a try, a leak in a real run."
+    if small:
+        note += f" Left out, with fewer than {LEAST_RECORDS} normal records: {_some(small)}."
+    return replace(whole, sites=tuple(sites), note=note)
 
 
 def federation_of_file(
@@ -27,13 +79,12 @@ def federation_of_file(
 ) -> Federation:
     """Read a file as ``sites`` clients: its own clients, or equal random parts without names.
 
-    Without ``schema`` the bounds are the smallest and largest value of the file. A real run must
-    not do that, since it publishes them; the note of the federation says so.
+    Clients without anomalies take part; the note names them.
 
     Args:
-        path: CSV, Parquet or NPZ.
+        path: any kind of file that `fedlatent.shared.data.readers` reads.
         sites: clients wanted, participating and absent together.
-        schema: a TOML file with a table ``[data]``.
+        schema: a TOML file with a table ``[data]``; see `clients_of_file`.
         seed: draws training and test records, and the parts.
         where: what the file calls its records, labels and clients, as ``readers.Fields`` says;
             the AUROC needs labels with anomalies.
@@ -42,33 +93,44 @@ def federation_of_file(
         DataError: the file does not fit, has too few clients or records, or no anomaly.
         ConfigError: the schema is not one.
     """
-    chosen = _load_schema(schema) if schema else _schema_of_values(path, **where)
-    whole = from_file(path, chosen, seed=seed, **where)
+    whole = clients_of_file(path, schema=schema, seed=seed, **where)
     parts = list(whole.sites) if where.get("client_key") else _cut(whole.sites[0], sites, seed)
-    parts = [replace(one, name=_plain(one.name)) for one in parts]
     if len(parts) < sites:
-        raise DataError(f"Expected at least {sites} clients in {path}, got {len(parts)}.")
-    parts = parts[:sites]
-    small = [one.name for one in parts if len(one.train) < _LEAST_TRAINING]
-    if small:
         raise DataError(
-            f"Expected at least {_LEAST_TRAINING} normal training records per client, got fewer "
-            f"in {', '.join(small[:5])}; ask for fewer sites."
+            f"Expected at least {sites} clients in {path}, got {len(parts)}; ask for fewer."
         )
-    if not all(one.test_label.any() for one in parts):
+    parts = parts[:sites]
+    if not where.get("client_key"):
+        least = min(len(one.train) for one in parts)
+        if least < LEAST_TRAINING:
+            raise DataError(
+                f"Expected at least {LEAST_TRAINING} normal training records per client, got "
+                f"{least} when {path.name} is cut into {sites}; ask for fewer sites."
+            )
+    quiet = [one.name for one in parts if not one.test_label.any()]
+    if len(quiet) == len(parts):
         raise DataError(
-            "Expected anomalies in every client to rate detectors with, got some without; name "
-            "the label with --label and the normal value with --normal-label."
+            f"Expected anomalies in {path.name} to rate detectors with, got none; name the label "
+            "with --label and the normal value with --normal-label."
         )
     note = whole.note
-    if schema is None:
-        note += " Bounds were taken from the file: good for a demo, a leak in a real run."
+    if quiet:
+        note += f" Clients without anomalies, which are not rated by themselves: {_some(quiet)}."
     return replace(whole, sites=tuple(parts), note=note)
 
 
-def _load_schema(path: Path) -> Schema:
-    from pydantic import TypeAdapter, ValidationError
+def _some(names: Sequence[str]) -> str:
+    """At most ten of the names, and how many more there are."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
 
+
+def load_schema(path: Path) -> Schema:
+    """The schema of a TOML file with a table ``[data]``.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
     try:
         table = parse_toml(path.read_text(encoding="utf-8"), str(path)).get("data")
         return TypeAdapter(Data).validate_python(table)
@@ -79,23 +141,16 @@ def _load_schema(path: Path) -> Schema:
 
 
 def _schema_of_values(path: Path, **where: Unpack[Fields]) -> Schema:
-    rows = np.asarray(read_raw(path, **where).records, dtype=np.float64)
-    if not len(rows) or not np.isfinite(rows).all():
-        raise DataError(f"Expected finite records in {path}, got none or NaN; clean the file.")
-    low, high = float(rows.min()), float(rows.max())
-    shape = rows.shape[1:]
-    if len(shape) == 2:
-        shape = (1, *shape)  # grey images
-    scale = 2.0 / (high - low) if high > low else 1.0
-    return Schema(
-        name=_plain(path.name.split(".")[0]) or "file",
-        shape=shape,
-        unit="",
-        scale=scale,
-        center="none",
-        lower=low * scale,
-        upper=high * scale if high > low else low * scale + 1.0,
-    )
+    """A schema that is proposed from the file itself, without the columns that are no inputs."""
+    chosen = where.get("columns")
+    keys = [where.get(key) for key in ("label_key", "client_key", "person_key")]
+    table = ending_of(path, (".npz",)) is None
+    aside = [str(key) for key in keys if key] if table else []
+    if chosen is not None and table:
+        aside = [name for name in cells_of(path) if name not in chosen]
+    proposal = describe(path, skip=aside, records_key=where.get("records_key", "X"))
+    found: Schema = TypeAdapter(Data).validate_python(proposal.data)
+    return found
 
 
 def _cut(site: SiteData, count: int, seed: int) -> list[SiteData]:

@@ -1,6 +1,7 @@
 """The formats of a stream: CSV, JSON lines and raw floats."""
 
 import contextlib
+import csv
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ import numpy as np
 
 from fedlatent.client.edge.decoders import BATCH, Decoder, Layout, seconds_or_none
 from fedlatent.client.edge.windows import Rows
+from fedlatent.shared.data.cells import is_number
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.table import LARGEST, MARK, Table
 from fedlatent.shared.errors import ConfigError, DataError
@@ -227,10 +229,15 @@ class CsvDecoder(LineDecoder):
     def __init__(self, schema: Schema, layout: Layout | None = None) -> None:
         """Make a decoder: see `Decoder`."""
         super().__init__(schema, layout)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Expect a table whose first line has not come."""
+        self._opening = False  # whether the next line is the first of a further file
         self._table = Table(
-            schema.columns or self.layout.columns,
+            self.schema.columns or self.layout.columns,
             aside=self.layout.sides,
-            width=schema.raw_size,
+            width=self.schema.raw_size,
             name=self.layout.name,
             names=self.layout.names,
         )
@@ -244,6 +251,11 @@ class CsvDecoder(LineDecoder):
             return [column.name for column in self.schema.columns]
         return [name for name in self._table.names if name not in self.layout.sides]
 
+    def drop(self, *, gap: bool = False) -> None:
+        """Forget the beginning of a line; a further file may have a header of its own."""
+        super().drop(gap=gap)
+        self._opening = True
+
     def take_header(self, line: bytes) -> None:
         """Take a first line as the header, unless it is empty or all its cells are numbers.
 
@@ -255,8 +267,12 @@ class CsvDecoder(LineDecoder):
             self._see(self._table.names)
 
     def _records(self, kept: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        first = kept[0][1] if kept else b""
+        if kept and self._opening and first != self._table.header and _all_names(first):
+            self._begin()
+        self._opening &= not kept
         if kept and self._table.width is None:
-            self.take_header(kept[0][1])
+            self.take_header(first)
         return [(at, line) for at, line in kept if line != self._table.header]
 
     def _quickly(self, lines: Sequence[bytes]) -> tuple[np.ndarray, list[list[str]]] | None:
@@ -276,6 +292,15 @@ class CsvDecoder(LineDecoder):
     def _row(self, line: bytes, number: int) -> tuple[list[float], list[str]]:
         read = self._table.values if self.schema.columns else self._table.record
         return read(line, number), self._table.sides(line, number)
+
+
+def _all_names(line: bytes) -> bool:
+    """Whether a line is a header by itself: no cell is a number."""
+    try:
+        cells = next(csv.reader([line.decode(errors="replace")]), [])
+    except csv.Error:
+        return False
+    return not any(map(is_number, cells))
 
 
 class JsonLinesDecoder(LineDecoder):

@@ -186,6 +186,7 @@ class Stream:
         self._notifier = Notifier()
         self._normals: list[np.ndarray] = []
         self.decoder.line, self._told = self.source.lines, False
+        self._place: dict[str, object] = {}
         self._beat_at, self._beat_records = time.monotonic(), 0
         self._start()
         try:
@@ -254,6 +255,7 @@ class Stream:
                 records = self._calibrate(self.calibration, records)
             if len(records):
                 self._judge(records, self.model.score(records.values))
+            self._place = rows.place(-1)
             self._notifier.alive()
             if self.stop.is_set():
                 return
@@ -335,9 +337,10 @@ class Stream:
         return lines
 
     def _totals(self) -> dict[str, object]:
-        """Counts since the start."""
+        """Counts since the start, and the place of the last row that was taken."""
         return {
             "record": self.records,
+            **self._place,
             "flagged": self.flagged,
             "alarms": self.alarms,
             "alarm": self.debounce.on,

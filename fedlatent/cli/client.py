@@ -24,6 +24,7 @@ from fedlatent.cli.options import (
     AcceptOption,
     ArrayOption,
     ClientHomeOption,
+    ColumnOption,
     JsonOption,
     LabelOption,
     NormalLabelOption,
@@ -63,10 +64,7 @@ def init(
     delta: Annotated[float, typer.Option(help="Delta of that epsilon.")] = 1e-5,
     name: Annotated[str, typer.Option(help="Name of the data set: key of its budget.")] = "records",
     array: ArrayOption = "X",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help="Column of a table, in record order; repeat.", show_default=False),
-    ] = None,
+    column: ColumnOption = None,
     label: LabelOption = None,
     normal_label: NormalLabelOption = None,
     person: Annotated[

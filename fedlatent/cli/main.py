@@ -28,6 +28,7 @@ from fedlatent.cli import (
     release,
     server,
     simulate,
+    train,
 )
 from fedlatent.cli.console import print_error
 from fedlatent.client.edge.commands.common import take_any_text
@@ -44,6 +45,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")

@@ -43,6 +43,15 @@ LabelOption = Annotated[
 NormalLabelOption = Annotated[
     str | None, typer.Option(help="Which label is normal, where labels are not 0 (normal) and 1.")
 ]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", help="Column of a table, in record order; repeat.", show_default=False
+    ),
+]
+ClientOption = Annotated[
+    str | None, typer.Option("--client", help="Column or array that says whose record it is.")
+]
 AcceptOption = Annotated[
     bool, typer.Option("--accept", help="Go on although the check of the records stops.")
 ]

@@ -88,6 +88,28 @@ def knn(normals: ArrayLike, neighbours: int = 5, seed: int = 0) -> Scorer:
     return lambda records: np.asarray(index.kneighbors(_rows(records))[0][:, -1], dtype=np.float64)
 
 
+def rolling_z_score(records: ArrayLike, ridge: float = 1e-3) -> NDArray[np.float64]:
+    """Score windows by how far their last row lies from those before it; nothing is fitted.
+
+    Args:
+        records: Windows [B, T] or [B, C, T], T of at least 2.
+        ridge: Least deviation of the earlier rows that is divided by.
+
+    Returns:
+        The largest distance of a channel's last value from the mean of its earlier ones, in their
+        standard deviations: [B].
+
+    Raises:
+        ValueError: If a window has one row.
+    """
+    rows = np.asarray(records, dtype=np.float64)
+    if rows.shape[-1] < 2:
+        raise ValueError(f"Expected windows of at least 2 rows, got {rows.shape[-1]}.")
+    before, last = rows[..., :-1], rows[..., -1]
+    scores = np.abs(last - before.mean(axis=-1)) / np.maximum(before.std(axis=-1), ridge)
+    return np.asarray(scores.reshape(len(rows), -1).max(axis=1))
+
+
 def isolation_forest(normals: ArrayLike, trees: int = 100, seed: int = 0) -> Scorer:
     """Score by how few random cuts set a record apart (Liu, Ting and Zhou 2008).
 

@@ -249,6 +249,23 @@ def test_every_good_row_comes_with_its_place(lines: list[bytes], portion: int) -
     assert decoder.bad == number - len(expected)
 
 
+def test_a_further_file_may_have_another_header() -> None:
+    """After a rotation columns are found by the new header; without one they stay as they were."""
+    decoder = DECODERS["csv"](tiny.SCHEMA, Layout(columns=list("abcdef"), skip_bad=True))
+    texts = (
+        b"a,b,c,d,e,f\n1,2,3,4,5,6\n",
+        b"\nf,e,d,x,c,b,a\n6,5,4,0,3,2,1\n",
+        b"6,5,4,0,3,2,1\n",
+        b"f,e,d,x,c,b,a\n6,5,4,0,3,2,1\n",
+    )
+    for text in texts:
+        rows = Rows.joined([*decoder.feed(text)])
+        np.testing.assert_array_equal(rows.values, [[1, 2, 3, 4, 5, 6]])
+        decoder.drop()
+    with pytest.raises(DataError, match="columns c once each"):
+        _all(decoder, [b"a,b,d,e,f\n1,2,4,5,6\n"])
+
+
 TIMES = [
     ("60", 60.0),
     ("2026-01-31T12:00:00Z", 1769860800.0),

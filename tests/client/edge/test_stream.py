@@ -225,6 +225,7 @@ def test_alarm_before_a_bad_row_is_reported(load: Load) -> None:
         assert alarm.get("line") == (None if decoder.item_bytes else 4)
         end = sink.events[-1]
         assert (end["event"], end["record"], end["reason"]) == ("end", 200, "error")
+        assert (end["row"], end.get("line")) == (200, alarm.get("line") and 200)
 
 
 def test_records_outside_the_public_bounds_are_said(load: Load) -> None:

@@ -1,0 +1,143 @@
+"""One file becomes a signed bundle and a report beside simple baselines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedlatent.client.edge.runtime import EdgeModel
+from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.keys import VerifyKey
+from fedlatent.simulations.own_data import clients_of_file, federation_of_file
+from fedlatent.simulations.train import leave_out, run_of, train
+
+SCHEMA = """
+[data]
+name = "rows"
+[[data.columns]]
+name = "age"
+lower = 20
+upper = 90
+[[data.columns]]
+name = "pulse"
+lower = 40
+upper = 200
+missing = "mask"
+[[data.columns]]
+name = "kind"
+levels = ["a", "b"]
+"""
+WHERE = {"label_key": "bad", "client_key": "place"}
+
+
+def table(folder: Path, rows: int = 240, *, quiet: str = "") -> tuple[Path, Path]:
+    """A file of three places with gaps, and its schema; place ``quiet`` has no anomalies."""
+    rng = np.random.default_rng(0)
+    place = rng.choice(["north", "south", "west"], rows)
+    bad = ((rng.random(rows) < 0.2) & (place != quiet)).astype(int)
+    frame = pd.DataFrame(
+        {
+            "place": place,
+            "note": "x",
+            "pulse": rng.normal(80, 8, rows) + 70 * bad,
+            "kind": np.where(bad, "b", rng.choice(["a", "a", "b"], rows)),
+            "age": rng.normal(55, 8, rows),
+            "bad": bad,
+        }
+    )
+    frame.loc[::9, "pulse"] = np.nan
+    path, schema = folder / "rows.csv", folder / "rows.toml"
+    frame.to_csv(path, index=False)
+    schema.write_text(SCHEMA)
+    return path, schema
+
+
+def short(run: RunConfig) -> RunConfig:
+    """The same run with few steps."""
+    tables = run.model_dump(mode="json")
+    tables["training"] |= {"rounds": 2, "steps_per_round": 5}
+    return RunConfig.parse(tables, "test")
+
+
+@pytest.mark.parametrize("epsilon", [None, 4.0])
+def test_a_file_becomes_a_bundle_and_a_report(tmp_path: Path, epsilon: float | None) -> None:
+    """The bundle scores the raw rows; the report names the absent and rates the baselines."""
+    path, schema = table(tmp_path, quiet="west")
+    federation = clients_of_file(path, schema=schema, **WHERE)
+    present, away = leave_out(federation, 1)
+    run = short(run_of(present, epsilon=epsilon))
+    target = tmp_path / "out" / "rows.fedlatent"
+    done = train(present, target, run=run, away=away, work=tmp_path / "work")
+    model = EdgeModel.load(target, [VerifyKey.load(done.public_key)])
+    privacy = model.bundle.manifest.privacy
+    assert (privacy is None) == (epsilon is None)
+    if epsilon is not None:
+        assert done.epsilon is not None
+        assert done.epsilon <= epsilon
+        assert model.bundle.manifest.kind == "global"
+    assert np.isfinite(model.score(federation.sites[0].test).score).all()
+    assert len(done.absent) == 1
+    told = json.loads(target.with_suffix(".json").read_text())
+    assert told["absent"] == done.absent
+    found = {row["name"]: row for row in told["clients"]}
+    assert set(found) == {"north", "south", "west"}
+    assert found["west"]["anomalies"] == 0
+    assert found["west"]["auroc"]["fedlatent"] is None
+    assert found["north"]["auroc"]["Mahalanobis"] > 0.9
+    compared = set(told["auroc"]["took part"])
+    usual = {"fedlatent", "PCA", "Mahalanobis", "isolation forest", "kNN"}
+    assert compared == usual | ({"DP Mahalanobis"} if epsilon else set())
+    page = done.report.read_text()
+    assert f"took no part: {done.absent[0]}" in page
+    assert "not rated by themselves: west" in page
+
+
+def test_records_without_labels_are_not_rated(tmp_path: Path) -> None:
+    """Without anomalies there is a bundle and its false alarms, and no AUROC."""
+    path, schema = table(tmp_path)
+    federation = clients_of_file(path, schema=schema)
+    done = train(federation, tmp_path / "m.fedlatent", run=short(run_of(federation)), work=tmp_path)
+    assert set(done.auroc["took part"].values()) == {None}
+    assert done.clients[0].false_alarms is not None
+    assert "no detector can be rated" in done.report.read_text()
+
+
+def test_series_are_compared_with_a_rolling_z_score(tmp_path: Path) -> None:
+    """Windows of a series train, and the z-score of their last row stands beside."""
+    rng = np.random.default_rng(1)
+    rows = pd.DataFrame({"load": rng.normal(0.5, 0.05, 300), "bad": 0})
+    rows.loc[40::40, ["load", "bad"]] = (0.95, 1)
+    path, schema = tmp_path / "load.csv", tmp_path / "load.toml"
+    rows.to_csv(path, index=False)
+    columns = '[[data.columns]]\nname = "load"\n[data.window]\nlength = 8\nstep = 1\n'
+    schema.write_text(f'[data]\nname = "load"\n{columns}')
+    federation = clients_of_file(path, schema=schema, label_key="bad")
+    done = train(federation, tmp_path / "m.fedlatent", run=short(run_of(federation)), work=tmp_path)
+    assert done.auroc["took part"]["rolling z-score"] is not None
+
+
+def test_too_few_records_are_one_sentence(tmp_path: Path) -> None:
+    """A file too small is refused before training, with how many are needed."""
+    path, schema = table(tmp_path, rows=12)
+    with pytest.raises(DataError, match="at least 29 normal records") as told:
+        clients_of_file(path, schema=schema, **WHERE)
+    assert told.value.reason == "few"
+
+
+def test_as_many_absent_as_there_are_is_refused(tmp_path: Path) -> None:
+    """Somebody has to take part."""
+    path, schema = table(tmp_path)
+    federation = clients_of_file(path, schema=schema, **WHERE)
+    with pytest.raises(ConfigError, match="Expected fewer absent clients than the 3"):
+        leave_out(federation, 3)
+
+
+def test_a_demo_takes_clients_without_anomalies_and_names_them(tmp_path: Path) -> None:
+    """They take part; the note says that they are not rated by themselves."""
+    path, schema = table(tmp_path, quiet="west")
+    found = federation_of_file(path, 3, schema=schema, **WHERE)
+    assert len(found.sites) == 3
+    assert "not rated by themselves: west" in found.note
