@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.export import export_site
@@ -241,6 +242,11 @@ def _questions(
     """The three questions, answered by the bundles themselves."""
     model = EdgeModel.load(bundle.path, [key])
 
+    def device(normals: NDArray[np.generic] | None) -> Detector:
+        """The score beside its threshold: some devices keep the absolute score, others not."""
+        here = model if normals is None else model.recentre(normals)
+        return lambda rows: here.score(rows).score - here.threshold
+
     def own(site: SiteData) -> Detector:
         home = homes[site.name]
         public = SigningKey.load(home.signing_key).public
@@ -250,9 +256,7 @@ def _questions(
         QUESTIONS,
         seen=lambda: [(site, own(site)) for site in federation.sites],
         absent=absent.sites,
-        detector=lambda normals: edge_detector(
-            model if normals is None else model.recentre(normals)
-        ),
+        detector=device,
         seed=seed,
     )
 

@@ -47,13 +47,14 @@ def demo_figure(result: "DemoResult", present: Federation, absent: Federation, p
     signer = SigningKey.load(result.folder / "server" / "keys" / "signing.pem").public
     everywhere = EdgeModel.load(result.bundle, [signer])
     recentred = everywhere.recentre(normals_of(away, 10, result.run.seed))
+    how = "re-centred on" if recentred.doubt is None else "not re-centred, by"
     figure = plt.figure(figsize=(11, 8.2), layout="constrained")
     grid = figure.add_gridspec(3, _EXAMPLES, height_ratios=[1, 1, 1.15])
     _records(figure, grid, present, site, material, own)
     panels = (
         (f"{site.name}: took part, site bundle", own, site),
         (f"{away.name}: took no part, global bundle", everywhere, away),
-        (f"{away.name}: re-centred on 10 normals", recentred, away),
+        (f"{away.name}: {how} 10 normals", recentred, away),
     )
     for column, (title, model, rows) in enumerate(panels):
         _scores(figure.add_subplot(grid[2, column]), title, model, rows)

@@ -107,6 +107,11 @@ STEPS: tuple[Step, ...] = (
     fedlatent("server admit a @node@/keys/node.pub --home @work@/server", status=9),
     fedlatent("server remove a --home @work@/server", status=2),
     fedlatent("server stop --home @work@/server"),
+    fedlatent("data describe @work@/demo/device.npz --output @work@/described.toml"),
+    fedlatent(
+        "train @work@/demo/device.npz --schema @work@/described.toml --accept "
+        "--out @work@/t.fedlatent"
+    ),
     fedlatent(
         "client init a --server 127.0.0.1:9 --ca @server@/tls/ca.crt --data @work@/demo/device.npz "
         "--schema @work@/server/run.toml --home @work@/node"

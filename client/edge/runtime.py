@@ -9,6 +9,7 @@ from typing import Self, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedlatent.client.edge import recentring
 from fedlatent.shared.bundle.archive import GOLDEN, Bundle, parse_bundle, read_bundle
 from fedlatent.shared.bundle.graphs import Density, Graphs, check_golden
 from fedlatent.shared.bundle.manifest import POSTERIOR, RECENTRED, SCORE
@@ -60,12 +61,14 @@ class Calibration:
         center: float64 [k], their mean latent, or None for the bundle's center.
         threshold: of their scores, or None for the bundle's threshold.
         quantile: share of normal records that lies below that threshold, at least, on average.
+        doubt: why the center is the bundle's although re-centring was asked for; None otherwise.
     """
 
     records: int
     center: np.ndarray | None = None
     threshold: float | None = None
     quantile: float | None = None
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,11 @@ class EdgeModel:
         return None if self.calibration is None else self.calibration.center
 
     @property
+    def doubt(self) -> str | None:
+        """Why this device keeps the bundle's center although it was to be re-centred, or None."""
+        return None if self.calibration is None else self.calibration.doubt
+
+    @property
     def density(self) -> Density:
         """The density of latents that came with the bundle."""
         return self.graphs.density
@@ -131,6 +139,11 @@ class EdgeModel:
             return self.calibration.threshold
         thresholds = self.bundle.manifest.thresholds
         value = thresholds.absolute if self.center is None else thresholds.recentred
+        if value is None and self.doubt is not None:
+            raise BundleError(
+                f"Expected normal records that this bundle, which has no other threshold, can be "
+                f"re-centred on, got others: {self.doubt}; give other ones."
+            )
         if value is None:
             raise BundleError(
                 "Expected a re-centred model, since this bundle has no other threshold, got one "
@@ -166,26 +179,33 @@ class EdgeModel:
         """
         return self.graphs.score(records)["mu"]
 
-    def recentre(self, normals: ArrayLike) -> Self:
-        """Centre the latent space on this device's normal records.
+    def recentre(self, normals: ArrayLike, *, anyway: bool = False) -> Self:
+        """Centre the latent space on this device's normal records, where that can be trusted.
 
         Args:
-            normals: raw normal records [n, *shape], n >= 1; some tens are a good number.
+            normals: raw normal records [n, *shape] in the order of time; some tens are a good
+                number.
+            anyway: whether their mean is taken even where it should not be trusted.
 
         Returns:
             A model that scores by `recentred_distance` from their mean latent, with the bundle's
-            threshold for it.
+            threshold for it. Where their mean should not be trusted, a model that scores as the
+            bundle comes; its calibration says why (``doubt``).
 
         Raises:
-            BundleError: the bundle has no re-centred threshold.
+            BundleError: the bundle has no re-centred threshold, or nothing else and a mean that
+                should not be trusted.
             DataError: no record, or records that do not fit the schema.
         """
         self._require_recentring()
         latents = self.encode(normals)
         if not len(latents):
             raise DataError("Expected at least one normal record to re-centre on, got none.")
-        mean = latents.mean(axis=0, dtype=np.float64)
-        return replace(self, calibration=Calibration(records=len(latents), center=mean))
+        known = (self.density.mean, self.density.within)
+        why = None if anyway else recentring.doubt(latents.astype(np.float64), *known)
+        mean = None if why else latents.mean(axis=0, dtype=np.float64)
+        found = Calibration(records=len(latents), center=mean, doubt=why)
+        return replace(self, calibration=found)
 
     def calibrate(
         self, normals: ArrayLike, quantile: float | None = None, *, recentre: bool = False
@@ -225,6 +245,7 @@ class EdgeModel:
         found = Calibration(
             records=len(records),
             center=base.center,
+            doubt=base.doubt,
             threshold=float(scores[rank - 1]),
             quantile=wanted,
         )
@@ -237,7 +258,7 @@ class EdgeModel:
             DataError: the model is not calibrated.
         """
         found = self.calibration
-        if found is None:
+        if found is None or (found.center is None and found.threshold is None):
             raise DataError("Expected a calibrated model to save, got none; calibrate it first.")
         value = {
             "format": CALIBRATION_FORMAT,

@@ -276,7 +276,9 @@ class Stream:
             if plan.save is not None:
                 self.model.save_calibration(plan.save)
             self.calibration, self._normals = None, []
-            self._say("calibrated", records=plan.records, threshold=self.model.threshold)
+            doubt = {"doubt": self.model.doubt} if plan.recentre else {}
+            threshold = self.model.threshold
+            self._say("calibrated", records=plan.records, threshold=threshold, **doubt)
         return records.take(slice(left, None))
 
     def _judge(self, records: Rows, table: ScoreTable) -> None:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedlatent.client.compute import load_weights, scaled
+from fedlatent.client.edge import recentring
 from fedlatent.client.export import fit_score, site_model, site_parts
 from fedlatent.client.store import SiteMaterial
 from fedlatent.client.trainer import train_round
@@ -103,12 +104,20 @@ def site_detector(material: SiteMaterial, site: SiteData) -> Detector:
 
 
 def global_detector(result: RunResult, normals: NDArray[np.generic] | None = None) -> Detector:
-    """The score of the global bundle, re-centred on ``normals`` when there are some."""
+    """The score of the global bundle beside its threshold.
+
+    It is re-centred on ``normals`` where there are some and a device would trust them.
+    """
     latents = _latents(result.config, result.arrays, result.released.scaling)
-    density = result.released.density
-    center = density.mean if normals is None else latents(normals).mean(axis=0)
-    precision = density.precision(recentred=normals is not None)
-    return lambda rows: squared_distance(latents(rows), center, precision)
+    density, thresholds = result.released.density, result.released.thresholds
+    center, moved = density.mean, False
+    if normals is not None:
+        own = latents(normals)
+        moved = recentring.doubt(own, density.mean, density.within) is None
+        center = own.mean(axis=0) if moved else center
+    precision = density.precision(recentred=moved)
+    threshold = thresholds["recentred" if moved else "absolute"]
+    return lambda rows: squared_distance(latents(rows), center, precision) - threshold
 
 
 def combined_detector(

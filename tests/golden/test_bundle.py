@@ -30,7 +30,7 @@ def told(bundle: Path, key: Path, normals: np.ndarray | None, folder: Path) -> d
     scored = {}
     models = {"plain": model}
     if normals is not None:
-        models["re-centred"] = model.recentre(normals)
+        models["re-centred"] = model.recentre(normals, anyway=True)
     for name, one in models.items():
         table = one.score(records())
         scored[name] = {

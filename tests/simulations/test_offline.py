@@ -47,6 +47,7 @@ np.savez(folder / "demo" / "device.npz", X=federation.sites[0].test)
 """
 HEAVY = (
     "demo",
+    "train",
     "server start",
     "audit",
     "simulate bench",

@@ -130,6 +130,14 @@ def say_extra(extra: Sequence[str], name: str) -> None:
         )
 
 
+def say_doubt(doubt: str | None) -> None:
+    """Warn that a device keeps the absolute score, and why."""
+    if doubt is not None:
+        sys.stderr.write(
+            f"warning: not re-centred, since {doubt}; records are scored as the bundle comes.\n"
+        )
+
+
 def load_model(args: argparse.Namespace) -> "EdgeModel":
     """The model that the options of `add_model_options` name, verified.
 

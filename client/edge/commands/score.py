@@ -17,6 +17,7 @@ from fedlatent.client.edge.commands.common import (
     names_of,
     print_json,
     print_table,
+    say_doubt,
     say_extra,
 )
 
@@ -226,8 +227,10 @@ def _calibrate(args: argparse.Namespace) -> int:
         "quantile": found.quantile,
         **_outside(model, normals),
     }
+    say_doubt(made.doubt)
     if args.json:
-        print_json({**facts, "path": str(args.output)})
+        doubt = {"doubt": made.doubt} if args.recentre else {}
+        print_json({**facts, **doubt, "path": str(args.output)})
     else:
         print(
             f"threshold {found.threshold:.6g} from {found.records} normal records: a further one "
@@ -268,6 +271,7 @@ def _score(args: argparse.Namespace) -> int:
     rows = found.records
     if args.normals is not None:
         model = model.recentre(_read(args, model, args.normals, normal=True).records)
+        say_doubt(model.doubt)
     if len(rows):
         model.score(rows[:1])
     first = edge_footprint()
@@ -300,7 +304,8 @@ def _tell(
         counts = {"records": len(scores), "flagged": sum(flags), "threshold": model.threshold}
         counts |= {"outside": outside} | ({} if gaps is None else {"gaps": gaps})
         lists = {"scores": scores, "flags": flags, "clipped": clipped, "process": process}
-        print_json({**counts, **model.calibration_info(), **lists})
+        doubt = {} if args.normals is None else {"doubt": model.doubt}
+        print_json({**counts, **model.calibration_info(), **doubt, **lists})
         return
     highest = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_SHOWN]
     rows = [

@@ -47,7 +47,7 @@ def test_batches_do_not_matter(load: Load) -> None:
 def test_recentring_uses_mean_latent_and_its_own_threshold(load: Load) -> None:
     """After re-centring, distances start at the mean latent and `recentred` flags."""
     model = load()
-    moved = model.recentre(RAW[:10])
+    moved = model.recentre(RAW[:10], anyway=True)
     offset = tiny.latents(RAW) - tiny.latents(RAW[:10]).mean(axis=0)
     expected = 4 * (offset**2).sum(axis=1)
     table = moved.score(RAW)
@@ -59,17 +59,38 @@ def test_recentring_uses_mean_latent_and_its_own_threshold(load: Load) -> None:
 
 def test_recentring_on_one_record(load: Load) -> None:
     """One normal record is enough; it then has distance zero."""
-    moved = load().recentre(RAW[:1])
+    moved = load().recentre(RAW[:1], anyway=True)
     assert moved.score(RAW[:1]).score == pytest.approx([0.0], abs=1e-9)
     assert moved.calibration is not None
     assert moved.calibration.records == 1
+
+
+def test_normals_that_should_not_be_trusted_keep_the_absolute_score(
+    load: Load, tmp_path: Path
+) -> None:
+    """A device says why it was not re-centred, and scores as the bundle comes."""
+    model = load()
+    kept = model.recentre(RAW[:30])
+    assert kept.center is None
+    assert "scatter wider" in str(kept.doubt)
+    np.testing.assert_array_equal(kept.score(RAW).score, model.score(RAW).score)
+    assert kept.threshold == model.threshold
+    with pytest.raises(DataError, match="calibrate it first"):
+        kept.save_calibration(tmp_path / "own.json")
+    own = model.calibrate(RAW, 0.9, recentre=True)
+    assert own.doubt == model.recentre(RAW[:30]).doubt
+    own.save_calibration(tmp_path / "own.json")
+    assert model.load_calibration(tmp_path / "own.json").threshold == own.threshold
+    only = load(tiny.manifest(thresholds=Thresholds(quantile=0.9, absolute=None, recentred=1.0)))
+    with pytest.raises(BundleError, match="scatter wider"):
+        only.recentre(RAW[:30]).score(RAW)
 
 
 def test_recentring_needs_records(load: Load) -> None:
     """Re-centring on no record, or on broken ones, is a DataError."""
     model = load()
     with pytest.raises(DataError, match="at least one"):
-        model.recentre(RAW[:0])
+        model.recentre(RAW[:0], anyway=True)
     with pytest.raises(DataError, match="1 of 1"):
         model.recentre(np.full((1, tiny.DIM), np.nan))
 
@@ -79,12 +100,12 @@ def test_missing_thresholds_are_errors(load: Load, tmp_path: Path) -> None:
     first = load(tiny.manifest(thresholds=Thresholds(quantile=0.9, absolute=None, recentred=1.0)))
     with pytest.raises(BundleError, match="re-centre it on a few normal records"):
         first.score(RAW)
-    moved = first.recentre(RAW[:5])
+    moved = first.recentre(RAW[:5], anyway=True)
     assert moved.score(RAW).threshold == 1.0
     moved.save_calibration(tmp_path / "calibration.json")
     only = load(tiny.manifest(thresholds=Thresholds(quantile=0.9, absolute=1.0, recentred=None)))
     with pytest.raises(BundleError, match="without"):
-        only.recentre(RAW[:5])
+        only.recentre(RAW[:5], anyway=True)
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "bundle": only.bundle.digest}))
     with pytest.raises(BundleError, match="without"):
@@ -94,7 +115,7 @@ def test_missing_thresholds_are_errors(load: Load, tmp_path: Path) -> None:
 def test_saved_center_is_restored(load: Load, tmp_path: Path) -> None:
     """A restarted device that loads its center gives the very same scores."""
     path = tmp_path / "calibration.json"
-    moved = load().recentre(RAW[:7])
+    moved = load().recentre(RAW[:7], anyway=True)
     moved.save_calibration(path)
     again = load().load_calibration(path)
     np.testing.assert_array_equal(again.score(RAW).score, moved.score(RAW).score)
@@ -106,7 +127,7 @@ def test_saved_center_is_restored(load: Load, tmp_path: Path) -> None:
 
 def test_center_of_another_bundle_is_refused(load: Load, tmp_path: Path) -> None:
     """A center belongs to one bundle; after an update the device must re-centre."""
-    load().recentre(RAW[:7]).save_calibration(tmp_path / "calibration.json")
+    load().recentre(RAW[:7], anyway=True).save_calibration(tmp_path / "calibration.json")
     newer = load(replace(tiny.manifest(), version=4))
     with pytest.raises(DataError, match="another's"):
         newer.load_calibration(tmp_path / "calibration.json")
@@ -137,7 +158,7 @@ def test_damaged_center_is_refused(load: Load, tmp_path: Path, change: dict[str,
     """A center file that was changed or cut is a DataError."""
     path = tmp_path / "calibration.json"
     model = load()
-    model.recentre(RAW[:7]).save_calibration(path)
+    model.recentre(RAW[:7], anyway=True).save_calibration(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(DataError, match="Expected"):
         model.load_calibration(path)

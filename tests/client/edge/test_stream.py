@@ -303,10 +303,13 @@ def test_calibration_comes_first(load: Load, tmp_path: Path) -> None:
     newer = load(replace(tiny.manifest(), version=4))
     _, sink = _run(newer, [_csv(RAW[:300])], calibration=plan)
     assert len(sink.of("calibrated")) == 1  # the saved one was of another bundle
-    moved, _ = _run(
-        model, [_csv(RAW)], calibration=CalibrationPlan(records=300, quantile=0.9, recentre=True)
-    )
+    plan = CalibrationPlan(records=300, quantile=0.9, recentre=True)
+    moved, sink = _run(model, [_csv(RAW // 8 + 2 * RAW[0])], calibration=plan)
     assert moved.model.center is not None
+    assert sink.of("calibrated")[0]["doubt"] is None
+    kept, sink = _run(model, [_csv(RAW)], calibration=plan)
+    assert kept.model.center is None
+    assert "scatter wider" in sink.of("calibrated")[0]["doubt"]
 
 
 @pytest.mark.parametrize(
