@@ -99,6 +99,7 @@ def _read(home: ClientHome, data: NodeData) -> RawRecords:
         normal_label=data.normal_label,
         person_key=data.person_key,
         names=data.names,
+        dialect=data.dialect,
     )
 
 

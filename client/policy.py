@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedlatent.shared.config import Data, RunConfig, Sharing, invalid
+from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, DataError, PolicyRefusal
 from fedlatent.shared.schedule import count_phases, training_rounds
@@ -49,6 +50,10 @@ class NodeData(_Table):
     records_key: str = "X"
     columns: tuple[str, ...] | None = None  # of the short form; a schema's columns have names
     names: dict[str, str] = Field(default_factory=dict, alias="map")  # own name: schema's name
+    delimiter: str = ","  # of a CSV file: a comma, semicolon, tab or bar
+    decimal: str = "."  # before its decimals: a point or a comma
+    encoding: str = "utf-8"
+    header: bool | None = None  # whether its first line is one; by default the line shows it
     label_key: str | None = None  # rows whose label is not normal are never trained on
     normal_label: int | str | None = None  # None: labels are 0 and 1 already
     person_key: str | None = None  # whose record it is; stays here and is part of no record
@@ -63,6 +68,25 @@ class NodeData(_Table):
                 "expected person_key and max_records_per_person together, got only one of them"
             )
         return self
+
+    @model_validator(mode="after")
+    def _dialect(self) -> Self:
+        """What cannot be read is refused with the file."""
+        try:
+            _ = self.dialect
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def dialect(self) -> Dialect:
+        """How a CSV file is written."""
+        return Dialect(
+            delimiter=self.delimiter,
+            decimal=self.decimal,
+            encoding=self.encoding,
+            header=self.header,
+        )
 
 
 class NodeServer(_Table):

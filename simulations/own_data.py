@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedlatent.shared.config import Data, invalid
 from fedlatent.shared.data.describe import cells_of, describe
+from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.readers import Fields
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import TRAIN_FRACTION, Federation, SiteData, from_file
@@ -145,10 +146,13 @@ def _schema_of_values(path: Path, **where: Unpack[Fields]) -> Schema:
     chosen = where.get("columns")
     keys = [where.get(key) for key in ("label_key", "client_key", "person_key")]
     table = ending_of(path, (".npz",)) is None
+    dialect = where.get("dialect", Dialect())
     aside = [str(key) for key in keys if key] if table else []
     if chosen is not None and table:
-        aside = [name for name in cells_of(path) if name not in chosen]
-    proposal = describe(path, skip=aside, records_key=where.get("records_key", "X"))
+        aside = [name for name in cells_of(path, dialect) if name not in chosen]
+    proposal = describe(
+        path, skip=aside, records_key=where.get("records_key", "X"), dialect=dialect
+    )
     found: Schema = TypeAdapter(Data).validate_python(proposal.data)
     return found
 

@@ -25,9 +25,14 @@ from fedlatent.cli.options import (
     ArrayOption,
     ClientHomeOption,
     ColumnOption,
+    DecimalOption,
+    DelimiterOption,
+    EncodingOption,
+    HeaderOption,
     JsonOption,
     LabelOption,
     NormalLabelOption,
+    dialect_of,
     label_of,
 )
 
@@ -65,6 +70,10 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the data set: key of its budget.")] = "records",
     array: ArrayOption = "X",
     column: ColumnOption = None,
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = None,
     label: LabelOption = None,
     normal_label: NormalLabelOption = None,
     person: Annotated[
@@ -98,6 +107,7 @@ def init(
         raise ConfigError(f"Expected a table [data] in {schema}, got none; use the run file.")
     place = ClientHome.find(home)
     entry: dict[str, object] = {"path": str(data.resolve()), "name": name, "records_key": array}
+    entry |= dialect_of(delimiter, decimal, encoding, header)
     if column:
         entry["columns"] = column
     if label is not None:

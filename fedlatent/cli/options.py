@@ -5,7 +5,7 @@ is; a name in capitals is the option alone, for commands where it is of another 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,6 +49,20 @@ ColumnOption = Annotated[
         "--column", help="Column of a table, in record order; repeat.", show_default=False
     ),
 ]
+DelimiterOption = Annotated[
+    str | None, typer.Option(help="Between the cells of a CSV file: ',' ';' '|' or 'tab'.")
+]
+DecimalOption = Annotated[
+    str | None, typer.Option(help="Before the decimals of a CSV file: '.' or ','.")
+]
+EncodingOption = Annotated[str | None, typer.Option(help="Of a CSV file; by default utf-8.")]
+HeaderOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header",
+        help="Whether a CSV file's first line is names; by default it shows.",
+    ),
+]
 ClientOption = Annotated[
     str | None, typer.Option("--client", help="Column or array that says whose record it is.")
 ]
@@ -70,3 +84,16 @@ SeedOption = Annotated[
 def label_of(text: str | None) -> int | str | None:
     """The value of ``--normal-label``: a whole number where it is one, else the text itself."""
     return int(text) if text and text.isdecimal() else text
+
+
+def dialect_of(
+    delimiter: str | None, decimal: str | None, encoding: str | None, header: bool | None
+) -> dict[str, Any]:
+    """What was said of a CSV file, as fields of a `Dialect` and keys of a node file."""
+    said = {
+        "delimiter": "\t" if delimiter == "tab" else delimiter,
+        "decimal": decimal,
+        "encoding": encoding,
+        "header": header,
+    }
+    return {key: value for key, value in said.items() if value is not None}

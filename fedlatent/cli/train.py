@@ -15,10 +15,15 @@ from fedlatent.cli.options import (
     ArrayOption,
     ClientOption,
     ColumnOption,
+    DecimalOption,
+    DelimiterOption,
+    EncodingOption,
+    HeaderOption,
     JsonOption,
     LabelOption,
     NormalLabelOption,
     SeedOption,
+    dialect_of,
     label_of,
 )
 
@@ -48,6 +53,10 @@ def train(
     client: ClientOption = None,
     column: ColumnOption = None,
     array: ArrayOption = "X",
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = None,
     family: Annotated[
         str, typer.Option(help="Family of the model; 'fedlatent model families' names all.")
     ] = "gaussian",
@@ -68,6 +77,7 @@ def train(
 ) -> None:
     """Train a detector on one file: a signed bundle, and a report beside simple baselines."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from fedlatent.shared.data.dialect import Dialect
     from fedlatent.simulations.own_data import clients_of_file
     from fedlatent.simulations.train import leave_out, run_of
     from fedlatent.simulations.train import train as trained_on
@@ -81,6 +91,7 @@ def train(
         label_key=label,
         normal_label=label_of(normal_label),
         client_key=client,
+        dialect=Dialect(**dialect_of(delimiter, decimal, encoding, header)),
     )
     judge(federation.check, accept=accept, quiet=json)
     present, away = leave_out(federation, absent, seed)

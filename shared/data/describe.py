@@ -11,16 +11,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data.cells import is_gap, number_of
 from fedlatent.shared.data.column import Column
+from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.readers import READERS, read_npz
 from fedlatent.shared.data.series import seconds_of
-from fedlatent.shared.data.table import MARK, Table, read_table
+from fedlatent.shared.data.table import Table, read_table
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.files import ending_of
 
@@ -65,13 +66,20 @@ class Proposal:
         return "\n".join(parts)
 
 
-def describe(path: Path, *, skip: Sequence[str] = (), records_key: str = "X") -> Proposal:
+def describe(
+    path: Path,
+    *,
+    skip: Sequence[str] = (),
+    records_key: str = "X",
+    dialect: Dialect = Dialect(),  # noqa: B008 - frozen
+) -> Proposal:
     """Propose a schema for a file.
 
     Args:
         path: a table with a header, or an NPZ.
         skip: columns that are no part of a record: labels, clients, persons, times.
         records_key: of an NPZ, the array of records.
+        dialect: how a CSV file is written.
 
     Raises:
         DataError: the file cannot be read, is empty, or a column of ``skip`` is not there.
@@ -81,7 +89,7 @@ def describe(path: Path, *, skip: Sequence[str] = (), records_key: str = "X") ->
     if ending_of(path, READERS) == ".npz":
         data = {"name": name or "records", **_short(read_npz(path, [records_key])[records_key])}
         return Proposal(data=data, notes={}, left_out={})
-    cells = cells_of(path)
+    cells = cells_of(path, dialect)
     unknown = [one for one in skip if one not in cells]
     if unknown:
         raise DataError(
@@ -91,6 +99,12 @@ def describe(path: Path, *, skip: Sequence[str] = (), records_key: str = "X") ->
             reason="column",
         )
     found = {key: _column(key, values) for key, values in cells.items() if key not in skip}
+    if all(one is None for one, _ in found.values()):
+        raise DataError(
+            f"Expected a column of numbers or of few classes in {path.name}, got none; check how "
+            "the file is written.",
+            reason="column",
+        )
     return Proposal(
         data={
             "name": name or "records",
@@ -101,7 +115,10 @@ def describe(path: Path, *, skip: Sequence[str] = (), records_key: str = "X") ->
     )
 
 
-def cells_of(path: Path) -> dict[str, list[Any]]:
+def cells_of(
+    path: Path,
+    dialect: Dialect = Dialect(),  # noqa: B008 - frozen
+) -> dict[str, list[Any]]:
     """The cells of a table's columns by name, as the file has them.
 
     Raises:
@@ -113,18 +130,18 @@ def cells_of(path: Path) -> dict[str, list[Any]]:
         frame = pd.read_parquet(path)
         cells = {str(name): frame[name].astype(object).tolist() for name in frame.columns}
     else:
-        names = _header(path)
-        cells = dict(zip(names, read_table(path, None, names)[1], strict=True))
+        names = _header(path, dialect)
+        texts = read_table(path, None, names, dialect=dialect)[1]
+        cells = {name: [*map(dialect.plain, one)] for name, one in zip(names, texts, strict=True)}
     if not any(cells.values()):
         raise DataError(f"Expected records in {path.name}, got none; check the file.")
     return cells
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, dialect: Dialect) -> list[str]:
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-        lines = (line.removeprefix(MARK).strip() for line in stream)
-        table = Table(name=path.name)
-        table.begin(next(filter(None, lines), b"1"))
+        table = Table(name=path.name, dialect=dialect)
+        table.begin(next(dialect.lines(cast(BinaryIO, stream), path.name), b"1"))
     if not table.names:
         raise DataError(
             f"Expected names of columns in the first line of {path.name}, got numbers or nothing; "
@@ -184,6 +201,7 @@ def _numbers(values: NDArray[np.float64]) -> tuple[dict[str, Any], str]:
     kinds = np.unique(values)
     if (
         2 <= len(kinds) <= _FEW < len(values)
+        and low == round(low)
         and (kinds == np.arange(low, high + 1)[: len(kinds)]).all()
     ):
         note = "taken for codes of classes; for a count or a grade write lower and upper instead"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fedlatent.shared.data.cells import is_number
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dataset import Dataset
+from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import cut, seconds_of
 from fedlatent.shared.data.table import read_table
@@ -74,6 +75,7 @@ class Fields(TypedDict, total=False):
         person_key: Column or array that says which person it is about. Equal values are one
             person; spaces around them do not count.
         names: What columns of a table are called here, by the names that the file has for them.
+        dialect: How a CSV file is written.
     """
 
     records_key: str
@@ -83,6 +85,7 @@ class Fields(TypedDict, total=False):
     client_key: str | None
     person_key: str | None
     names: Mapping[str, str]
+    dialect: Dialect
 
 
 def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
@@ -111,6 +114,7 @@ def read_raw(
     client_key: str | None = None,
     person_key: str | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
+    dialect: Dialect = Dialect(),  # noqa: B008 - frozen
 ) -> RawRecords:
     """Read a file without scaling; the arguments and errors are those of `read`.
 
@@ -134,7 +138,9 @@ def read_raw(
     _check_apart(path, "client names", client_key, taken)
     _check_apart(path, "persons", person_key, [*taken, label_key])
     others = tuple(key for key in keys if key)
-    asked = Asked(records_key=records_key, columns=inputs, others=others, names=names)
+    asked = Asked(
+        records_key=records_key, columns=inputs, others=others, names=names, dialect=dialect
+    )
     records, sides = READERS[ending](path, asked)
     found = iter(sides)
     labels, clients, persons, times, groups = (next(found) if key else None for key in keys)
@@ -246,12 +252,14 @@ class Asked:
             schema, which say what their cells mean. None takes all but `others`.
         others: Further columns or arrays: labels, clients, persons, times, groups.
         names: What columns are called here, by the names that the file has for them.
+        dialect: How a CSV file is written.
     """
 
     records_key: str
     columns: Sequence[str] | Sequence[Column] | None
     others: Sequence[str]
     names: Mapping[str, str]
+    dialect: Dialect
 
 
 #: The records [N, ...], and of each of `Asked.others` the array [N] that it names.
@@ -301,7 +309,7 @@ def _npz(path: Path, asked: Asked) -> _Found:
 
 def _csv(path: Path, asked: Asked) -> _Found:
     """Records and other columns of a CSV table, by the one rule of tables."""
-    records, texts = read_table(path, asked.columns, asked.others, asked.names)
+    records, texts = read_table(path, asked.columns, asked.others, asked.names, asked.dialect)
     return records, [np.array(text, dtype=object) for text in texts]
 
 

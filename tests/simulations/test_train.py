@@ -9,6 +9,7 @@ import pytest
 
 from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.keys import VerifyKey
 from fedlatent.simulations.own_data import clients_of_file, federation_of_file
@@ -141,3 +142,17 @@ def test_a_demo_takes_clients_without_anomalies_and_names_them(tmp_path: Path) -
     found = federation_of_file(path, 3, schema=schema, **WHERE)
     assert len(found.sites) == 3
     assert "not rated by themselves: west" in found.note
+
+
+def test_a_file_of_another_dialect_is_read_as_it_is_said(tmp_path: Path) -> None:
+    """Semicolons and decimal commas give the same records; bounds are proposed by column."""
+    path = tmp_path / "rows.csv"
+    rows = "".join(f"A;{60 + n % 9},5;{n % 3}\n" for n in range(60))
+    path.write_text("place;pulse;kind\n" + rows)
+    with pytest.raises(DataError, match="delimiter=';'"):
+        clients_of_file(path, client_key="place")
+    dialect = Dialect(delimiter=";", decimal=",")
+    found = clients_of_file(path, client_key="place", dialect=dialect)
+    assert [one.name for one in found.schema.columns] == ["pulse", "kind"]
+    (site,) = found.sites
+    assert sorted(set(site.train[:, 0].tolist())) == [60.5 + n for n in range(9)]
