@@ -20,6 +20,7 @@ from fedlatent.shared.data.cells import is_gap, number_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.readers import READERS, read_npz
+from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import seconds_of
 from fedlatent.shared.data.table import Table, read_table
 from fedlatent.shared.errors import ConfigError, DataError
@@ -115,6 +116,37 @@ def describe(
     )
 
 
+def inputs_of(
+    path: Path,
+    schema: Schema,
+    aside: Sequence[str | None],
+    dialect: Dialect = Dialect(),  # noqa: B008 - frozen
+) -> list[str]:
+    """Names of the columns that make a record of the short form, where all of a table's do.
+
+    Args:
+        path: of a file that has been read.
+        schema: of its records; one with columns has their names itself.
+        aside: further columns: labels, clients, persons.
+        dialect: how a CSV file is written.
+
+    Returns:
+        As many names as a row has values, or none where the file names none.
+    """
+    ending = ending_of(path, READERS)
+    names: list[str] = []
+    if ending == ".parquet":
+        from pyarrow.parquet import read_schema
+
+        names = list(read_schema(path).names)
+    elif ending != ".npz":
+        names = _header(path, dialect).names
+    window = schema.window
+    other = [*aside, *(() if window is None else (window.time, window.group))]
+    kept = [name for name in names if name not in other]
+    return kept if len(kept) == schema.row_size else []
+
+
 def cells_of(
     path: Path,
     dialect: Dialect = Dialect(),  # noqa: B008 - frozen
@@ -130,7 +162,13 @@ def cells_of(
         frame = pd.read_parquet(path)
         cells = {str(name): frame[name].astype(object).tolist() for name in frame.columns}
     else:
-        names = _header(path, dialect)
+        names = _header(path, dialect).names
+        if not names:
+            raise DataError(
+                f"Expected names of columns in the first line of {path.name}, got numbers or "
+                "nothing; add a header.",
+                reason="header",
+            )
         texts = read_table(path, None, names, dialect=dialect)[1]
         cells = {name: [*map(dialect.plain, one)] for name, one in zip(names, texts, strict=True)}
     if not any(cells.values()):
@@ -138,17 +176,12 @@ def cells_of(
     return cells
 
 
-def _header(path: Path, dialect: Dialect) -> list[str]:
+def _header(path: Path, dialect: Dialect) -> Table:
+    """A table of which the first line has come."""
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
         table = Table(name=path.name, dialect=dialect)
         table.begin(next(dialect.lines(cast(BinaryIO, stream), path.name), b"1"))
-    if not table.names:
-        raise DataError(
-            f"Expected names of columns in the first line of {path.name}, got numbers or nothing; "
-            "add a header.",
-            reason="header",
-        )
-    return table.names
+    return table
 
 
 def _short(records: NDArray[Any]) -> dict[str, Any]:

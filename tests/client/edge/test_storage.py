@@ -26,7 +26,7 @@ def folder(tmp_path: Path, signing_key: SigningKey, monkeypatch: pytest.MonkeyPa
     made.mkdir(parents=True)
     tiny.write(made / "b.fedlatent", signing_key)
     (made / "k.pub").write_bytes(signing_key.public.to_pem())
-    np.savetxt(made / "r.csv", tiny.raw_records(200), fmt="%d", delimiter=",")
+    np.savetxt(made / "r.csv", tiny.raw_records(200) // 2, fmt="%d", delimiter=",")
     (made / "file").touch()
     monkeypatch.chdir(made)
     return made
