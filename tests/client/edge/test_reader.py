@@ -56,7 +56,7 @@ def test_npz_by_key(tmp_path: Path) -> None:
         ),
         ("1,2,3,4,5,6\n1,2,secret,4,5,6\n", None, "got text in record 2"),
         ("1,2,3,4,5,6\n1,2,,4,5,6\n", None, "got nothing in record 2"),
-        (ROWS, ["a"], "add a header"),
+        (ROWS, ["a"], "add a line of names"),
         (HEADER + ROWS, ["a", "z"], "columns z"),
         (HEADER + ROWS, ["a"], "got 1 in record 1"),
         ("a" * 200_000 + "\n", None, "at most 65920 bytes"),
