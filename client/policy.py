@@ -50,7 +50,7 @@ class NodeData(_Table):
     columns: tuple[str, ...] | None = None  # of the short form; a schema's columns have names
     names: dict[str, str] = Field(default_factory=dict, alias="map")  # own name: schema's name
     label_key: str | None = None  # rows whose label is not normal are never trained on
-    normal_label: int | str | None = None  # None: labels are 0 and 1 already
+    normal_label: bool | int | float | str | None = None  # None: labels are 0 and 1 already
     person_key: str | None = None  # whose record it is; stays here and is part of no record
     max_records_per_person: Annotated[int, Field(ge=1)] | None = None  # more are never used
     accept: tuple[str, ...] = ()  # findings of the check of the records, as it names them
