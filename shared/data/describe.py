@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedlatent.shared.data.cells import is_gap, number_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.readers import READERS, read_npz
+from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import seconds_of
 from fedlatent.shared.data.table import MARK, Table, read_table
 from fedlatent.shared.errors import ConfigError, DataError
@@ -101,6 +102,31 @@ def describe(path: Path, *, skip: Sequence[str] = (), records_key: str = "X") ->
     )
 
 
+def inputs_of(path: Path, schema: Schema, aside: Sequence[str | None]) -> list[str]:
+    """Names of the columns that make a record of the short form, where all of a table's do.
+
+    Args:
+        path: of a file that has been read.
+        schema: of its records; one with columns has their names itself.
+        aside: further columns: labels, clients, persons.
+
+    Returns:
+        As many names as a row has values, or none where the file names none.
+    """
+    ending = ending_of(path, READERS)
+    names: list[str] = []
+    if ending == ".parquet":
+        from pyarrow.parquet import read_schema
+
+        names = list(read_schema(path).names)
+    elif ending != ".npz":
+        names = _header(path).names
+    window = schema.window
+    other = [*aside, *(() if window is None else (window.time, window.group))]
+    kept = [name for name in names if name not in other]
+    return kept if len(kept) == schema.row_size else []
+
+
 def cells_of(path: Path) -> dict[str, list[Any]]:
     """The cells of a table's columns by name, as the file has them.
 
@@ -113,25 +139,26 @@ def cells_of(path: Path) -> dict[str, list[Any]]:
         frame = pd.read_parquet(path)
         cells = {str(name): frame[name].astype(object).tolist() for name in frame.columns}
     else:
-        names = _header(path)
+        names = _header(path).names
+        if not names:
+            raise DataError(
+                f"Expected names of columns in the first line of {path.name}, got numbers or "
+                "nothing; add a header.",
+                reason="header",
+            )
         cells = dict(zip(names, read_table(path, None, names)[1], strict=True))
     if not any(cells.values()):
         raise DataError(f"Expected records in {path.name}, got none; check the file.")
     return cells
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path) -> Table:
+    """A table of which the first line has come."""
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
         lines = (line.removeprefix(MARK).strip() for line in stream)
         table = Table(name=path.name)
         table.begin(next(filter(None, lines), b"1"))
-    if not table.names:
-        raise DataError(
-            f"Expected names of columns in the first line of {path.name}, got numbers or nothing; "
-            "add a header.",
-            reason="header",
-        )
-    return table.names
+    return table
 
 
 def _short(records: NDArray[Any]) -> dict[str, Any]:

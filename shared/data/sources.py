@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedlatent.shared.data import hearts as heart_model
 from fedlatent.shared.data.checks import Check, check
+from fedlatent.shared.data.describe import inputs_of
 from fedlatent.shared.data.readers import Fields, read_npz, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.transforms import affine_points, resample
@@ -215,7 +216,8 @@ def from_file(
     """
     raw = read_raw(path, schema, **where)
     schema.preprocess(raw.records)  # fails here rather than in the middle of a run
-    names = where.get("columns") or ()
+    sides = (where.get("label_key"), where.get("client_key"), where.get("person_key"))
+    names = where.get("columns") or inputs_of(Path(path), schema, sides)
     found = check(raw.records, schema, label=raw.label, names=names)
     count = len(raw.records)
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label

@@ -44,7 +44,11 @@ def asked(folder: Path, run: Run, data: Path, schema: str) -> list[object]:
 
 @pytest.mark.parametrize(
     ("schema", "factor", "words"),
-    [(SHORT, 1.0, "100 % of all values"), (COLUMNS, 100.0, "'age'"), (COLUMNS, 0.01, "'age'")],
+    [
+        (SHORT, 1.0, "100 % of the values of 'age'"),
+        (COLUMNS, 100.0, "'age'"),
+        (COLUMNS, 0.01, "'age'"),
+    ],
 )
 def test_another_unit_stops_before_a_node_is_made(
     run: Run, tmp_path: Path, schema: str, factor: float, words: str
