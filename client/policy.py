@@ -55,7 +55,7 @@ class NodeData(_Table):
     encoding: str = "utf-8"
     header: bool | None = None  # whether its first line is one; by default the line shows it
     label_key: str | None = None  # rows whose label is not normal are never trained on
-    normal_label: int | str | None = None  # None: labels are 0 and 1 already
+    normal_label: bool | int | float | str | None = None  # None: labels are 0 and 1 already
     person_key: str | None = None  # whose record it is; stays here and is part of no record
     max_records_per_person: Annotated[int, Field(ge=1)] | None = None  # more are never used
     accept: tuple[str, ...] = ()  # findings of the check of the records, as it names them

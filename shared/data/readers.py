@@ -1,9 +1,9 @@
-"""Read records from CSV, Parquet and NPZ files of a client's own disk.
+"""Read records from CSV, Parquet, Arrow and NPZ files of a client's own disk.
 
 CSV is read by the rule of `fedlatent.shared.data.table`.
 
-A key names a column of a table (CSV, Parquet) or an array of an NPZ archive. Nothing is guessed
-beyond that: a value that does not fit is a `DataError` that shows no record's values.
+A key names a column of a table (CSV, Parquet, Arrow) or an array of an NPZ archive. Nothing is
+guessed beyond that: a value that does not fit is a `DataError` that shows no record's values.
 """
 
 import zipfile
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,10 @@ from fedlatent.shared.data.table import read_table
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
 
-Label = str | int | float
+if TYPE_CHECKING:
+    import pandas as pd
+
+Label = str | int | float | bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +95,7 @@ def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
     """Read a file and preprocess its records.
 
     Args:
-        path: A .csv, .csv.gz, .parquet or .npz file.
+        path: A .csv, .csv.gz, .parquet, .arrow, .feather or .npz file.
         schema: What each record must be.
         where: What the file calls its records, labels, clients and persons: see `Fields`.
 
@@ -313,12 +316,13 @@ def _csv(path: Path, asked: Asked) -> _Found:
     return records, [np.array(text, dtype=object) for text in texts]
 
 
-def _parquet(path: Path, asked: Asked) -> _Found:
-    """Records and other columns of a Parquet table, with pandas, which is imported only here."""
+def _frame(path: Path, asked: Asked) -> _Found:
+    """Records and other columns of a Parquet or Arrow file, by pandas, imported only here."""
     import pandas as pd
 
+    load = pd.read_parquet if ending_of(path, [".parquet"]) else pd.read_feather
     try:
-        frame = pd.read_parquet(path)
+        frame = load(path)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"Expected a readable table at {path}, got a {type(error).__name__}; write the file "
@@ -329,33 +333,71 @@ def _parquet(path: Path, asked: Asked) -> _Found:
     if columns is None:
         columns = [name for name in frame.columns if name not in asked.others]
     chosen = [_name_of(one) for one in columns]
-    _check_keys(path, "column", [*chosen, *asked.others], list(frame.columns))
-    sides = [frame[key].astype(object).to_numpy() for key in asked.others]
+    present = list(frame.columns)
+    _check_keys(path, "column", [*chosen, *asked.others], present)
+    _check_once(path, [*chosen, *asked.others], present)
+    sides = [_cells(frame[key]) for key in asked.others]
     if specs := [one for one in columns if isinstance(one, Column)]:
-        codes = [one.codes(frame[one.name].to_numpy(), name=path.name) for one in specs]
+        codes = [one.codes(_cells(frame[one.name]), name=path.name) for one in specs]
         return np.stack(codes, axis=1), sides
-    features = frame[chosen]
-    texts = [name for name in chosen if features[name].dtype.kind not in "iuf"]
-    if texts:
+    found = [_numbers(_cells(frame[name]), str(name), path) for name in chosen]
+    return np.stack(found, axis=1) if found else np.zeros((len(frame), 0)), sides
+
+
+def _cells(column: "pd.Series[Any]") -> NDArray[Any]:
+    """Cells of a column of any type: numbers where all are, NaN in gaps; else None in gaps."""
+    if column.dtype.kind in "iufb" and isinstance(column.dtype, np.dtype):
+        return column.to_numpy()
+    if column.dtype.kind in "iuf":  # nullable, or of Arrow
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return column.astype(object).where(column.notna(), None).to_numpy(dtype=object)
+
+
+def _numbers(cells: NDArray[Any], name: str, path: Path) -> NDArray[Any]:
+    """The same, where they are finite numbers.
+
+    Raises:
+        DataError: One is none.
+    """
+    if cells.dtype.kind not in "iuf":
         raise DataError(
-            f"Expected numbers in every record column of {path.name}, got other values in "
-            f"{', '.join(texts[:5])}; name the record columns or convert them.",
-            field=texts[0],
+            f"Expected numbers in every record column of {path.name}, got other values in {name}; "
+            "name the record columns or convert them.",
+            field=name,
             reason="number",
         )
-    return features.to_numpy(), sides
+    wrong = np.flatnonzero(~np.isfinite(cells))
+    if len(wrong):
+        raise DataError(
+            f"Expected a finite value in column {name!r} of {path.name}, got a gap, NaN or "
+            f"infinity in record {int(wrong[0]) + 1}; correct it, drop it or choose other columns.",
+            field=name,
+            reason="finite",
+        )
+    return cells
+
+
+def _check_once(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
+    """Raise DataError where a wanted column is there twice."""
+    twice = [key for key in wanted if present.count(key) > 1]
+    if twice:
+        raise DataError(
+            f"Expected column {twice[0]!r} once in {path.name}, got it twice; rename one of them.",
+            field=str(twice[0]),
+            reason="column",
+        )
 
 
 def _typed(labels: NDArray[Any]) -> NDArray[Any]:
-    """A table's labels as numbers or truth values where all are; an empty one is then NaN."""
+    """A table's labels as numbers or truth values where all are; else texts, empty in gaps."""
     if labels.dtype != object:
         return labels
-    cells = [str(label).strip() for label in labels]
+    cells = ["" if one is None or one != one else str(one).strip() for one in labels.tolist()]
     if all(is_number(cell) or not cell for cell in cells):
         return np.array([float(cell or "nan") for cell in cells])
     if {cell.lower() for cell in cells} <= {"true", "false"}:
         return np.array([cell.lower() == "true" for cell in cells])
-    return labels
+    return np.array(cells)
 
 
 def _check_keys(path: Path, kind: str, wanted: Sequence[str], present: Sequence[str]) -> None:
@@ -379,20 +421,32 @@ def _binary(labels: NDArray[Any], normal: Label | None) -> NDArray[np.uint8]:
             )
         return labels.astype(np.uint8)
     if labels.dtype.kind in "biuf":
-        if isinstance(normal, str):
-            raise DataError(
-                f"Expected a number for normal_label since the labels are numbers, got {normal!r}; "
-                "write it without quotes."
-            )
         if np.isnan(labels.astype(np.float64)).any():
             raise DataError("Expected a label for every record, got gaps; fill or remove them.")
-        abnormal = labels != normal
+        abnormal = labels != _value_of(normal, truth=labels.dtype.kind == "b")
     else:
-        names = labels.astype(np.str_)
-        if (np.char.strip(names) == "").any():
+        names = np.char.strip(labels.astype(np.str_))
+        if (names == "").any():
             raise DataError("Expected a label for every record, got gaps; fill or remove them.")
-        abnormal = names != str(normal)
+        abnormal = names != str(normal).strip()
     return np.asarray(abnormal, dtype=np.uint8)
+
+
+def _value_of(normal: Label, *, truth: bool) -> float:
+    """The normal label as a number, where labels are numbers or truth values.
+
+    Raises:
+        DataError: It is no number.
+    """
+    text = str(normal).strip().lower()
+    if truth and text in ("true", "false"):
+        return float(text == "true")
+    if isinstance(normal, bool) or not is_number(text):
+        raise DataError(
+            f"Expected a number for normal_label since the labels are "
+            f"{'true and false' if truth else 'numbers'}, got {normal!r}; correct it."
+        )
+    return float(text)
 
 
 def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
@@ -414,6 +468,8 @@ def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
 READERS: dict[str, Callable[[Path, Asked], _Found]] = {
     ".csv": _csv,
     ".csv.gz": _csv,
-    ".parquet": _parquet,
+    ".parquet": _frame,
+    ".arrow": _frame,
+    ".feather": _frame,
     ".npz": _npz,
 }

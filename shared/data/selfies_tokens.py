@@ -100,6 +100,7 @@ ALPHABET = _STRUCTURE + tuple(token for token in _GRAMMAR if token not in _STRUC
 FIRST_ATOM = len(_STRUCTURE) + 1
 _INDEX = {token: index for index, token in enumerate(ALPHABET, start=1)}
 VOCABULARY = len(ALPHABET) + 1
+_STEREO = "@/\\"  # marks of SMILES that tell mirror images and sides of a double bond
 
 
 def molecule_schema(length: int) -> Schema:
@@ -118,6 +119,8 @@ def molecule_schema(length: int) -> Schema:
 def to_records(smiles: Iterable[str], length: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
     """Turn SMILES into records, leaving out what the alphabet or the length cannot hold.
 
+    Tokens know no stereo marks, so a molecule that has some is written without them first.
+
     Args:
         smiles: Molecules that RDKit reads.
         length: Greatest number T of tokens.
@@ -128,7 +131,9 @@ def to_records(smiles: Iterable[str], length: int) -> tuple[NDArray[np.float32],
     """
     rows, kept = [], []
     for position, text in enumerate(smiles):
-        tokens = _tokens(text)
+        marked = any(mark in text for mark in _STEREO)
+        plain = canonical(text) if marked else text
+        tokens = None if plain is None else _tokens(plain)
         if tokens is None or len(tokens) > length:
             continue
         row = np.zeros(length, dtype=np.float32)

@@ -62,8 +62,11 @@ def test_numeric_labels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_raw(path, label_key="ready").label, [0, 1, 1, 0])
     with pytest.raises(DataError, match="normal_label"):
         read_raw(path, label_key="y")
-    with pytest.raises(DataError, match="without quotes"):
-        read_raw(path, label_key="y", normal_label="0")
+    np.testing.assert_array_equal(
+        read_raw(path, label_key="y", normal_label="0.0").label, [0, 1, 0, 1]
+    )
+    with pytest.raises(DataError, match="since the labels are numbers"):
+        read_raw(path, label_key="y", normal_label="normal")
     with pytest.raises(DataError, match="gaps"):
         read_raw(path, label_key="gap", normal_label=0)
 
@@ -269,3 +272,73 @@ def test_records_of_an_archive_may_be_rows_or_windows(tmp_path: Path) -> None:
     assert read_raw(path, schema, records_key="cut").records.shape == (3, 2, 4)
     with pytest.raises(DataError, match=r"rows of 2 values in load\.npz"):
         read_raw(path, schema, records_key="other")
+
+
+FRAMES = {
+    ".parquet": pd.DataFrame.to_parquet,
+    ".arrow": pd.DataFrame.to_feather,
+    ".feather": pd.DataFrame.to_feather,
+}
+
+
+@pytest.mark.parametrize("suffix", FRAMES)
+def test_types_of_tables_do_not_matter(tmp_path: Path, suffix: str) -> None:
+    """Nullable, Arrow-backed and categorical columns are read as plain ones are."""
+    path = tmp_path / f"data{suffix}"
+    frame = pd.DataFrame(
+        {
+            "a": pd.array([1, 2, 3], dtype="Int64"),
+            "b": pd.array([0.5, 1.5, 2.5], dtype="Float64"),
+            "c": pd.array([4.0, 5.0, 6.0], dtype="float32[pyarrow]"),
+            "kind": pd.Categorical(["N", "V", "N"]),
+            "bad": pd.array([False, True, False], dtype="boolean"),
+            "day": pd.date_range("2026-01-31", periods=3),
+        }
+    )
+    FRAMES[suffix](frame, path)
+    for key, normal in (("kind", "N"), ("bad", "False"), ("bad", False), ("bad", None)):
+        raw = read_raw(
+            path, columns=["a", "b", "c"], label_key=key, normal_label=normal, client_key="day"
+        )
+        np.testing.assert_array_equal(raw.records, [[1, 0.5, 4], [2, 1.5, 5], [3, 2.5, 6]])
+        np.testing.assert_array_equal(raw.label, [0, 1, 0])
+    schema = Schema(name="rows", columns=(Column(name="kind", levels=("N", "V")),))
+    np.testing.assert_array_equal(read_raw(path, schema).records, [[0], [1], [0]])
+    FRAMES[suffix](frame.assign(b=pd.array([0.5, None, 2.5], dtype="Float64")), path)
+    with pytest.raises(DataError, match=f"'b' of data{suffix}, got a gap.*record 2") as told:
+        read_raw(path, columns=["a", "b"])
+    assert (told.value.field, told.value.reason) == ("b", "finite")
+    gap = Schema(name="rows", columns=(Column(name="b", upper=9.0, missing="mask"),))
+    np.testing.assert_array_equal(read_raw(path, gap).records, [[0.5], [np.nan], [2.5]])
+
+
+def test_a_gap_among_the_labels_of_a_table_is_refused(tmp_path: Path) -> None:
+    """An empty cell of texts or truth values is no anomaly."""
+    path = tmp_path / "data.parquet"
+    for labels in (["N", None, "V"], [True, None, False]):
+        pd.DataFrame({"a": [1.0, 2.0, 3.0], "y": labels}).to_parquet(path)
+        with pytest.raises(DataError, match="gaps"):
+            read_raw(path, label_key="y", normal_label="N")
+
+
+@pytest.mark.parametrize(
+    ("cells", "normal"),
+    [("-1,1,-1", "-1"), ("1.5,2,1.50", "1.5"), ("False,True,false", "False"), (" N ,V,N", "N")],
+)
+def test_a_normal_label_is_typed_as_the_column_has_it(
+    tmp_path: Path, cells: str, normal: str
+) -> None:
+    """Negative, broken and true or false labels compare as what the column is."""
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(["a,y", *(f"1,{cell}" for cell in cells.split(","))]))
+    np.testing.assert_array_equal(
+        read_raw(path, label_key="y", normal_label=normal).label, [0, 1, 0]
+    )
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Also where a name of one's own makes them so."""
+    path = tmp_path / "data.parquet"
+    pd.DataFrame({"a": [1.0], "b": [2.0]}).to_parquet(path)
+    with pytest.raises(DataError, match="'a' once"):
+        read_raw(path, names={"b": "a"})

@@ -71,3 +71,12 @@ def test_what_follows_a_stop_is_not_read() -> None:
     behind = records.copy()
     behind[0, 5] = 9.0
     assert to_smiles(behind) == to_smiles(records) == ["CCO"]
+
+
+def test_molecules_with_stereo_marks_are_kept() -> None:
+    """Mirror images and sides of a double bond are one record, that of the plain molecule."""
+    marked = ["C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O", "C/C=C/C", "no/molecule"]
+    records, kept = to_records(marked, 24)
+    assert kept.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(records[0], records[1])
+    assert to_smiles(records) == ["CC(N)C(=O)O", "CC(N)C(=O)O", "CC=CC"]
