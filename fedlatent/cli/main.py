@@ -17,6 +17,7 @@ import typer
 from fedlatent.cli import (
     audit,
     client,
+    data,
     demo,
     edge,
     export,
@@ -46,6 +47,7 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
+app.add_typer(data.app, name="data")
 app.add_typer(simulate.app, name="simulate")
 app.add_typer(export.app, name="export")
 release.app.command("page", epilog=page.EXAMPLES)(page.page)
@@ -95,7 +97,7 @@ def main() -> None:
     except OSError as error:
         sys.exit(_told(StorageError.of(error)))
     except ModuleNotFoundError as error:
-        extras = {"client": "client", "simulate": "simulation", "audit": "simulation"}
+        extras = {"client": "client"} | dict.fromkeys(("simulate", "audit", "data"), "simulation")
         extra = next((extras[word] for word in sys.argv if word in extras), "server")
         typer.echo(
             f"error: this command needs the package {error.name!r}, which is not installed; "
