@@ -49,16 +49,17 @@ def export_site(
 
     Raises:
         ConfigError: no run has finished here.
-        DataError: the records cannot be read.
+        DataError: the records cannot be read, or are too few.
         LedgerError: the ledger is not the one that paid for what left.
         BundleError: the exported graphs differ from torch.
     """
+    config = NodeConfig.load(home.config)
+    dataset = read_dataset(home, config.data).normals()
+    config.policy.check_least(len(dataset))
     store = Store(home.store)
     runs = store.site_runs()
     if not runs:
         raise ConfigError("Expected a run that finished on this node, got none; let one finish.")
-    config = NodeConfig.load(home.config)
-    dataset = read_dataset(home, config.data).normals()
     ledger, _ = open_ledger(home, config, len(dataset))
     material = _up_to_date(store.load_site(run_id or runs[-1]), ledger)
     run = material.config

@@ -1,6 +1,7 @@
 """Putting a node together: from a client home, or in memory for simulations."""
 
 import functools
+import json
 import os
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from fedlatent.client.node import Node, NoiseFactory
 from fedlatent.client.policy import DEFAULT_SHARING, NodeConfig, NodeData, Policy
 from fedlatent.client.reconcile import claims, reconcile, traces
 from fedlatent.client.store import Store
+from fedlatent.shared.data.checks import Check, check
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.data.readers import read
+from fedlatent.shared.data.readers import RawRecords, read_raw
 from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
-from fedlatent.shared.errors import ConfigError, DataError
+from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.files import telling, write_atomic
 from fedlatent.shared.privacy.selftest import check_random_numbers
 
@@ -35,11 +37,12 @@ def open_node(home: ClientHome, noise_factory: NoiseFactory = make_noise) -> Nod
 
     Raises:
         ConfigError: ``node.toml`` is absent or wrong.
-        DataError: the data file does not fit, or holds no normal record.
+        DataError: the data file does not fit, holds too few normal records, or the check of it
+            stops at what the owner has not accepted.
         ServiceError: the ledger is not usable.
     """
     config = NodeConfig.load(home.config)
-    return assemble(config, read_dataset(home, config.data), home, noise_factory)
+    return assemble(config, read_accepted(home, config), home, noise_factory)
 
 
 def read_dataset(home: ClientHome, data: NodeData) -> Dataset:
@@ -50,7 +53,44 @@ def read_dataset(home: ClientHome, data: NodeData) -> Dataset:
     Raises:
         DataError: the file does not fit.
     """
-    dataset = read(
+    return used(_read(home, data).dataset(data.record_schema), data)
+
+
+def read_checked(home: ClientHome, config: NodeConfig) -> tuple[Dataset, Check]:
+    """The same records, and what a look at the whole file found.
+
+    Raises:
+        DataError: the file does not fit, or holds no normal record.
+    """
+    data = config.data
+    raw = _read(home, data)
+    found = check(
+        raw.records,
+        data.record_schema,
+        label=raw.label,
+        names=data.columns or (),
+        least=config.policy.least_records,
+    )
+    return used(raw.dataset(data.record_schema), data), found
+
+
+def read_accepted(home: ClientHome, config: NodeConfig) -> Dataset:
+    """The same records, unless the check stops at what the owner has not accepted.
+
+    Raises:
+        RecordsRefused: it does.
+        DataError: the file does not fit, or holds too few normal records.
+    """
+    dataset, found = read_checked(home, config)
+    accepted = config.data.accept
+    keys = [*accepted, *(one.key for one in found.stops(accepted))]
+    found.refuse(f"write accept = {json.dumps(keys)} under [data] in {home.config}", accepted)
+    config.policy.check_least(len(dataset.normals()))
+    return dataset
+
+
+def _read(home: ClientHome, data: NodeData) -> RawRecords:
+    return read_raw(
         home.root / data.path,
         data.record_schema,
         records_key=data.records_key,
@@ -58,8 +98,8 @@ def read_dataset(home: ClientHome, data: NodeData) -> Dataset:
         label_key=data.label_key,
         normal_label=data.normal_label,
         person_key=data.person_key,
+        names=data.names,
     )
-    return used(dataset, data)
 
 
 def used(dataset: Dataset, data: NodeData) -> Dataset:
@@ -89,17 +129,15 @@ def assemble(
     """Put a node together whose files lie in ``home``.
 
     Raises:
-        DataError: no normal record.
+        DataError: too few normal records.
         ServiceError: the ledger is not usable, or not the one that paid for what left; or the
             machine's random numbers are broken.
     """
-    dataset = used(dataset, config.data)
+    dataset, policy = used(dataset, config.data), config.policy
     records = len(dataset.normals())
-    if records == 0:
-        raise DataError("Expected at least one normal record, got none; check the labels.")
+    policy.check_least(records)
     check_random_numbers()
     home.create()
-    policy = config.policy
     ledger, _ = open_ledger(home, config, records)
     door = ReleaseDoor(
         ledger=ledger,

@@ -4,6 +4,7 @@ The policy is the data holder's word, not the server's. A refusal says which pub
 run does not fit which public number of the policy; nothing about the records beyond their count.
 """
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedlatent.shared.config import Data, RunConfig, Sharing, invalid
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.errors import ConfigError, PolicyRefusal
+from fedlatent.shared.errors import ConfigError, DataError, PolicyRefusal
 from fedlatent.shared.schedule import count_phases, training_rounds
 from fedlatent.shared.toml import parse_toml
 
@@ -46,11 +47,13 @@ class NodeData(_Table):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "records"
     record_schema: Data = Field(alias="schema")
     records_key: str = "X"
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None  # of the short form; a schema's columns have names
+    names: dict[str, str] = Field(default_factory=dict, alias="map")  # own name: schema's name
     label_key: str | None = None  # rows whose label is not normal are never trained on
     normal_label: int | str | None = None  # None: labels are 0 and 1 already
     person_key: str | None = None  # whose record it is; stays here and is part of no record
     max_records_per_person: Annotated[int, Field(ge=1)] | None = None  # more are never used
+    accept: tuple[str, ...] = ()  # findings of the check of the records, as it names them
 
     @model_validator(mode="after")
     def _persons(self) -> Self:
@@ -193,6 +196,25 @@ class Policy(_Table):
     max_steps: Most = 1_000_000  # of training, in one run
     approval: Approval = "none"
     caps: Caps = Caps()
+
+    @property
+    def least_records(self) -> int:
+        """Normal records that init, runs and export need: two, and those of a training step."""
+        return max(2, math.ceil(self.caps.smallest_batch))
+
+    def check_least(self, records: int) -> None:
+        """Refuse to work with fewer normal records than `least_records`.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if records < self.least_records:
+            raise DataError(
+                f"Expected at least {self.least_records} normal records for init, runs and export "
+                f"(two, and policy.caps.smallest_batch), got {records}; check the file, the label "
+                "and which label is normal.",
+                reason="few",
+            )
 
     def check(self, run: RunConfig, schema: Schema, records: int) -> None:
         """Refuse a run that asks for more than this policy gives.

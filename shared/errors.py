@@ -3,6 +3,7 @@
     FedlatentError              error          1
     ├── ConfigError             config         2   a file or an argument is not what it must be
     ├── DataError               data           3   records do not fit their schema
+    │   └── RecordsRefused      data           3   ... or fit, and are most likely not what it means
     ├── ProtocolError  *        protocol       4   a message of another machine is malformed
     │   └── SignatureError  *   signature      4   ... or does not prove whose it is
     ├── PolicyRefusal  *        policy         5   the node's own rules forbid it
@@ -26,7 +27,7 @@ to blame) and at ``reason`` (why).
 import errno
 import sys
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 
 class FedlatentError(Exception):
@@ -90,6 +91,26 @@ class DataError(FedlatentError):
 
     code = "data"
     exit_code = 3
+
+
+class RecordsRefused(DataError):
+    """The check of records found what is most likely a mistake, and nobody accepted it.
+
+    Attributes:
+        check: all that the check found, as JSON-ready values; none of it is a record's value.
+    """
+
+    def __init__(
+        self, sentence: str, *, field: str | None, reason: str, check: dict[str, Any]
+    ) -> None:
+        """Say ``sentence`` ("Expected X, got Y; what to do")."""
+        super().__init__(sentence, field=field, reason=reason)
+        self.check = check
+
+    @property
+    def details(self) -> dict[str, object]:
+        """Field, reason and check."""
+        return {**super().details, "check": self.check}
 
 
 class ProtocolError(FedlatentError):

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,6 +32,12 @@ def telling() -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError.of(error) from error
+
+
+def ending_of(path: Path, endings: Iterable[str]) -> str | None:
+    """The longest of ``endings``, such as ".csv.gz", that the file's name has in any case."""
+    name = path.name.lower()
+    return max((one for one in endings if name.endswith(one)), key=len, default=None)
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -41,8 +41,10 @@ def dumps(value: Mapping[str, object]) -> str:
 
 
 def _present(table: Mapping[str, object]) -> dict[str, object]:
-    return {
-        key: _present(value) if isinstance(value, Mapping) else value
-        for key, value in table.items()
-        if value is not None
-    }
+    return {key: _kept(value) for key, value in table.items() if value is not None}
+
+
+def _kept(value: object) -> object:
+    if isinstance(value, Mapping):
+        return _present(value)
+    return [_kept(item) for item in value] if isinstance(value, list | tuple) else value

@@ -34,6 +34,8 @@ class ScoreTable:
         parts: every score of the scorer by name, each [B].
         threshold: the one used.
         mu: latent means [B, k].
+        clipped: int [B], values of each record beyond the schema's public bounds. What lies beyond
+            them was clipped before it was scored, so a score of such a record says little.
     """
 
     score: np.ndarray
@@ -41,6 +43,12 @@ class ScoreTable:
     parts: Mapping[str, np.ndarray]
     threshold: float
     mu: np.ndarray
+    clipped: np.ndarray
+
+    @property
+    def outside(self) -> np.ndarray:
+        """Which records hold a value beyond the public bounds, bool [B]."""
+        return self.clipped > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +150,12 @@ class EdgeModel:
         mu, _ = (parts.pop(name) for name in POSTERIOR)
         score = parts[self.scored_by]
         return ScoreTable(
-            score=score, flag=score > threshold, parts=parts, threshold=threshold, mu=mu
+            score=score,
+            flag=score > threshold,
+            parts=parts,
+            threshold=threshold,
+            mu=mu,
+            clipped=self.bundle.manifest.schema.outside(records),
         )
 
     def encode(self, records: ArrayLike) -> np.ndarray:

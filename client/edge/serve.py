@@ -4,31 +4,42 @@ It has no users and no TLS: others than this machine reach it through a reverse 
 One request is scored at a time.
 """
 
+import contextlib
 import json
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 
+from fedlatent.client.edge.decoders import (
+    CsvDecoder,
+    Decoder,
+    JsonLinesDecoder,
+    Layout,
+    RawDecoder,
+)
 from fedlatent.client.edge.drift import DriftMonitor
 from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.edge.stream import CONFIRM_AFTER, Notifier, resident_bytes
 from fedlatent.client.edge.web import Answer, Refusal, WebServer
-from fedlatent.client.edge.windows import CsvDecoder, Decoder, RawDecoder
+from fedlatent.client.edge.windows import Windows, row_of
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.series import Window
 from fedlatent.shared.errors import BundleError, ConfigError, DataError
 
 #: Upper bounds of the latency histogram, in seconds.
 LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 PATHS = {"/score": "POST", "/health": "GET", "/metrics": "GET", "/info": "GET"}
 
+_JSON, _RAW = "application/json", "application/octet-stream"
 _DECODERS: dict[str, type[Decoder]] = {
+    _JSON: JsonLinesDecoder,
     "text/csv": CsvDecoder,
-    "application/octet-stream": RawDecoder,
+    _RAW: RawDecoder,
 }
 _END_S = 0.5  # that requests get to end when the server stops
 
@@ -43,6 +54,7 @@ class ServeOptions:
         max_bytes: of a body.
         connections: at a time.
         names: that requests may call this server by, beside addresses and localhost.
+        mapped: what columns are called in the bundle, by the names that requests have for them.
         drift: None for no monitor.
         confirm: called once, after `CONFIRM_AFTER` records without an error.
     """
@@ -52,6 +64,7 @@ class ServeOptions:
     max_bytes: int = 1 << 22
     connections: int = 64
     names: Sequence[str] = ()
+    mapped: Mapping[str, str] = field(default_factory=dict)
     drift: DriftMonitor | None = None
     confirm: Callable[[], None] | None = None
 
@@ -63,6 +76,8 @@ class EdgeServer:
         routes: the method of each path.
         records: scored ones.
         flags: of them, those above the threshold.
+        clipped: values of them beyond the public bounds.
+        outside: of them, those with such values.
         errors: refused requests.
     """
 
@@ -78,7 +93,7 @@ class EdgeServer:
         if options.max_bytes < 1 or options.connections < 1 or not 0 <= options.port < 65536:
             raise ConfigError("Expected positive limits and a port below 65536, got others.")
         self.model, self.options = model, options
-        self.records = self.flags = self.errors = 0
+        self.records = self.flags = self.errors = self.clipped = self.outside = 0
         self._latencies = [0] * (len(LATENCIES) + 1)
         self._seconds = 0.0
         self._failure: str | None = None
@@ -130,7 +145,9 @@ class EdgeServer:
         """The answer to a body of media type ``kind``; a refusal when it cannot be scored."""
         start = time.perf_counter()
         try:
-            table = self.model.score(_parse(body, kind, self.model.bundle.manifest.schema))
+            schema, mapped = self.model.bundle.manifest.schema, self.options.mapped
+            records, extra = _parse(body, kind, schema, mapped)
+            table = self.model.score(records)
             self._failure = None
         except DataError as error:
             raise Refusal(400, str(error)) from None
@@ -143,6 +160,8 @@ class EdgeServer:
         with self._counting:
             self.records += len(table.score)
             self.flags += int(np.count_nonzero(table.flag))
+            self.clipped += int(table.clipped.sum())
+            self.outside += int(np.count_nonzero(table.outside))
             self._latencies[bisect_left(LATENCIES, seconds)] += 1
             self._seconds += seconds
         if self._confirm is not None and self.records >= CONFIRM_AFTER:
@@ -152,6 +171,8 @@ class EdgeServer:
             "scores": table.score.tolist(),
             "flags": table.flag.tolist(),
             "threshold": table.threshold,
+            "clipped": table.clipped.tolist(),
+            **({"extra": list(extra)} if extra else {}),
         }
 
     def health(self) -> dict[str, object]:
@@ -180,6 +201,8 @@ class EdgeServer:
                 "records_total": self.records,
                 "flags_total": self.flags,
                 "errors_total": self.errors,
+                "clipped_values_total": self.clipped,
+                "outside_records_total": self.outside,
             }
         values["healthy"] = self.health()["ok"] is True
         values["resident_bytes"] = resident_bytes()
@@ -211,28 +234,48 @@ def serve(server: EdgeServer, stop: threading.Event) -> None:
         notifier.send("STOPPING=1")
 
 
-def _parse(body: bytes, kind: str, schema: Schema) -> np.ndarray:
-    """Raw records [n, size], n >= 1, of a body of media type ``kind``.
+def _parse(
+    body: bytes, kind: str, schema: Schema, mapped: Mapping[str, str]
+) -> tuple[np.ndarray, Sequence[str]]:
+    """Raw records [n, raw_size], n >= 1, of a body of media type ``kind``, and extra columns.
 
-    JSON is {"records": [[...], ...]}, raw bytes are little-endian float32.
+    JSON is {"records": [[...], ...]}, or of objects by name where the schema has columns; raw bytes
+    are little-endian float32. The schema's window cuts rows of CSV, of objects and of raw bytes.
     """
-    if kind == "application/json":
-        try:
-            value = json.loads(body)
-            rows = value["records"] if set(value) == {"records"} else [[None]]
-            if all(type(item) in (int, float) for row in rows for item in row):
-                return np.array(rows, dtype=np.float64)
-        except (ValueError, TypeError, RecursionError, OverflowError):
-            pass
-        raise DataError(
-            'Expected JSON {"records": [[...], ...]} with equally many numbers in each row, got '
-            "something else."
-        )
     if kind not in _DECODERS:
-        known = ", ".join(("application/json", *_DECODERS))
-        raise Refusal(415, f"Expected one of {known}, got another type.")
-    decoder = _DECODERS[kind](schema)
-    parts = [*decoder.feed(body), *decoder.finish()]
-    if not parts:
-        raise DataError("Expected at least one record, got none.")
-    return np.concatenate(parts)
+        raise Refusal(415, f"Expected one of {', '.join(_DECODERS)}, got another type.")
+    if kind == _JSON:
+        records = _json_records(body)
+        if not schema.columns:
+            return _numbers(records), ()
+        body = b"\n".join(json.dumps(one).encode() for one in records)
+    window = schema.window or Window(length=1)
+    layout = Layout(names=mapped)
+    if kind != _RAW:
+        layout = replace(layout, time=window.time, group=window.group)
+    decoder, windows = _DECODERS[kind](row_of(schema), layout), Windows(window)
+    parts = [windows.push(each).values for each in (*decoder.feed(body), *decoder.finish())]
+    if not sum(map(len, parts)):
+        rows = f" of {window.length} rows" if window.length > 1 else ""
+        raise DataError(f"Expected at least one record{rows}, got none.")
+    return np.concatenate(parts), decoder.extra
+
+
+def _json_records(body: bytes) -> list[Any]:
+    """The list at "records", the one key of a JSON body."""
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        value = json.loads(body)
+        if set(value) == {"records"} and isinstance(value["records"], list):
+            return value["records"]
+    raise DataError('Expected JSON {"records": [...]}, got something else.')
+
+
+def _numbers(rows: list[Any]) -> np.ndarray:
+    """Rows of equally many numbers as an array [n, size]."""
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        if all(type(item) in (int, float) for row in rows for item in row):
+            return np.array(rows, dtype=np.float64)
+    raise DataError(
+        'Expected JSON {"records": [[...], ...]} with equally many numbers in each row, got '
+        "something else."
+    )

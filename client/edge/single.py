@@ -36,6 +36,11 @@ class SingleScorer:
         self._threshold = model.threshold
 
     @property
+    def clipped(self) -> int:
+        """How many values of the last record lie beyond the public bounds, if it is unchanged."""
+        return self._prepare.clipped
+
+    @property
     def mu(self) -> np.ndarray:
         """Latent mean [k] of the last record; a view that the next call overwrites."""
         return self._mu
@@ -68,15 +73,22 @@ class _Preparation:
         """Write into ``target``, float32 [size]."""
         self._schema, self._target = schema, target
         self._shapes = (schema.raw_shape, (schema.raw_size,))
+        self._last = np.zeros(schema.raw_size)
         self._work = np.empty(schema.size)
         self._sorted = np.empty(schema.size)
         middle = schema.size // 2
         self._middle = (middle - 1, middle) if schema.size % 2 == 0 else (middle, middle)
 
+    @property
+    def clipped(self) -> int:
+        """Values of the last record that are clipped."""
+        return int(self._schema.outside(self._last[np.newaxis])[0])
+
     def __call__(self, record: np.ndarray) -> None:
         schema, work = self._schema, self._work
         if record.shape not in self._shapes or record.dtype.kind not in "iuf":
             schema.preprocess(record[np.newaxis])  # says what is wrong
+        self._last = record
         if schema.columns:
             self._target[:] = schema.preprocess(record[np.newaxis]).reshape(-1)
             return

@@ -13,11 +13,13 @@ import stat
 import threading
 import time
 import urllib.parse
+import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from pathlib import Path
 
 from fedlatent.shared.errors import ConfigError, DataError, ServiceError
+from fedlatent.shared.files import ending_of
 
 #: Bytes that `Source.read` gives at once, at most, but for one MQTT message.
 CHUNK = 65_536
@@ -29,6 +31,8 @@ GIVE_UP = 600.0
 _POLL_S = 0.25  # of a followed file
 _TAIL = 64  # bytes by which a followed file is known to be the same as before
 _LATER = 64  # files that are opened at once
+_PIECE = 1 << 20  # in which their lines are counted
+_PACKED = b"\x1f"  # the first byte of gzip
 _FOLLOWED = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _QUEUE_BYTES = 1 << 22
 _FIRST_WAIT_S, _LAST_WAIT_S = 1.0, 30.0  # between attempts to connect
@@ -51,12 +55,13 @@ class Source(ABC):
         name: for people.
         dropped: messages that were thrown away, since they came too fast or were too long.
         reconnects: how often the connection was made again, or the file opened again.
+        lines: of the file that stand before the first that is given.
     """
 
     def __init__(self, name: str) -> None:
         """Name it."""
         self.name = name
-        self.dropped = self.reconnects = 0
+        self.dropped = self.reconnects = self.lines = 0
 
     @abstractmethod
     def read(self, timeout: float) -> bytes | Signal:
@@ -95,6 +100,72 @@ class DescriptorSource(Source):
             os.close(self._descriptor)
 
 
+class PackedSource(Source):
+    """What another source gives, unpacked by gzip a piece at a time."""
+
+    def __init__(self, inner: Source, *, sure: bool = True) -> None:
+        """Take over a source.
+
+        Args:
+            inner: of packed bytes.
+            sure: that it is packed; otherwise its first byte tells, which begins no text.
+        """
+        super().__init__(inner.name)
+        self._inner, self._sure, self._plain = inner, sure, False
+        self._waiting = b""  # packed bytes
+        self._more = False  # whether the unpacker holds bytes that were too many at once
+        self._unpacker: zlib._Decompress | None = None
+
+    def read(self, timeout: float) -> bytes | Signal:
+        """The next bytes, or a `Signal`: see `Source.read`.
+
+        Raises:
+            DataError: it is no gzip, or breaks off.
+        """
+        while not self._plain:
+            if self._waiting or self._more:
+                if data := self._unpack():
+                    return data
+                continue
+            got = self._inner.read(timeout)
+            if got is Signal.END and self._unpacker is not None:
+                raise self._damaged("an end in the middle")
+            if isinstance(got, Signal):
+                return got
+            self._plain = not self._sure and not got.startswith(_PACKED)
+            self._sure, self._waiting = True, got
+        got, self._waiting = self._waiting, b""
+        return got or self._inner.read(timeout)
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._inner.close()
+
+    def _unpack(self) -> bytes:
+        """Some bytes, or none when more packed ones are needed or a member has ended."""
+        if self._unpacker is None:
+            self._waiting = self._waiting.lstrip(b"\0")  # as tapes pad
+            if not self._waiting:
+                return b""
+            self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        unpacker = self._unpacker
+        try:
+            data = unpacker.decompress(self._waiting, CHUNK)
+        except zlib.error:
+            raise self._damaged("something else") from None
+        self._more = len(data) == CHUNK and not unpacker.eof
+        self._waiting = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
+        if unpacker.eof:
+            self._unpacker = None
+        return data
+
+    def _damaged(self, got: str) -> DataError:
+        return DataError(
+            f"Expected {self.name} to be packed by gzip, got {got}; all rows before it are scored; "
+            "pack the file again."
+        )
+
+
 class FollowSource(Source):
     """A file that grows, through rotation and truncation.
 
@@ -125,6 +196,9 @@ class FollowSource(Source):
         self._begin(place - place % record_bytes if record_bytes else place)
         # In the middle of a line that began before the start?
         self._in_line = place > 0 and not record_bytes and not self._tail.endswith(b"\n")
+        if not record_bytes:
+            pieces = (os.pread(self._descriptor, _PIECE, at) for at in range(0, place, _PIECE))
+            self.lines = sum(piece.count(b"\n") for piece in pieces) + self._in_line
 
     def first_line(self) -> bytes:
         """The first line of the file, without its end, or b"" when that is not within 1 MiB."""
@@ -453,6 +527,9 @@ class MqttSource(_Buffered):
         wrong = len(payload) % self._record_bytes if self._record_bytes else payload == b"\n"
         if wrong or not payload or len(payload) > MAX_MESSAGE:
             self.dropped += 1
+            if payload.strip():  # an empty one held no record
+                with self._changed:
+                    self._push(Signal.GAP)
             return
         with self._changed:
             self._push(payload)
@@ -473,7 +550,8 @@ def open_source(
     """The source that a command line names.
 
     Args:
-        place: "-" for standard input, a path, or an address of http(s) or mqtt(s).
+        place: "-" for standard input, a path, or an address of http(s) or mqtt(s). A file that
+            ends in .gz, and text on standard input that begins as gzip does, is unpacked.
         follow: wait at the end of a file for what is added.
         record_bytes: of a record in raw formats; 0 for lines.
         token: bearer token of HTTP, or password of MQTT.
@@ -493,11 +571,19 @@ def open_source(
     if separator:
         raise ConfigError(f"Expected an address of http, https, mqtt or mqtts, got {scheme!r}.")
     if place == "-":
-        return DescriptorSource(0, "standard input")
+        plain = DescriptorSource(0, "standard input")
+        return plain if record_bytes else PackedSource(plain, sure=False)
     path = Path(place)
+    packed = ending_of(path, [".gz"]) is not None
     if follow and path.is_file():
+        if packed:
+            raise ConfigError(
+                f"Expected --follow with a file that grows, got {path.name}, which is packed; "
+                "leave it out."
+            )
         return FollowSource(path, record_bytes)
-    return DescriptorSource(open_file(path), place)
+    file = DescriptorSource(open_file(path), place)
+    return PackedSource(file) if packed else file
 
 
 def open_file(path: Path) -> int:

@@ -18,17 +18,21 @@ from typing import Literal
 
 import numpy as np
 
+from fedlatent.client.edge.decoders import Decoder
 from fedlatent.client.edge.drift import DriftMonitor
 from fedlatent.client.edge.events import Debounce, event_line, utc_now
 from fedlatent.client.edge.runtime import CENTER_RECORDS, EdgeModel, ScoreTable
 from fedlatent.client.edge.sources import Signal, Source
-from fedlatent.client.edge.windows import Decoder, Windows
+from fedlatent.client.edge.windows import Rows, Windows
+from fedlatent.shared.data.series import Window
 from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 
 #: After so many records without an error, the installed bundle counts as good.
 CONFIRM_AFTER = 10
 #: Values that a calibration may hold in memory.
 MAX_CALIBRATION_VALUES = 1 << 23
+#: Columns that an event names.
+MAX_NAMES = 20
 #: Seconds that a signal gives to end in.
 END_S = 5
 
@@ -130,11 +134,12 @@ class Stream:
     Attributes:
         model: a verified bundle; a calibration replaces it.
         source: the caller closes it.
-        decoder: of its format, for records, or for time steps with ``windows``.
+        decoder: of its format, for rows that ``windows`` make records of.
         write: takes lines of events.
-        windows: None when a row is a record.
+        windows: makes records of rows.
         output: "alarms", "flags" (also flagged records) or "all" (every record).
         debounce: makes alarms of flags.
+        bounds: makes events of records outside the public bounds.
         beat: seconds between two beats; 0 for none.
         calibration: None to flag from the first record on.
         drift: None for no monitor.
@@ -143,16 +148,18 @@ class Stream:
         records: scored ones.
         flagged: of them, those above the threshold.
         alarms: that have started.
-        gaps: breaks in the source after which windows started anew.
+        clipped: values beyond the public bounds, in records that were scored or calibrated on.
+        outside: of these records, those with such values.
     """
 
     model: EdgeModel
     source: Source
     decoder: Decoder
     write: Callable[[list[str]], None]
-    windows: Windows | None = None
+    windows: Windows = field(default_factory=lambda: Windows(Window(length=1)))
     output: Literal["alarms", "flags", "all"] = "alarms"
     debounce: Debounce = field(default_factory=Debounce)
+    bounds: Debounce = field(default_factory=Debounce)
     beat: float = 60.0
     calibration: CalibrationPlan | None = None
     drift: DriftMonitor | None = None
@@ -161,7 +168,8 @@ class Stream:
     records: int = field(default=0, init=False)
     flagged: int = field(default=0, init=False)
     alarms: int = field(default=0, init=False)
-    gaps: int = field(default=0, init=False)
+    clipped: int = field(default=0, init=False)
+    outside: int = field(default=0, init=False)
 
     def run(self) -> None:
         """Score to the end of the source, or until told to stop.
@@ -174,6 +182,7 @@ class Stream:
         """
         self._notifier = Notifier()
         self._normals: list[np.ndarray] = []
+        self.decoder.line, self._told = self.source.lines, False
         self._beat_at, self._beat_records = time.monotonic(), 0
         self._start()
         try:
@@ -223,11 +232,7 @@ class Stream:
                 self._take_all(self.decoder.finish())
                 return "signal" if self.stop.is_set() else "end of stream"
             elif got is not Signal.IDLE:
-                self.decoder.drop()
-                if got is Signal.GAP:
-                    self.gaps += 1
-                    if self.windows is not None:
-                        self.windows.reset()
+                self.decoder.drop(gap=got is Signal.GAP)
             self._notifier.alive()
             passed = time.monotonic() - self._beat_at
             if self.beat and passed >= self.beat:
@@ -236,52 +241,53 @@ class Stream:
                 self._say("beat", rate=rate, rss=resident_bytes(), **self._totals())
         return "signal"
 
-    def _take_all(self, batches: Iterator[np.ndarray]) -> None:
+    def _take_all(self, batches: Iterator[Rows]) -> None:
         for rows in batches:
-            records = rows if self.windows is None else self.windows.push(rows)
+            if self.decoder.extra and not self._told:
+                self._told = True
+                self._say("columns", extra=self.decoder.extra[:MAX_NAMES])
+            records = self.windows.push(rows)
             if self.calibration is not None:
                 records = self._calibrate(self.calibration, records)
             if len(records):
-                self._judge(self.model.score(records))
+                self._judge(records, self.model.score(records.values))
             self._notifier.alive()
             if self.stop.is_set():
                 return
 
-    def _calibrate(self, plan: CalibrationPlan, records: np.ndarray) -> np.ndarray:
+    def _calibrate(self, plan: CalibrationPlan, records: Rows) -> Rows:
         """Keep records until there are enough, then calibrate; what is left is scored."""
-        held = sum(map(len, self._normals))
-        taken, rest = records[: plan.records - held], records[plan.records - held :]
-        self._normals.append(np.array(taken))
-        if held + len(taken) == plan.records:
+        left = plan.records - sum(map(len, self._normals))
+        taken = records.take(slice(left))
+        self._normals.append(np.array(taken.values))
+        schema = self.model.bundle.manifest.schema
+        if lines := self._outside(taken, schema.outside(taken.values), utc_now()):
+            self.write(lines)
+        if len(records) >= left:
             normals = np.concatenate(self._normals)
             self.model = self.model.calibrate(normals, plan.quantile, recentre=plan.recentre)
             if plan.save is not None:
                 self.model.save_calibration(plan.save)
             self.calibration, self._normals = None, []
             self._say("calibrated", records=plan.records, threshold=self.model.threshold)
-        return rest
+        return records.take(slice(left, None))
 
-    def _judge(self, table: ScoreTable) -> None:
+    def _judge(self, records: Rows, table: ScoreTable) -> None:
         now, first = utc_now(), self.records + 1
         scores, flags = table.score.tolist(), table.flag.tolist()
+
+        def line(name: str, at: int, **more: object) -> str:
+            values = {"record": first + at, **records.place(at), "score": scores[at], **more}
+            clipped = int(table.clipped[at])
+            return event_line(name, now, **values, threshold=table.threshold, clipped=clipped)
+
         flagged = np.flatnonzero(table.flag).tolist()
         self.records += len(scores)
         self.flagged += len(flagged)
         shown = {"all": range(len(scores)), "flags": flagged}.get(self.output, ())
-        lines = [self._score_line("score", now, first + i, scores[i], flag=flags[i]) for i in shown]
-        place, on = 0, self.debounce.on
-        for index in self.debounce.push(table.flag):
-            on = not on
-            more = {}
-            if on:
-                self.alarms += 1
-                self._since, self._peak, place = first + index, -math.inf, index
-            else:
-                more = {"since": self._since, "peak": max(self._peak, *scores[place : index + 1])}
-            name = "alarm" if on else "clear"
-            lines.append(self._score_line(name, now, first + index, scores[index], **more))
-        if on:
-            self._peak = max(self._peak, *scores[place:])
+        lines = [line("score", at, flag=flags[at]) for at in shown]
+        lines += self._alarms(table, first, line)
+        lines += self._outside(records, table.clipped, now)
         if self.drift is not None:
             changes = self.drift.update(table.mu)
             lines += [event_line("drift", now, record=self.records, **values) for values in changes]
@@ -291,9 +297,34 @@ class Stream:
             self.confirm()
             self.confirm = None
 
-    def _score_line(self, event: str, now: str, record: int, score: float, **more: object) -> str:
-        threshold = self.model.threshold
-        return event_line(event, now, record=record, score=score, **more, threshold=threshold)
+    def _alarms(self, table: ScoreTable, first: int, line: Callable[..., str]) -> list[str]:
+        """Alarms that start or end, as ``line`` writes them; record ``first`` is the table's."""
+        scores, lines, begin = table.score.tolist(), [], 0
+        on = self.debounce.on
+        for at in self.debounce.push(table.flag):
+            on = not on
+            if on:
+                self.alarms += 1
+                self._since, self._peak, begin = first + at, -math.inf, at
+                lines.append(line("alarm", at, source=self.source.name))
+            else:
+                peak = max(self._peak, *scores[begin : at + 1])
+                more = {"since": self._since, "peak": peak}
+                lines.append(line("clear", at, source=self.source.name, **more))
+        if on:
+            self._peak = max(self._peak, *scores[begin:])
+        return lines
+
+    def _outside(self, records: Rows, clipped: np.ndarray, now: str) -> list[str]:
+        """Count values beyond the public bounds, and say where records with any begin and end."""
+        self.clipped += int(clipped.sum())
+        self.outside += int(np.count_nonzero(clipped))
+        lines, on = [], self.bounds.on
+        for at in self.bounds.push(clipped > 0):
+            on = not on
+            values = {**records.place(at), "source": self.source.name, "begun": on}
+            lines.append(event_line("outside", now, **values, clipped=int(clipped[at])))
+        return lines
 
     def _totals(self) -> dict[str, object]:
         """Counts since the start."""
@@ -302,11 +333,13 @@ class Stream:
             "flagged": self.flagged,
             "alarms": self.alarms,
             "alarm": self.debounce.on,
+            "clipped": self.clipped,
+            "outside": self.outside,
             "skipped": self.decoder.bad,
             "cut": self.decoder.cut,
             "dropped": self.source.dropped,
             "reconnects": self.source.reconnects,
-            "gaps": self.gaps,
+            "gaps": self.windows.gaps + self.decoder.missing,
             "drift": None if self.drift is None else self.drift.report(),
         }
 

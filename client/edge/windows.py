@@ -1,301 +1,152 @@
-"""From bytes to records: the formats of a stream, and windows over time.
+"""Rows with their places, and windows over time that never reach over a gap.
 
-A decoder takes bytes as they come and gives rows of numbers; `Windows` makes records of rows that
-are time steps. Both hold at most one unfinished line, row or window, so memory stays flat.
+`Windows` makes records of rows that are time steps, as they come. It cuts a stream as
+`fedlatent.shared.data.series.cut` does a file, and holds the steps of one record at most.
 """
 
-import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.table import LARGEST, MARK, Table
-from fedlatent.shared.errors import ConfigError, DataError
-
-#: Rows that a decoder gives at once, at most.
-BATCH = 256
-
-_LINE_BYTES = 65_536
-_BYTES_PER_VALUE = 64  # of a line; more than any printed double
+from fedlatent.shared.data.series import Window, follows
 
 
-class Decoder(ABC):
-    """Rows of numbers from bytes.
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a source in their order, or records of them, and where each comes from.
+
+    A record of several rows has the place and time of its last one.
 
     Attributes:
-        schema: of one row; see `row_schema`.
-        rows: how many have been given or refused.
-        bad: how many were refused and passed over.
-        cut: how many incomplete ones were dropped where the source broke off.
-        record_bytes: of a row in a raw format; 0 for lines.
+        values: numbers [n, size].
+        number: int64 [n], place in the source from 1; refused rows count.
+        fresh: bool [n], whether rows before it are missing, so that it continues none.
+        line: int64 [n], line of the file from 1; None in formats without lines.
+        stamp: texts [n] of the rows' times, as they are written; None without a column of times.
+        seconds: float64 [n], the same times; None without.
+        group: texts [n], the series of each row; None when all are of one.
     """
 
-    _item_bytes = 0
+    values: np.ndarray
+    number: np.ndarray
+    fresh: np.ndarray
+    line: np.ndarray | None = None
+    stamp: np.ndarray | None = None
+    seconds: np.ndarray | None = None
+    group: np.ndarray | None = None
 
-    def __init__(
-        self, schema: Schema, *, columns: Sequence[str] | None = None, skip_bad: bool = False
-    ) -> None:
-        """Make a decoder.
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.values)
 
-        Args:
-            schema: of one row.
-            columns: header names of a CSV in record order; None takes all. Others have none.
-            skip_bad: count a row that is not as it must be and go on, rather than stop.
-        """
-        self.schema = schema
-        self.rows = self.bad = self.cut = 0
-        self.record_bytes = schema.size * self._item_bytes
-        self._skip_bad = skip_bad
-        self._rest = b""
+    def take(self, which: slice | np.ndarray) -> Self:
+        """Some of the rows."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        some: dict[str, Any] = {k: None if v is None else v[which] for k, v in found.items()}
+        return replace(self, **some)
 
-    @abstractmethod
-    def feed(self, data: bytes) -> Iterator[np.ndarray]:
-        """Rows that are complete with ``data``: float [n, size], 1 <= n <= `BATCH`.
+    def place(self, index: int) -> dict[str, object]:
+        """Number, line and time of one row as JSON-ready values, as far as they are known."""
+        found: dict[str, object] = {"row": int(self.number[index])}
+        if self.line is not None:
+            found["line"] = int(self.line[index])
+        if self.stamp is not None:
+            found["row_time"] = str(self.stamp[index])
+        return found
 
-        Raises:
-            DataError: a row is not as it must be; the sentence names the row, never its values.
-        """
-
-    @abstractmethod
-    def finish(self) -> Iterator[np.ndarray]:
-        """What is left when the source has ended, as in `feed`."""
-
-    def drop(self) -> None:
-        """Forget an incomplete row: what comes next does not continue it."""
-        self.cut += bool(self._rest)
-        self._rest = b""
-
-    def _refuse(self, error: DataError) -> None:
-        """Count one bad row, or stop with ``error``."""
-        if not self._skip_bad:
-            raise error from None
-        self.bad += 1
-
-    def _finite(self, values: np.ndarray) -> Iterator[np.ndarray]:
-        """The rows of ``values`` [n, size] without NaN, infinity and what would overflow."""
-        largest = min(LARGEST, float(np.finfo(values.dtype).max))
-        with np.errstate(invalid="ignore"):
-            good = (np.abs(values) <= largest).all(axis=1)
-        first = self.rows + 1
-        self.rows += len(values)
-        if not good.all():
-            for index in np.flatnonzero(~good):
-                self._refuse(
-                    DataError(
-                        "Expected finite values, got NaN, infinity or overflow in record "
-                        f"{first + int(index)}; fill or drop it.",
-                        reason="finite",
-                    )
-                )
-            values = values[good]
-        if len(values):
-            yield values
-
-
-class RawDecoder(Decoder):
-    """Little-endian floats without any frame, for high rates."""
-
-    _item_bytes = 4
-
-    def feed(self, data: bytes) -> Iterator[np.ndarray]:
-        """Finite rows [n, size] of the bytes so far: see `Decoder.feed`."""
-        data = self._rest + data if self._rest else data
-        rows = len(data) // self.record_bytes
-        self._rest = data[rows * self.record_bytes :]
-        values = np.frombuffer(data, f"<f{self._item_bytes}", rows * self.schema.size)
-        values = values.reshape(rows, self.schema.size)
-        for start in range(0, rows, BATCH):
-            yield from self._finite(values[start : start + BATCH])
-
-    def finish(self) -> Iterator[np.ndarray]:
-        """No rows, since what is left is a part of one: see `Decoder.finish`."""
-        if self._rest:
-            left, self._rest = len(self._rest), b""
-            self.rows += 1
-            self._refuse(
-                DataError(
-                    f"Expected records of {self.record_bytes} bytes, got {left} bytes at the end; "
-                    "check format and bundle.",
-                    reason="width",
-                )
-            )
-        yield from ()
-
-
-class DoubleDecoder(RawDecoder):
-    """As `RawDecoder`, of 64 bits."""
-
-    _item_bytes = 8
-
-
-class LineDecoder(Decoder):
-    """Rows from lines of UTF-8 text; blank lines are passed over."""
-
-    _skipping = False  # in the middle of a line that was refused
-
-    def feed(self, data: bytes) -> Iterator[np.ndarray]:
-        """Finite rows [n, size] of the bytes so far: see `Decoder.feed`."""
-        if self._skipping:
-            _, newline, data = data.partition(b"\n")
-            self._skipping = not newline
-        head, newline, self._rest = (self._rest + data).rpartition(b"\n")
-        lines = head.split(b"\n") if newline else []
-        for start in range(0, len(lines), BATCH):
-            yield from self._rows(lines[start : start + BATCH])
-        cap = _LINE_BYTES + _BYTES_PER_VALUE * self.schema.size
-        if len(self._rest) > cap:
-            self._rest, self._skipping = b"", True
-            self.rows += 1
-            self._refuse(
-                DataError(
-                    f"Expected a line of at most {cap} bytes, got a longer one as record "
-                    f"{self.rows}; check the format.",
-                    reason="width",
-                )
-            )
-
-    def finish(self) -> Iterator[np.ndarray]:
-        """See `Decoder.finish`; a last line needs no line end."""
-        last, self._rest = self._rest, b""
-        yield from self._rows([last])
-
-    def drop(self) -> None:
-        """Forget the beginning of a line: see `Decoder.drop`."""
-        super().drop()
-        self._skipping = False
-
-    def _rows(self, lines: Sequence[bytes]) -> Iterator[np.ndarray]:
-        kept = [line for raw in lines if (line := raw.removeprefix(MARK).strip())]
-        if kept:
-            yield from self._finite(self._parse(kept))
-
-    def _parse(self, lines: Sequence[bytes]) -> np.ndarray:
-        """Rows [n, size] of lines that are not blank; those refused are missing."""
-        rows: list[list[float]] = []
-        for line in lines:
-            number = self.rows + len(rows) + 1
-            try:
-                row = self._row(line, number)
-                if len(row) != self.schema.size:
-                    raise DataError(
-                        f"Expected {self.schema.size} values for schema {self.schema.name!r}, got "
-                        f"{len(row)} in record {number}; choose other columns, window or bundle.",
-                        reason="width",
-                    )
-                rows.append(row)
-            except DataError as error:
-                self._refuse(error)
-                self.rows += 1
-        return np.array(rows, dtype=np.float64).reshape(-1, self.schema.size)
-
-    @abstractmethod
-    def _row(self, line: bytes, number: int) -> list[float]:
-        """Record ``number`` of one line; a DataError when it is not as it must be."""
-
-
-class CsvDecoder(LineDecoder):
-    """Comma-separated values, by the rule of `fedlatent.shared.data.table`."""
-
-    def __init__(
-        self, schema: Schema, *, columns: Sequence[str] | None = None, skip_bad: bool = False
-    ) -> None:
-        """Make a decoder; the arguments are those of `Decoder`."""
-        super().__init__(schema, columns=columns, skip_bad=skip_bad)
-        self._table = Table(columns, width=schema.size)
-
-    def take_header(self, line: bytes) -> None:
-        """Take a first line as the header, unless it is empty or all its cells are numbers.
-
-        Raises:
-            DataError: columns are to be chosen that it does not name.
-        """
-        if line:
-            self._table.begin(line.removeprefix(MARK).strip())
-
-    def _parse(self, lines: Sequence[bytes]) -> np.ndarray:
-        if self._table.width is None:
-            self._table.begin(lines[0])
-        lines = [line for line in lines if line != self._table.header]
-        rows = self._table.quickly(lines) if lines else None
-        if rows is not None and rows.shape[1] == self.schema.size:
-            return rows
-        return super()._parse(lines)
-
-    def _row(self, line: bytes, number: int) -> list[float]:
-        return self._table.values(line, number)
-
-
-class JsonLinesDecoder(LineDecoder):
-    """One JSON value a line: a list of numbers, or an object with one at "values"."""
-
-    def _row(self, line: bytes, number: int) -> list[float]:
-        try:
-            value = json.loads(line)
-            if isinstance(value, dict):
-                value = value.get("values")
-            if isinstance(value, list) and all(type(item) in (int, float) for item in value):
-                return [float(item) for item in value]
-        except (ValueError, RecursionError, OverflowError):
-            pass
-        raise DataError(
-            f"Expected a JSON list of finite numbers, got something else in record {number}; "
-            "correct it.",
-            reason="number",
-        )
-
-
-DECODERS: dict[str, type[Decoder]] = {
-    "csv": CsvDecoder,
-    "jsonl": JsonLinesDecoder,
-    "f32": RawDecoder,
-    "f64": DoubleDecoder,
-}
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """Parts of one source, at least one, behind each other."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = {one.name: [getattr(part, one.name) for part in parts] for one in fields(cls)}
+        whole: dict[str, Any] = {
+            k: None if v[0] is None else np.concatenate(v) for k, v in arrays.items()
+        }
+        return cls(**whole)
 
 
 def row_schema(schema: Schema) -> Schema:
     """The schema of one time step of a record whose last axis is time: (C, T) gives (C,)."""
-    return replace(schema, shape=(math.prod(schema.shape[:-1]),))
+    shape = () if schema.columns else (math.prod(schema.shape[:-1]),)
+    return replace(schema, shape=shape, window=None)
+
+
+def row_of(schema: Schema) -> Schema:
+    """The schema of a row of a file: of a time step where the schema has a window."""
+    return schema if schema.window is None else row_schema(schema)
 
 
 class Windows:
-    """Overlapping records out of time steps; holds at most the steps of one record.
+    """Overlapping records out of time steps.
 
-    The last axis of a record is time: (T,) is T steps of one value, (C, T) T steps of C values.
+    Attributes:
+        window: how many steps a record has, and what parts series.
+        gaps: how often a row did not continue the one before: rows in between were refused or lost,
+            or there was a hole in time. No record holds rows of both sides.
     """
 
-    def __init__(self, schema: Schema, hop: int) -> None:
-        """Start empty.
-
-        Args:
-            schema: of a record.
-            hop: steps from the start of one record to the start of the next.
-
-        Raises:
-            ConfigError: ``hop`` is not positive.
-        """
-        if hop < 1:
-            raise ConfigError(f"Expected a window hop of at least 1 time step, got {hop}.")
-        self._length, self._hop, self._size = schema.shape[-1], hop, schema.size
-        self._held = np.zeros((0, schema.size // self._length))
+    def __init__(self, window: Window) -> None:
+        """Start empty."""
+        self.window, self.gaps = window, 0
+        self._single = window.length == window.step == 1  # a row is a record
+        self._held: np.ndarray | None = None  # steps [n, C] that later records may begin in
         self._skip = 0  # steps to come that start no record
+        self._last: tuple[float, object] | None = None  # time and series of the last row
 
-    def push(self, rows: np.ndarray) -> np.ndarray:
-        """Records that are complete with ``rows`` [n, C]: float64 [m, C * T]."""
-        steps = np.concatenate([self._held, rows])[self._skip :]
-        self._skip -= len(self._held) + len(rows) - len(steps)
-        count = max(0, (len(steps) - self._length) // self._hop + 1)
-        passed = count * self._hop
+    def push(self, rows: Rows) -> Rows:
+        """Records that are complete with ``rows`` [n, C]: their values are [m, C * length]."""
+        if not len(rows):
+            return self._records(rows)
+        begins = self._begins(rows)
+        if self._single:
+            return rows
+        edges = sorted({0, *np.flatnonzero(begins).tolist(), len(rows)})
+        made = []
+        for start, end in pairwise(edges):
+            if begins[start]:
+                self._held, self._skip = None, 0
+            made.append(self._records(rows.take(slice(start, end))))
+        return Rows.joined(made)
+
+    def _begins(self, rows: Rows) -> np.ndarray:
+        """Which rows start anew, bool [n]; counts the gaps among them."""
+        holes, others = rows.fresh.copy(), np.zeros(len(rows), dtype=bool)
+        last = self._last
+        if rows.group is not None:
+            before = np.concatenate([rows.group[:1] if last is None else [last[1]], rows.group])
+            others = before[:-1] != before[1:]
+        if rows.seconds is not None and (self.window.rate or not self._single):
+            before = np.concatenate([[math.nan if last is None else last[0]], rows.seconds[:-1]])
+            steady = follows(before, rows.seconds, self.window)
+            steady[0] |= last is None
+            holes |= ~steady & ~others
+        self._last = (
+            math.nan if rows.seconds is None else float(rows.seconds[-1]),
+            None if rows.group is None else rows.group[-1],
+        )
+        self.gaps += int(np.count_nonzero(holes))
+        return holes | others
+
+    def _records(self, rows: Rows) -> Rows:
+        """Records that are complete with ``rows``, none of which starts anew but the first."""
+        length, step = self.window.length, self.window.step
+        held = rows.values[:0] if self._held is None else self._held
+        steps = np.concatenate([held, rows.values])[self._skip :]
+        self._skip -= len(held) + len(rows) - len(steps)
+        count = max(0, (len(steps) - length) // step + 1)
+        passed = count * step
         self._held = steps[passed:]
+        self._skip += passed - (len(steps) - len(self._held))
+        ends = np.arange(count) * step + length - 1 + len(rows) - len(steps)
         if not count:
-            return np.zeros((0, self._size))
-        self._skip = passed - (len(steps) - len(self._held))
-        views = np.lib.stride_tricks.sliding_window_view(steps, self._length, axis=0)
-        return np.array(views[:: self._hop]).reshape(count, -1)  # from [m, C, T]
-
-    def reset(self) -> None:
-        """Forget the held steps: the next one does not follow on them."""
-        self._held, self._skip = self._held[:0], 0
+            values = np.zeros((0, rows.values.shape[1] * length))
+        else:
+            views = np.lib.stride_tricks.sliding_window_view(steps, length, axis=0)
+            values = np.array(views[::step]).reshape(count, -1)  # from [m, C, length]
+        return replace(rows.take(ends), values=values)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fedlatent.cli.check import print_check
 from fedlatent.cli.console import (
     err,
     figure,
@@ -20,6 +21,7 @@ from fedlatent.cli.console import (
 )
 from fedlatent.cli.options import (
     SCHEMA,
+    AcceptOption,
     ArrayOption,
     ClientHomeOption,
     JsonOption,
@@ -74,15 +76,16 @@ def init(
     person_cap: Annotated[
         int | None, typer.Option(min=1, help="Most records of one person; others are never used.")
     ] = None,
+    accept: AcceptOption = False,
     home: ClientHomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make keys, configuration and policy; checks that the records fit."""
+    """Make keys, configuration and policy; checks that the records fit and look right."""
     from pydantic import ValidationError
 
     from fedlatent.client.home import ClientHome
     from fedlatent.client.known import note_records
-    from fedlatent.client.local import read_dataset
+    from fedlatent.client.local import read_checked
     from fedlatent.client.policy import NodeConfig
     from fedlatent.client.service import init_client
     from fedlatent.shared.config import invalid
@@ -118,7 +121,14 @@ def init(
         )
     except ValidationError as error:
         raise invalid("client init", error) from None
-    normals = read_dataset(place, preview.data).normals()
+    dataset, found = read_checked(place, preview)
+    if not json:
+        print_check(found)
+    if accept:
+        table_of_data["accept"] = [one.key for one in found.stops()]
+    else:
+        found.refuse("say --accept")
+    normals = dataset.normals()
     records = len(normals)
     init_client(
         place,
@@ -131,7 +141,7 @@ def init(
     warning = note_records(place, name, normals.records)
     if json:
         facts = {"home": str(place.root), "records": records, "key": str(place.node_public_key)}
-        print_json(facts | {"warning": warning})
+        print_json(facts | {"warning": warning, "check": found.to_json()})
         return
     _warn(warning)
     out.print(f"node {site} made in {place.root}: {records} records, epsilon at most {max_epsilon}")
@@ -184,7 +194,7 @@ def start(home: ClientHomeOption = None) -> None:
     """Serve until Ctrl-C or the terminal closes: the resident node, SuperNode and SuperExec."""
     from fedlatent.client.home import ClientHome
     from fedlatent.client.known import note_records
-    from fedlatent.client.local import read_dataset
+    from fedlatent.client.local import read_accepted
     from fedlatent.client.policy import NodeConfig
     from fedlatent.client.service import ClientService
     from fedlatent.shared.errors import ServiceError
@@ -193,8 +203,9 @@ def start(home: ClientHomeOption = None) -> None:
 
     place = ClientHome.find(home)
     service = ClientService(place)
-    data = NodeConfig.load(place.config).data
-    _warn(note_records(place, data.name, read_dataset(place, data).normals().records))
+    config = NodeConfig.load(place.config)
+    normals = read_accepted(place, config).normals()
+    _warn(note_records(place, config.data.name, normals.records))
 
     def begin() -> None:
         with err.status("loading the records, starting the SuperNode"):

@@ -115,6 +115,7 @@ def _form(target: str | None, public: Path | None, labels: str | None, *, ort: b
     from fedlatent.shared.errors import ConfigError
     from fedlatent.shared.export.bundling import Form
     from fedlatent.shared.export.targets import TARGETS
+    from fedlatent.shared.files import ending_of
 
     if target is not None and target not in TARGETS:
         raise ConfigError(
@@ -124,7 +125,7 @@ def _form(target: str | None, public: Path | None, labels: str | None, *, ort: b
         raise ConfigError(
             "Expected --target with --public, got no target; public records are used to choose."
         )
-    if labels is not None and (public is None or public.suffix != ".npz"):
+    if labels is not None and (public is None or not ending_of(public, [".npz"])):
         raise ConfigError("Expected an NPZ of public records for --labels, got none; add it.")
     records = None
     if public is not None:
@@ -142,8 +143,9 @@ def _public(path: Path) -> "np.ndarray":
     """Public raw records of a CSV without a schema's check, or array X of an NPZ."""
     from fedlatent.shared.data.readers import read_npz
     from fedlatent.shared.data.table import read_table
+    from fedlatent.shared.files import ending_of
 
-    return read_npz(path, ["X"])["X"] if path.suffix == ".npz" else read_table(path)[0]
+    return read_npz(path, ["X"])["X"] if ending_of(path, [".npz"]) else read_table(path)[0]
 
 
 def _expires(days: int | None) -> str | None:

@@ -43,6 +43,9 @@ LabelOption = Annotated[
 NormalLabelOption = Annotated[
     str | None, typer.Option(help="Which label is normal, where labels are not 0 (normal) and 1.")
 ]
+AcceptOption = Annotated[
+    bool, typer.Option("--accept", help="Go on although the check of the records stops.")
+]
 SCHEMA = typer.Option(
     help=r"A TOML file whose table \[data] says what a record is, such as a run file.", exists=True
 )

@@ -21,7 +21,7 @@ import numpy as np
 from fedlatent.shared.bundle.archive import Bundle, read_bundle
 from fedlatent.shared.data.table import read_table
 from fedlatent.shared.errors import BundleError, ConfigError, DataError, ServiceError
-from fedlatent.shared.files import sha256_hex, write_atomic, write_json
+from fedlatent.shared.files import ending_of, sha256_hex, write_atomic, write_json
 from fedlatent.shared.keys import VerifyKey
 from fedlatent.shared.quiet import cache_folder
 
@@ -225,7 +225,7 @@ def read_stream(name: str, path: Path, sizes: set[int], most: int) -> np.ndarray
             f"{name[:40]!r}; rename it."
         )
     try:
-        tabular = path.name.endswith((".csv", ".csv.gz"))
+        tabular = ending_of(path, [".csv", ".csv.gz"])
         array = read_table(path)[0] if tabular else _read_array(path)
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise DataError(

@@ -65,6 +65,15 @@ function windowsOf(rows, { length, step, rate, gap }, times, groups) {
   return records;
 }
 
+/** Refuse numbered columns that stand in another order: nobody chose it. */
+function checkOrder(names, wrong) {
+  const found = names.map((name) => /^(\D*)(\d{1,9})$/.exec(name.trim()));
+  if (!found.every((one) => one && one[1] === found[0][1])) return;
+  const at = found.findIndex((one, place) => place && Number(one[2]) < Number(found[place - 1][2]));
+  if (at < 0) return;
+  throw wrong("order", "columns in the order of their numbers", `${names[at]} after ${names[at - 1]}`);
+}
+
 /**
  * Records of a CSV file, by the rule of `fedlatent.shared.data.table`: one a line; a first line
  * with a cell that is no number is the header, and a later line that equals it is passed over.
@@ -90,6 +99,7 @@ export function parseCsv(text, schema, where) {
     throw wrong("column", `column ${name} once in the header`, at < 0 ? "none" : "two");
   };
   const at = columns?.map(({ name }) => place(name));
+  if (!columns && header !== null) checkOrder(first, wrong);
   const sides = ["time", "group"].map((key) => (window?.[key] ? place(window[key]) : null));
   const kept = lines.filter((line) => line !== header).map((line, row) => {
     const cells = cellsOf(line);

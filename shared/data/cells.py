@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 #: Texts that stand for no value, in any case, unless they are levels of the column.
 GAPS = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
@@ -30,3 +31,14 @@ def number_of(cell: object) -> float | None:
         return math.nan
     text = str(cell)
     return float(text) if is_number(text) else None
+
+
+def numbers_of(cells: Sequence[object]) -> list[float | None]:
+    """`number_of` of each cell."""
+    try:
+        text = "".join(cells)  # type: ignore[arg-type]  # others than texts raise
+        if text.isascii() and "_" not in text:  # what float takes beyond the rule
+            return [math.nan if cell in GAPS else float(cell) for cell in cells]  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        pass
+    return [number_of(cell) for cell in cells]

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedlatent.shared.data.cells import is_gap, number_of
+from fedlatent.shared.data.cells import is_gap, number_of, numbers_of
 from fedlatent.shared.data.limits import check_text, checked_float
 from fedlatent.shared.errors import ConfigError, DataError
 
@@ -148,7 +148,7 @@ class Column:
         elif cells.dtype.kind in "biuf":
             found = cells.astype(np.float64)
         else:
-            numbers = list(map(number_of, cells.tolist()))
+            numbers = numbers_of(cells.tolist())
             if None in numbers:
                 number, kind, got = numbers.index(None), "number", "text"
             found = np.array([np.nan if one is None else one for one in numbers], np.float64)

@@ -8,19 +8,23 @@ beyond that: a value that does not fit is a `DataError` that shows no record's v
 
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data.cells import is_number
+from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.series import cut, seconds_of
 from fedlatent.shared.data.table import read_table
 from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import ending_of
 
 Label = str | int | float
 
@@ -41,6 +45,20 @@ class RawRecords:
     client_id: NDArray[np.str_] | None
     person: NDArray[np.int64] | None = None
 
+    def dataset(self, schema: Schema) -> Dataset:
+        """The same preprocessed.
+
+        Raises:
+            DataError: If the records do not fit the schema.
+        """
+        return Dataset(
+            records=schema.preprocess(self.records),
+            schema=schema,
+            client_id=self.client_id,
+            label=self.label,
+            person=self.person,
+        )
+
 
 class Fields(TypedDict, total=False):
     """Where a file has what: the keyword arguments of `read_raw`.
@@ -55,6 +73,7 @@ class Fields(TypedDict, total=False):
         client_key: Column or array that says whose record it is.
         person_key: Column or array that says which person it is about. Equal values are one
             person; spaces around them do not count.
+        names: What columns of a table are called here, by the names that the file has for them.
     """
 
     records_key: str
@@ -63,6 +82,7 @@ class Fields(TypedDict, total=False):
     normal_label: Label | None
     client_key: str | None
     person_key: str | None
+    names: Mapping[str, str]
 
 
 def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
@@ -77,18 +97,12 @@ def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
         DataError: If the file is absent, damaged or of another kind, if a key is absent, if a
             record has no person, or if the records do not fit the schema.
     """
-    raw = read_raw(path, **where)
-    return Dataset(
-        records=schema.preprocess(raw.records),
-        schema=schema,
-        client_id=raw.client_id,
-        label=raw.label,
-        person=raw.person,
-    )
+    return read_raw(path, schema, **where).dataset(schema)
 
 
 def read_raw(
     path: Path | str,
+    schema: Schema | None = None,
     *,
     records_key: str = "X",
     columns: Sequence[str] | None = None,
@@ -96,43 +110,151 @@ def read_raw(
     normal_label: Label | None = None,
     client_key: str | None = None,
     person_key: str | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> RawRecords:
-    """Read a file without scaling; the arguments and errors are those of `read`."""
+    """Read a file without scaling; the arguments and errors are those of `read`.
+
+    The columns of `schema` are found by name and coded (`Column.codes`), and its window cuts rows
+    into records; a record is anomalous when one of its rows is.
+    """
     path = Path(path)
-    ending = next((one for one in READERS if path.name.lower().endswith(one)), None)
+    ending = ending_of(path, READERS)
     if ending is None:
         raise DataError(
             f"Expected a file ending in {', '.join(READERS)}, got {path.name!r}; convert it."
         )
     if not path.is_file():
         raise DataError(f"Expected a data file at {path}, got none; check the path.")
-    taken = (records_key, label_key, *(columns or ()))
-    if person_key is not None and person_key in taken:
-        raise DataError(
-            f"Expected {person_key!r} to tell persons apart in {path.name} and nothing else, got "
-            "it among the records or labels too; a record never holds its person, so leave it out "
-            "there."
-        )
-    keys = (label_key, client_key, person_key)
-    records, others = READERS[ending](path, records_key, columns, [key for key in keys if key])
-    found = iter(others)
-    labels, clients, persons = (next(found) if key else None for key in keys)
-    sides = (("labels", labels), ("client names", clients), ("persons", persons))
-    for name, values in sides:
+    window = None if schema is None else schema.window
+    inputs = _inputs(path, schema, columns)
+    series = (window.time, window.group) if window is not None else ("", "")
+    keys = (label_key, client_key, person_key, *series)
+    taken = [records_key, *map(_name_of, inputs or ())]
+    _check_apart(path, "labels", label_key, taken)
+    _check_apart(path, "client names", client_key, taken)
+    _check_apart(path, "persons", person_key, [*taken, label_key])
+    others = tuple(key for key in keys if key)
+    asked = Asked(records_key=records_key, columns=inputs, others=others, names=names)
+    records, sides = READERS[ending](path, asked)
+    found = iter(sides)
+    labels, clients, persons, times, groups = (next(found) if key else None for key in keys)
+    for name, values in zip(_SIDES, (labels, clients, persons, times, groups), strict=True):
         if values is not None and values.shape != (len(records),):
             raise DataError(
                 f"Expected one of the {name} for each of {len(records)} records in {path.name}, "
                 f"got shape {list(values.shape)}; give one value per record."
             )
-    return RawRecords(
+    raw = RawRecords(
         records=records,
         label=None if labels is None else _binary(_typed(labels), normal_label),
         client_id=None if clients is None else clients.astype(np.str_),
         person=None if persons is None else _numbered(persons, path),
     )
+    if schema is None or window is None or records.shape[1:] == schema.raw_shape:
+        return raw
+    return _cut(raw, schema, path, times, groups)
 
 
-#: The records [N, ...], and of each further key the array [N] that it names.
+#: What the arrays beside the records are, in the order of their keys.
+_SIDES = ("labels", "client names", "persons", "times", "series")
+
+
+def _name_of(column: str | Column) -> str:
+    return column if isinstance(column, str) else column.name
+
+
+def _inputs(
+    path: Path, schema: Schema | None, columns: Sequence[str] | None
+) -> Sequence[str] | Sequence[Column] | None:
+    """The columns of a record: those of the schema where it has any."""
+    if schema is None or not schema.columns:
+        return columns
+    if columns is not None:
+        raise DataError(
+            f"Expected the columns of {path.name} from the schema alone, got columns beside it; "
+            "leave them out."
+        )
+    return schema.columns
+
+
+def _check_apart(path: Path, what: str, key: str | None, taken: Sequence[str | None]) -> None:
+    """Raise DataError where what is told of records would become a part of them."""
+    if key is not None and key in taken:
+        raise DataError(
+            f"Expected {key!r} to hold the {what} of {path.name} and nothing else, got it among "
+            f"the records or labels too; a record never holds its {what}, so leave it out there.",
+            field=key,
+            reason="column",
+        )
+
+
+def _cut(
+    raw: RawRecords,
+    schema: Schema,
+    path: Path,
+    times: NDArray[Any] | None,
+    groups: NDArray[Any] | None,
+) -> RawRecords:
+    """Records of the windows of a schema out of rows; none reaches over a client or a person."""
+    window = schema.window
+    assert window is not None
+    if raw.records.ndim != 2 or raw.records.shape[1] != schema.row_size:
+        raise DataError(
+            f"Expected rows of {schema.row_size} values in {path.name} for schema {schema.name!r}, "
+            f"got shape {list(raw.records.shape)}; choose other columns or another schema."
+        )
+    parts = [values for values in (groups, raw.client_id, raw.person) if values is not None]
+    series = np.array(["\0".join(map(str, one)) for one in zip(*parts, strict=True)])
+    seconds = None if times is None else _seconds(times, window.time, path)
+    records, begins = cut(raw.records, window, seconds, series if parts else None)
+    rows = begins[:, np.newaxis] + np.arange(window.length)
+    return RawRecords(
+        records=records,
+        label=None if raw.label is None else raw.label[rows].max(axis=1),
+        client_id=None if raw.client_id is None else raw.client_id[begins],
+        person=None if raw.person is None else raw.person[begins],
+    )
+
+
+def _seconds(times: NDArray[Any], name: str, path: Path) -> NDArray[np.float64]:
+    """Times in seconds.
+
+    Raises:
+        DataError: one is neither a number nor a date.
+    """
+    found = np.empty(len(times))
+    for at, cell in enumerate(times.tolist()):
+        try:
+            found[at] = seconds_of(cell)
+        except ValueError:
+            raise DataError(
+                f"Expected seconds or an ISO 8601 date in column {name!r} of {path.name}, got "
+                f"another in record {at + 1}; correct it.",
+                field=name,
+                reason="time",
+            ) from None
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a reader is to find in a file.
+
+    Attributes:
+        records_key: The array of records, where the file is an archive.
+        columns: The columns of a record where the file is a table, in order: names, or those of a
+            schema, which say what their cells mean. None takes all but `others`.
+        others: Further columns or arrays: labels, clients, persons, times, groups.
+        names: What columns are called here, by the names that the file has for them.
+    """
+
+    records_key: str
+    columns: Sequence[str] | Sequence[Column] | None
+    others: Sequence[str]
+    names: Mapping[str, str]
+
+
+#: The records [N, ...], and of each of `Asked.others` the array [N] that it names.
 _Found = tuple[NDArray[Any], list[NDArray[Any]]]
 
 
@@ -161,35 +283,29 @@ def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _npz(
-    path: Path, records_key: str, columns: Sequence[str] | None, others: Sequence[str]
-) -> _Found:
+def _npz(path: Path, asked: Asked) -> _Found:
     """Records and other arrays of an NPZ archive."""
-    if columns is not None:
+    if any(isinstance(one, str) for one in asked.columns or ()):
         raise DataError(
-            f"Expected no columns for the NPZ file {path.name}, got {len(columns)}; "
+            f"Expected no columns for the NPZ file {path.name}, got {len(asked.columns or ())}; "
             "use records_key."
         )
-    arrays = read_npz(path, [records_key, *others])
-    if arrays[records_key].ndim < 2:
+    arrays = read_npz(path, [asked.records_key, *asked.others])
+    if arrays[asked.records_key].ndim < 2:
         raise DataError(
-            f"Expected records [N, ...] under {records_key!r} in {path.name}, got shape "
-            f"{list(arrays[records_key].shape)}; name another array."
+            f"Expected records [N, ...] under {asked.records_key!r} in {path.name}, got shape "
+            f"{list(arrays[asked.records_key].shape)}; name another array."
         )
-    return arrays[records_key], [arrays[key] for key in others]
+    return arrays[asked.records_key], [arrays[key] for key in asked.others]
 
 
-def _csv(
-    path: Path, records_key: str, columns: Sequence[str] | None, others: Sequence[str]
-) -> _Found:
+def _csv(path: Path, asked: Asked) -> _Found:
     """Records and other columns of a CSV table, by the one rule of tables."""
-    records, texts = read_table(path, columns, others)
+    records, texts = read_table(path, asked.columns, asked.others, asked.names)
     return records, [np.array(text, dtype=object) for text in texts]
 
 
-def _parquet(
-    path: Path, records_key: str, columns: Sequence[str] | None, others: Sequence[str]
-) -> _Found:
+def _parquet(path: Path, asked: Asked) -> _Found:
     """Records and other columns of a Parquet table, with pandas, which is imported only here."""
     import pandas as pd
 
@@ -200,11 +316,18 @@ def _parquet(
             f"Expected a readable table at {path}, got a {type(error).__name__}; write the file "
             "again with one record per row."
         ) from error
+    frame = frame.rename(columns=dict(asked.names))
+    columns = asked.columns
     if columns is None:
-        columns = [name for name in frame.columns if name not in others]
-    _check_keys(path, "column", [*columns, *others], list(frame.columns))
-    features = frame[list(columns)]
-    texts = [name for name in columns if features[name].dtype.kind not in "iuf"]
+        columns = [name for name in frame.columns if name not in asked.others]
+    chosen = [_name_of(one) for one in columns]
+    _check_keys(path, "column", [*chosen, *asked.others], list(frame.columns))
+    sides = [frame[key].astype(object).to_numpy() for key in asked.others]
+    if specs := [one for one in columns if isinstance(one, Column)]:
+        codes = [one.codes(frame[one.name].to_numpy(), name=path.name) for one in specs]
+        return np.stack(codes, axis=1), sides
+    features = frame[chosen]
+    texts = [name for name in chosen if features[name].dtype.kind not in "iuf"]
     if texts:
         raise DataError(
             f"Expected numbers in every record column of {path.name}, got other values in "
@@ -212,7 +335,7 @@ def _parquet(
             field=texts[0],
             reason="number",
         )
-    return features.to_numpy(), [frame[key].astype(object).to_numpy() for key in others]
+    return features.to_numpy(), sides
 
 
 def _typed(labels: NDArray[Any]) -> NDArray[Any]:
@@ -279,10 +402,8 @@ def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
     return np.unique(np.array(names, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
 
-#: By ending; a reader takes the path, the key of an archive's records, the columns of a table's
-#: records (None: all others) and the further keys, and raises `DataError`. A new kind of file is a
-#: function and a row.
-READERS: dict[str, Callable[[Path, str, Sequence[str] | None, Sequence[str]], _Found]] = {
+#: By ending; a reader raises `DataError`. A new kind of file is a function and a row.
+READERS: dict[str, Callable[[Path, Asked], _Found]] = {
     ".csv": _csv,
     ".csv.gz": _csv,
     ".parquet": _parquet,

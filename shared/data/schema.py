@@ -236,6 +236,20 @@ class Schema:
         records = self._scaled(records)
         return np.asarray(((records < self.lower) | (records > self.upper)).sum(axis=1))
 
+    def unclipped(self, raw: ArrayLike) -> NDArray[np.float64]:
+        """Values [N, raw_size] as the bounds meet them: scaled and centred, not yet clipped.
+
+        Those of columns are as they are, NaN in gaps.
+
+        Args:
+            raw: As of `preprocess`.
+
+        Raises:
+            DataError: The shape or type does not fit.
+        """
+        records = self._flat(raw)
+        return records if self.columns else self._scaled(records)
+
     def _scaled(self, records: NDArray[np.float64]) -> NDArray[np.float64]:
         """Values of the short form before they are clipped."""
         with np.errstate(all="ignore"):

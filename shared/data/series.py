@@ -1,7 +1,7 @@
 """Series cut into records: windows over rows, never over a hole, and never over two series."""
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -96,7 +96,7 @@ def stretches(
     rows: int,
     window: Window,
     times: NDArray[np.float64] | None,
-    groups: Sequence[object] | None,
+    groups: ArrayLike | None,
 ) -> Iterator[slice]:
     """Rows that follow each other without a hole and belong to one series, in their order.
 
@@ -121,7 +121,7 @@ def places(
     rows: int,
     window: Window,
     times: NDArray[np.float64] | None = None,
-    groups: Sequence[object] | None = None,
+    groups: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
     """First row of every record, ascending: int64 [M]; arguments as of `stretches`."""
     found = [
@@ -135,7 +135,7 @@ def cut(
     rows: NDArray[np.float64],
     window: Window,
     times: NDArray[np.float64] | None = None,
-    groups: Sequence[object] | None = None,
+    groups: ArrayLike | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Records out of rows.
 

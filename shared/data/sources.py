@@ -205,7 +205,7 @@ def from_file(
     Raises:
         DataError: If the file cannot be read or a record does not fit the schema.
     """
-    raw = read_raw(path, **where)
+    raw = read_raw(path, schema, **where)
     schema.preprocess(raw.records)  # fails here rather than in the middle of a run
     count = len(raw.records)
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label

@@ -4,7 +4,8 @@ A table is lines of UTF-8 (a byte order mark passes, blank lines are passed over
 record. Cells stand between commas; one in double quotes may hold commas, and none holds a line end.
 A first line with a cell that is no number is the header; a later line that equals it is passed
 over, as files that are rotated repeat it. All lines have as many cells. A number is written in
-ASCII digits with a point and an exponent, and is finite. Chosen columns are names of the header.
+ASCII digits with a point and an exponent, and is finite. Chosen columns are names of the header;
+those of a schema say what their cells mean, and which texts stand for a gap.
 
 A wrong table is a `DataError` whose sentence says the file, the record (from 1) and the column,
 what was expected, what came and what to do, but never a value. Its field is the column and its
@@ -14,25 +15,31 @@ numpy and the standard library are imported, since devices have nothing else.
 
 import csv
 import gzip
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from types import MappingProxyType
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data.cells import is_number
+from fedlatent.shared.data.column import Column
 from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import ending_of
 
 #: Why a table is refused: not UTF-8 or not CSV; a chosen column that the header lacks or has twice;
-#: a line of another width; a cell that is no number; one that is NaN, infinite or would overflow.
-REASONS = ("encoding", "column", "width", "number", "finite")
+#: a line of another width; a cell that is no number; one that is NaN, infinite or would overflow;
+#: a gap or an unknown class in a schema's column that takes none; numbered columns out of order.
+REASONS = ("encoding", "column", "width", "number", "finite", "missing", "level", "order")
 
 LARGEST = 1e150  # of a value; its product with a scale stays finite
 MARK = b"\xef\xbb\xbf"  # of UTF-8, at the start of some files
 
 _BATCH = 4096
+_NUMBERED = re.compile(r"(\D*)([0-9]{1,9})")
 
 
 class Table:
@@ -40,17 +47,20 @@ class Table:
 
     def __init__(
         self,
-        columns: Sequence[str] | None = None,
+        columns: Sequence[str] | Sequence[Column] | None = None,
         *,
         aside: Sequence[str] = (),
         width: int | None = None,
         name: str = "",
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Expect a table.
 
         Args:
-            columns: header names of a record's values, in order; None takes all but ``aside``.
+            columns: header names of a record's values, in order, or a schema's columns, which say
+                what their cells mean; None takes all but ``aside``.
             aside: header names of columns that are read as text.
+            names: what columns are called here, by the names that the header has for them.
             width: cells of a line of a table without a header; None takes the first line's.
             name: of the file, for messages.
         """
@@ -58,7 +68,11 @@ class Table:
         self.names: list[str] = []
         self.width: int | None = None
         self._bare_width = width
-        self._columns, self._aside = columns, aside
+        self._specs = [one for one in columns or () if isinstance(one, Column)]
+        self._columns: list[str] | None = None
+        if columns is not None:
+            self._columns = [one.name if isinstance(one, Column) else one for one in columns]
+        self._aside, self._called, self._file = aside, names, name
         self._places: list[int] | None = None
         self._sides: list[int] = []
         self._in = f" of {name}" if name else ""
@@ -73,7 +87,8 @@ class Table:
         cells = self._cells(line, "the header")
         self.width = self._bare_width or len(cells)
         if not all(map(is_number, cells)):
-            self.header, self.names, self.width = line, cells, len(cells)
+            self.header, self.width = line, len(cells)
+            self.names = [self._called.get(cell.strip(), cell) for cell in cells]
         wanted = [*(self._columns or ()), *self._aside]
         wrong = [name for name in wanted if self.names.count(name) != 1]
         if wrong:
@@ -89,6 +104,25 @@ class Table:
             self._places = [self.names.index(name) for name in self._columns]
         elif self._aside:
             self._places = [at for at in range(self.width) if at not in self._sides]
+        if self._columns is None:
+            self._check_order([name for name in self.names if name not in self._aside])
+
+    def _check_order(self, names: Sequence[str]) -> None:
+        """Refuse numbered columns, such as v0 to v127, that stand in another order.
+
+        Nobody chose their order, and all of them make one record.
+        """
+        found = [_NUMBERED.fullmatch(name.strip()) for name in names]
+        numbers = [int(one[2]) for one in found if one]
+        if len({one[1] if one else None for one in found}) != 1 or numbers == sorted(numbers):
+            return
+        wrong = next(at for at in range(1, len(numbers)) if numbers[at] < numbers[at - 1])
+        raise DataError(
+            f"Expected the header{self._in} in the order of its numbers, got {names[wrong]!r} "
+            f"after {names[wrong - 1]!r}; put them in order, or name them as a record has them.",
+            field=names[wrong],
+            reason="order",
+        )
 
     def numbers(self, lines: Sequence[bytes], first: int) -> NDArray[np.float64]:
         """The records of ``lines``, none of them blank or the header: [n, columns].
@@ -100,6 +134,8 @@ class Table:
         Raises:
             DataError: the first line that is not as it must be.
         """
+        if self._specs:
+            return self._coded(lines, first)
         rows = self.quickly(lines)
         if rows is None or not (np.abs(rows) <= LARGEST).all():
             rows = np.array([self.record(line, first + at) for at, line in enumerate(lines)])
@@ -117,6 +153,28 @@ class Table:
             return None
         return rows if len(rows) == len(lines) else None
 
+    def _coded(self, lines: Sequence[bytes], first: int) -> NDArray[np.float64]:
+        """Raw rows [n, C] of a schema's columns: see `Column.codes`."""
+        plain = all(isinstance(level, float) for one in self._specs for level in one.levels)
+        found: NDArray[Any] | None = self.quickly(lines) if plain else None
+        if found is None:
+            assert self._places is not None
+            columns = list(zip(*self._rows(lines, first), strict=True))
+            found = np.array([columns[place] for place in self._places], dtype=object).T
+        pairs = zip(self._specs, found.T, strict=True)
+        codes = [one.codes(cells, first=first, name=self._file) for one, cells in pairs]
+        return np.stack(codes, axis=1)
+
+    def _rows(self, lines: Sequence[bytes], first: int) -> list[list[str]]:
+        """The cells of lines; an error is of the first line that is wrong."""
+        try:
+            rows = list(csv.reader([line.decode() for line in lines], strict=True))
+            if len(rows) == len(lines) and all(len(row) == self.width for row in rows):
+                return rows
+        except (csv.Error, UnicodeDecodeError):
+            pass
+        return [self.cells(line, first + at) for at, line in enumerate(lines)]
+
     def record(self, line: bytes, number: int) -> list[float]:
         """The values of one line, finite.
 
@@ -132,11 +190,14 @@ class Table:
         return values
 
     def values(self, line: bytes, number: int) -> list[float]:
-        """The values of one line, which may be NaN or infinite.
+        """The values of one line, which may be NaN or infinite; of a schema's columns their codes.
 
         Raises:
-            DataError: "encoding", "width" or "number".
+            DataError: "encoding", "width" or "number"; or as `Column.codes`.
         """
+        if self._specs:
+            coded: list[float] = self._coded([line], number)[0].tolist()
+            return coded
         cells = self.cells(line, number)
         if self._places is not None:
             cells = [cells[place] for place in self._places]
@@ -187,14 +248,19 @@ class Table:
 
 
 def read_table(
-    path: Path, columns: Sequence[str] | None = None, aside: Sequence[str] = ()
+    path: Path,
+    columns: Sequence[str] | Sequence[Column] | None = None,
+    aside: Sequence[str] = (),
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[NDArray[np.float64], list[list[str]]]:
     """Read a whole CSV file, packed with gzip where it ends in .gz.
 
     Args:
         path: of the file.
-        columns: header names of a record's values, in order; None takes all but ``aside``.
+        columns: header names of a record's values, in order, or a schema's columns; None takes all
+            but ``aside``.
         aside: header names of columns that are read as text.
+        names: what columns are called here, by the names that the header has for them.
 
     Returns:
         Values [N, columns], [0, 0] of an empty file; and N texts for each name of ``aside``.
@@ -202,12 +268,12 @@ def read_table(
     Raises:
         DataError: the file cannot be read, or is no table by the rule of this module.
     """
-    table = Table(columns, aside=aside, name=path.name)
+    table = Table(columns, aside=aside, name=path.name, names=names)
     rows: list[NDArray[np.float64]] = []
     texts: list[list[str]] = [[] for _ in aside]
     done = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with gzip.open(path) if ending_of(path, [".gz"]) else path.open("rb") as stream:
             for lines in _batches(cast(BinaryIO, stream)):
                 if table.width is None:
                     table.begin(lines[0])

@@ -13,6 +13,7 @@ def test_none_is_left_out() -> None:
     assert dumps({"a": None, "b": 1}) == "b = 1\n"
     table = {"a": {"b": [1, 2], "c": {"d": 'quoted "text"\n', "e": -0.0}}, "f": True}
     assert tomllib.loads(dumps(table | {"g": {"h": None}})) == table | {"g": {}}
+    assert tomllib.loads(dumps({"a": [{"b": 1, "c": None}]})) == {"a": [{"b": 1}]}
 
 
 def test_other_values_are_refused() -> None:

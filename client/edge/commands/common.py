@@ -82,6 +82,45 @@ def add_model_options(parser: argparse.ArgumentParser, *, calibration: bool = Tr
         )
 
 
+def add_map(add: Callable[..., object]) -> None:
+    """Add ``--map``, whose values `names_of` takes."""
+    add(
+        "--map",
+        action="append",
+        default=[],
+        metavar="OWN=NAME",
+        help="a column of the bundle's by the name that it has here; repeat for more",
+    )
+
+
+def names_of(args: argparse.Namespace) -> dict[str, str]:
+    """What columns are called in the bundle, by their own names.
+
+    Raises:
+        ConfigError: a value is not OWN=NAME, or a name is given twice.
+    """
+    pairs = [text.rpartition("=") for text in args.map]
+    found = {own: name for own, _, name in pairs}
+    if not all(own and name for own, name in found.items()) or len(
+        {*found, *found.values()}
+    ) < 2 * len(pairs):
+        raise ConfigError(
+            "Expected --map OWN=NAME, each name once, such as --map pulse=hr, got "
+            f"{' '.join(args.map)}; correct it."
+        )
+    return found
+
+
+def say_extra(extra: Sequence[str], name: str) -> None:
+    """Warn of columns that were left out, since they are none of the bundle's."""
+    if extra:
+        more = f" and {len(extra) - 10} more" if len(extra) > 10 else ""
+        sys.stderr.write(
+            f"warning: columns {', '.join(extra[:10])}{more} of {name} are none of the bundle's "
+            "and were left out.\n"
+        )
+
+
 def load_model(args: argparse.Namespace) -> "EdgeModel":
     """The model that the options of `add_model_options` name, verified.
 

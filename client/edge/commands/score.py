@@ -1,6 +1,7 @@
 """``verify``, ``info``, ``calibrate``, ``score`` and ``encode``."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,16 +9,20 @@ from typing import TYPE_CHECKING
 from fedlatent.client.edge.commands.common import (
     Commands,
     add_json,
+    add_map,
     add_model_options,
     confirmation,
     load_model,
+    names_of,
     print_json,
     print_table,
+    say_extra,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from fedlatent.client.edge.reader import Found
     from fedlatent.client.edge.runtime import EdgeModel, ScoreTable
 
 _CHUNK = 512
@@ -101,6 +106,7 @@ def _register_score(commands: Commands) -> None:
             "score hearts-1.fedlatent beats.csv --key publisher.pub",
             "score hearts-1.fedlatent beats.npz --key publisher.pub --normals mine.npz",
             "score /var/lib/fedlatent-edge beats.csv --output scores.csv",
+            "score hearts-1.fedlatent ward7.csv --key publisher.pub --map pulse=hr",
         ],
     )
     add_model_options(parser)
@@ -116,15 +122,30 @@ def _add_records(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(name, type=Path, help="CSV (.csv, .csv.gz) or NPZ, raw records")
     parser.add_argument("--array", default="X", help="array of an NPZ with the records (X)")
     parser.add_argument(
-        "--columns", help="names of a CSV's columns in record order, with commas between"
+        "--columns",
+        help="names of a CSV's columns in record order, with commas between, for a bundle that "
+        "names none",
     )
+    add_map(parser.add_argument)
 
 
-def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "np.ndarray":
+def _read(args: argparse.Namespace, model: "EdgeModel", path: Path) -> "Found":
     from fedlatent.client.edge.reader import read_records
 
+    schema = model.bundle.manifest.schema
     columns = None if args.columns is None else args.columns.split(",")
-    return read_records(path, model.bundle.manifest.schema, key=args.array, columns=columns)
+    names = names_of(args)
+    found = read_records(path, schema, key=args.array, columns=columns, names=names)
+    say_extra(found.extra, path.name)
+    rows = found.records
+    clipped = schema.outside(rows)
+    if clipped.any():
+        sys.stderr.write(
+            f"warning: {(clipped > 0).sum()} of {len(rows)} records of {path.name} lie outside the "
+            f"public bounds of the schema ({clipped.sum() / rows.size:.2%} of all values are "
+            "clipped), so what is computed from them says little; check units and columns.\n"
+        )
+    return found
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -171,13 +192,18 @@ def _info(args: argparse.Namespace) -> int:
 
 def _calibrate(args: argparse.Namespace) -> int:
     model = load_model(args)
-    normals = _read(args, model, args.normals)
+    normals = _read(args, model, args.normals).records
     made = model.calibrate(normals, args.quantile, recentre=args.recentre)
     made.save_calibration(args.output)
     found = made.calibration
     if found is None:  # pragma: no cover - calibrate always sets it
         return 1
-    facts = {"records": found.records, "threshold": found.threshold, "quantile": found.quantile}
+    facts = {
+        "records": found.records,
+        "threshold": found.threshold,
+        "quantile": found.quantile,
+        **_outside(model, normals),
+    }
     if args.json:
         print_json({**facts, "path": str(args.output)})
     else:
@@ -191,14 +217,22 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _encode(args: argparse.Namespace) -> int:
     model = load_model(args)
-    latents = model.encode(_read(args, model, args.records))
+    records = _read(args, model, args.records).records
+    latents = model.encode(records)
     names = [f"z{i}" for i in range(latents.shape[1])]
     _write_csv(args.output, names, [[f"{value:.9g}" for value in row] for row in latents])
     if args.json:
-        print_json({"records": len(latents), "latent_dim": len(names), "path": str(args.output)})
+        counts = {"records": len(latents), **_outside(model, records)}
+        print_json({**counts, "latent_dim": len(names), "path": str(args.output)})
     else:
         print(f"{len(latents)} records of {len(names)} latent values in {args.output}")
     return 0
+
+
+def _outside(model: "EdgeModel", records: "np.ndarray") -> dict[str, int]:
+    """How many records lie outside the public bounds, and how many values of them are clipped."""
+    clipped = model.bundle.manifest.schema.outside(records)
+    return {"outside": int((clipped > 0).sum()), "clipped": int(clipped.sum())}
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -208,9 +242,10 @@ def _score(args: argparse.Namespace) -> int:
     if args.normals is not None and args.calibration is not None:
         raise ConfigError("Expected --normals or --calibration, got both; choose one.")
     model = load_model(args)
-    rows = _read(args, model, args.records)
+    found = _read(args, model, args.records)
+    rows = found.records
     if args.normals is not None:
-        model = model.recentre(_read(args, model, args.normals))
+        model = model.recentre(_read(args, model, args.normals).records)
     if len(rows):
         model.score(rows[:1])
     first = edge_footprint()
@@ -221,20 +256,42 @@ def _score(args: argparse.Namespace) -> int:
         confirm()
     if args.output is not None:
         _write_scores(args.output, tables)
-    process = {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb}
+    gaps = None if model.bundle.manifest.schema.window is None else found.gaps
+    _tell(args, model, tables, gaps, {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb})
+    return 0
+
+
+def _tell(
+    args: argparse.Namespace,
+    model: "EdgeModel",
+    tables: "list[ScoreTable]",
+    gaps: int | None,
+    process: dict[str, float],
+) -> None:
+    """Show scores, flags, what was clipped, gaps of windows, and what the process took."""
     scores = [float(value) for made in tables for value in made.score]
     flags = [bool(value) for made in tables for value in made.flag]
+    clipped = [int(value) for made in tables for value in made.clipped]
+    outside = sum(map(bool, clipped))
     if args.json:
         counts = {"records": len(scores), "flagged": sum(flags), "threshold": model.threshold}
-        lists = {"scores": scores, "flags": flags, "process": process}
+        counts |= {"outside": outside} | ({} if gaps is None else {"gaps": gaps})
+        lists = {"scores": scores, "flags": flags, "clipped": clipped, "process": process}
         print_json({**counts, **model.calibration_info(), **lists})
-    else:
-        _show_scores(scores, flags)
-        print(
-            f"the highest; threshold {model.threshold:.4g}; first score {first.seconds:.2f} s "
-            f"after start, peak memory {last.peak_mb:.0f} MB"
-        )
-    return 0
+        return
+    highest = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_SHOWN]
+    rows = [
+        [str(i), f"{scores[i]:.3f}", "flagged" if flags[i] else "", str(clipped[i] or "")]
+        for i in highest
+    ]
+    title = f"{len(scores)} records, {sum(flags)} flagged, {outside} outside the public bounds"
+    print_table(title, ["#record", "#score", "flag", "#clipped"], rows)
+    print(
+        f"the highest; threshold {model.threshold:.4g}; first score {process['first_score_s']:.2f} "
+        f"s after start, peak memory {process['peak_rss_mb']:.0f} MB"
+    )
+    if gaps:
+        print(f"gaps in time: {gaps}; no record reaches over one")
 
 
 def _chunks(model: "EdgeModel", rows: "np.ndarray") -> Iterator["ScoreTable"]:
@@ -248,8 +305,9 @@ def _write_scores(path: Path, tables: list["ScoreTable"]) -> None:
     for made in tables:
         for i, value in enumerate(made.score):
             parts = [f"{made.parts[name][i]:.9g}" for name in names]
-            rows.append([str(len(rows)), f"{value:.9g}", str(int(made.flag[i])), *parts])
-    _write_csv(path, ["record", "score", "flag", *names], rows)
+            marks = [str(int(made.flag[i])), str(int(made.clipped[i]))]
+            rows.append([str(len(rows)), f"{value:.9g}", *marks, *parts])
+    _write_csv(path, ["record", "score", "flag", "clipped", *names], rows)
 
 
 def _write_csv(path: Path, names: list[str], rows: list[list[str]]) -> None:
@@ -263,10 +321,3 @@ def _write_csv(path: Path, names: list[str], rows: list[list[str]]) -> None:
     writer.writerow(names)
     writer.writerows(rows)
     write_atomic(path, text.getvalue().encode())
-
-
-def _show_scores(scores: list[float], flags: list[bool]) -> None:
-    highest = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_SHOWN]
-    rows = [[str(i), f"{scores[i]:.3f}", "flagged" if flags[i] else ""] for i in highest]
-    title = f"{len(scores)} records, {sum(flags)} flagged"
-    print_table(title, ["#record", "#score", "flag"], rows)

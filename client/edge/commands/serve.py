@@ -6,9 +6,11 @@ import sys
 from fedlatent.client.edge.commands.common import (
     Commands,
     add_json,
+    add_map,
     add_model_options,
     confirmation,
     load_model,
+    names_of,
     print_json,
 )
 from fedlatent.client.edge.commands.stream import add_drift, drift_monitor
@@ -47,6 +49,7 @@ def register(commands: Commands) -> None:
         help="name that requests may call this server by, beside its addresses and localhost, such "
         "as the one that a reverse proxy passes on; repeat for more",
     )
+    add_map(add)
     add_drift(parser)
     add_json(parser)
 
@@ -63,6 +66,7 @@ def _run(args: argparse.Namespace) -> int:
             max_bytes=args.max_bytes,
             connections=args.connections,
             names=args.allow_host,
+            mapped=names_of(args),
             drift=drift_monitor(args, model),
             confirm=confirmation(args.state, model.bundle.digest),
         )

@@ -2,27 +2,37 @@
 
 import argparse
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlatent.client.edge.commands.common import (
     Commands,
+    add_map,
     add_model_options,
     confirmation,
     load_model,
+    names_of,
 )
 from fedlatent.shared.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedlatent.client.edge.decoders import Layout
     from fedlatent.client.edge.drift import DriftMonitor
     from fedlatent.client.edge.runtime import EdgeModel
     from fedlatent.client.edge.stream import CalibrationPlan
+    from fedlatent.shared.data.schema import Schema
+    from fedlatent.shared.data.series import Window
+
+_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 _HELP = "Score a stream record by record; print alarms, drift and heartbeats as JSON lines."
 _EXAMPLES = [
     "stream hearts-1.fedlatent --key publisher.pub < beats.csv",
     "stream /var/lib/fedlatent-edge /var/log/beats.csv --follow --output flags",
     "stream servers-1.fedlatent metrics.jsonl --key publisher.pub --format jsonl --window 1",
+    "stream servers-1.fedlatent metrics.csv.gz --key publisher.pub --window 1 --time when "
+    "--step 1min --skip-bad",
     "stream hearts-1.fedlatent http://127.0.0.1:9000/beats --key publisher.pub --alarm 3/5",
     "stream hearts-1.fedlatent mqtt://broker/ward/7/beats --key publisher.pub --format f32",
     "stream hearts-1.fedlatent --key publisher.pub --calibrate 500 --save-calibration mine.json",
@@ -37,7 +47,8 @@ def register(commands: Commands) -> None:
         "source",
         nargs="?",
         default="-",
-        help="'-' for standard input, a file, or an address of http, https, mqtt or mqtts",
+        help="'-' for standard input, a file (.gz, too), or an address of http, https, mqtt or "
+        "mqtts",
     )
     _add_input(parser)
     _add_output(parser)
@@ -99,15 +110,34 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     add(
         "--columns",
         type=lambda text: text.split(","),
-        help="names of CSV columns in record order, with commas",
+        help="names of CSV columns in record order, with commas, for a bundle that names none",
     )
+    add_map(add)
     add(
         "--window",
         type=int,
         metavar="HOP",
-        help="a row is a time step: make a record of the last steps every HOP steps",
+        help="a row is a time step: make a record of the last steps every HOP steps; by default as "
+        "the bundle says",
     )
-    add("--skip-bad", action="store_true", help="count rows that are not as they must be, go on")
+    add(
+        "--time",
+        metavar="COLUMN",
+        help="column (or JSON key) of the rows' times, in seconds or as ISO 8601 dates; alarms "
+        "name them, and no window reaches back in time",
+    )
+    add(
+        "--step",
+        type=_duration,
+        metavar="TIME",
+        help="usual time between two rows, such as 500ms, 30s, 1min or 1h; no window reaches over "
+        "a hole of more than one and a half of it",
+    )
+    add(
+        "--skip-bad",
+        action="store_true",
+        help="count rows that are not as they must be, go on; no window reaches over one",
+    )
     add("--follow", action="store_true", help="take what is added to a file from now on")
     add("--token-file", type=Path, metavar="FILE", help="bearer token (http), password (mqtt)")
     add(
@@ -160,27 +190,27 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from fedlatent.client.edge.decoders import DECODERS, CsvDecoder
     from fedlatent.client.edge.events import Debounce, EventLog
     from fedlatent.client.edge.sources import FollowSource, open_source
     from fedlatent.client.edge.stream import Stop, Stream
-    from fedlatent.client.edge.windows import DECODERS, CsvDecoder, Windows, row_schema
+    from fedlatent.client.edge.windows import Windows
 
     model = load_model(args)
-    schema = model.bundle.manifest.schema
-    windows = None if args.window is None else Windows(schema, args.window)
-    row = schema if windows is None else row_schema(schema)
-    decoder = DECODERS[args.format](row, columns=args.columns, skip_bad=args.skip_bad)
-    debounce, calibration = Debounce(calm=args.clear, **args.alarm), _plan(args)
+    row, window = _row_and_window(args, model.bundle.manifest.schema)
+    debounce, bounds = (Debounce(calm=args.clear, **args.alarm) for _ in range(2))
+    calibration = _plan(args)
     drift = drift_monitor(args, model)
     source = open_source(
         args.source,
         follow=args.follow,
-        record_bytes=decoder.record_bytes,
+        record_bytes=row.raw_size * DECODERS[args.format].item_bytes,
         token=_token(args.token_file),
         give_up=args.give_up,
     )
     closing = contextlib.closing
     with Stop() as stop, closing(source), closing(EventLog(args.log, args.log_bytes)) as log:
+        decoder = DECODERS[args.format](row, _layout(args, window, source.name))
         if isinstance(source, FollowSource) and isinstance(decoder, CsvDecoder):
             decoder.take_header(source.first_line())
         Stream(
@@ -188,9 +218,10 @@ def _run(args: argparse.Namespace) -> int:
             source=source,
             decoder=decoder,
             write=log.write,
-            windows=windows,
+            windows=Windows(window),
             output=args.output,
             debounce=debounce,
+            bounds=bounds,
             beat=args.beat,
             calibration=calibration,
             drift=drift,
@@ -198,6 +229,60 @@ def _run(args: argparse.Namespace) -> int:
             stop=stop,
         ).run()
     return 0
+
+
+def _row_and_window(args: argparse.Namespace, schema: "Schema") -> "tuple[Schema, Window]":
+    """The schema of a row, and how rows become records: as the bundle says, but for options."""
+    from fedlatent.client.edge.windows import row_schema
+    from fedlatent.shared.data.series import Window
+
+    found = schema.window or Window(length=1)
+    if args.window is not None:
+        if schema.columns and schema.window is None:
+            raise ConfigError(
+                "Expected no --window, since a row is a record of this bundle, got one; leave it "
+                "out."
+            )
+        found = replace(found, length=schema.shape[-1], step=args.window)
+    if args.time is not None:
+        found = replace(found, time=args.time)
+    if args.step is not None:
+        if not found.time:
+            raise ConfigError(
+                "Expected --time with --step, got none; name the column of the rows' times."
+            )
+        found = replace(found, rate=1 / args.step)
+    windowed = schema.window is not None or args.window is not None
+    return row_schema(schema) if windowed else schema, found
+
+
+def _layout(args: argparse.Namespace, window: "Window", name: str) -> "Layout":
+    from fedlatent.client.edge.decoders import DECODERS, Layout
+
+    # Raw formats have no place for times and series that the bundle asks for.
+    raw = DECODERS[args.format].item_bytes > 0
+    return Layout(
+        columns=args.columns,
+        names=names_of(args),
+        time=(args.time or "") if raw else window.time,
+        group="" if raw else window.group,
+        skip_bad=args.skip_bad,
+        name=name,
+    )
+
+
+def _duration(text: str) -> float:
+    """Seconds of a text such as 500ms, 30s, 1min, 2h or 1d; a bare number is seconds."""
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    try:
+        seconds = float(number) * _UNITS[text[len(number) :]]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not 1e-9 <= seconds <= 1e9:
+        raise ConfigError(
+            f"Expected --step as a time such as 500ms, 30s, 1min, 2h or 1d, got {text!r}."
+        )
+    return seconds
 
 
 def _rule(text: str) -> dict[str, int]:

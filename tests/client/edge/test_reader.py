@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedlatent.client.edge.reader import read_records
+from fedlatent.shared.data.readers import read_raw
 from fedlatent.shared.errors import DataError
 from tests.shared.bundle import tiny
 
@@ -20,17 +21,19 @@ def test_csv_with_and_without_header(tmp_path: Path, text: str) -> None:
     """Every column of every row is read, with or without a header, mark or blank line."""
     path = tmp_path / "records.csv"
     path.write_text(text)
-    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA), VALUES)
+    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA).records, VALUES)
     packed = tmp_path / "records.csv.gz"
     packed.write_bytes(gzip.compress(text.encode()))
-    np.testing.assert_array_equal(read_records(packed, tiny.SCHEMA), VALUES)
+    np.testing.assert_array_equal(read_records(packed, tiny.SCHEMA).records, VALUES)
 
 
 def test_columns_are_chosen_by_name_in_order(tmp_path: Path) -> None:
     """Named columns are taken in the order given, others are ignored even when they are text."""
     path = tmp_path / "records.csv"
     path.write_text("when,f,e,d,c,b,a\nmonday,6.25,5,0,3e3,-2,1.5\ntuesday,3,2,1,9,8,7\n")
-    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA, columns=list("abcdef")), VALUES)
+    np.testing.assert_array_equal(
+        read_records(path, tiny.SCHEMA, columns=list("abcdef")).records, VALUES
+    )
 
 
 def test_npz_by_key(tmp_path: Path) -> None:
@@ -38,15 +41,19 @@ def test_npz_by_key(tmp_path: Path) -> None:
     path = tmp_path / "records.npz"
     raw = tiny.raw_records(4)
     np.savez(path, X=raw, other=VALUES)
-    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA), raw)
-    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA, key="other"), VALUES)
+    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA).records, raw)
+    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA, key="other").records, VALUES)
 
 
 @pytest.mark.parametrize(
     ("text", "columns", "match"),
     [
-        ("1,2,3\n", None, "Expected 6 cells as in the other lines, got 3 in record 1"),
-        (HEADER + "1,2,3,4,5,6\n1,2,3,4,5\n", None, "6 cells as in the header, got 5 in record 2"),
+        ("1,2,3\n", None, r"in the other lines of records\.csv, got 3 in record 1"),
+        (
+            HEADER + "1,2,3,4,5,6\n1,2,3,4,5\n",
+            None,
+            r"6 cells as in the header of records\.csv, got 5 in record 2",
+        ),
         ("1,2,3,4,5,6\n1,2,secret,4,5,6\n", None, "got text in record 2"),
         ("1,2,3,4,5,6\n1,2,,4,5,6\n", None, "got nothing in record 2"),
         (ROWS, ["a"], "add a header"),
@@ -82,9 +89,22 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
             read_records(tmp_path / name, tiny.SCHEMA)
 
 
+@pytest.mark.parametrize("name", ["A.CSV", "a.Csv.GZ", "a.NPZ"])
+def test_endings_count_in_any_case(tmp_path: Path, name: str) -> None:
+    """A device and a node take the same file by its ending in capitals."""
+    path = tmp_path / name
+    if name.endswith("NPZ"):
+        with path.open("wb") as stream:
+            np.savez(stream, X=VALUES)
+    else:
+        path.write_bytes(gzip.compress(ROWS.encode()) if name.endswith("GZ") else ROWS.encode())
+    np.testing.assert_array_equal(read_records(path, tiny.SCHEMA).records, VALUES)
+    np.testing.assert_array_equal(read_raw(path).records, VALUES)
+
+
 def test_no_row_gives_no_record(tmp_path: Path) -> None:
     """An empty file and a header alone give an array of no records."""
     path = tmp_path / "records.csv"
     for text in ("", HEADER):
         path.write_text(text)
-        assert read_records(path, tiny.SCHEMA).shape == (0, tiny.DIM)
+        assert read_records(path, tiny.SCHEMA).records.shape == (0, tiny.DIM)

@@ -95,7 +95,8 @@ def test_all_formats_give_the_scores_of_the_model(load: Load) -> None:
             np.testing.assert_allclose(answer["scores"], table.score, rtol=1e-5)
             assert answer["flags"] == table.flag.tolist()
             assert answer["threshold"] == 1.0
-            assert set(answer) == {"scores", "flags", "threshold"}
+            assert answer["clipped"] == table.clipped.tolist()
+            assert set(answer) == {"scores", "flags", "threshold", "clipped"}
 
 
 BAD_BODIES = [
@@ -512,6 +513,9 @@ def test_metrics_are_in_the_text_format(load: Load) -> None:
     flags = int(load().score(latents.astype("<f4")).flag.sum())
     assert values["fedlatent_records_total"] == 128 * 18
     assert values["fedlatent_flags_total"] == flags > 0
+    clipped = tiny.SCHEMA.outside(latents)
+    assert values["fedlatent_clipped_values_total"] == clipped.sum() > 0
+    assert values["fedlatent_outside_records_total"] == (clipped > 0).sum()
     assert values["fedlatent_errors_total"] == 1
     assert values['fedlatent_score_seconds_bucket{le="+Inf"}'] == 1
     assert values["fedlatent_score_seconds_count"] == 1

@@ -35,12 +35,14 @@ def test_preparation_equals_the_schema(record: np.ndarray, center: Center, scale
 def test_single_scores_equal_those_of_batches(load: Load) -> None:
     """Every record gets the score, flag and latents that it has in a batch, re-centred or not."""
     raw = tiny.raw_records(20)
+    raw[3] *= 30
     for model in (load(), load().recentre(raw[:5]), load().calibrate(raw, 0.9)):
         table, single = model.score(raw), SingleScorer(model)
         for i, record in enumerate(raw):
             score, flag = single(record)
             assert score == pytest.approx(float(table.score[i]), rel=1e-6)
             assert flag == table.flag[i]
+            assert single.clipped == table.clipped[i]
             np.testing.assert_allclose(single.mu, table.mu[i], rtol=1e-6)
 
 

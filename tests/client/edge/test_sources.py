@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gzip
 import http.server
 import ipaddress
 import os
@@ -23,10 +24,12 @@ from cryptography.x509.oid import NameOID
 
 from fedlatent.client.edge import sources
 from fedlatent.client.edge.sources import (
+    CHUNK,
     DescriptorSource,
     FollowSource,
     HttpSource,
     MqttSource,
+    PackedSource,
     Signal,
     Source,
     open_source,
@@ -65,6 +68,57 @@ def test_pipe_to_its_end() -> None:
     os.close(writer)
     assert source.read(1.0) is Signal.END
     source.close()
+
+
+@pytest.mark.parametrize("size", [1, 1000, 1 << 20])
+def test_packed_bytes_come_unpacked(tmp_path: Path, size: int) -> None:
+    """Gzip in several members, padded, comes as it was before, in pieces of bounded size."""
+    text = b"".join(b"%d,%d\n" % (number, number**3) for number in range(3000))
+    data = gzip.compress(text) + gzip.compress(b"") + gzip.compress(b"0" * 300_000) + b"\0" * 40
+    for sure, packed in ((True, data), (False, data), (False, text)):
+        source = PackedSource(_Pieces(packed, size), sure=sure)
+        got = _read(source, lambda got: Signal.END in got)
+        assert _text(got) == (text if packed is text else text + b"0" * 300_000)
+        assert all(
+            len(item) <= CHUNK or packed is text for item in got[:-1] if isinstance(item, bytes)
+        )
+
+
+@pytest.mark.parametrize("cut", [5, 1000, -4])
+def test_packed_file_that_breaks_off(tmp_path: Path, cut: int) -> None:
+    """What came before the break is given, then it is refused; plain bytes are, too."""
+    text = b"".join(b"%d,%d\n" % (number, number**3) for number in range(3000))
+    path = tmp_path / "beats.CSV.Gz"
+    path.write_bytes(gzip.compress(text)[:cut])
+    source = open_source(str(path))
+    got: list[bytes | Signal] = []
+    with pytest.raises(DataError, match=r"beats\.CSV\.Gz to be packed by gzip, got an end"):
+        got.extend(iter(lambda: source.read(0.0), Signal.END))
+    assert text.startswith(_text(got))
+    assert len(_text(got)) == len(text) or cut > 0
+    source.close()
+    path.write_bytes(text)
+    source = open_source(str(path))
+    with pytest.raises(DataError, match="got something else"):
+        source.read(0.0)
+    source.close()
+    with pytest.raises(ConfigError, match="packed"):
+        open_source(str(path), follow=True)
+
+
+class _Pieces(Source):
+    """Bytes in pieces of one size."""
+
+    def __init__(self, data: bytes, size: int) -> None:
+        super().__init__("pieces")
+        self._left = [data[at : at + size] for at in range(0, len(data), size)][::-1]
+
+    def read(self, timeout: float) -> bytes | Signal:
+        """The next one."""
+        return self._left.pop() if self._left else Signal.END
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def test_followed_file_survives_rotation(tmp_path: Path) -> None:
@@ -211,6 +265,7 @@ def test_follow_starts_at_a_whole_line_or_record(tmp_path: Path) -> None:
     source = open_source(str(path), follow=True)
     assert isinstance(source, FollowSource)
     assert source.first_line() == b"head"
+    assert source.lines == 2
     with path.open("ab") as writer:
         writer.write(b" a line")
         writer.flush()

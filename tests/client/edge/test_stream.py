@@ -1,6 +1,7 @@
 """The loop of a device, in this process and as the command that an operator starts."""
 
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 
 from fedlatent.client.edge import slots
 from fedlatent.client.edge.commands.common import confirmation
+from fedlatent.client.edge.decoders import CsvDecoder, DoubleDecoder, Layout
 from fedlatent.client.edge.drift import DriftMonitor
 from fedlatent.client.edge.events import Debounce
 from fedlatent.client.edge.runtime import EdgeModel
@@ -31,8 +33,9 @@ from fedlatent.client.edge.stream import (
     Stop,
     Stream,
 )
-from fedlatent.client.edge.windows import CsvDecoder, Windows, row_schema
+from fedlatent.client.edge.windows import Windows, row_schema
 from fedlatent.shared.bundle.manifest import Thresholds
+from fedlatent.shared.data.series import Window
 from fedlatent.shared.errors import BundleError, ConfigError, DataError, ServiceError
 from fedlatent.shared.files import sha256_hex, utc_text
 from fedlatent.shared.keys import SigningKey
@@ -115,7 +118,8 @@ def test_outputs_hold_back_what_was_not_asked_for(load: Load) -> None:
     _, few = _run(model, [_csv(RAW)], output="flags")
     assert [event["record"] for event in few.of("score")] == flagged
     _, none = _run(model, [_csv(RAW)], output="alarms")
-    assert {event["event"] for event in none.events} <= {"start", "alarm", "clear", "drift", "end"}
+    names = {"start", "alarm", "clear", "outside", "drift", "end"}
+    assert {event["event"] for event in none.events} <= names
 
 
 def test_alarm_starts_peaks_and_ends(load: Load) -> None:
@@ -184,11 +188,92 @@ def test_windows_of_time_steps(load: Load, signing_key: SigningKey, tmp_path: Pa
         Signal.GAP,
         *steps[50:],
     ]
-    _, sink = _run(model, items, decoder=CsvDecoder(row_schema(schema)), windows=Windows(schema, 2))
+    windows = Windows(Window(length=tiny.DIM, step=2))
+    _, sink = _run(model, items, decoder=CsvDecoder(row_schema(schema)), windows=windows)
     starts = [*range(0, 50 - 6 + 1, 2), *range(50, 60 - 6 + 1, 2)]
     expected = model.score(np.stack([series[s : s + 6] for s in starts])).score
     np.testing.assert_allclose([e["score"] for e in sink.of("score")], expected, rtol=1e-5)
     assert sink.events[-1]["gaps"] == 1
+
+
+def test_alarm_before_a_bad_row_is_reported(load: Load) -> None:
+    """Of 200 good rows and a NaN in one piece all are scored, with their alarm, before it ends."""
+    rows = np.tile([500.0, -250, 0, 0, 0, 0], (201, 1))
+    rows[1:4, 0] = 2000
+    rows[200, 3] = np.nan
+    for decoder in (CsvDecoder(tiny.SCHEMA), DoubleDecoder(tiny.SCHEMA)):
+        data = rows.tobytes() if decoder.item_bytes else _csv(rows)
+        sink = Lines()
+        stream = Stream(
+            model=load(),
+            source=Script([data]),
+            decoder=decoder,
+            write=sink.write,
+            debounce=Debounce(3, 5, 10),
+        )
+        with pytest.raises(DataError, match="record 201"):
+            stream.run()
+        (alarm,) = sink.of("alarm")
+        assert (alarm["record"], alarm["row"], alarm["source"]) == (4, 4, "script")
+        assert alarm.get("line") == (None if decoder.item_bytes else 4)
+        end = sink.events[-1]
+        assert (end["event"], end["record"], end["reason"]) == ("end", 200, "error")
+
+
+def test_records_outside_the_public_bounds_are_said(load: Load) -> None:
+    """Rows in another unit are counted and said apart from their score, when calibrated on, too."""
+    wild = RAW.astype(float) * 100
+    rows = np.concatenate([RAW[:50], wild[50:60], RAW[60:100]])
+    model = load()
+    clipped = tiny.SCHEMA.outside(rows)
+    rule = {"bounds": Debounce(3, 5, 10), "output": "all"}
+    stream, sink = _run(model, [_csv(rows)], **rule)
+    assert (stream.clipped, stream.outside) == (clipped.sum(), (clipped > 0).sum())
+    assert [event["clipped"] for event in sink.of("score")] == clipped.tolist()
+    begin, end = sink.of("outside")
+    assert (begin["begun"], begin["row"], begin["line"], end["begun"]) == (True, 53, 53, False)
+    assert begin["clipped"] == clipped[52] > 0
+    assert sink.events[-1]["outside"] == stream.outside >= 10
+    plan = CalibrationPlan(records=150, quantile=0.9)
+    stream, sink = _run(model, [_csv(wild[:150])], calibration=plan, **rule)
+    assert stream.outside == 150
+    assert [event["begun"] for event in sink.of("outside")] == [True]
+
+
+@pytest.mark.parametrize("portion", [50, 1 << 20])
+def test_a_refused_row_parts_windows(load: Load, portion: int) -> None:
+    """Rows on both sides of a skipped one never share a window; the break counts as a gap."""
+    series = tiny.raw_records(20, seed=1).reshape(-1)[:40].astype(float)
+    lines = [f"{at},{value}\n" for at, value in enumerate(series.tolist())]
+    lines[20] = "20,oops\n"
+    data = ("when,value\n" + "".join(lines)).encode()
+    model, window = load(), Window(length=tiny.DIM, step=2, time="when")
+    decoder = CsvDecoder(
+        row_schema(replace(tiny.SCHEMA, shape=(1, tiny.DIM))), Layout(time="when", skip_bad=True)
+    )
+    pieces = [data[at : at + portion] for at in range(0, len(data), portion)]
+    _, sink = _run(model, pieces, decoder=decoder, windows=Windows(window))
+    starts = [*range(0, 15, 2), *range(21, 35, 2)]
+    expected = model.score(np.stack([series[s : s + 6] for s in starts])).score
+    scores = sink.of("score")
+    np.testing.assert_allclose([event["score"] for event in scores], expected, rtol=1e-5)
+    assert [event["row"] for event in scores] == [start + 6 for start in starts]
+    assert [event["line"] for event in scores] == [start + 7 for start in starts]
+    assert [event["row_time"] for event in scores] == [str(start + 5) for start in starts]
+    end = sink.events[-1]
+    assert (end["gaps"], end["skipped"]) == (1, 1)
+
+
+@pytest.mark.parametrize("broken", [Signal.GAP, b"1,2", b"1" * 200_000, Signal.CUT])
+def test_whatever_is_lost_parts_windows(load: Load, broken: bytes | Signal) -> None:
+    """A break in the source, an incomplete row and an endless one each begin windows anew."""
+    items = [b"5\n" * 5, broken, Signal.CUT, b"5\n" * 5]
+    decoder = CsvDecoder(row_schema(replace(tiny.SCHEMA, shape=(tiny.DIM,))), Layout(skip_bad=True))
+    windows = Windows(Window(length=tiny.DIM))
+    _, sink = _run(load(), items, decoder=decoder, windows=windows)
+    whole = broken is Signal.CUT  # another file goes on where the last one ended
+    assert len(sink.of("score")) == (5 if whole else 0)
+    assert sink.events[-1]["gaps"] == (0 if whole else 1)
 
 
 def test_calibration_comes_first(load: Load, tmp_path: Path) -> None:
@@ -388,6 +473,33 @@ def test_command_on_a_pipe(tmp_path: Path, signing_key: SigningKey) -> None:
     assert (events[0]["event"], events[-1]["event"]) == ("start", "end")
 
 
+def test_command_reads_packed_bytes_and_says_where(tmp_path: Path, signing_key: SigningKey) -> None:
+    """A .gz file and packed standard input give events with row, time, file and line, to the end.
+
+    A hole in time is a gap; a file that breaks off is refused after all its rows.
+    """
+    wild = "2000,0,0,0,0,0"
+    times = [f"2026-01-31T12:{minute:02}:00Z" for minute in (0, 1, 2, 5, 6)]
+    text = "when,a,b,c,d,e,f\n" + "".join(f"{time},{wild}\n" for time in times)
+    path = tmp_path / "Beats.CSV.GZ"
+    path.write_bytes(gzip.compress(text.encode()))
+    options = ["--time", "when", "--step", "1min"]
+    for arguments, data in (([str(path)], b""), ([], path.read_bytes()), ([], text.encode())):
+        with _started(tmp_path, signing_key, *arguments, *options) as process:
+            out, err = process.communicate(data, timeout=240)
+        assert (process.returncode, err) == (0, b"")
+        _, alarm, end = _events(out)
+        place = {key: alarm[key] for key in ("row", "line", "row_time", "source")}
+        source = str(path) if arguments else "standard input"
+        assert place == {"row": 3, "line": 4, "row_time": times[2], "source": source}
+        assert (end["record"], end["gaps"]) == (5, 1)
+    path.write_bytes(path.read_bytes()[:-8])
+    with _started(tmp_path, signing_key, str(path), *options) as process:
+        out, err = process.communicate(timeout=240)
+    assert (process.returncode, _events(out)[-1]["record"]) == (3, 5)
+    assert b"packed by gzip" in err
+
+
 def test_command_ends_on_sigterm(tmp_path: Path, signing_key: SigningKey) -> None:
     """SIGTERM ends the run within a second, with an "end" event and exit code 0."""
     with _started(tmp_path, signing_key, "--output", "all") as process:
@@ -482,6 +594,9 @@ def test_command_follows_a_rotated_file(tmp_path: Path, signing_key: SigningKey)
         (["--recentre"], b"", 2, b"--calibrate"),
         (["--log", "/proc/no/log"], b"", 75, b"Expected to write"),
         (["/dev/null/x"], b"", 3, b"readable file"),
+        (["--step", "1min"], b"", 2, b"--time with --step"),
+        (["--time", "when", "--step", "soon"], b"", 2, b"such as 500ms"),
+        (["--time", "when", "--format", "f32"], b"", 2, b"'when' in a raw format"),
     ],
 )
 def test_exit_codes(

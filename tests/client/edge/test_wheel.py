@@ -21,7 +21,7 @@ from fedlatent.shared.keys import SigningKey
 from tests.shared.bundle import tiny
 
 ROOT = Path(__file__).parents[3]
-MAX_BYTES = 120_000
+MAX_BYTES = 150_000
 MAX_PEAK_MB = 80 if sys.version_info < (3, 14) else 90
 #: Top-level names of the declared dependencies and of what these import: all that the lean
 #: process sees beside the standard library.
@@ -96,7 +96,7 @@ def _metadata(wheel: Path) -> Message:
 
 
 def test_wheel_is_small(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The wheel has at most 120 kB."""
+    """The wheel has at most 150 kB."""
     size = wheel.stat().st_size
     with capsys.disabled():
         print(f"\nedge wheel: {size / 1000:.0f} kB, {len(_names(wheel))} files")

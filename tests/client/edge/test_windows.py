@@ -1,187 +1,126 @@
-"""Formats and windows: bytes in any cut give the same rows, and bad rows are named or counted."""
+"""Windows of a stream: those of the whole file, whatever the portions, and none over a gap."""
 
-import json
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fedlatent.client.edge.windows import BATCH, DECODERS, Decoder, Windows, row_schema
+from fedlatent.client.edge.windows import Rows, Windows, row_schema
+from fedlatent.shared.data.column import Column
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.series import Window, cut
 from fedlatent.shared.errors import ConfigError, DataError
 from tests.shared.bundle import tiny
 
-ROWS = np.round(np.random.default_rng(3).normal(0, 800, (600, tiny.DIM)), 2)
-HEADER = b"a,b,c,d,e,f\n"
+
+def _rows(
+    values: np.ndarray,
+    *,
+    fresh: list[int] | None = None,
+    seconds: np.ndarray | None = None,
+    group: np.ndarray | None = None,
+) -> Rows:
+    marks = np.isin(np.arange(len(values)), fresh or [])
+    number = np.arange(1, len(values) + 1)
+    return Rows(values=values, number=number, fresh=marks, seconds=seconds, group=group)
 
 
-def _csv(rows: np.ndarray) -> bytes:
-    return "".join(",".join(map(repr, row)) + "\n" for row in rows.tolist()).encode()
-
-
-def _jsonl(rows: np.ndarray) -> bytes:
-    lines = [
-        json.dumps(row if i % 2 else {"values": row, "at": "x"})
-        for i, row in enumerate(rows.tolist())
-    ]
-    return ("\n".join(lines) + "\n").encode()
-
-
-BYTES = {
-    "csv": HEADER + _csv(ROWS),
-    "jsonl": _jsonl(ROWS),
-    "f32": ROWS.astype("<f4").tobytes(),
-    "f64": ROWS.astype("<f8").tobytes(),
-}
-
-
-def _all(decoder: Decoder, pieces: Iterable[bytes]) -> np.ndarray:
-    got = [rows for piece in pieces for rows in decoder.feed(piece)]
-    got += list(decoder.finish())
-    assert all(1 <= len(rows) <= BATCH for rows in got)
-    return np.concatenate([np.zeros((0, decoder.schema.size)), *got])
-
-
-def _cut(data: bytes, size: int) -> list[bytes]:
-    return [data[start : start + size] for start in range(0, len(data), size)]
-
-
-@pytest.mark.parametrize("size", [7, 4096, 1 << 20])
-@pytest.mark.parametrize("kind", BYTES)
-def test_cuts_do_not_matter(kind: str, size: int) -> None:
-    """Every format gives all rows in order, wherever the bytes are cut."""
-    decoder = DECODERS[kind](tiny.SCHEMA)
-    got = _all(decoder, _cut(BYTES[kind], size))
-    np.testing.assert_allclose(got, ROWS, rtol=1e-6)
-    assert (decoder.rows, decoder.bad, decoder.cut) == (600, 0, 0)
-
-
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_rows_come_with_their_line_end(kind: str) -> None:
-    """A line is given as soon as its end has come, and a last line needs none."""
-    decoder = DECODERS[kind](tiny.SCHEMA)
-    first, second = BYTES[kind].removeprefix(HEADER).splitlines(keepends=True)[:2]
-    assert not list(decoder.feed(first[:-1]))
-    assert [len(rows) for rows in decoder.feed(b"\n" + second[:-1])] == [1]
-    assert [len(rows) for rows in decoder.finish()] == [1]
-
-
-def test_columns_header_and_marks() -> None:
-    """Columns are chosen by name; a byte order mark, blank lines and a repeated header pass."""
-    text = b"\xef\xbb\xbfwhen,f,e,d,c,b,a\r\nmon,6,5,4,3,2,1\r\n\r\nwhen,f,e,d,c,b,a\r\n"
-    decoder = DECODERS["csv"](tiny.SCHEMA, columns=list("abcdef"))
-    got = _all(decoder, [text + b'"tue, late",6,5,4,3,2,1\r\n'])
-    np.testing.assert_array_equal(got, [[1, 2, 3, 4, 5, 6]] * 2)
-    plain = DECODERS["csv"](tiny.SCHEMA)
-    np.testing.assert_array_equal(_all(plain, [b"\xef\xbb\xbf1,2,3,4,5,6\n"]), [[1, 2, 3, 4, 5, 6]])
-    with pytest.raises(DataError, match="columns z"):
-        _all(DECODERS["csv"](tiny.SCHEMA, columns=["z"]), [HEADER])
-
-
-GOOD = {"csv": b"1,2,3,4,5,6\n", "jsonl": b"[1,2,3,4,5,6]\n"}
-BAD = [
-    ("csv", b"1,2,3,4,5\n"),
-    ("csv", b"1,2,secret,4,5,6\n"),
-    ("csv", b"1,2,,4,5,6\n"),
-    ("csv", b"1,2,nan,4,5,6\n"),
-    ("csv", b"1,2,1e200,4,5,6\n"),
-    ("csv", b"1,2,3\r4,5,6,7\n"),
-    ("csv", b"1,2,\xff,4,5,6\n"),
-    ("csv", b"1," * 40_000 + b"1\n"),
-    ("jsonl", b"secret\n"),
-    ("jsonl", b"[1,2,3,4,5]\n"),
-    ("jsonl", b"[1,2,3,4,5,NaN]\n"),
-    ("jsonl", b"[1,2,3,4,5,1e999]\n"),
-    ("jsonl", b"[1,2,3,4,5,true]\n"),
-    ("jsonl", b'[1,2,3,4,5,"6"]\n'),
-    ("jsonl", b"[1,2,3,4,5," + b"9" * 400 + b"]\n"),
-    ("jsonl", b'{"other":[1,2,3,4,5,6]}\n'),
-    ("jsonl", b"[" * 60_000 + b"\n"),
-    ("jsonl", b"[1,2,3],[4,5,6\n"),
-]
-
-
-@pytest.mark.parametrize(("kind", "bad"), BAD, ids=lambda value: str(value)[:24])
-def test_bad_rows_stop_or_are_counted(kind: str, bad: bytes) -> None:
-    """A bad row stops with its number and no value; with skip_bad it is counted, others stay."""
-    good = GOOD[kind]
-    with pytest.raises(DataError, match="Expected") as caught:
-        _all(DECODERS[kind](tiny.SCHEMA), [good, bad])
-    assert "secret" not in str(caught.value)
-    assert "record 2" in str(caught.value)
-    decoder = DECODERS[kind](tiny.SCHEMA, skip_bad=True)
-    got = _all(decoder, _cut(good + bad + good, 1000))
-    np.testing.assert_array_equal(got, [[1, 2, 3, 4, 5, 6]] * 2)
-    assert (decoder.bad, decoder.rows) == (1, 4 - 1)
-
-
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_endless_line_is_refused_early(kind: str) -> None:
-    """A line without end is refused once it is too long, and with skip_bad it is passed over."""
-    with pytest.raises(DataError, match="longer one"):
-        _all(DECODERS[kind](tiny.SCHEMA), [b"1" * 10_000] * 8)
-    decoder = DECODERS[kind](tiny.SCHEMA, skip_bad=True)
-    assert not len(_all(decoder, [b"1" * 10_000] * 500))
-    assert decoder.bad == 1
-    assert len(_all(decoder, [b"1\n" + GOOD[kind]])) == 1
-
-
-def test_raw_records_that_are_cut_or_not_finite() -> None:
-    """Raw bytes that end in mid-record, or hold NaN, are errors, or are counted."""
-    data = ROWS[:3].astype("<f4")
-    data[1, 2] = np.nan
-    with pytest.raises(DataError, match="record 2"):
-        _all(DECODERS["f32"](tiny.SCHEMA), [data.tobytes()])
-    with pytest.raises(DataError, match="got 5 bytes at the end"):
-        _all(DECODERS["f32"](tiny.SCHEMA), [data[:1].tobytes() + b"12345"])
-    decoder = DECODERS["f32"](tiny.SCHEMA, skip_bad=True)
-    np.testing.assert_array_equal(_all(decoder, [data.tobytes() + b"12345"]), data[[0, 2]])
-    assert decoder.bad == 2
-
-
-@pytest.mark.parametrize("kind", BYTES)
-def test_dropped_rest_is_not_continued(kind: str) -> None:
-    """After a break, bytes before it are forgotten and counted."""
-    decoder = DECODERS[kind](tiny.SCHEMA)
-    start = 0 if kind != "csv" else len(HEADER)
-    cut = start + decoder.record_bytes + 3 if decoder.record_bytes else -5
-    before = sum(map(len, decoder.feed(BYTES[kind][:cut])))
-    decoder.drop()
-    after = sum(map(len, decoder.feed(BYTES[kind][start:])))
-    assert (before, after) == (1 if cut > 0 else 599, 600)
-    assert decoder.cut == 1
-    decoder.drop()
-    assert decoder.cut == 1
-
-
-def test_lengths_are_known_for_raw_formats_only() -> None:
-    """A raw record has a length in bytes, a line has none."""
-    lengths = [DECODERS[kind](tiny.SCHEMA).record_bytes for kind in ("csv", "jsonl", "f32", "f64")]
-    assert lengths == [0, 0, 24, 48]
-
-
-@pytest.mark.parametrize("hop", [1, 3, 8, 20])
-@pytest.mark.parametrize("shape", [(8,), (5, 8)])
-def test_windows_are_those_of_the_whole_series(shape: tuple[int, ...], hop: int) -> None:
-    """Windows of rows that come in any portions are the windows of the series, channels first."""
-    schema = replace(tiny.SCHEMA, shape=shape)
-    channels = row_schema(schema).size
-    series = np.random.default_rng(0).normal(size=(700, channels))
-    expected = [series[s : s + 8].T.ravel() for s in range(0, 700 - 8 + 1, hop)]
-    windows = Windows(schema, hop)
+def _pushed(windows: Windows, rows: Rows, portions: list[int]) -> Rows:
     got, place = [], 0
-    for portion in [1, 2, 100, 256, 3, 256, 82]:
-        got.append(windows.push(series[place : place + portion]))
+    for portion in [*portions, len(rows)]:
+        got.append(windows.push(rows.take(slice(place, place + portion))))
         place += portion
-    np.testing.assert_array_equal(np.concatenate(got), expected)
+    return Rows.joined(got)
 
 
-def test_windows_start_anew() -> None:
-    """After a reset no window holds steps from before it; a hop of zero is refused."""
-    windows = Windows(replace(tiny.SCHEMA, shape=(2, 4)), 1)
-    windows.push(np.zeros((3, 2)))
-    windows.reset()
-    assert not len(windows.push(np.ones((3, 2))))
-    np.testing.assert_array_equal(windows.push(np.ones((1, 2))), np.ones((1, 8)))
-    with pytest.raises(ConfigError, match="at least 1"):
-        Windows(tiny.SCHEMA, 0)
+@pytest.mark.parametrize("step", [1, 3, 8, 20])
+@pytest.mark.parametrize("shape", [(8,), (5, 8)])
+def test_windows_are_those_of_the_whole_series(shape: tuple[int, ...], step: int) -> None:
+    """Windows of rows that come in any portions are the windows of the series, channels first."""
+    channels = row_schema(replace(tiny.SCHEMA, shape=shape)).size
+    series = np.random.default_rng(0).normal(size=(700, channels))
+    expected = [series[s : s + 8].T.ravel() for s in range(0, 700 - 8 + 1, step)]
+    windows = Windows(Window(length=8, step=step))
+    got = _pushed(windows, _rows(series), [1, 2, 100, 256, 3, 256, 82])
+    np.testing.assert_array_equal(got.values, expected)
+    assert got.number.tolist() == list(range(8, 701, step))
+    assert windows.gaps == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_windows_of_a_stream_are_those_of_the_file(data: st.DataObject) -> None:
+    """Cut as they come, rows give the records that `cut` makes of all: holes, series and steps."""
+    count, channels = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 3))
+    timed, grouped = data.draw(st.booleans()), data.draw(st.booleans())
+    window = Window(
+        length=data.draw(st.integers(1, 6)),
+        step=data.draw(st.integers(1, 8)),
+        time="t" if timed else "",
+        group="g" if grouped else "",
+        rate=data.draw(st.sampled_from([0.0, 1.0])) if timed else 0.0,
+    )
+    passed = st.lists(
+        st.sampled_from([1.0, 1.0, 1.5, 1.6, 0.0, -3.0]), min_size=count, max_size=count
+    )
+    seconds = np.cumsum(data.draw(passed)) if timed else None
+    series = st.lists(st.integers(0, 3), min_size=count, max_size=count)
+    group = np.array(data.draw(series)).astype(str) if grouped else None
+    values = np.arange(count * channels, dtype=np.float64).reshape(count, channels)
+    portions = data.draw(st.lists(st.integers(0, 20), max_size=8))
+    got = _pushed(Windows(window), _rows(values, seconds=seconds, group=group), portions)
+    try:
+        records, begins = cut(values, window, seconds, None if group is None else group.tolist())
+    except DataError:
+        records, begins = np.zeros((0, channels, window.length)), np.zeros(0, dtype=np.int64)
+    np.testing.assert_array_equal(
+        got.values, records.reshape(len(records), channels * window.length)
+    )
+    np.testing.assert_array_equal(got.number, begins + window.length)
+
+
+def test_no_window_reaches_over_a_missing_row() -> None:
+    """Of 40 rows without one in the middle come the whole windows of both sides, and a gap."""
+    series = np.arange(40.0).reshape(-1, 1)
+    rows = _rows(np.delete(series, 20, axis=0), fresh=[20])
+    windows = Windows(Window(length=6, step=1))
+    got = _pushed(windows, rows, [7, 13])
+    expected = [series[s : s + 6, 0] for s in (*range(0, 15), *range(21, 35))]
+    np.testing.assert_array_equal(got.values, expected)
+    assert windows.gaps == 1
+
+
+def test_gaps_are_counted_where_time_has_a_hole() -> None:
+    """A hole, a time again and one before count a gap each; the begin of a series counts none."""
+    seconds = np.array([0.0, 60.0, 150.0, 241.0, 301.0, 301.0, 361.0, 5.0])
+    window = Window(length=2, step=1, time="t", rate=1 / 60)
+    windows = Windows(window)
+    got = windows.push(_rows(np.arange(8.0).reshape(-1, 1), seconds=seconds))
+    assert got.values.tolist() == [[0, 1], [1, 2], [3, 4], [5, 6]]
+    assert windows.gaps == 3
+    group = np.array([*"aaaabbbb"])
+    windows = Windows(replace(window, group="g"))
+    windows.push(_rows(np.zeros((8, 1)), seconds=seconds % 200, group=group))
+    assert windows.gaps == 3
+
+
+def test_rows_that_are_records_pass() -> None:
+    """Windows of one row are the rows; what is missing between them is counted."""
+    windows = Windows(Window(length=1))
+    rows = _rows(np.arange(6.0).reshape(3, 2), fresh=[1])
+    np.testing.assert_array_equal(windows.push(rows).values, rows.values)
+    assert windows.gaps == 1
+    with pytest.raises(ConfigError, match="step"):
+        Window(length=6, step=0)
+
+
+def test_schema_of_a_row() -> None:
+    """A row of a series has the channels of a record, or the columns of its schema."""
+    assert row_schema(replace(tiny.SCHEMA, shape=(5, 8))).shape == (5,)
+    assert row_schema(replace(tiny.SCHEMA, shape=(8,))).shape == (1,)
+    columns = (Column(name="a"), Column(name="b", missing="mask"))
+    schema = Schema(name="s", columns=columns, window=Window(length=4))
+    assert schema.shape == (3, 4)
+    assert (row_schema(schema).shape, row_schema(schema).raw_size) == ((3,), 2)

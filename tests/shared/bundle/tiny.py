@@ -136,7 +136,7 @@ def files(base: Manifest) -> dict[str, bytes]:
         DENSITY: pack_arrays(density()),
         CARD: b"# tiny-hearts\n",
     }
-    return {**content, GOLDEN: make_golden(base, content, raw_records())}
+    return {**content, GOLDEN: make_golden(base, content, raw_records()[:, : base.schema.raw_size])}
 
 
 def write(

@@ -11,6 +11,8 @@ RIGHT = {
     "header again": ("a,b,c\n1,2,3\na,b,c\n4,5,6\n", [[1, 2, 3], [4, 5, 6]]),
     "word in the first line": ("1,2,x\n3,4,5\n", [[3, 4, 5]]),
     "gap in the first line": ("1,,3\n1,2,3\n", [[1, 2, 3]]),
+    "in order": ("v8,v9,v10\n1,2,3\n", [[1, 2, 3]]),
+    "other names": ("b2,a1,c0\n1,2,3\n", [[1, 2, 3]]),
     "large": ("1,2,1e149\n", [[1, 2, 1e149]]),
 }
 """By name: the text, and its records."""
@@ -32,6 +34,7 @@ WRONG = {
     "infinite": ("1,2,-inf\n", "finite"),
     "overflow": ("1,2,1e200\n", "finite"),
     "beyond a double": ("1,2,1e999\n", "finite"),
+    "out of order": ("v2,v1,v0\n1,2,3\n", "order"),
     "open quote": ('1,2,3\n1,"2,3\n', "encoding"),
     "after a quote": ('1,2,3\n1,"2"2,3\n', "encoding"),
     "line end within": ("1,2,3\n1,2,3\r4,5\n", "encoding"),

@@ -1,5 +1,6 @@
 """Tables with a range for each column, and series cut into records."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import Window, cut, places, seconds_of
+from fedlatent.shared.data.table import read_table
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.clipping import synthetic_records
+from fedlatent.shared.toml import dumps, parse_toml
 
 AGE = Column(name="age", unit="years", lower=20.0, upper=90.0)
 PAIN = Column(name="pain", levels=("none", "mild", 3.0), missing="mask")
@@ -66,6 +69,10 @@ def test_cells_become_raw_numbers() -> None:
         (AGE, ["30", "old"], "number"),
         (AGE, ["30", ""], "missing"),
         (AGE, ["30", "inf"], "finite"),
+        (AGE, ["30", "1_0"], "number"),
+        (AGE, ["30", "\u0663"], "number"),
+        (AGE, ["30", "0x1f"], "number"),
+        (AGE, ["30", "NULL"], "missing"),
         (PULSE, ["30", "fast"], "number"),
         (Column(name="kind", levels=("a", "b")), ["a", "c"], "level"),
         (Column(name="kind", levels=("a", "b")), ["a", None], "missing"),
@@ -107,6 +114,8 @@ def test_columns_travel_in_the_run() -> None:
     run = RunConfig.parse({"name": "t", "data": schema.to_dict()}, "test")
     assert RunConfig.model_validate_json(run.model_dump_json()).data == schema
     assert Schema.from_dict(schema.to_dict()) == schema
+    written = dumps({"name": "t", "data": schema.to_dict()})
+    assert RunConfig.parse(parse_toml(written, "test"), "test").data == schema
     assert set(Schema(name="s", shape=(3,)).to_dict()) == {
         *("name", "shape", "unit", "scale", "center", "lower", "upper")
     }
@@ -187,3 +196,39 @@ def test_synthetic_records_fill_the_public_ranges() -> None:
         assert records.min() >= 0.0
         assert records.max() <= 1.0
         assert records.reshape(50, -1).std(axis=0).max() > 0.1
+
+
+def test_a_table_is_read_by_the_names_of_columns(tmp_path: Path) -> None:
+    """Any order, further columns and own names give the same raw rows; sides are texts."""
+    path = tmp_path / "rows.csv"
+    path.write_text("note,pulse,Alter,bytes,pain\nx,60,30,12,none\ny,?,44,NA,worse\n")
+    rows, sides = read_table(path, TABLE.columns, ["note"], {"Alter": "age"})
+    np.testing.assert_array_equal(rows, [[30, 0, 12, 60], [44, np.nan, np.nan, np.nan]])
+    assert sides == [["x", "y"]]
+    numbers = tmp_path / "numbers.csv"
+    numbers.write_text("pulse,age\n60,30\nnan,44\n")
+    rows, _ = read_table(numbers, (AGE, PULSE))
+    np.testing.assert_array_equal(rows, [[30, 60], [44, np.nan]])
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "reason"),
+    [
+        ("age,pain\n30,none\nold,none\n", "age", "number"),
+        ("age,pain\n30,none\n,none\n", "age", "missing"),
+        ("Age,pain\n30,none\n", "age", "column"),
+        ("age,pain,age\n30,none,30\n", "age", "column"),
+        ("30,none\n", "age", "column"),
+        ("30,3\n", "age", "column"),
+        ("age,pain\n30,none,1\n", None, "width"),
+    ],
+)
+def test_a_table_that_its_columns_do_not_fit_is_refused(
+    tmp_path: Path, text: str, field: str | None, reason: str
+) -> None:
+    """What is wrong is named by column and reason, with the file in the sentence."""
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"rows\.csv") as told:
+        read_table(path, (AGE, PAIN))
+    assert (told.value.field, told.value.reason) == (field, reason)

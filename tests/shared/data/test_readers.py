@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.readers import read, read_raw
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.series import Window
 from fedlatent.shared.errors import DataError
 
 SCHEMA = Schema(
@@ -185,3 +187,85 @@ def test_persons_of_an_archive_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=words):
             read(path, SCHEMA, person_key=key)
+
+
+COLUMNS = (
+    Column(name="pulse", lower=40.0, upper=200.0, missing="mask"),
+    Column(name="pain", levels=("none", "mild"), missing="mask"),
+    Column(name="age", lower=20.0, upper=90.0),
+)
+
+
+def series_file(folder: Path, suffix: str) -> Path:
+    """Rows of two hosts a minute apart, with a hole, gaps, own names and a column too many."""
+    frame = pd.DataFrame(
+        {
+            "note": ["x"] * 12,
+            "Alter": np.arange(30, 42),
+            "hr": [60.0, np.nan, *range(70, 80)],
+            "pain": ["none", "mild", None, "worse"] * 3,
+            "host": ["a"] * 8 + ["b"] * 4,
+            "at": pd.date_range("2026-01-31", periods=12, freq="min").astype(str),
+            "bad": [0, 0, 1, *[0] * 9],
+        }
+    ).drop(index=5)
+    path = folder / f"series{suffix}"
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_a_schemas_columns_are_found_by_name(tmp_path: Path, suffix: str) -> None:
+    """Order, further columns and own names do not matter; gaps and unknown classes are NaN."""
+    schema = Schema(name="rows", columns=COLUMNS)
+    raw = read_raw(series_file(tmp_path, suffix), schema, names={"hr": "pulse", "Alter": "age"})
+    assert raw.records.shape == (11, 3)
+    np.testing.assert_array_equal(
+        raw.records[:4], [[60, 0, 30], [np.nan, 1, 31], [70, np.nan, 32], [71, np.nan, 33]]
+    )
+    with pytest.raises(DataError, match="pulse"):
+        read_raw(series_file(tmp_path, suffix), schema)
+    with pytest.raises(DataError, match="from the schema alone"):
+        read_raw(series_file(tmp_path, suffix), schema, columns=["hr"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_window_cuts_series_into_records(tmp_path: Path, suffix: str) -> None:
+    """Records keep within a host and a client, over no hole; one bad row makes a bad record."""
+    window = Window(length=3, time="at", group="host", rate=1 / 60)
+    schema = Schema(name="rows", columns=COLUMNS, window=window)
+    where = {"names": {"hr": "pulse", "Alter": "age"}, "label_key": "bad", "client_key": "host"}
+    raw = read_raw(series_file(tmp_path, suffix), schema, **where)
+    assert raw.records[:, 2, 0].tolist() == [30, 31, 32, 38, 39]
+    assert raw.label is not None
+    assert raw.client_id is not None
+    assert raw.label.tolist() == [1, 1, 1, 0, 0]
+    assert raw.client_id.tolist() == ["a", "a", "a", "b", "b"]
+    assert read(series_file(tmp_path, suffix), schema, **where).records.shape == (5, 5, 3)
+
+
+def test_a_wrong_time_is_named(tmp_path: Path) -> None:
+    """The refusal of a time says file, column and record."""
+    path = tmp_path / "rows.csv"
+    path.write_text("at,pulse\n0,60\nsoon,70\n")
+    schema = Schema(name="rows", columns=COLUMNS[:1], window=Window(length=1, time="at"))
+    with pytest.raises(DataError, match=r"'at' of rows\.csv.*record 2") as told:
+        read_raw(path, schema)
+    assert (told.value.field, told.value.reason) == ("at", "time")
+
+
+def test_records_of_an_archive_may_be_rows_or_windows(tmp_path: Path) -> None:
+    """Rows are cut, whole windows are taken as they are, and another width is refused."""
+    schema = Schema(name="load", shape=(2, 4), window=Window(length=4, step=2))
+    path = tmp_path / "load.npz"
+    rows = np.arange(20.0).reshape(10, 2) / 20
+    np.savez(path, X=rows, cut=np.zeros((3, 2, 4)), other=np.zeros((10, 3)))
+    raw = read_raw(path, schema)
+    assert raw.records.shape == (4, 2, 4)
+    np.testing.assert_array_equal(raw.records[1], rows[2:6].T)
+    assert read_raw(path, schema, records_key="cut").records.shape == (3, 2, 4)
+    with pytest.raises(DataError, match=r"rows of 2 values in load\.npz"):
+        read_raw(path, schema, records_key="other")

@@ -21,7 +21,7 @@ SCHEMA = Schema(name="triple", shape=(3,), lower=-1e29, upper=1e29)
 READERS: dict[str, Callable[[Path], np.ndarray]] = {
     "rule": lambda path: read_table(path)[0],
     "node": lambda path: read_raw(path).records,
-    "device": lambda path: read_records(path, SCHEMA),
+    "device": lambda path: read_records(path, SCHEMA).records,
     "page": lambda path: read_stream("a", path, {3}, 99),
     "export": _public,
 }
@@ -47,11 +47,12 @@ def test_every_reader_refuses_a_table_alike(tmp_path: Path, reader: str, case: s
     text, reason = WRONG[case]
     path = tmp_path / "table.csv"
     path.write_bytes(text.encode())
-    with pytest.raises(DataError, match=r"^Expected.*record \d") as caught:
+    with pytest.raises(DataError, match=r"^Expected.*(record \d|header)") as caught:
         READERS[reader](path)
     assert caught.value.reason == reason
     assert "secret" not in str(caught.value)
-    assert {reason for _, reason in WRONG.values()} | {"column"} == set(REASONS)
+    of_schemas = {"column", "missing", "level"}
+    assert {reason for _, reason in WRONG.values()} | of_schemas == set(REASONS)
 
 
 def test_an_error_says_file_record_and_column(tmp_path: Path) -> None:
