@@ -22,17 +22,14 @@ FolderOption = Annotated[Path | None, typer.Option("--data", help=DATA_HELP)]
 
 @app.command("list", epilog="Examples: fedlatent data list | fedlatent data list --json")
 def list_(folder: FolderOption = None, json: JsonOption = False) -> None:
-    """Name the data sets: size, terms, origin, who reads them, and which are in the data folder."""
+    """Name the data sets: size, terms, origin, and which are in the data folder."""
     from fedlatent.shared.data.catalog import CATALOG, absent, data_folder
-    from fedlatent.simulations.study.shipped import shipped
+    from fedlatent.simulations.study.shipped import readers
 
     place = data_folder(folder)
     missing = absent(place, CATALOG)
-    readers: dict[str, list[str]] = {name: [] for name in CATALOG}
-    for study in shipped():
-        for name in study.needs:
-            readers[name].append(study.name)
     if json:
+        studies = readers()
         print_json(
             {
                 "folder": str(place),
@@ -43,7 +40,7 @@ def list_(folder: FolderOption = None, json: JsonOption = False) -> None:
                         "origin": one.origin,
                         "licence": one.licence,
                         "remark": one.remark,
-                        "studies": readers[name],
+                        "studies": studies[name],
                         "here": name not in missing,
                         "files": [
                             {"name": file.name, "bytes": file.size, "sha256": file.sha256}

@@ -270,7 +270,7 @@ CATALOG: dict[str, DataSet] = {
     ),
     "mnist": DataSet(
         about="Handwritten digits, 28 x 28 (MNIST, the first 20,000 of training and the test)",
-        origin="https://github.com/rasbt/mnist-pngs",
+        origin="https://yann.lecun.com/exdb/mnist/",
         licence="CC BY-SA 3.0",
         files=(
             _file(
