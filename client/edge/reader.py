@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fedlatent.client.edge.decoders import CsvDecoder, Layout, seconds_or_none
+from fedlatent.client.edge.decoders import Layout, seconds_or_none
+from fedlatent.client.edge.formats import CsvDecoder
 from fedlatent.client.edge.windows import Rows, Windows, row_of
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import DataError

@@ -15,14 +15,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from fedlatent.client.edge.decoders import (
-    CsvDecoder,
-    Decoder,
-    JsonLinesDecoder,
-    Layout,
-    RawDecoder,
-)
+from fedlatent.client.edge.decoders import Decoder, Layout
 from fedlatent.client.edge.drift import DriftMonitor
+from fedlatent.client.edge.formats import CsvDecoder, JsonLinesDecoder, RawDecoder
 from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.edge.stream import CONFIRM_AFTER, Notifier, resident_bytes
 from fedlatent.client.edge.web import Answer, Refusal, WebServer

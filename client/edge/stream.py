@@ -340,6 +340,7 @@ class Stream:
             "dropped": self.source.dropped,
             "reconnects": self.source.reconnects,
             "gaps": self.windows.gaps + self.decoder.missing,
+            "unused": self.windows.unused,
             "drift": None if self.drift is None else self.drift.report(),
         }
 

@@ -97,7 +97,19 @@ class Windows:
         self._single = window.length == window.step == 1  # a row is a record
         self._held: np.ndarray | None = None  # steps [n, C] that later records may begin in
         self._skip = 0  # steps to come that start no record
+        self._rows = self._used = self._made = 0  # the last since a series began anew
         self._last: tuple[float, object] | None = None  # time and series of the last row
+
+    @property
+    def unused(self) -> int:
+        """Rows so far that are in no record: their stretch is too short, or too long by some."""
+        return self._rows - self._used - self._in_records
+
+    @property
+    def _in_records(self) -> int:
+        """Rows in records since a series began anew."""
+        length, step = self.window.length, self.window.step
+        return length + (self._made - 1) * min(length, step) if self._made else 0
 
     def push(self, rows: Rows) -> Rows:
         """Records that are complete with ``rows`` [n, C]: their values are [m, C * length]."""
@@ -110,7 +122,8 @@ class Windows:
         made = []
         for start, end in pairwise(edges):
             if begins[start]:
-                self._held, self._skip = None, 0
+                self._used += self._in_records
+                self._held, self._skip, self._made = None, 0, 0
             made.append(self._records(rows.take(slice(start, end))))
         return Rows.joined(made)
 
@@ -140,6 +153,7 @@ class Windows:
         steps = np.concatenate([held, rows.values])[self._skip :]
         self._skip -= len(held) + len(rows) - len(steps)
         count = max(0, (len(steps) - length) // step + 1)
+        self._rows, self._made = self._rows + len(rows), self._made + count
         passed = count * step
         self._held = steps[passed:]
         self._skip += passed - (len(steps) - len(self._held))

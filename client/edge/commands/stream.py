@@ -190,8 +190,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from fedlatent.client.edge.decoders import DECODERS, CsvDecoder
     from fedlatent.client.edge.events import Debounce, EventLog
+    from fedlatent.client.edge.formats import DECODERS, CsvDecoder
     from fedlatent.client.edge.sources import FollowSource, open_source
     from fedlatent.client.edge.stream import Stop, Stream
     from fedlatent.client.edge.windows import Windows
@@ -257,7 +257,8 @@ def _row_and_window(args: argparse.Namespace, schema: "Schema") -> "tuple[Schema
 
 
 def _layout(args: argparse.Namespace, window: "Window", name: str) -> "Layout":
-    from fedlatent.client.edge.decoders import DECODERS, Layout
+    from fedlatent.client.edge.decoders import Layout
+    from fedlatent.client.edge.formats import DECODERS
 
     # Raw formats have no place for times and series that the bundle asks for.
     raw = DECODERS[args.format].item_bytes > 0

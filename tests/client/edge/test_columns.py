@@ -252,6 +252,8 @@ def test_windows_are_the_bundles(
         np.testing.assert_allclose(got, scores, rtol=1e-5)
         assert not err
         assert events[-1]["gaps"] == 1
+        if command == "stream":
+            assert events[-1]["unused"] == (9 - 8) + (10 - 10)
     assert main(["score", bundle[0], str(path), *bundle[1:]]) == 0
     assert "gaps in time: 1" in capfd.readouterr().out
     with EdgeServer(model, ServeOptions(port=0)) as server:

@@ -20,9 +20,10 @@ import pytest
 
 from fedlatent.client.edge import slots
 from fedlatent.client.edge.commands.common import confirmation
-from fedlatent.client.edge.decoders import CsvDecoder, DoubleDecoder, Layout
+from fedlatent.client.edge.decoders import Layout
 from fedlatent.client.edge.drift import DriftMonitor
 from fedlatent.client.edge.events import Debounce
+from fedlatent.client.edge.formats import CsvDecoder, DoubleDecoder
 from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.edge.sources import DescriptorSource, Signal, Source
 from fedlatent.client.edge.stream import (

@@ -70,7 +70,8 @@ def test_windows_of_a_stream_are_those_of_the_file(data: st.DataObject) -> None:
     group = np.array(data.draw(series)).astype(str) if grouped else None
     values = np.arange(count * channels, dtype=np.float64).reshape(count, channels)
     portions = data.draw(st.lists(st.integers(0, 20), max_size=8))
-    got = _pushed(Windows(window), _rows(values, seconds=seconds, group=group), portions)
+    windows = Windows(window)
+    got = _pushed(windows, _rows(values, seconds=seconds, group=group), portions)
     try:
         records, begins = cut(values, window, seconds, None if group is None else group.tolist())
     except DataError:
@@ -79,6 +80,9 @@ def test_windows_of_a_stream_are_those_of_the_file(data: st.DataObject) -> None:
         got.values, records.reshape(len(records), channels * window.length)
     )
     np.testing.assert_array_equal(got.number, begins + window.length)
+    if not windows.window.length == windows.window.step == 1:
+        used = np.unique(begins[:, np.newaxis] + np.arange(window.length))
+        assert windows.unused == count - len(used)
 
 
 def test_no_window_reaches_over_a_missing_row() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from fedlatent.client.edge.decoders import BATCH, DECODERS, Decoder, Layout
+from fedlatent.client.edge.decoders import BATCH, Decoder, Layout
+from fedlatent.client.edge.formats import DECODERS
 from fedlatent.client.edge.windows import Rows
 from fedlatent.shared.errors import ConfigError, DataError
 from tests.shared.bundle import tiny
