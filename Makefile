@@ -53,9 +53,10 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The page of all commands, from what they say of themselves.
+# The page of all commands, from what they say of themselves, and the catalogue of data sets.
 docs: $(READY)
 	$(BIN)/python -m fedlatent.cli.reference > docs/cli.md
+	$(BIN)/python -m fedlatent.simulations.catalog.page docs/data.md
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -125,6 +125,9 @@ STEPS: tuple[Step, ...] = (
     fedlatent("keys new @work@/k.pem"),
     fedlatent("keys show @work@/k.pem"),
     fedlatent("privacy plan @work@/server/run.toml"),
+    fedlatent("data list"),
+    fedlatent("data check"),
+    fedlatent("data get mnist --from @work@/demo", status=3),  # without --from it may connect
     fedlatent("model list"),
     fedlatent("model show gaussian --shape 16"),
     fedlatent("release init @work@/release"),

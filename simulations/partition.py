@@ -98,34 +98,55 @@ class _Source:
     images: bool  # otherwise series
     natural: bool = True  # whether the sites are clients, rather than one pool
     most: int = MOST_COUNT  # clients that can be made
+    needs: tuple[str, ...] = ()  # data sets of the catalogue
 
 
 _SOURCES = {
     "hearts": _Source(load=lambda _, n, seed: sources.hearts(n, seed), images=False),
     "digits": _Source(load=lambda _, n, seed: sources.digits(n, seed), images=True, most=100),
-    "mitbih": _Source(load=lambda folder, _, seed: sources.mitbih(folder, seed), images=False),
-    "smd": _Source(load=lambda folder, _, __: benchmarks.smd(folder), images=False),
-    "asd": _Source(load=lambda folder, _, __: benchmarks.asd(folder), images=False),
+    "mitbih": _Source(
+        load=lambda folder, _, seed: sources.mitbih(folder, seed), images=False, needs=("mitbih",)
+    ),
+    "smd": _Source(load=lambda folder, _, __: benchmarks.smd(folder), images=False, needs=("smd",)),
+    "asd": _Source(load=lambda folder, _, __: benchmarks.asd(folder), images=False, needs=("asd",)),
     "omniglot": _Source(
-        load=lambda folder, _, seed: benchmarks.omniglot(folder, seed), images=True
+        load=lambda folder, _, seed: benchmarks.omniglot(folder, seed),
+        images=True,
+        needs=("omniglot", "mnist"),
     ),
     "mnist": _Source(
-        load=lambda folder, _, __: benchmarks.mnist(folder), images=True, natural=False
+        load=lambda folder, _, __: benchmarks.mnist(folder),
+        images=True,
+        natural=False,
+        needs=("mnist",),
     ),
     "mnist_one": _Source(
         load=lambda folder, _, seed: benchmarks.mnist_one(folder, digit=seed % 10),
         images=True,
         natural=False,
+        needs=("mnist",),
     ),
     "heart_disease": _Source(
-        load=lambda folder, _, seed: tabular.heart_disease(folder, seed), images=False
+        load=lambda folder, _, seed: tabular.heart_disease(folder, seed),
+        images=False,
+        needs=("heart_disease",),
     ),
-    "nsl_kdd": _Source(load=lambda folder, _, __: tabular.nsl_kdd(folder), images=False),
+    "nsl_kdd": _Source(
+        load=lambda folder, _, __: tabular.nsl_kdd(folder), images=False, needs=("nsl_kdd",)
+    ),
     "fashion": _Source(
-        load=lambda folder, _, __: benchmarks.fashion(folder), images=True, natural=False
+        load=lambda folder, _, __: benchmarks.fashion(folder),
+        images=True,
+        natural=False,
+        needs=("fashion",),
     ),
 }
 NAMES = tuple(_SOURCES)
+
+
+def source_needs(name: str) -> tuple[str, ...]:
+    """Data sets of the catalogue that a named federation reads; none where it is made."""
+    return _SOURCES[name].needs if name in _SOURCES else ()
 
 
 def split_iid(records: int, clients: int, seed: int) -> Owners:

@@ -93,6 +93,7 @@ def _named(name: str, count: int, seed: int) -> "Federation":
     from dataclasses import replace
 
     from fedlatent.shared.data import sources
+    from fedlatent.shared.data.catalog import data_folder
     from fedlatent.shared.errors import ConfigError
 
     if name == "hearts":
@@ -100,7 +101,7 @@ def _named(name: str, count: int, seed: int) -> "Federation":
     if name == "digits":
         return sources.digits(count, seed)
     if name == "mitbih":
-        whole = sources.mitbih(sources.data_folder(), seed)
+        whole = sources.mitbih(data_folder(), seed)
         if count > len(whole.sites):
             raise ConfigError(f"Expected at most {len(whole.sites)} patients, got {count}.")
         if count == len(whole.sites):

@@ -99,7 +99,7 @@ def main() -> None:
     except OSError as error:
         sys.exit(_told(StorageError.of(error)))
     except ModuleNotFoundError as error:
-        extras = {"client": "client", "simulate": "simulation", "audit": "simulation"}
+        extras = {"client": "client"} | dict.fromkeys(("simulate", "audit", "data"), "simulation")
         extra = next((extras[word] for word in sys.argv if word in extras), "server")
         typer.echo(
             f"error: this command needs the package {error.name!r}, which is not installed; "

@@ -73,6 +73,11 @@ SCHEMA = typer.Option(
     help=r"A TOML file whose table \[data] says what a record is, such as a run file.", exists=True
 )
 
+DATA_HELP = (
+    "Folder of the real data sets; default $FEDLATENT_DATA, ../shared/data or "
+    "~/.local/share/fedlatent/data."
+)
+
 SeedOption = Annotated[
     int,
     typer.Option(

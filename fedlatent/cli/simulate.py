@@ -7,7 +7,7 @@ import typer
 
 from fedlatent.cli import bench
 from fedlatent.cli.console import out, print_json, table
-from fedlatent.cli.options import JsonOption
+from fedlatent.cli.options import DATA_HELP, JsonOption
 
 if TYPE_CHECKING:
     from fedlatent.simulations.study.compare import Comparison
@@ -41,7 +41,7 @@ def run(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of the real data sets; default $FEDLATENT_DATA."),
+        typer.Option(help=DATA_HELP),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The study's quick form: seconds, and no result.")
@@ -65,7 +65,7 @@ def run(
 ) -> None:
     """Run all cells of a study; the same command again goes on where it was stopped."""
     from fedlatent.cli.progress import study_progress
-    from fedlatent.shared.data.sources import data_folder
+    from fedlatent.shared.data.catalog import data_folder
     from fedlatent.shared.files import write_atomic
     from fedlatent.simulations.study.report import report as html
     from fedlatent.simulations.study.results import Results
@@ -117,6 +117,7 @@ def list_(
                         "name": one.name,
                         "description": one.description,
                         "data": one.data,
+                        "needs": list(one.needs),
                         "cells": len(one.cells),
                     }
                     for one in studies
@@ -135,9 +136,9 @@ def list_(
             }
         )
         return
-    rows = table("shipped studies", "name", "data", "#cells", "what")
+    rows = table("shipped studies", "name", "needs", "#cells", "what")
     for one in studies:
-        rows.add_row(one.name, one.data, str(len(one.cells)), one.description)
+        rows.add_row(one.name, ", ".join(one.needs), str(len(one.cells)), one.description)
     out.print(rows)
     rows = table(f"results in {root}", "folder", "study", "#cells done", "state")
     for place in found:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import Federation, SiteData, split_site
-from fedlatent.shared.errors import DataError
 
 WINDOW = 8  # rows: 8 minutes of smd, 40 minutes of asd
 MAX_WINDOWS = 3_000  # training windows of one machine
@@ -44,20 +44,17 @@ def smd(data_dir: Path, *, length: int = WINDOW, stride: int | None = None) -> F
     with more than `MAX_WINDOWS` training windows keep that many, evenly spaced in time.
 
     Args:
-        data_dir: Folder of the files `smd_machine-*.npz`.
+        data_dir: Folder of the data set smd.
         length: Rows of a window.
         stride: Rows from one window to the next, in training and test; None: `length`, so that
             no row is in two windows.
 
     Raises:
-        DataError: If there is no such file in `data_dir` or one is not as expected.
+        DataError: If a file is not in `data_dir` or is not as expected.
         ValueError: If `length` or `stride` is not positive, or a series is shorter than a window.
     """
-    paths = sorted(Path(data_dir).glob("smd_machine-*.npz"))
-    if not paths:
-        raise DataError(f"Expected files smd_machine-*.npz in {data_dir}, got none; check it.")
     machines = {}
-    for path in paths:
+    for path in paths(data_dir, "smd"):
         arrays = read_npz(path, ["train", "test", "test_label"])
         machines[path.stem.removeprefix("smd_")] = tuple(arrays.values())
     return _machines(
@@ -74,7 +71,7 @@ def smd(data_dir: Path, *, length: int = WINDOW, stride: int | None = None) -> F
 def asd(data_dir: Path, *, length: int = WINDOW, stride: int | None = None) -> Federation:
     """Load the Application Server Dataset: one client per server, 19 metrics each 5 minutes.
 
-    Windows and arguments are as in `smd`; the file is `asd_servers.npz`.
+    Windows and arguments are as in `smd`.
 
     Raises:
         DataError: If the file is not in `data_dir` or is not as expected.
@@ -82,7 +79,8 @@ def asd(data_dir: Path, *, length: int = WINDOW, stride: int | None = None) -> F
     """
     names = [f"s{number:02d}" for number in range(1, ASD_SERVERS + 1)]
     keys = [f"{name}_{part}" for name in names for part in ("train", "test", "label")]
-    arrays = read_npz(Path(data_dir) / "asd_servers.npz", keys)
+    (path,) = paths(data_dir, "asd")
+    arrays = read_npz(path, keys)
     servers = {
         f"server-{name[1:]}": (
             arrays[f"{name}_train"],
@@ -109,16 +107,13 @@ def omniglot(data_dir: Path, seed: int = 0) -> Federation:
     many digits from MNIST, each digit at one drawer only. The class of a letter is its alphabet.
 
     Raises:
-        DataError: If `omniglot_small1_28.npz` or `mnist_test10k.npz` is not in `data_dir` or is
-            not that file.
+        DataError: If a file of omniglot or mnist is not in `data_dir` or is not that file.
     """
-    folder = Path(data_dir)
-    letters = read_npz(
-        folder / "omniglot_small1_28.npz", ["X", "alphabet", "alphabet_names", "client"]
-    )
+    (path,), (_, digits_path) = paths(data_dir, "omniglot"), paths(data_dir, "mnist")
+    letters = read_npz(path, ["X", "alphabet", "alphabet_names", "client"])
     kind = letters["alphabet_names"][letters["alphabet"]]
     rng = np.random.default_rng(seed)
-    foreign = rng.permutation(read_npz(folder / "mnist_test10k.npz", ["X"])["X"])
+    foreign = rng.permutation(read_npz(digits_path, ["X"])["X"])
     sites, used = [], 0
     for client in np.unique(letters["client"]):
         mine = np.flatnonzero(letters["client"] == client)
@@ -154,15 +149,14 @@ def mnist(data_dir: Path, *, anomaly: int = 2) -> Federation:
     0.64, the reconstruction error of 16 principal components at 0.86.
 
     Args:
-        data_dir: Folder of `mnist_train20k.npz` and `mnist_test10k.npz`.
+        data_dir: Folder of the data set mnist.
         anomaly: The digit that counts as an anomaly and is never trained on.
 
     Raises:
         DataError: If a file is not in `data_dir` or is not that file.
         ValueError: If `anomaly` is no digit.
     """
-    train = read_npz(Path(data_dir) / "mnist_train20k.npz", ["X", "y"])
-    test = read_npz(Path(data_dir) / "mnist_test10k.npz", ["X", "y"])
+    train, test = (read_npz(path, ["X", "y"]) for path in paths(data_dir, "mnist"))
     names = np.arange(CLASSES).astype(np.str_)
     return Federation(
         name="mnist",
@@ -181,7 +175,7 @@ def mnist_one(data_dir: Path, *, digit: int) -> Federation:
     anomalies.
 
     Args:
-        data_dir: Folder of `mnist_train20k.npz` and `mnist_test10k.npz`.
+        data_dir: Folder of the data set mnist.
         digit: The normal digit.
 
     Raises:
@@ -213,7 +207,7 @@ def fashion(data_dir: Path, *, anomaly: int = 9) -> Federation:
     """Load images of clothing as one site named "pool"; there are no natural clients.
 
     Args:
-        data_dir: Folder of `fashion_mnist_8k.npz`.
+        data_dir: Folder of the data set fashion.
         anomaly: Number of the class that counts as an anomaly and is never trained on; 9 is the
             ankle boot.
 
@@ -222,7 +216,8 @@ def fashion(data_dir: Path, *, anomaly: int = 9) -> Federation:
         ValueError: If `anomaly` is no class.
     """
     keys = ["X_train", "y_train", "X_test", "y_test", "names"]
-    arrays = read_npz(Path(data_dir) / "fashion_mnist_8k.npz", keys)
+    (path,) = paths(data_dir, "fashion")
+    arrays = read_npz(path, keys)
     train, test = (arrays["X_train"], arrays["y_train"]), (arrays["X_test"], arrays["y_test"])
     site = _pool(train, test, arrays["names"], anomaly)
     return Federation(

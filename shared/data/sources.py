@@ -3,7 +3,6 @@
 Rows stay raw: whoever uses them applies `schema.preprocess`, as a node or an edge device does.
 """
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data import hearts as heart_model
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.checks import Check, check
 from fedlatent.shared.data.describe import inputs_of
 from fedlatent.shared.data.dialect import Dialect
@@ -43,11 +43,6 @@ DIGITS_SCHEMA = Schema(
     lower=0.0,
     upper=1.0,
 )
-
-
-def data_folder(chosen: Path | None = None) -> Path:
-    """The folder of the real data sets: as chosen, or FEDLATENT_DATA, or ../shared/data."""
-    return chosen or Path(os.environ.get("FEDLATENT_DATA", "../shared/data"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,7 +184,7 @@ def mitbih(data_dir: Path, seed: int = 0) -> Federation:
     Raises:
         DataError: If `mitbih_beats.npz` is not in `data_dir` or is not that file.
     """
-    path = Path(data_dir) / "mitbih_beats.npz"
+    (path,) = paths(data_dir, "mitbih")
     arrays = read_npz(path, ["X", "y", "classes", "record"])
     rows, owner, kind = arrays["X"], arrays["record"], arrays["classes"][arrays["y"]]
     role = np.select([kind == "N", kind == "V"], [_NORMAL, _ANOMALY], _EXTRA)

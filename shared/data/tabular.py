@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import Federation, SiteData, split_site
 from fedlatent.shared.errors import DataError
@@ -79,14 +80,14 @@ def heart_disease(data_dir: Path, seed: int = 0) -> Federation:
     all with disease. What was not measured is a public constant, or none of the choices.
 
     Args:
-        data_dir: Folder of `heart_disease.csv.gz`.
+        data_dir: Folder of the data set heart_disease.
         seed: Draws training and test.
 
     Raises:
         DataError: If the file is not in `data_dir` or is not as expected.
     """
     frame = _table(
-        Path(data_dir) / "heart_disease.csv.gz",
+        paths(data_dir, "heart_disease")[0],
         ["hospital", "disease", *_HEART_RANGES, *_HEART_CHOICES],
     )
     columns: list[NDArray[np.float64]] = []
@@ -122,14 +123,13 @@ def nsl_kdd(data_dir: Path) -> Federation:
     18 attacks occur that the training file lacks.
 
     Args:
-        data_dir: Folder of `nsl_kdd_train20.csv.gz` and `nsl_kdd_test.csv.gz`.
+        data_dir: Folder of the data set nsl_kdd.
 
     Raises:
         DataError: If a file is not in `data_dir` or is not as expected.
     """
     wanted = ["service", "category", *_KDD_COUNTS, *_KDD_SHARES, *_KDD_CHOICES]
-    train = _table(Path(data_dir) / "nsl_kdd_train20.csv.gz", wanted)
-    test = _table(Path(data_dir) / "nsl_kdd_test.csv.gz", wanted)
+    train, test = (_table(path, wanted) for path in paths(data_dir, "nsl_kdd"))
     train = train[train["category"] == "normal"]
     rows, tested = _connections(train), _connections(test)
     owners = [

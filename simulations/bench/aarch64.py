@@ -20,7 +20,7 @@ import numpy as np
 from fedlatent.shared.bundle.archive import GOLDEN, SCORER, Bundle, read_bundle, write_bundle
 from fedlatent.shared.bundle.graphs import make_golden
 from fedlatent.shared.bundle.manifest import Precision, Runtime
-from fedlatent.shared.data.sources import data_folder
+from fedlatent.shared.data.catalog import data_folder, require
 from fedlatent.shared.export.bundling import golden_records, make_bundle
 from fedlatent.shared.export.compact import (
     to_fp16,
@@ -30,7 +30,7 @@ from fedlatent.shared.export.compact import (
 )
 from fedlatent.shared.export.targets import TOLERANCES
 from fedlatent.shared.keys import SigningKey
-from fedlatent.simulations.bench.edge import Subject, ecg, image
+from fedlatent.simulations.bench.edge import NEEDS, Subject, ecg, image
 
 SCRIPT = Path(__file__).parents[2] / "client/edge/deploy/check-aarch64.sh"
 SUBJECTS: Mapping[str, Callable[[Path, int], Subject]] = {"ecg": ecg, "image": image}
@@ -92,11 +92,12 @@ def aarch64(
     """Check both scorers; 1 when a form differs by more than its tolerance.
 
     Args:
-        data: folder of the data sets; default $FEDLATENT_DATA.
+        data: folder of the data sets; by default that of ``data_folder``.
         rounds: of training, 20 steps each.
         records: that are scored.
         work: where the emulator is kept; by default it is not.
     """
+    require(data_folder(data), NEEDS, "the benchmark aarch64")
     if work is not None:
         os.environ["WORK"] = str(work)
     codes = []

@@ -26,9 +26,9 @@ from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.edge.single import SingleScorer
 from fedlatent.shared.bundle.archive import SCORER
 from fedlatent.shared.bundle.manifest import POSTERIOR, Thresholds
+from fedlatent.shared.data.catalog import data_folder, paths, require
 from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.sources import data_folder
 from fedlatent.shared.detection.combine import ScoreCombination
 from fedlatent.shared.detection.metrics import auroc
 from fedlatent.shared.export.bundling import BundleContents, Form, make_bundle
@@ -42,6 +42,7 @@ from fedlatent.shared.privacy.summaries import LatentDensity
 from fedlatent.simulations.bench.measure import circumstances
 from fedlatent.simulations.zoo.training import fit, run_for
 
+NEEDS = ("ecg5000", "mnist")  # of the catalogue
 TURNS, CALLS = 15, 200
 STREAMED = 10_000_000
 QUANTILE = 0.99
@@ -76,7 +77,7 @@ class Subject:
 
 def ecg(data_dir: Path, rounds: int) -> Subject:
     """Normal beats of ECG5000 against abnormal ones."""
-    arrays = read_npz(data_dir / "ecg5000.npz", ["X", "anomaly"])
+    arrays = read_npz(paths(data_dir, "ecg5000")[0], ["X", "anomaly"])
     normal = arrays["anomaly"] == 0
     order = np.random.default_rng(0).permutation(np.flatnonzero(normal))
     train, rest = order[:2000], order[2000:]
@@ -90,8 +91,7 @@ def ecg(data_dir: Path, rounds: int) -> Subject:
 
 def image(data_dir: Path, rounds: int) -> Subject:
     """Digits against the digit 2, which training has not seen, 28 x 28."""
-    train = read_npz(data_dir / "mnist_train20k.npz", ["X", "y"])
-    test = read_npz(data_dir / "mnist_test10k.npz", ["X", "y"])
+    train, test = (read_npz(path, ["X", "y"]) for path in paths(data_dir, "mnist"))
     records = train["X"][train["y"] != ANOMALY][:6000].reshape(-1, 1, 28, 28) / 255.0
     held = test["X"].reshape(-1, 1, 28, 28) / 255.0
     options = {
@@ -372,11 +372,12 @@ def edge(
     """Measure everything and write it as JSON.
 
     Args:
-        data: folder of the data sets; default $FEDLATENT_DATA.
+        data: folder of the data sets; by default that of ``data_folder``.
         out: the report.
         rounds: of training, 20 steps each.
         records: of the stream; 0 for none.
     """
+    require(data_folder(data), NEEDS, "the benchmark edge")
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     report: dict[str, Any] = {"circumstances": circumstances()}

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from fedlatent.server.results import plan_facts
+from fedlatent.shared.data.catalog import require
 from fedlatent.shared.errors import ConfigError, ServiceError
 from fedlatent.shared.files import canonical_json, file_lock, read_json, write_atomic, write_json
 from fedlatent.shared.privacy.plan import PrivacyPlan
@@ -105,12 +106,14 @@ def run_study(
     Raises:
         ConfigError: the file does not fit its data, the folder is another study's, or the
             device is absent.
+        DataError: a data set is not in ``data_dir``; names the command that brings it.
         ServiceError: another process works in the folder.
     """
     checked_device(device)
     chosen = [cell for cell in study.cells if _is_chosen(study, cell, only or {})]
     with claimed(study, out):
         todo = [cell for cell in chosen if not is_done(out, cell)]
+        require(data_dir, [name for cell in todo for name in cell.needs], f"study {study.name}")
         _check(study, todo, data_dir)
         if not (out / COPY).exists():  # not before: a file that fails may be corrected
             write_atomic(out / COPY, study.text.encode())

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedlatent.shared.data.catalog import CATALOG
 from fedlatent.shared.errors import ConfigError, FedlatentError
 from fedlatent.simulations.study.results import COPY, Results
 from fedlatent.simulations.study.spec import Study
@@ -40,6 +41,15 @@ class Found:
 def shipped() -> list[Study]:
     """The studies of the package, by name."""
     return [Study.load(path) for path in sorted(_FOLDER.glob("*.toml"))]
+
+
+def readers() -> dict[str, list[str]]:
+    """Names of the shipped studies that read each data set of the catalogue."""
+    found: dict[str, list[str]] = {name: [] for name in CATALOG}
+    for study in shipped():
+        for name in study.needs:
+            found[name].append(study.name)
+    return found
 
 
 def locate(name: str) -> Path:

@@ -24,6 +24,7 @@ from fedlatent.shared.files import canonical_json, sha256_hex
 from fedlatent.shared.models import build_model
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.toml import dumps, parse_toml
+from fedlatent.simulations.partition import source_needs
 from fedlatent.simulations.study import tables
 from fedlatent.simulations.study.lines import key_lines
 from fedlatent.simulations.study.tables import (
@@ -87,6 +88,12 @@ class Cell:
     def label(self) -> str:
         """The setting in words; empty without a sweep."""
         return label_of(self.setting)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Data sets of the catalogue that its work reads."""
+        shared = source_needs(self.data.source) if self.data else ()
+        return (*shared, *WORKS[self.work].needs(self.parameters))
 
     @property
     def within(self) -> tuple[tables.Path, ...]:
@@ -171,6 +178,11 @@ class Study:
         """Names of the data sets, with commas; "own" for work that has its own."""
         names = dict.fromkeys(cell.data.source if cell.data else "own" for cell in self.cells)
         return ", ".join(names)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Data sets of the catalogue that its cells read, each once."""
+        return tuple(dict.fromkeys(name for cell in self.cells for name in cell.needs))
 
     def digest(self) -> str:
         """SHA-256 of all that bears on the results; comments and the description do not."""

@@ -24,6 +24,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.column import Column, Level, Transform, layout
 from fedlatent.shared.data.columns import hidden, places, present, to_records
 from fedlatent.shared.models import VAE
@@ -99,7 +100,7 @@ def experiment(
     """Anomalies among patients and connections, and missing values of patients.
 
     Args:
-        data: folder of ``heart_disease.csv.gz`` and the two of NSL-KDD.
+        data: folder of the data sets.
         epsilon: of each training, or None.
         seed: of splits, weights, samples and noise.
         quick: few connections and steps.
@@ -142,7 +143,7 @@ def picture(found: Mapping[str, Mapping[str, float]]) -> bytes:
 
 def patients(data: Path) -> tuple[pd.DataFrame, Records]:
     """The table of patients and its records [N, D]."""
-    frame = pd.read_csv(data / "heart_disease.csv.gz")
+    frame = pd.read_csv(*paths(data, "heart_disease"))
     for name in _NOT_MEASURED:
         frame[name] = frame[name].mask(frame[name] == 0.0)
     return frame, to_records(frame, HEART)
@@ -233,7 +234,7 @@ def _disease(
 
 def _attacks(data: Path, train: _Trainer, *, quick: bool) -> dict[str, dict[str, float]]:
     """AUROC on the official test."""
-    known, tested = (pd.read_csv(data / f"nsl_kdd_{name}.csv.gz") for name in ("train20", "test"))
+    known, tested = (pd.read_csv(path) for path in paths(data, "nsl_kdd"))
     known = known[known["category"] == "normal"]
     if quick:
         known, tested = known[:500], tested[:500]

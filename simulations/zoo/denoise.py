@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedlatent.shared.data.catalog import paths
+from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.models.denoising import DenoisingVAE
 from fedlatent.simulations.zoo.denoise_data import (
     RATE,
@@ -146,7 +148,7 @@ def of_images(
     patches -= patches.mean((1, 2), keepdims=True)
     setting = IMAGES if epsilon is None else PRIVATE_IMAGES
     model = _train(setting, patches, epsilon, seed, quick, _oriented, watch)
-    clean = luminance(np.load(data / "kodak_crops.npz")["X"])[: 1 if quick else None]
+    clean = luminance(read_npz(paths(data, "kodak")[0], ["X"])["X"])[: 1 if quick else None]
     if quick:
         clean = clean[:, :48, :64]
     filters: dict[str, Denoise] = {
@@ -176,8 +178,8 @@ def of_signals(
     data: Path, epsilon: float | None, seed: int, quick: bool, watch: Watch | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """SNR in dB before and after, averaged over test patients; and a strip to show."""
-    with np.load(data / "mitbih_strips.npz") as stored:
-        strips = reference(stored["X"][: 6 if quick else None] / np.float32(1000.0))
+    stored = read_npz(paths(data, "mitbih_strips")[0], ["X"])["X"].astype(np.float32)
+    strips = reference(stored[: 6 if quick else None] / np.float32(1000.0))
     held_out = np.arange(len(strips)) % 3 == 2
     train, clean = strips[~held_out], strips[held_out][:, : 20 * WINDOW if quick else None]
     hop = WINDOW if epsilon is not None or quick else HOP

@@ -54,7 +54,7 @@ def experiment(
     """Train one model; measure it at every threshold.
 
     Args:
-        data: folder of ``mitbih_beats.npz``.
+        data: folder of the data sets.
         epsilon: of the training, or None.
         seed: of the split, weights, samples and noise.
         quick: few beats and steps.

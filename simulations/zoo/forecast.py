@@ -28,8 +28,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.catalog import absent, paths
 from fedlatent.shared.detection.forecast_metrics import DECILES, coverage, weighted_quantile_loss
-from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.sequence import SequenceVAE
 from fedlatent.simulations.zoo.images import png
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
@@ -96,16 +96,14 @@ class Windows:
 
 
 def series_of(data: Path) -> Array:
-    """All columns of the files there, `[V, T]`.
+    """All columns of etth1, and of etth2 where it is there: `[V, T]`.
 
     Raises:
-        ConfigError: ETTh1 is not there.
+        DataError: etth1 is not there.
     """
-    first, second = data / "ETTh1.csv.gz", data / "ETTh2.csv.gz"
-    if not first.exists():
-        raise ConfigError(f"Expected {first.name} in {data}, got none; see its README.")
-    paths = [first, second] if second.exists() else [first]
-    return np.concatenate([pd.read_csv(path).iloc[:, 1:].to_numpy(float).T for path in paths])
+    names = ["etth1"] if absent(data, ["etth2"]) else ["etth1", "etth2"]
+    frames = [pd.read_csv(path) for name in names for path in paths(data, name)]
+    return np.concatenate([frame.iloc[:, 1:].to_numpy(float).T for frame in frames])
 
 
 def windows(

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.models import VAE
 from fedlatent.shared.models.diffusion import LatentDiffusion
@@ -66,14 +67,13 @@ def experiment(
     """Train each model, draw as many records as it learnt from, and judge them.
 
     Args:
-        data: folder of ``mnist_train20k.npz`` and ``mnist_test10k.npz``.
+        data: folder of the data sets.
         epsilon: of each training, or None.
         seed: of weights, samples, noise and draws.
         quick: few images and steps.
         watch: told about the progress.
     """
-    train = read_npz(data / "mnist_train20k.npz", ["X", "y"])
-    test = read_npz(data / "mnist_test10k.npz", ["X", "y"])
+    train, test = (read_npz(path, ["X", "y"]) for path in paths(data, "mnist"))
     count = 300 if quick else len(train["X"])
     images, classes = train["X"][:count], train["y"][:count].astype(np.int64)
     records = labelled(images, train["y"][:count])

@@ -19,6 +19,7 @@ from pydantic import Field
 from fedlatent.client.compute import load_weights, run_model
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.data.schema import Schema
@@ -31,7 +32,7 @@ from fedlatent.simulations.zoo.images import png
 
 CLASSES = 10
 PIXELS = 28 * 28
-RECORDS = 20_000  # of ``mnist_train20k.npz``
+RECORDS = 20_000  # of the training images
 #: How often a record repeats its label, so that it counts beside 784 pixels.
 REPEATS = 6
 #: Accuracies that others report at epsilon 10, trained in one place on more MNIST images than the
@@ -158,12 +159,11 @@ def generation(job: Job, *, clients: Annotated[int, Field(ge=1)] = 1) -> Found:
     the latter.
 
     Args:
-        job: whose data folder holds ``mnist_train20k.npz`` and ``mnist_test10k.npz``.
+        job: whose data folder holds the data set mnist.
         clients: that the 20,000 records are shared among; one is training in one place.
     """
     seed, data = job.cell.seed, job.data_dir
-    train = read_npz(data / "mnist_train20k.npz", ["X", "y"])
-    test = read_npz(data / "mnist_test10k.npz", ["X", "y"])
+    train, test = (read_npz(path, ["X", "y"]) for path in paths(data, "mnist"))
     records = labelled(train["X"], train["y"])
     sites = {
         f"client-{i}": Dataset(records=records[i::clients], schema=SCHEMA) for i in range(clients)

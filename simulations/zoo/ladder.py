@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.models.hierarchical import PRESETS, HierarchicalVAE
 from fedlatent.simulations.zoo import likelihood
 from fedlatent.simulations.zoo.images import binarised, grey
@@ -147,14 +148,15 @@ def experiment(
     """Train the ladder and, without privacy, the deep one; bound the likelihood of test images.
 
     Args:
-        data: folder of ``mnist_train20k.npz`` and ``mnist_test10k.npz``.
+        data: folder of the data sets.
         epsilon: of the training, or None.
         seed: of weights, binarisations, samples and noise.
         quick: few images and steps.
         watch: told about the progress.
     """
-    train = grey(data / "mnist_train20k.npz")[: 400 if quick else None]
-    test = binarised(grey(data / "mnist_test10k.npz"), np.random.default_rng(0))
+    first, second = paths(data, "mnist")
+    train = grey(first)[: 400 if quick else None]
+    test = binarised(grey(second), np.random.default_rng(0))
     found: dict[str, dict[str, float]] = {}
     drawn: dict[str, NDArray[np.float32]] = {}
     chosen = settings(epsilon, quick=quick)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.models import VAE
 from fedlatent.shared.models.objective import iwae
 from fedlatent.simulations.zoo.images import binarised, grey, png, sheet, shifted
@@ -42,14 +43,15 @@ def experiment(
     """Train under both objectives and bound the likelihood of test images.
 
     Args:
-        data: folder of ``mnist_train20k.npz`` and ``mnist_test10k.npz``.
+        data: folder of the data sets.
         epsilon: of each training, or None.
         seed: of weights, binarisations, samples and noise.
         quick: few images and steps.
         watch: told about the progress.
     """
-    train = grey(data / "mnist_train20k.npz", 500 if quick else None)
-    test = binarised(grey(data / "mnist_test10k.npz", 40 if quick else _TEST), _rng(0))
+    first, second = paths(data, "mnist")
+    train = grey(first, 500 if quick else None)
+    test = binarised(grey(second, 40 if quick else _TEST), _rng(0))
     known = binarised(train[: 40 if quick else _TRAIN_TEST], _rng(1))
     options, training, sample_rate = _settings(epsilon, quick=quick)
     draws, training_rounds = 20 if quick else _DRAWS, int(str(training["rounds"]))

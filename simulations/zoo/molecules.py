@@ -32,6 +32,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.model_selection import cross_val_predict
 
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.selfies_tokens import STOP, VOCABULARY, to_records, to_smiles
 from fedlatent.shared.models.molecule import MoleculeVAE
 from fedlatent.simulations.zoo.training import Watch, fit, run_for
@@ -58,14 +59,14 @@ def experiment(
     """Train, draw, compare, and search.
 
     Args:
-        data: folder of ``moses_130k.csv.gz`` and ``esol.csv.gz``.
+        data: folder of the data sets.
         epsilon: of the training, or None.
         seed: of weights, samples, noise and draws.
         quick: few molecules and steps.
         watch: told about the progress.
     """
     count, drawn = (150, 50) if quick else (120_000, 10_000)
-    table = pd.read_csv(data / "moses_130k.csv.gz")
+    table = pd.read_csv(*paths(data, "moses"))
     texts = {name: table["smiles"][table["split"] == name].tolist() for name in ("train", "test")}
     texts = {"train": texts["train"][:count], "test": texts["test"][:drawn]}
     records, kept = to_records(texts["train"], LENGTH)
@@ -198,7 +199,7 @@ def uphill(
 
 def solubility(model: MoleculeVAE, data: Path, *, quick: bool) -> dict[str, float]:
     """Held-out error of measured solubility in log10(mol/l) from latents (Delaney, 2004)."""
-    table = pd.read_csv(data / "esol.csv.gz")
+    table = pd.read_csv(*paths(data, "esol"))
     records, kept = to_records(table["smiles"][: 80 if quick else None].tolist(), LENGTH)
     values = table["logS"].to_numpy(dtype=np.float64)[kept]
     order = np.random.default_rng(0).permutation(len(kept))

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.models.tokens import code_use
 from fedlatent.shared.models.vq import VQVAE
 from fedlatent.simulations.zoo.images import binarised, grey, png
@@ -50,14 +51,15 @@ def experiment(
     """Train two models with tokens and two with latents, and measure them on test images.
 
     Args:
-        data: folder of ``mnist_train20k.npz`` and ``mnist_test10k.npz``.
+        data: folder of the data sets.
         epsilon: of each training, or None.
         seed: of weights, samples, noise and binarisations.
         quick: few images and steps.
         watch: told about the progress.
     """
-    train = grey(data / "mnist_train20k.npz", 300 if quick else None)
-    test = grey(data / "mnist_test10k.npz", 100 if quick else None)
+    first, second = paths(data, "mnist")
+    train = grey(first, 300 if quick else None)
+    test = grey(second, 100 if quick else None)
     options, training, sample_rate = _settings(epsilon, quick=quick)
     found: dict[str, dict[str, float]] = {}
     shown: dict[str, NDArray[np.float32]] = {"originals": test[:_SHOWN]}

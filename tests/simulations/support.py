@@ -1,10 +1,15 @@
-"""A tiny federation of synthetic patients for tests, and whether a port answers."""
+"""A tiny federation of synthetic patients, folders of data sets, whether a port answers."""
 
 import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
 
 from fedlatent.client.home import ClientHome
 from fedlatent.client.ledger import Ledger
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.catalog import absent, paths
 from fedlatent.shared.data.sources import Federation, hearts
 
 
@@ -38,3 +43,17 @@ def answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def folder_of(data_dir: Path, names: Iterable[str], folder: Path) -> Path:
+    """A data folder with links to the files of these data sets and to nothing else.
+
+    Skips the test where ``data_dir`` lacks one.
+    """
+    missing = absent(data_dir, names)
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} in {data_dir}")
+    for name in dict.fromkeys(names):
+        for path in paths(data_dir, name):
+            (folder / path.name).symlink_to(path.resolve())
+    return folder

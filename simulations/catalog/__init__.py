@@ -1,0 +1,1 @@
+"""The data sets of the catalogue: made from their originals, fetched, verified."""
