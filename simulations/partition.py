@@ -274,7 +274,7 @@ def named_federation(name: str, data_dir: Path, partition: Partition, seed: int)
         raise _wrong("clients", limits, clients, "ask for fewer")
     whole = source.load(Path(data_dir), make if natural else min(make, MOST_POOLED), seed)
     if natural:
-        return _choose(whole, clients, seed)
+        return chosen_clients(whole, clients, seed)
     return repartition(whole, partition, seed, images=source.images)
 
 
@@ -317,7 +317,7 @@ def repartition(
     return replace(federation, sites=tuple(shared), note=note)
 
 
-def _choose(whole: Federation, clients: int | None, seed: int) -> Federation:
+def chosen_clients(whole: Federation, clients: int | None, seed: int) -> Federation:
     """Draw so many of the natural clients, in their order; None takes all."""
     count = len(whole.sites)
     if clients is None or clients == count:

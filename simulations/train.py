@@ -6,7 +6,6 @@ records may be. With one, each client is a node with a ledger of its own, and ev
 bundle is covered by it.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.export import site_contents
 from fedlatent.server.export import global_contents
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.gaussian import feature_radius
 from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.detection import baselines
 from fedlatent.shared.detection.metrics import auroc, pooled
@@ -180,7 +180,6 @@ def run_of(
             "summaries": {
                 "data": "gaussian" if private else "none",
                 "features": min(_FEATURES, size),
-                "data_radius": 0.25 * math.sqrt(size) if private else 0.0,
                 "robust": False,
             },
             "scoring": {"combined": private, "quantile": _QUANTILE},
@@ -301,7 +300,7 @@ def compared(present: Federation, run: RunConfig) -> dict[str, Detector]:
         fitted = baselines.dp_mahalanobis(
             [schema.preprocess(one) - middle for one in rows],
             features=run.summaries.features,
-            radius=run.summaries.data_radius,
+            radius=feature_radius(run),
             noise_multiplier=sigma,
             noise=SimulationNoise(run.seed),
         )

@@ -1,13 +1,24 @@
 """``fedlatent simulate``: studies with many clients on this machine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fedlatent.cli import bench
 from fedlatent.cli.console import out, print_json, table
-from fedlatent.cli.options import DATA_HELP, JsonOption
+from fedlatent.cli.options import (
+    DATA_HELP,
+    SCHEMA,
+    AcceptOption,
+    ArrayOption,
+    ClientOption,
+    ColumnOption,
+    JsonOption,
+    LabelOption,
+    NormalLabelOption,
+    label_of,
+)
 
 if TYPE_CHECKING:
     from fedlatent.simulations.study.compare import Comparison
@@ -31,18 +42,32 @@ Metric = Literal["auroc", "auprc", "fpr95"]
     "run",
     epilog="Examples: fedlatent simulate run first-look | "
     "fedlatent simulate run mine.toml --out runs/mine --device cuda | "
+    "fedlatent simulate run --data beats.csv --client patient --label kind --normal-label N | "
     "fedlatent simulate run likelihood --quick | "
     "fedlatent simulate run utility --only data=mitbih,smd --only seed=0 --processes 2",
 )
 def run(
-    study: Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped study.")],
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            help="A TOML file, or the name of a shipped study; none for a file of one's own.",
+            show_default=False,
+        ),
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Results go here; default runs/NAME.")
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help=DATA_HELP),
+        typer.Option(help=f"{DATA_HELP} A file: one's own records."),
     ] = None,
+    schema: Annotated[Path | None, SCHEMA] = None,
+    client: ClientOption = None,
+    label: LabelOption = None,
+    normal_label: NormalLabelOption = None,
+    column: ColumnOption = None,
+    array: ArrayOption = "X",
+    accept: AcceptOption = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="The study's quick form: seconds, and no result.")
     ] = False,
@@ -70,16 +95,29 @@ def run(
     from fedlatent.simulations.study.report import report as html
     from fedlatent.simulations.study.results import Results
     from fedlatent.simulations.study.run import run_study
-    from fedlatent.simulations.study.shipped import locate
+    from fedlatent.simulations.study.shipped import OWN, locate
     from fedlatent.simulations.study.spec import Study
 
-    chosen = Study.load(locate(study), change or (), quick=quick)
+    changes, folder_of_data = list(change or ()), data
+    if data is not None and data.is_file():
+        own: dict[str, Any] = {
+            "client": client,
+            "label": label,
+            "normal_label": label_of(normal_label),
+        }
+        own |= {
+            "schema": None if schema is None else str(schema.resolve()),
+            "normal_label": label_of(normal_label),
+        }
+        changes = [*_of_file(data, own, accept=accept, quiet=json), *changes]
+        folder_of_data = None
+    chosen = Study.load(OWN if study is None else locate(study), changes, quick=quick)
     place = folder or Path("runs") / (f"{chosen.name}-quick" if quick else chosen.name)
     with study_progress(quiet=json) as watch:
         content = run_study(
             chosen,
             place,
-            data_dir=data_folder(data),
+            data_dir=data_folder(folder_of_data),
             only=_axes(only or []),
             processes=processes,
             device=device,
@@ -94,6 +132,22 @@ def run(
         return
     _print_tables(results)
     out.print(f"report {page}")
+
+
+def _of_file(path: Path, own: dict[str, Any], *, accept: bool, quiet: bool) -> list[str]:
+    """Lines that make a study one of this file, once its records have been looked at."""
+    import json
+
+    from fedlatent.cli.check import judge
+    from fedlatent.simulations.study.job import file_federation
+    from fedlatent.simulations.study.tables import DataTable
+
+    table = {"source": "file", "path": str(path.resolve())}
+    table |= {key: value for key, value in own.items() if value is not None}
+    federation = file_federation(DataTable.model_validate(table), path.parent, seed=0)
+    judge(federation.check, accept=accept, quiet=quiet)
+    # JSON of texts, numbers and lists is TOML as well.
+    return [f"data.{key} = {json.dumps(value)}" for key, value in table.items()]
 
 
 @app.command(

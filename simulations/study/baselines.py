@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.gaussian import feature_radius
 from fedlatent.shared.detection import baselines
 from fedlatent.shared.privacy.accounting import GaussianEvent, calibrate
 from fedlatent.shared.privacy.noise import SimulationNoise
@@ -25,6 +26,7 @@ BASELINES: Mapping[Baseline, Callable[[NDArray[np.float32]], baselines.Scorer]] 
     "knn": baselines.knn,
     "isolation-forest": baselines.isolation_forest,
     "one-class-svm": baselines.one_class_svm,
+    "rolling-z-score": lambda normals: baselines.rolling_z_score,  # of series; nothing is fitted
 }
 
 
@@ -65,7 +67,7 @@ def dp_mahalanobis(
     Args:
         job: whose run says epsilon, delta, and the clipping radius of records.
         features: low cosine frequencies that are kept.
-        radius: instead of the run's ``summaries.data_radius``.
+        radius: instead of that of the run's records.
         centred: whether the middle of the bounds is taken from records first.
         draw: keeps the noise apart from that of other work with the seed.
     """
@@ -83,7 +85,7 @@ def dp_mahalanobis(
     fitted = baselines.dp_mahalanobis(
         [prepared(site.train) for site in present.sites],
         features=min(features, math.prod(schema.shape)),
-        radius=radius or run.summaries.data_radius,
+        radius=radius or feature_radius(run),
         noise_multiplier=sigma,
         noise=SimulationNoise(job.cell.seed, *([] if draw is None else [draw])),
     )

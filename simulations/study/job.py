@@ -14,7 +14,13 @@ from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.data.tabular import contaminate
 from fedlatent.shared.errors import ConfigError
 from fedlatent.simulations.federation import Progress, RoundFacts
-from fedlatent.simulations.partition import Partition, named_federation
+from fedlatent.simulations.own_data import clients_of_file
+from fedlatent.simulations.partition import (
+    Partition,
+    chosen_clients,
+    named_federation,
+    repartition,
+)
 from fedlatent.simulations.study.evaluation import Rating
 from fedlatent.simulations.study.spec import Cell, Study, bind
 from fedlatent.simulations.study.tables import DataTable, Mistake, parameters_of
@@ -197,12 +203,42 @@ def _federation(data: DataTable, seed: int, data_dir: Path) -> Federation:
             shards=data.shards,
             strength=data.strength,
         )
-        return named_federation(data.source, data_dir, partition, seed)
+        if data.source != "file":
+            return named_federation(data.source, data_dir, partition, seed)
+        whole = file_federation(data, data_dir, seed)
+        if data.partition == "natural":
+            return chosen_clients(whole, data.clients, seed)
+        return repartition(whole, partition, seed, images=len(whole.schema.shape) == 3)
     except ConfigError as error:
         key = {"kind": "partition"}.get(error.field or "", error.field)
         sentence = str(error)
         path = ("data", key) if key else ("data",)
         raise Mistake(path, sentence[:1].lower() + sentence[1:]) from None
+
+
+def file_federation(data: DataTable, data_dir: Path, seed: int) -> Federation:
+    """The clients of a user's own file.
+
+    Raises:
+        ConfigError: there is no such file, or its schema is none.
+        DataError: it does not fit.
+    """
+    path, schema = (_file_at(data_dir, name) for name in (data.path, data.schema_file))
+    return clients_of_file(
+        path,
+        schema=schema if data.schema_file else None,
+        seed=seed,
+        records_key=data.array,
+        columns=data.columns,
+        label_key=data.label or None,
+        normal_label=data.normal_label,
+        client_key=data.client or None,
+    )
+
+
+def _file_at(data_dir: Path, name: str) -> Path:
+    """A path from here, or else from the folder of data sets."""
+    return Path(name) if Path(name).exists() else data_dir / name
 
 
 def _draw(sites: tuple[SiteData, ...], cap: int, seed: int) -> tuple[SiteData, ...]:

@@ -166,9 +166,15 @@ def _what_data(cell: Row) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     )
     yield (
         "Clients",
-        f"{facts['participants']:,} take part, {facts['absent']:,} do not",
+        f"{facts['participants']:,} take part, {facts['absent']:,} do not{_named(facts)}",
         ("data.absent", "data.clients"),
     )
+
+
+def _named(facts: Row) -> str:
+    """Who took no part, by name; results of earlier releases do not say it."""
+    names = facts.get("absent_names", [])
+    return f": {', '.join(names)}" if names else ""
 
 
 def _what_run(cell: Row) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -41,6 +41,7 @@ from fedlatent.simulations.study.spec import Cell, Study, parse, text_of
 from fedlatent.simulations.study.works import WORKS
 
 FORMAT = 1
+_NAMED = 100  # absent clients
 LOCK = ".lock"
 
 #: Share of a cell that is done outside its phases.
@@ -281,6 +282,7 @@ def _data_facts(split: Split) -> dict[str, object]:
         "schema": present.schema.to_dict(),
         "participants": len(present.sites),
         "absent": len(split.absent.sites) if split.absent else 0,
+        "absent_names": [site.name for site in split.absent.sites[:_NAMED]] if split.absent else [],
         "rated": {"seen": len(split.rated_present), "absent": len(split.rated_absent)},
         "records": sum(records),
         "records_spread": [min(records), sorted(records)[len(records) // 2], max(records)],

@@ -10,6 +10,8 @@ from fedlatent.simulations.study.results import COPY, Results
 from fedlatent.simulations.study.spec import Study
 
 _FOLDER = Path(__file__).parents[1] / "studies"
+#: A study of a user's own file, which says its path.
+OWN = Path(__file__).parents[1] / "templates" / "own.toml"
 
 
 @dataclass(frozen=True, kw_only=True)

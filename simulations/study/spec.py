@@ -114,7 +114,7 @@ class Cell:
             "setting": self.setting,
             "work": self.work,
             "grid": self.grid,
-            "data": self.data.model_dump(mode="json") if self.data else None,
+            "data": self.data.facts() if self.data else None,
             "availability": self.availability.model_dump(mode="json"),
             "run": self.run,
             "parameters": self.parameters,

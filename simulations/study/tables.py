@@ -5,9 +5,17 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
@@ -27,6 +35,7 @@ Source = Literal[
     "fashion",
     "heart_disease",
     "nsl_kdd",
+    "file",
 ]
 Kind = Literal["natural", "iid", "dirichlet", "shards", "quantity", "feature-shift"]
 Question = Literal["seen", "absent", "new10", "new30", "new100"]
@@ -38,7 +47,9 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Path = tuple[str, ...]
 
-Baseline = Literal["pca", "mahalanobis", "knn", "isolation-forest", "one-class-svm"]
+Baseline = Literal[
+    "pca", "mahalanobis", "knn", "isolation-forest", "one-class-svm", "rolling-z-score"
+]
 USUAL: tuple[Baseline, ...] = ("pca", "mahalanobis")
 
 QUESTIONS: tuple[Question, ...] = typing.get_args(Question)
@@ -75,6 +86,13 @@ class DataTable(Table):
     """Which records, how they are shared among clients, and how many clients take no part."""
 
     source: Source
+    path: str = ""  # of source "file": from the folder of data sets, or from here
+    schema_file: Annotated[str, Field(alias="schema")] = ""  # by default proposed from the file
+    client: str = ""  # column or array of its clients
+    label: str = ""  # column or array of its labels
+    normal_label: str | int | float | bool | None = None
+    columns: tuple[str, ...] | None = None
+    array: str = "X"  # of an NPZ
     partition: Kind = "natural"
     clients: Count | None = None
     alpha: Positive = 0.5  # Dirichlet concentration, of "dirichlet" and "quantity"
@@ -83,6 +101,22 @@ class DataTable(Table):
     absent: Natural = 0
     contamination: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # anomalies in training records
     seed: Seed | None = None  # of the records and who is absent; by default that of the cell
+
+    @model_validator(mode="after")
+    def _file(self) -> Self:
+        """A path goes with the source "file" alone."""
+        if (self.source == "file") != bool(self.path):
+            raise ValueError('expected source "file" and a path together, got only one of them')
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        """All keys as JSON values; those of a file only where there is one."""
+        found = self.model_dump(mode="json", by_alias=True)
+        return found if self.path else {key: found[key] for key in found if key not in _OF_FILE}
+
+
+#: Keys of [data] that a named source does not have.
+_OF_FILE = ("path", "schema", "client", "label", "normal_label", "columns", "array")
 
 
 class AvailabilityTable(Table):

@@ -10,7 +10,8 @@ import pytest
 
 from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.edge.single import SingleScorer
-from fedlatent.server.export import global_contents
+from fedlatent.server.export import export_global, global_contents
+from fedlatent.server.home import ServerHome
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.columns import raw_rows
@@ -18,8 +19,9 @@ from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import Federation, split_site
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.export.bundling import make_bundle
-from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.keys import SigningKey, VerifyKey
 from fedlatent.simulations.federation import Engine, datasets, simulate
+from fedlatent.simulations.study.evaluation import global_detector
 
 COLUMNS = (
     Column(name="age", unit="years", lower=20.0, upper=90.0),
@@ -103,3 +105,20 @@ def test_a_table_goes_from_rows_to_scores_of_a_device(
     assert SingleScorer(model)(worse[0])[0] == pytest.approx(model.score(worse).score[0], rel=1e-5)
     with pytest.raises(DataError, match="infinite"):
         model.score(np.full((1, len(COLUMNS)), np.inf))
+
+
+def test_a_simulated_run_is_exported_like_a_deployed_one(tmp_path: Path) -> None:
+    """The command's export of a simulated server's home scores as the model in memory does."""
+    one = federation(COLUMNS)
+    run = run_of("gaussian", one.schema)
+    done = simulate(run, datasets(one), tmp_path / "sim", engine="stacked")
+    home = ServerHome(tmp_path / "sim" / "server")
+    report = export_global(home, path=tmp_path / "p.fedlatent")
+    again = export_global(home, path=tmp_path / "q.fedlatent")
+    key = VerifyKey.load(home.signing_key.with_name("signing.pem.pub"))
+    model, second = (EdgeModel.load(made.path, [key]) for made in (report, again))
+    test = one.sites[0].test
+    expected = global_detector(done.result)(test)
+    score = model.score(test).score
+    assert np.corrcoef(expected, score)[0, 1] > 0.999999
+    np.testing.assert_array_equal(second.score(test).score, score)

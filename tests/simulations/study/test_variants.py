@@ -18,6 +18,7 @@ from fedlatent.simulations.study.results import Results
 from fedlatent.simulations.study.run import Step, run_study
 from fedlatent.simulations.study.shipped import locate
 from fedlatent.simulations.study.spec import Study, parse
+from fedlatent.simulations.study.works import TOPICS
 from fedlatent.simulations.zoo.topics import Topic
 from tests.simulations.study.tiny import TEXT
 
@@ -76,7 +77,7 @@ def test_methods_and_data_sets_override_the_file() -> None:
     ("old", "new", "line", "words"),
     [
         ("rounds = [3, 4]", "rounds = [0]", 31, "methods.long.run.training.rounds: expected"),
-        ("data.clients = 4", "data.client = 4", 27, "datasets.many.data.client: .*mean 'clients'"),
+        ("data.clients = 4", "data.cliens = 4", 27, "datasets.many.data.cliens: .*mean 'clients'"),
         ("data.clients = 4", "dta.clients = 4", 27, "datasets.many.dta: .*mean 'data'"),
         ('"own-baseline"', '"own"', 32, "methods.pca.work: expected the name of a work"),
     ],
@@ -133,6 +134,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("fedlatent.simulations.zoo.columns")
     vars(module).update({"experiment": experiment, "picture": picture})
     monkeypatch.setitem(sys.modules, "fedlatent.simulations.zoo.columns", module)
+    monkeypatch.setitem(TOPICS, "columns", ())  # it reads no data set
 
 
 @pytest.mark.usefixtures("toy")
