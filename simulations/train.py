@@ -316,9 +316,9 @@ def page(trained: Trained) -> str:
     """The report as one HTML file."""
     names = list(next(iter(trained.auroc.values())))
     privacy = (
-        "no privacy: keep the bundle where the records may be"
+        "No privacy: keep the bundle where the records may be"
         if trained.epsilon is None
-        else f"epsilon {trained.epsilon:.3g} at delta {trained.run.privacy.delta:g} for each client"
+        else f"Epsilon {trained.epsilon:.3g} at delta {trained.run.privacy.delta:g} for each client"
     )
     clients = [
         [

@@ -288,8 +288,10 @@ class Schema:
                 f"Expected integer or floating-point records, got type {array.dtype}; "
                 "convert them to numbers."
             )
-        rows = array.shape[1:]
-        if array.ndim < 2 or rows not in (self.raw_shape, (self.raw_size,)):
+        rows, fitting = array.shape[1:], [self.raw_shape, (self.raw_size,)]
+        if self.raw_shape[0] == 1:  # grey images come without their one channel, too
+            fitting.append(self.raw_shape[1:])
+        if array.ndim < 2 or rows not in fitting:
             raise DataError(
                 f"Expected records of shape [N, {_shape_text(self.raw_shape)}] for schema "
                 f"{self.name!r}, got {list(array.shape)}; choose other columns or another schema."

@@ -180,3 +180,12 @@ def test_schema_imports_only_numpy() -> None:
 def test_row_medians_are_those_of_numpy(rows: np.ndarray) -> None:
     """The median of each row, for odd and even numbers of values."""
     np.testing.assert_array_equal(row_medians(rows), np.median(rows, axis=1, keepdims=True))
+
+
+def test_grey_images_come_with_their_channel_or_without() -> None:
+    """[N, 28, 28] is taken for [N, 1, 28, 28]; other planes are not guessed."""
+    grey = Schema(name="grey", shape=(1, 4, 4))
+    images = np.linspace(-1, 1, 32).reshape(2, 4, 4)
+    np.testing.assert_array_equal(grey.preprocess(images), grey.preprocess(images[:, None]))
+    with pytest.raises(DataError, match="shape"):
+        Schema(name="colour", shape=(3, 4, 4)).preprocess(images)
