@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console, ConsoleDimensions
+from rich.console import Console, ConsoleOptions
 from rich.progress import (
     BarColumn,
     Progress,
@@ -45,15 +45,20 @@ class Terminal(Console):
         super().__init__(stderr=stderr, markup=False, emoji=False)
 
     @property
-    def size(self) -> ConsoleDimensions:
-        """Letters of a line, and lines."""
-        found = super().size
-        screen = self.is_terminal or os.environ.get("COLUMNS")
-        return found if screen else found._replace(width=_WIDE)
+    def options(self) -> ConsoleOptions:
+        """How wide a line may be, among others."""
+        found = super().options
+        return found if self._bounded else found.update_width(_WIDE)
+
+    @property
+    def _bounded(self) -> bool:
+        """Whether lines end at a width: that of a screen, or one that somebody has named."""
+        return self.is_terminal or bool(os.environ.get("COLUMNS"))
 
     def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 - as Console has it
         """Print ``objects``; text keeps its lines."""
         options.setdefault("soft_wrap", all(isinstance(one, str | Text) for one in objects))
+        options.setdefault("crop", self._bounded)
         super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - as Console has it

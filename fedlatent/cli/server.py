@@ -257,7 +257,7 @@ def status(
     with _registry(home) as (place, registry):
         if run_id is not None:
             row = _known(registry, run_id)
-            facts = _run_facts(row) | {
+            facts: dict[str, Any] = _run_facts(row) | {
                 "phases": [
                     _row(one)
                     | {"sites": [_row(s) for s in registry.site_rounds(run_id, one.number)]}
@@ -275,7 +275,7 @@ def status(
                 print_json(facts) if json else _print_run(facts)
             return
         sites = Control(place).sites()
-        overview = {
+        overview: dict[str, Any] = {
             "processes": process_facts(found := read_status(place.services)),
             "admitted": [site.name for site in sites],
             "records": {site.name: site.records for site in sites},
