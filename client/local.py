@@ -22,7 +22,7 @@ from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.describe import inputs_of
 from fedlatent.shared.data.readers import RawRecords, read_raw
 from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
-from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.files import telling, write_atomic
 from fedlatent.shared.privacy.selftest import check_random_numbers
 
@@ -132,13 +132,16 @@ def assemble(
     """Put a node together whose files lie in ``home``.
 
     Raises:
-        DataError: too few normal records.
+        DataError: no normal record; a deployed node's policy wants more, see `read_accepted`.
         ServiceError: the ledger is not usable, or not the one that paid for what left; or the
             machine's random numbers are broken.
     """
     dataset, policy = used(dataset, config.data), config.policy
     records = len(dataset.normals())
-    policy.check_least(records)
+    if records == 0:
+        raise DataError(
+            "Expected at least one normal record, got none; check the labels.", reason="few"
+        )
     check_random_numbers()
     home.create()
     ledger, _ = open_ledger(home, config, records)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from fedlatent.server.home import ServerHome
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import read_json, write_json
-from fedlatent.shared.wire import MAX_HEADER_BYTES
+from fedlatent.shared.wire import MAX_REPLY_HEADER_BYTES
 
 _NUMBER = 8  # bytes of the widest number that a reply may hold
 _HEAD = 4 * 1024  # bytes of names and shapes beside the numbers of one array
@@ -32,7 +32,7 @@ class ReplyQuota:
         """The bounds of a reply that brings arrays of these shapes."""
         sizes = [math.prod(shape) * _NUMBER for shape in shapes]
         return cls(
-            bytes=sum(sizes) + _HEAD * (len(sizes) + 1) + MAX_HEADER_BYTES,
+            bytes=sum(sizes) + _HEAD * (len(sizes) + 1) + MAX_REPLY_HEADER_BYTES,
             objects=_BASE_OBJECTS + sum(1 + max(1, math.ceil(s / _CHUNK)) for s in sizes),
         )
 

@@ -27,7 +27,7 @@ from fedlatent.shared.records import HEADER, LocalRecords, read_reply
 from fedlatent.shared.schedule import Phase
 from fedlatent.shared.summaries import SUMMARIES
 from fedlatent.shared.wire import (
-    MAX_HEADER_BYTES,
+    MAX_REPLY_HEADER_BYTES,
     PROTOCOL,
     STORED_PROTOCOLS,
     Delivery,
@@ -208,7 +208,7 @@ def _protocol_of(content: RecordDict) -> int | None:
     """The protocol version that a reply claims; None when it has none that can be read."""
     header = content.get(HEADER)
     text = header.get("json") if isinstance(header, ConfigRecord) else None
-    if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
+    if not isinstance(text, str) or len(text) > MAX_REPLY_HEADER_BYTES:
         return None
     try:
         value = json.loads(text)

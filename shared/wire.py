@@ -28,7 +28,8 @@ PROTOCOL = 6
 MEANING = 3
 #: Versions of the replies in a node's own store that are read.
 STORED_PROTOCOLS = range(MEANING, PROTOCOL + 1)
-MAX_HEADER_BYTES = 256 * 1024  # a table has a description of every column
+MAX_HEADER_BYTES = 256 * 1024  # of a request: a table has a description of every column
+MAX_REPLY_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
 MAX_COUNT = 2**53  # whole numbers up to here are exact in a float
 

@@ -165,11 +165,14 @@ def test_a_request_signed_anew_gets_the_same_bytes_for_one_charge(bench: Bench) 
     assert sha256_hex(payload) == entry.sha256
 
 
+SPOKEN = f'"protocol":{PROTOCOL}'.encode()
+
+
 def test_refusals_of_the_node_are_signed_and_those_to_garbage_are_not(bench: Bench) -> None:
     """Policy and budget speak with the site's key; what cannot be read can be named by nobody."""
     greedy = bench.signed(request(tiny_run(privacy={"epsilon": 9.0}), 1, run_id="greedy-1"))
     assert bench.ask(greedy)[0].code == "policy"
-    for data in (b"garbage", pack(request(RUN, 1), {}).replace(b'"protocol":5', b'"protocol":3')):
+    for data in (b"garbage", pack(request(RUN, 1), {}).replace(SPOKEN, b'"protocol":3')):
         text, payload = split(answer(bench.node, Watchdog(), data, bench.border))
         reply, _ = unpack(ReplyHeader, payload)
         assert (reply.code, parse_header(Delivery, text)) == ("protocol", UNSIGNED)
@@ -185,7 +188,7 @@ def test_digest_is_that_of_protocol_3_however_it_was_signed(bench: Bench) -> Non
     text = asked.model_dump_json().encode()
     new = b',"deadline_s":30.0,"receiver":"","expires":0.0,"certificate":"","signature":""}'
     assert text.endswith(new)
-    old = text.removesuffix(new).replace(b'"protocol":5', b'"protocol":3') + b',"deadline_s":1.0}'
+    old = text.removesuffix(new).replace(SPOKEN, b'"protocol":3') + b',"deadline_s":1.0}'
     body = packed[8 + len(text) :]
     lengths = len(old).to_bytes(4, "little") + len(body).to_bytes(4, "little")
     assert request_digest(signed, WEIGHTS) == sha256_hex(lengths + old + body)
