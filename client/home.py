@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.errors import ConfigError, ServiceError
 from fedlatent.shared.files import file_lock
 from fedlatent.shared.home import Home
 from fedlatent.shared.sockets import home_path, socket_in
@@ -28,6 +28,18 @@ class ClientHome(Home):
     variable = HOME_VARIABLE
     usual = "~/.fedlatent/client"
     below = (*Home.below, "store", "outbox")
+
+    def require(self) -> None:
+        """See that a node is here; nothing is read or written.
+
+        Raises:
+            ConfigError: Neither a node nor what one of a simulation has left.
+        """
+        if not self.config.exists() and not self.ledger.exists():
+            raise ConfigError(
+                f"Expected a node at {self.config}, found none; give its home by --home, or run "
+                "'fedlatent client init' first."
+            )
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

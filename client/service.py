@@ -30,7 +30,7 @@ from fedlatent.shared import flower
 from fedlatent.shared.contact import Contact, Silence
 from fedlatent.shared.errors import ConfigError, ServiceError, exit_code_of
 from fedlatent.shared.files import write_atomic
-from fedlatent.shared.keys import SigningKey, check_private, generate_node_key
+from fedlatent.shared.keys import SigningKey, check_private, generate_node_key, name_node_key
 from fedlatent.shared.proxies import proxy_environment
 from fedlatent.shared.sockets import check_folder, prepare_socket
 from fedlatent.shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
@@ -90,7 +90,7 @@ def init_client(
     config = NodeConfig.from_toml(text, str(home.config))
     home.create()
     write_atomic(home.ca_certificate, ca_certificate)
-    generate_node_key(home.node_key)
+    generate_node_key(home.node_key, site)
     SigningKey.generate(home.signing_key)
     write_atomic(home.superexec_secret, secrets.token_hex(32).encode(), 0o600)
     write_atomic(home.config, text.encode(), 0o600)
@@ -141,6 +141,7 @@ class ClientService:
                 may be starting itself.
         """
         check_folder(self.home.root)
+        name_node_key(self.home.node_key, self.site)
         if check_server:
             self._await_server()
         prepare_socket(self.home.socket)

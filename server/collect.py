@@ -164,11 +164,13 @@ class Collector:
         return [self.released[node] for node in sorted(self.released)]
 
     def excuses(self) -> str:
-        """Names and reasons of at most five nodes that did not count."""
+        """Names and reasons of at most five nodes that did not count, in their own words."""
         bad = [outcome for outcome in self.outcomes.values() if outcome.status != "ok"]
-        named = [f"{outcome.site} {outcome.status} ({outcome.code})" for outcome in bad[:5]]
+        named = [
+            f"{one.site} {one.status} ({one.code}): {one.sentence.rstrip('.')}" for one in bad[:5]
+        ]
         more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
-        return ", ".join([*named, *more]) or "no other node was online"
+        return "; ".join([*named, *more]) or "no other node was online"
 
     def _open(self, node: int, message: Message) -> Opened | ScreeningFailure:
         if message.has_error():

@@ -36,7 +36,7 @@ from fedlatent.shared import flower
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 from fedlatent.shared.files import file_lock, read_json, write_atomic, write_json
-from fedlatent.shared.keys import node_public_key
+from fedlatent.shared.keys import node_public_key, site_of_key
 from fedlatent.shared.processes import MARK
 from fedlatent.shared.supervisor import child_environment, running_pid
 from fedlatent.shared.toml import dumps
@@ -126,20 +126,20 @@ class Control:
         """Let the node with this public key join; the same key and name twice is no error.
 
         A second time may change the number of records, also while a run goes on: it holds from the
-        next phase. A key that was removed may come back, under any name.
+        next phase. A key that was removed may come back.
 
         Args:
-            name: The site's name, for people.
+            name: The site's name, that of its ``node.toml``.
             public_key: The node's ``node.pub``, an EC key in OpenSSH form.
             records: How many it trains on, which its replies must then state; None leaves a number
                 that was given before, else takes the first that the site states in each run.
 
         Raises:
-            ConfigError: Not such a key, no name of a site, or the name or key is admitted already
-                with another.
+            ConfigError: Not such a key, no name of a site, not the name that the key's file states,
+                or the name or key is admitted already with another.
             ServiceError: The server does not run or refuses.
         """
-        text, fingerprint = _read_public_key(public_key)
+        text, fingerprint, stated = _read_public_key(public_key)
         if not re.fullmatch(SITE_PATTERN, name):
             raise ConfigError(
                 "Expected a site's name of at most 64 letters, digits, dots, dashes and "
@@ -158,6 +158,13 @@ class Control:
                     f"Expected a new site, got name {name!r} and key {fingerprint}, but site "
                     f"{site.name!r} has key {site.fingerprint}; remove that site first."
                 )
+        if stated and stated != name:
+            raise ConfigError(
+                f"Expected the name that the site has in its node.toml, {stated[:90]!r} by "
+                f"{public_key}, got {name!r}; admit it under that name, or have the site change "
+                "'site' there, start its node and send the node.pub that this makes.",
+                field="site",
+            )
         site = Site(
             name=name,
             node_id=self._register(text, fingerprint),
@@ -530,16 +537,17 @@ class Control:
             ) from None
 
 
-def _read_public_key(path: Path) -> tuple[str, str]:
-    """The OpenSSH text of an EC key without its comment, and its fingerprint."""
+def _read_public_key(path: Path) -> tuple[str, str, str]:
+    """The OpenSSH text of an EC key without its comment, its fingerprint, the site it names."""
     try:
-        text = " ".join(path.read_text(encoding="ascii").split()[:2])
+        line = path.read_text(encoding="ascii")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"Expected an OpenSSH public key in {path}, got {type(error).__name__}; "
             "use the node.pub that 'fedlatent client init' made."
         ) from None
-    return text, fingerprint_of(node_public_key(text, str(path)))
+    text = " ".join(line.split()[:2])
+    return text, fingerprint_of(node_public_key(text, str(path))), site_of_key(line)
 
 
 def fingerprint_of(key: ec.EllipticCurvePublicKey) -> str:

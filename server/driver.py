@@ -262,8 +262,8 @@ class Driver:
             self.registry.finish_round(self.run_id, phase.number, "failed", outcomes)
             raise QuorumLost(
                 f"Expected {self.config.federation.quorum} good replies in phase {phase.number} "
-                f"({phase.kind}), got {good} of {len(names)} nodes: {collector.excuses()}; "
-                f"bring the nodes back and resume the run.{way_back(left_out.values())}"
+                f"({phase.kind}), got {good} of {len(names)} nodes: {collector.excuses()}. "
+                f"Mend that and resume the run.{way_back(left_out.values())}"
             )
         return collector
 

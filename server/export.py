@@ -39,10 +39,11 @@ def export_global(
         form: of the scorer.
 
     Raises:
-        ConfigError: there is no such finished run, it has no decoder to ship, or a threshold of it
-            flags nothing.
+        ConfigError: there is no server or no such finished run, it has no decoder to ship, or a
+            threshold of it flags nothing.
         BundleError: the exported graphs differ from torch.
     """
+    home.require()
     with Registry(home.registry) as registry:
         chosen = run_id or _latest(registry)
         run = registry.run(chosen)

@@ -134,8 +134,12 @@ class SigningKey:
         return self.key.sign(data)
 
 
-def generate_node_key(path: Path) -> Path:
+def generate_node_key(path: Path, site: str = "") -> Path:
     """Make a node's EC P-384 key in OpenSSH format: ``path`` (mode 0600) and ``path`` + ``.pub``.
+
+    Args:
+        path: of the private file.
+        site: name of the site, the comment of the public file; empty for none.
 
     Returns:
         The public file, which the operator registers.
@@ -157,8 +161,30 @@ def generate_node_key(path: Path) -> Path:
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
     write_atomic(path, private, 0o600)
-    write_atomic(public_path, public + b"\n", 0o644)
+    write_atomic(public_path, f"{public.decode()} {site}".encode().strip() + b"\n", 0o644)
     return public_path
+
+
+def site_of_key(text: str) -> str:
+    """The name of the site that a node's public file states; empty where it states none."""
+    return " ".join(text.split()[2:])
+
+
+def name_node_key(path: Path, site: str) -> None:
+    """See that the public file of a node's key states the site's name of now.
+
+    Args:
+        path: of the private file.
+        site: name of the site.
+
+    Raises:
+        OSError: the public file cannot be read or written.
+    """
+    public_path = _public_path(path)
+    text = public_path.read_text(encoding="utf-8", errors="replace")
+    if site_of_key(text) != site:
+        named = " ".join([*text.split()[:2], site])
+        write_atomic(public_path, f"{named}\n".encode(), 0o644)
 
 
 def load_node_key(path: Path) -> "ec.EllipticCurvePrivateKey":

@@ -11,6 +11,7 @@ from fedlatent.cli.console import (
     err,
     figure,
     out,
+    print_csv,
     print_json,
     print_processes,
     process_facts,
@@ -25,6 +26,7 @@ from fedlatent.cli.options import (
     ArrayOption,
     ClientHomeOption,
     ColumnOption,
+    CsvOption,
     DecimalOption,
     DelimiterOption,
     EncodingOption,
@@ -173,6 +175,19 @@ def _node(home: Path | None) -> "tuple[ClientHome, NodeConfig]":
     return place, NodeConfig.load(place.config)
 
 
+def _node_home(home: Path | None) -> "ClientHome":
+    """The folder of a node that was made, or of one of a simulation.
+
+    Raises:
+        ConfigError: neither was made there.
+    """
+    from fedlatent.client.home import ClientHome
+
+    place = ClientHome.find(home)
+    place.require()
+    return place
+
+
 def _warn(warning: str | None) -> None:
     if warning is not None:
         err.print(styled("yellow", "warning:", f" {warning}"))
@@ -264,6 +279,7 @@ def ledger(
         ),
     ] = False,
     json: JsonOption = False,
+    csv: CsvOption = False,
 ) -> None:
     """Show what every release cost, and what is left of the budget."""
     from fedlatent.client.local import open_ledger, read_dataset
@@ -278,6 +294,8 @@ def ledger(
     book, verified = open_ledger(place, config, records)
     if verify:
         _print_verified(book, verified, as_json=json)
+    elif csv:
+        print_csv(_entries(book))
     elif json:
         _print_ledger_json(book, records)
     else:
@@ -292,7 +310,7 @@ def _print_verified(book: "Ledger", verified: "Verified", *, as_json: bool) -> N
         print_json(facts | {"entries": len(states)} | counts)
         return
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    out.print(f"whole: {verified.events} events in one chain, the last {verified.head[:16]}")
+    out.print(f"whole: {verified.events} events in one chain, the last {verified.head}")
     out.print(f"{len(states)} entries ({told}); every release in journal and outbox is paid for")
 
 
@@ -314,10 +332,9 @@ def _print_rebuilt(made: "Rebuilt", config: "NodeConfig", *, as_json: bool) -> N
         out.print(f"the former ledger lies in {made.kept}")
 
 
-def _print_ledger_json(book: "Ledger", records: int) -> None:
-    from fedlatent.shared.privacy.accounting import ADJACENCY
-
-    rows = [
+def _entries(book: "Ledger") -> list[dict[str, object]]:
+    """What each entry of a ledger says, for scripts."""
+    return [
         {
             "run": e.run_id,
             "round": e.round,
@@ -331,6 +348,11 @@ def _print_ledger_json(book: "Ledger", records: int) -> None:
         }
         for e in book.entries()
     ]
+
+
+def _print_ledger_json(book: "Ledger", records: int) -> None:
+    from fedlatent.shared.privacy.accounting import ADJACENCY
+
     print_json(
         {
             "epsilon": _finite(book.epsilon()),
@@ -341,7 +363,7 @@ def _print_ledger_json(book: "Ledger", records: int) -> None:
             "adjacency": ADJACENCY,
             "records": records,
             "person": _person_facts(book),
-            "entries": rows,
+            "entries": _entries(book),
         }
     )
 
@@ -406,21 +428,25 @@ def _finite(epsilon: float) -> float | None:
 
 
 @app.command(
-    epilog="Examples: fedlatent client releases | fedlatent client releases --last 5 --json"
+    epilog="Examples: fedlatent client releases | fedlatent client releases --last 5 --json | "
+    "fedlatent client releases --csv > left.csv"
 )
 def releases(
     home: ClientHomeOption = None,
     last: Annotated[int, typer.Option(help="Show only so many; 0 shows all.")] = 0,
     json: JsonOption = False,
+    csv: CsvOption = False,
 ) -> None:
     """Show everything that left this node: what, why, bytes, hash, epsilon after."""
-    from fedlatent.client.home import ClientHome
     from fedlatent.client.journal import read_journal
 
-    journal = ClientHome.find(home).release_journal
+    journal = _node_home(home).release_journal
     found = read_journal(journal)
     lines = found.values[-last:] if last else found.values
     _warn(_torn(found.torn, f"lines in {journal}"))
+    if csv:
+        print_csv([one.model_dump(exclude={"receipt"}) for one in lines])
+        return
     if json:
         print_json([one.model_dump() for one in lines])
         return
@@ -437,7 +463,7 @@ def releases(
     )
     for one in lines:
         cells = (one.time, one.run, str(one.round), one.kind, one.what)
-        rows.add_row(*cells, size(one.bytes), one.sha256[:12], figure(one.epsilon, 4))
+        rows.add_row(*cells, size(one.bytes), one.sha256, figure(one.epsilon, 4))
     out.print(rows)
     out.print(f"{len(lines)} messages, {size(sum(one.bytes for one in lines))} in all")
 
@@ -447,7 +473,7 @@ def _torn(count: int, what: str) -> str | None:
 
 
 @app.command(epilog="Example: fedlatent client runs --json")
-def runs(home: ClientHomeOption = None, json: JsonOption = False) -> None:
+def runs(home: ClientHomeOption = None, json: JsonOption = False, csv: CsvOption = False) -> None:
     """Show the runs that have asked for approval: what each costs and what would leave."""
     from fedlatent.client.approvals import Approvals
 
@@ -456,6 +482,9 @@ def runs(home: ClientHomeOption = None, json: JsonOption = False) -> None:
     found, damaged = book.runs(), book.damaged()
     if damaged:
         _warn(_torn(len(damaged), f"runs in {place.approvals}, such as {damaged[0].name}"))
+    if csv:
+        print_csv([one.model_dump() for one in found])
+        return
     if json:
         print_json([one.model_dump() for one in found])
         return
@@ -494,14 +523,13 @@ def _decide(
     run: str, decision: Literal["approved", "refused"], home: Path | None, *, json: bool
 ) -> None:
     from fedlatent.client.approvals import Approvals
-    from fedlatent.client.home import ClientHome
 
-    decided = Approvals(ClientHome.find(home).approvals).decide(run, decision)
+    decided = Approvals(_node_home(home).approvals).decide(run, decision)
     if json:
         print_json(decided.model_dump())
         return
     cost = "no noise" if decided.epsilon is None else f"epsilon {decided.epsilon:.4f}"
     out.print(
         f"run {decided.run} {decision}: {cost} at delta {decided.delta:g}, sharing "
-        f"{decided.sharing!r}, {decided.rounds} rounds; configuration {decided.digest[:16]}"
+        f"{decided.sharing!r}, {decided.rounds} rounds; configuration {decided.digest}"
     )

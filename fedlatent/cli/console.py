@@ -1,15 +1,17 @@
-"""Printing: tables for people, JSON for scripts, progress for long work, errors for both."""
+"""Printing: tables for people, JSON and CSV for scripts, progress of long work, errors."""
 
+import csv
 import json
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.progress import (
     BarColumn,
     Progress,
@@ -26,6 +28,7 @@ from fedlatent.shared.errors import FedlatentError
 if TYPE_CHECKING:
     from fedlatent.shared.supervisor import ServiceStatus
 
+_WIDE = 10_000  # letters of a line that goes to a file or a program
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -33,16 +36,29 @@ class Terminal(Console):
     """Prints text as it is, wherever it comes from.
 
     Brackets and colons in it are no markup, control characters are shown by their number, and a
-    line is not broken to fit the screen, so that a path can be copied. Tables do fit.
+    line is not broken to fit the screen, so that a path can be copied. Tables fit a screen; in a
+    file or a pipe they are as wide as they need, unless ``COLUMNS`` says otherwise.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         """Write to standard output, or to standard error."""
         super().__init__(stderr=stderr, markup=False, emoji=False)
 
+    @property
+    def options(self) -> ConsoleOptions:
+        """How wide a line may be, among others."""
+        found = super().options
+        return found if self._bounded else found.update_width(_WIDE)
+
+    @property
+    def _bounded(self) -> bool:
+        """Whether lines end at a width: that of a screen, or one that somebody has named."""
+        return self.is_terminal or bool(os.environ.get("COLUMNS"))
+
     def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 - as Console has it
         """Print ``objects``; text keeps its lines."""
         options.setdefault("soft_wrap", all(isinstance(one, str | Text) for one in objects))
+        options.setdefault("crop", self._bounded)
         super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - as Console has it
@@ -82,6 +98,23 @@ def styled(style: str, words: str, rest: object = "", *, before: str = "") -> Te
 def print_json(value: object) -> None:
     """One JSON value on standard output, in ASCII, which every terminal and script takes."""
     sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+
+
+def print_csv(rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows on standard output as CSV, under the names that ``--json`` has; nothing where none are.
+
+    What is absent is an empty cell, and what is no single value is JSON.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        return
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value, allow_nan=False) if isinstance(value, dict | list | tuple) else value
 
 
 def print_processes(found: "Sequence[ServiceStatus]") -> None:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedlatent.cli.console import err, figure, out, print_json, styled, table
-from fedlatent.cli.options import JsonOption, RunArgument, ServerHomeOption
+from fedlatent.cli.console import err, figure, out, print_csv, print_json, styled, table
+from fedlatent.cli.options import CsvOption, JsonOption, RunArgument, ServerHomeOption
 
 if TYPE_CHECKING:
     from fedlatent.server.insight import Drift, RunSites
@@ -27,6 +27,7 @@ def sites(
         ),
     ] = None,
     json: JsonOption = False,
+    csv: CsvOption = False,
 ) -> None:
     """Compare sites by their released moments: distances, groups of like sites, drift.
 
@@ -37,9 +38,13 @@ def sites(
     from fedlatent.server.insight import LEVEL, RunSites
 
     place = ServerHome.find(home)
+    place.require()
     found = RunSites.load(place, run_id)
     alarms = found.drifts_to(RunSites.load(place, against)) if against is not None else None
     rows = _rows(found, alarms)
+    if csv:
+        print_csv(rows)
+        return
     facts = {"run_id": run_id, "against": against, "level": LEVEL, "sites": rows}
     if json:
         print_json(facts)

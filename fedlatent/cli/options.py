@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Print the rows as CSV for scripts.")]
 
 ServerHomeOption = Annotated[
     Path | None,

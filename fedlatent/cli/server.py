@@ -12,6 +12,7 @@ from fedlatent.cli.console import (
     err,
     figure,
     out,
+    print_csv,
     print_json,
     print_processes,
     process_facts,
@@ -22,6 +23,7 @@ from fedlatent.cli.console import (
     table,
 )
 from fedlatent.cli.options import (
+    CsvOption,
     JsonOption,
     RunArgument,
     RunFileArgument,
@@ -172,9 +174,8 @@ def remove(
 ) -> None:
     """Take a site's admission back."""
     from fedlatent.server.control import Control
-    from fedlatent.server.home import ServerHome
 
-    Control(ServerHome.find(home)).remove(site)
+    Control(_server(home)).remove(site)
     out.print(f"removed {site}")
 
 
@@ -214,9 +215,8 @@ def resume(
 ) -> None:
     """Go on with a run from its last checkpoint."""
     from fedlatent.server.control import Control
-    from fedlatent.server.home import ServerHome
 
-    place = ServerHome.find(home)
+    place = _server(home)
     starts = Control(place).resume(run_id).starts
     _follow(place, run_id, wait=wait, as_json=json, starts=starts)
 
@@ -230,9 +230,8 @@ def stop(
 ) -> None:
     """Stop one run, or the whole server; both can go on later."""
     from fedlatent.server.control import Control
-    from fedlatent.server.home import ServerHome
 
-    place = ServerHome.find(home)
+    place = _server(home)
     if run_id is not None:
         Control(place).stop(run_id)
         out.print(f"stopped {run_id}; 'fedlatent server resume {run_id}' goes on with it")
@@ -240,11 +239,15 @@ def stop(
         stop_service(place.services, "server")
 
 
-@app.command(epilog="Examples: fedlatent server status | fedlatent server status RUN --json")
+@app.command(
+    epilog="Examples: fedlatent server status | fedlatent server status RUN --json | "
+    "fedlatent server status RUN --csv > sites.csv"
+)
 def status(
     run_id: Annotated[str | None, typer.Argument(help="Show the rounds of this run.")] = None,
     home: ServerHomeOption = None,
     json: JsonOption = False,
+    csv: CsvOption = False,
 ) -> None:
     """Show processes, sites and runs, or the rounds of one run."""
     from fedlatent.server.control import Control
@@ -254,7 +257,7 @@ def status(
     with _registry(home) as (place, registry):
         if run_id is not None:
             row = _known(registry, run_id)
-            facts = _run_facts(row) | {
+            facts: dict[str, Any] = _run_facts(row) | {
                 "phases": [
                     _row(one)
                     | {"sites": [_row(s) for s in registry.site_rounds(run_id, one.number)]}
@@ -266,10 +269,13 @@ def status(
                     for one in Strikes(place.run(run_id)).left_out().values()
                 ],
             }
-            print_json(facts) if json else _print_run(facts)
+            if csv:
+                print_csv([site for one in facts["phases"] for site in one["sites"]])
+            else:
+                print_json(facts) if json else _print_run(facts)
             return
         sites = Control(place).sites()
-        overview = {
+        overview: dict[str, Any] = {
             "processes": process_facts(found := read_status(place.services)),
             "admitted": [site.name for site in sites],
             "records": {site.name: site.records for site in sites},
@@ -277,6 +283,9 @@ def status(
             "runs": [_run_facts(one) for one in registry.runs()],
             "damaged": Control(place).survey()[1],
         }
+    if csv:
+        print_csv(overview["runs"])
+        return
     if json:
         print_json(overview)
         return
@@ -303,6 +312,19 @@ def readmit(
         out.print(f"{site} is asked again from the next phase of {run_id} on")
 
 
+def _server(home: Path | None) -> "ServerHome":
+    """The folder of a server that was made, or of a simulation.
+
+    Raises:
+        ConfigError: neither was made there.
+    """
+    from fedlatent.server.home import ServerHome
+
+    place = ServerHome.find(home)
+    place.require()
+    return place
+
+
 @contextmanager
 def _registry(home: Path | None) -> "Iterator[tuple[ServerHome, Registry]]":
     """The server's folder and its registry of runs.
@@ -310,11 +332,9 @@ def _registry(home: Path | None) -> "Iterator[tuple[ServerHome, Registry]]":
     Raises:
         ConfigError: no server was made there.
     """
-    from fedlatent.server.home import ServerHome
     from fedlatent.server.registry import Registry
 
-    place = ServerHome.find(home)
-    place.require()
+    place = _server(home)
     with Registry(place.registry) as registry:
         yield place, registry
 

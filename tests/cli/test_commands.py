@@ -183,15 +183,33 @@ def test_ledger_and_releases_show_what_a_run_cost(
 
 @pytest.mark.parametrize(
     "command",
-    [("server", "status"), ("server", "readmit", "hearts-1", "ward-1"), ("client", "status")],
+    [
+        ("server", "status"),
+        ("server", "status", "hearts-1", "--csv"),
+        ("server", "sites", "hearts-1"),
+        ("server", "readmit", "hearts-1", "ward-1"),
+        ("server", "resume", "hearts-1"),
+        ("server", "stop", "hearts-1"),
+        ("server", "stop"),
+        ("server", "remove", "ward-1"),
+        ("client", "status"),
+        ("client", "stop"),
+        ("client", "ledger", "--verify"),
+        ("client", "releases", "--json"),
+        ("client", "runs"),
+        ("client", "approve", "hearts-1"),
+        ("export", "global"),
+        ("export", "site"),
+    ],
+    ids=" ".join,
 )
 def test_a_home_where_nothing_is_is_said(
     run: Run, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     """A mistyped home is an error and not an empty table, and nothing is made there."""
-    status, _, text = run(*command, "--home", tmp_path / "none")
+    status, shown, text = run(*command, "--home", tmp_path / "none")
     assert status == 2
-    assert str(tmp_path / "none") in text.replace("\n", "")
+    assert str(tmp_path / "none") in shown + text
     assert not (tmp_path / "none").exists()
 
 

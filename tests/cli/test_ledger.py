@@ -1,5 +1,7 @@
 """``client ledger --verify``, and the warning before one budget becomes two."""
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -205,6 +207,20 @@ def test_releases_are_shown_after_a_line_that_a_crash_cut_short(
     assert "got 1 cut short" in warning
     status, text, _ = run("client", "releases", "--home", home.root, "--json")
     assert (status, len(json.loads(text))) == (0, 3)
+
+
+def test_releases_are_whole_where_a_script_reads_them(run: Run, home: ClientHome) -> None:
+    """Hashes are whole in a pipe, and CSV has the rows of the JSON without the receipts."""
+    where = ("client", "releases", "--home", home.root)
+    said = json.loads(run(*where, "--json")[1])
+    _, shown, _ = run(*where)
+    assert all(one["sha256"] in shown for one in said)
+    rows = list(csv.DictReader(io.StringIO(run(*where, "--csv")[1])))
+    assert [one["sha256"] for one in rows] == [one["sha256"] for one in said]
+    assert set(rows[0]) == set(said[0]) - {"receipt"}
+    _, shown, _ = run("client", "ledger", "--home", home.root, "--csv")
+    entries = list(csv.DictReader(io.StringIO(shown)))
+    assert [one["kind"] for one in entries] == [one["kind"] for one in said]
 
 
 def test_rebuild_makes_a_lost_ledger_again_and_says_what_it_made(

@@ -1,6 +1,8 @@
 """What people see: sentences of other machines are text, and narrow terminals lose nothing."""
 
 import ast
+import csv
+import io
 import json
 import os
 import re
@@ -58,6 +60,36 @@ def test_a_narrow_table_folds_words_and_cuts_none_off() -> None:
     made.add_row("reserved", "2026-11-30T15:12:53+00:00")
     console.print(made)
     assert "…" not in console.export_text()
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_it_needs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script finds each row in one line, whatever it holds; COLUMNS still narrows it."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    name, sentence = "hearts-" + "x" * 60, "Expected " + "many words " * 30 + "in one line."
+    with Registry(ServerHome(tmp_path).registry) as registry:
+        registry.start_run(name, name="hearts", digest="d", config="{}", phases=1)
+        registry.set_status(name, "failed", sentence)
+    _, shown, _ = run("server", "status", "--home", tmp_path)
+    assert [line for line in shown.splitlines() if name in line and sentence in line]
+    monkeypatch.setenv("COLUMNS", "60")
+    _, shown, _ = run("server", "status", "--home", tmp_path)
+    tables = [line for line in shown.splitlines() if line.startswith("│")]
+    assert tables
+    assert max(map(len, tables)) <= 60
+
+
+def test_rows_are_csv_for_scripts(run: Run, tmp_path: Path) -> None:
+    """The rows of --json with a header of their names; nothing where there are none."""
+    assert run("server", "init", "--home", tmp_path / "none", "--port", 0)[0] == 0
+    assert run("server", "status", "--home", tmp_path / "none", "--csv") == (0, "", "")
+    with Registry(ServerHome(tmp_path).registry) as registry:
+        registry.start_run("hearts", name="hearts", digest="d", config="{}", phases=1)
+        registry.set_status("hearts", "failed", 'Expected "a", got\nb.')
+    _, shown, _ = run("server", "status", "--home", tmp_path, "--csv")
+    (row,) = csv.DictReader(io.StringIO(shown))
+    assert (row["id"], row["sentence"]) == ("hearts", 'Expected "a", got\nb.')
 
 
 def test_paths_are_printed_as_they_are(run: Run, tmp_path: Path) -> None:

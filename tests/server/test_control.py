@@ -13,8 +13,9 @@ from fedlatent.server.home import ServerHome
 from fedlatent.server.registry import Registry, RunStatus
 from fedlatent.server.service import ServerService, init_server
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.errors import DataError, ServiceError
+from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 from fedlatent.shared.files import write_json
+from fedlatent.shared.keys import generate_node_key, name_node_key
 from tests.server.services import until
 
 CONFIG = RunConfig.parse({"name": "x", "data": {"name": "d", "shape": [2]}}, "test")
@@ -102,6 +103,18 @@ def test_a_damaged_submission_is_made_anew(
     assert (mended.state, mended.config) == (state, CONFIG.to_json())
     assert mended.starts == (0 if state == "open" else 1)
     assert control.survey()[1] == {}
+
+
+def test_a_wrong_name_is_found_at_admission(home: ServerHome, tmp_path: Path) -> None:
+    """The site's own name stands in its key's file, so that no run is charged for another."""
+    public = generate_node_key(tmp_path / "node", "ward-1")
+    with pytest.raises(ConfigError, match=r"'ward-1' by .*node\.pub, got 'ward-2'"):
+        Control(home).admit("ward-2", public)
+    name_node_key(tmp_path / "node", "ward-2")
+    with pytest.raises(ServiceError, match="to run, but it does not"):
+        Control(home).admit("ward-2", public)
+    with pytest.raises(ServiceError, match="to run, but it does not"):  # of an earlier release
+        Control(home).admit("ward-3", generate_node_key(tmp_path / "old"))
 
 
 def test_a_late_close_does_not_undo_a_resume(home: ServerHome) -> None:

@@ -385,7 +385,7 @@ def test_paused_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
         return header, arrays
 
     sites[11].edit = sites[12].edit = edit
-    with pytest.raises(QuorumLost, match=r"node-11 refused \(unavailable\), node-12 refused"):
+    with pytest.raises(QuorumLost, match=r"node-11 refused \(unavailable\): .*; node-12 refused"):
         drive(grid_of(sites), tiny_config(), home, run_id=RUN, pace=Clock().pace())
     assert status_of(home)[0] == "paused"
     sites[11].edit = sites[12].edit = None
@@ -607,8 +607,9 @@ def test_node_that_was_not_waited_for_is_not_called_late(tmp_path: Path) -> None
     sites[11].edit = sites[12].edit = refuse("budget", "Expected less.")
     grid = grid_of(sites, SilentGrid)
     grid.online = {11, 12}
-    with pytest.raises(QuorumLost, match=r"node-13 open \(not-awaited\)"):
+    with pytest.raises(QuorumLost, match=r"node-13 open \(not-awaited\)") as paused:
         drive(grid, tiny_config(), home, run_id=RUN, pace=clock.pace())
+    assert "node-11 refused (budget): Expected less;" in str(paused.value)  # the node's own words
     assert clock.now == 10  # the pause before the second attempt
     assert outcomes(home, 1)["node-13"].status == "open"
 

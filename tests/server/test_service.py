@@ -21,7 +21,7 @@ from fedlatent.server.service import ServerService, init_server, is_lost
 from fedlatent.server.settings import load_settings
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, ServiceError
-from fedlatent.shared.keys import generate_node_key
+from fedlatent.shared.keys import generate_node_key, name_node_key
 from fedlatent.shared.processes import marked_processes
 from tests.server.services import RUN, Federation, until
 
@@ -96,6 +96,9 @@ def test_an_unknown_node_is_turned_away(federation: Federation, node: ClientServ
     with pytest.raises(ConfigError, match="Expected a new site"):
         federation.service.control.admit("ward-1", stranger.home.node_public_key)
     federation.service.control.remove("stranger")
+    with pytest.raises(ConfigError, match=r"'stranger' by .*node\.pub, got 'guest'"):
+        federation.service.control.admit("guest", stranger.home.node_public_key)
+    name_node_key(stranger.home.node_key, "guest")  # as the node does once node.toml says so
     again = federation.service.control.admit("guest", stranger.home.node_public_key)
     assert (again.node_id, again.fingerprint) == (site.node_id, site.fingerprint)
     control = federation.service.control
