@@ -1,6 +1,7 @@
 """What the homes of a node and of a server have in common."""
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -9,7 +10,7 @@ from fedlatent.shared.sockets import home_path, make_home
 
 
 @dataclass(frozen=True)
-class Home:
+class Home(ABC):
     """Paths below one home directory; only what says so touches the disk.
 
     Attributes:
@@ -35,6 +36,25 @@ class Home:
         if path is None:
             path = os.environ.get(cls.variable) or cls.usual
         return cls(home_path(path))
+
+    @classmethod
+    def made(cls, path: Path | str | None = None) -> Self:
+        """The same home, in which something was made before.
+
+        Raises:
+            ConfigError: Nothing was; nothing is made now.
+        """
+        home = cls.find(path)
+        home.require()
+        return home
+
+    @abstractmethod
+    def require(self) -> None:
+        """See that something was made here; nothing is read or written.
+
+        Raises:
+            ConfigError: Nothing was.
+        """
 
     def create(self) -> None:
         """Make the home and its fixed folders, readable by the owner alone.

@@ -35,6 +35,7 @@ from fedlatent.simulations.study.evaluation import (
     Detector,
     Rating,
     baseline_detector,
+    edge_detector,
     rate,
     rated,
     reconstruction_detector,
@@ -259,11 +260,6 @@ def _questions(
         detector=device,
         seed=seed,
     )
-
-
-def edge_detector(model: EdgeModel) -> Detector:
-    """The score of a bundle."""
-    return lambda rows: model.score(rows).score
 
 
 def _edge_process(

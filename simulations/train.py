@@ -7,7 +7,7 @@ bundle is covered by it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.export import site_contents
 from fedlatent.server.export import global_contents
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.data.gaussian import feature_radius
 from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.detection import baselines
 from fedlatent.shared.detection.metrics import auroc, pooled
@@ -26,11 +25,15 @@ from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.export.bundling import BundleContents, BundleReport, make_bundle
 from fedlatent.shared.files import write_atomic, write_json
 from fedlatent.shared.keys import SigningKey
-from fedlatent.shared.privacy.accounting import GaussianEvent, calibrate
+from fedlatent.shared.models import FAMILIES
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.simulations.federation import Engine, Progress, datasets, simulate
-from fedlatent.simulations.study.baselines import BASELINES
-from fedlatent.simulations.study.evaluation import Detector, baseline_detector
+from fedlatent.simulations.study.baselines import BASELINES, private_mahalanobis
+from fedlatent.simulations.study.evaluation import (
+    Detector,
+    baseline_detector,
+    edge_detector,
+)
 from fedlatent.simulations.study.methods import union
 from fedlatent.simulations.study.page import render
 from fedlatent.simulations.study.tables import Baseline
@@ -140,7 +143,8 @@ def run_of(
     Args:
         federation: those that take part.
         family: of the model.
-        options: of the family; by default two layers of 64 and eight latent dimensions.
+        options: of the family; by default two layers of 64 and eight latent dimensions, where it
+            has such.
         epsilon: of each client, or None.
         seed: of first weights and simulated noise.
 
@@ -157,9 +161,7 @@ def run_of(
     steps = _PRIVATE_STEPS
     if not private:
         steps = int(np.clip(_EPOCHS / rate, *_STEPS))
-    usual: dict[str, object] = {"latent_dim": min(8, size)}
-    if family in ("gaussian", "mixed"):
-        usual |= {"hidden": [64, 64]}
+    usual = _usual_options(family, size)
     privacy: dict[str, object] = {"mechanism": "none", "rng": "simulation"}
     if private:
         delta = min(1e-5, 1.0 / (10.0 * min(counts)))
@@ -188,6 +190,17 @@ def run_of(
         },
         "train",
     )
+
+
+def _usual_options(family: str, size: int) -> dict[str, object]:
+    """Two layers of 64 and eight latent dimensions, where a family has options of that kind."""
+    usual = {"latent_dim": min(8, size), "hidden": (64, 64)}
+    options = fields(FAMILIES[family].config) if family in FAMILIES else ()
+    return {
+        one.name: usual[one.name]
+        for one in options
+        if isinstance(one.default, type(usual.get(one.name)))
+    }
 
 
 def leave_out(
@@ -242,7 +255,7 @@ def train(
     tested = np.concatenate([site.test for site in present.sites])
     bundle = make_bundle(target, contents, signer, tested)
     model = EdgeModel.load(target, [signer.public])
-    detectors = {"fedlatent": _bundle_detector(model)} | compared(present, chosen)
+    detectors = {"fedlatent": edge_detector(model)} | compared(present, chosen)
     rows = [_row(site, model, detectors, took_part=True) for site in present.sites]
     rows += [_row(site, model, detectors, took_part=False) for site in away]
     auroc_of = {"took part": _together(present.sites, detectors)}
@@ -292,19 +305,8 @@ def compared(present: Federation, run: RunConfig) -> dict[str, Detector]:
         name: baseline_detector(BASELINES[kind], schema, rows) for name, kind in _COMPARED.items()
     }
     if run.privacy.mechanism != "none":
-        privacy = run.privacy
-        sigma = calibrate(
-            privacy.epsilon, privacy.delta, lambda s: [GaussianEvent(noise_multiplier=s)]
-        )
-        middle = np.float32((schema.lower + schema.upper) / 2)
-        fitted = baselines.dp_mahalanobis(
-            [schema.preprocess(one) - middle for one in rows],
-            features=run.summaries.features,
-            radius=feature_radius(run),
-            noise_multiplier=sigma,
-            noise=SimulationNoise(run.seed),
-        )
-        found["DP Mahalanobis"] = lambda records: fitted(schema.preprocess(records) - middle)
+        private = private_mahalanobis(run, rows, SimulationNoise(run.seed))
+        found["DP Mahalanobis"] = private(None)
     if schema.window is not None:
         found["rolling z-score"] = lambda records: baselines.rolling_z_score(
             schema.preprocess(records)
@@ -347,10 +349,6 @@ def page(trained: Trained) -> str:
         clients=clients,
         run=trained.run.to_json(),
     )
-
-
-def _bundle_detector(model: EdgeModel) -> Detector:
-    return lambda rows: model.score(rows).score
 
 
 def _row(

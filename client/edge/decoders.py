@@ -4,14 +4,12 @@ A decoder takes bytes as they come and gives rows of numbers. It holds at most o
 or row, so memory stays flat. A row that is not as it must be comes after those before it.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedlatent.client.edge.windows import Rows
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.series import seconds_of
 from fedlatent.shared.errors import ConfigError, DataError
 
 #: Rows that a decoder gives at once, at most.
@@ -129,12 +127,3 @@ class Decoder(ABC):
             f"{number}{self.layout.of}; fill or drop it.",
             reason="finite",
         )
-
-
-def seconds_or_none(text: object) -> float | None:
-    """A finite time in seconds, or None where a text is none."""
-    try:
-        found = seconds_of(text)
-    except (ValueError, OverflowError):
-        return None
-    return found if math.isfinite(found) else None

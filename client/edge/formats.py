@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fedlatent.client.edge.decoders import BATCH, Decoder, Layout, seconds_or_none
+from fedlatent.client.edge.decoders import BATCH, Decoder, Layout
 from fedlatent.client.edge.windows import Rows
 from fedlatent.shared.data.cells import is_number
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.series import seconds_or_none
 from fedlatent.shared.data.table import LARGEST, MARK, Table
 from fedlatent.shared.errors import ConfigError, DataError
 

@@ -10,10 +10,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fedlatent.client.edge.decoders import Layout, seconds_or_none
+from fedlatent.client.edge.decoders import Layout
 from fedlatent.client.edge.formats import CsvDecoder
 from fedlatent.client.edge.windows import Rows, Windows, row_of
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.series import all_seconds
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
 
@@ -147,7 +148,8 @@ def _read_npz(path: Path, schema: Schema, key: str) -> Found:
     windows, rows = Windows(window), _numbered(records)
     if window.time:
         times = sides[window.time]
-        rows = replace(rows, stamp=times.astype(str), seconds=_seconds(times, path))
+        seconds = all_seconds(times, window.time, path.name)
+        rows = replace(rows, stamp=times.astype(str), seconds=seconds)
     if window.group:
         rows = replace(rows, group=sides[window.group].astype(str))
     return Found(rows=_cut(rows, windows, path), gaps=windows.gaps)
@@ -163,15 +165,3 @@ def _array(loaded: Mapping[str, np.ndarray], key: str, path: Path, what: str) ->
             reason="column",
         )
     return loaded[key]
-
-
-def _seconds(times: np.ndarray, path: Path) -> np.ndarray:
-    """Times in seconds; a DataError where one is neither a number nor a date."""
-    found = [*map(seconds_or_none, times.tolist())]
-    if None in found:
-        raise DataError(
-            f"Expected times in seconds or as ISO 8601 dates in {path}, got something else in "
-            f"record {found.index(None) + 1}; correct it.",
-            reason="time",
-        )
-    return np.array(found, dtype=np.float64)

@@ -108,19 +108,19 @@ def init(
     if not isinstance(tables.get("data"), dict):
         raise ConfigError(f"Expected a table [data] in {schema}, got none; use the run file.")
     place = ClientHome.find(home)
-    entry: dict[str, object] = {"path": str(data.resolve()), "name": name, "records_key": array}
-    entry |= dialect_of(delimiter, decimal, encoding, header)
-    if column:
-        entry["columns"] = column
-    if label is not None:
-        entry["label_key"] = label
-    if normal_label is not None:
-        entry["normal_label"] = label_of(normal_label)
-    if person is not None:
-        entry["person_key"] = person
-    if person_cap is not None:
-        entry["max_records_per_person"] = person_cap
-    table_of_data = entry | {"schema": tables["data"]}
+    said = {
+        "columns": column or None,
+        "label_key": label,
+        "normal_label": label_of(normal_label),
+        "person_key": person,
+        "max_records_per_person": person_cap,
+    }
+    table_of_data: dict[str, object] = {
+        **{"path": str(data.resolve()), "name": name, "records_key": array},
+        **dialect_of(delimiter, decimal, encoding, header),
+        **{key: value for key, value in said.items() if value is not None},
+        "schema": tables["data"],
+    }
     try:
         preview = NodeConfig.model_validate(
             {
@@ -173,19 +173,6 @@ def _node(home: Path | None) -> "tuple[ClientHome, NodeConfig]":
 
     place = ClientHome.find(home)
     return place, NodeConfig.load(place.config)
-
-
-def _node_home(home: Path | None) -> "ClientHome":
-    """The folder of a node that was made, or of one of a simulation.
-
-    Raises:
-        ConfigError: neither was made there.
-    """
-    from fedlatent.client.home import ClientHome
-
-    place = ClientHome.find(home)
-    place.require()
-    return place
 
 
 def _warn(warning: str | None) -> None:
@@ -438,9 +425,10 @@ def releases(
     csv: CsvOption = False,
 ) -> None:
     """Show everything that left this node: what, why, bytes, hash, epsilon after."""
+    from fedlatent.client.home import ClientHome
     from fedlatent.client.journal import read_journal
 
-    journal = _node_home(home).release_journal
+    journal = ClientHome.made(home).release_journal
     found = read_journal(journal)
     lines = found.values[-last:] if last else found.values
     _warn(_torn(found.torn, f"lines in {journal}"))
@@ -523,8 +511,9 @@ def _decide(
     run: str, decision: Literal["approved", "refused"], home: Path | None, *, json: bool
 ) -> None:
     from fedlatent.client.approvals import Approvals
+    from fedlatent.client.home import ClientHome
 
-    decided = Approvals(_node_home(home).approvals).decide(run, decision)
+    decided = Approvals(ClientHome.made(home).approvals).decide(run, decision)
     if json:
         print_json(decided.model_dump())
         return

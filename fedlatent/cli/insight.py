@@ -37,8 +37,7 @@ def sites(
     from fedlatent.server.home import ServerHome
     from fedlatent.server.insight import LEVEL, RunSites
 
-    place = ServerHome.find(home)
-    place.require()
+    place = ServerHome.made(home)
     found = RunSites.load(place, run_id)
     alarms = found.drifts_to(RunSites.load(place, against)) if against is not None else None
     rows = _rows(found, alarms)

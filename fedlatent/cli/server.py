@@ -174,8 +174,9 @@ def remove(
 ) -> None:
     """Take a site's admission back."""
     from fedlatent.server.control import Control
+    from fedlatent.server.home import ServerHome
 
-    Control(_server(home)).remove(site)
+    Control(ServerHome.made(home)).remove(site)
     out.print(f"removed {site}")
 
 
@@ -215,8 +216,9 @@ def resume(
 ) -> None:
     """Go on with a run from its last checkpoint."""
     from fedlatent.server.control import Control
+    from fedlatent.server.home import ServerHome
 
-    place = _server(home)
+    place = ServerHome.made(home)
     starts = Control(place).resume(run_id).starts
     _follow(place, run_id, wait=wait, as_json=json, starts=starts)
 
@@ -230,8 +232,9 @@ def stop(
 ) -> None:
     """Stop one run, or the whole server; both can go on later."""
     from fedlatent.server.control import Control
+    from fedlatent.server.home import ServerHome
 
-    place = _server(home)
+    place = ServerHome.made(home)
     if run_id is not None:
         Control(place).stop(run_id)
         out.print(f"stopped {run_id}; 'fedlatent server resume {run_id}' goes on with it")
@@ -312,19 +315,6 @@ def readmit(
         out.print(f"{site} is asked again from the next phase of {run_id} on")
 
 
-def _server(home: Path | None) -> "ServerHome":
-    """The folder of a server that was made, or of a simulation.
-
-    Raises:
-        ConfigError: neither was made there.
-    """
-    from fedlatent.server.home import ServerHome
-
-    place = ServerHome.find(home)
-    place.require()
-    return place
-
-
 @contextmanager
 def _registry(home: Path | None) -> "Iterator[tuple[ServerHome, Registry]]":
     """The server's folder and its registry of runs.
@@ -332,9 +322,10 @@ def _registry(home: Path | None) -> "Iterator[tuple[ServerHome, Registry]]":
     Raises:
         ConfigError: no server was made there.
     """
+    from fedlatent.server.home import ServerHome
     from fedlatent.server.registry import Registry
 
-    place = _server(home)
+    place = ServerHome.made(home)
     with Registry(place.registry) as registry:
         yield place, registry
 

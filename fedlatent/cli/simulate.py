@@ -1,7 +1,8 @@
 """``fedlatent simulate``: studies with many clients on this machine."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -91,6 +92,7 @@ def run(
     """Run all cells of a study; the same command again goes on where it was stopped."""
     from fedlatent.cli.progress import study_progress
     from fedlatent.shared.data.catalog import data_folder
+    from fedlatent.shared.errors import ConfigError
     from fedlatent.shared.files import write_atomic
     from fedlatent.simulations.study.report import report as html
     from fedlatent.simulations.study.results import Results
@@ -98,26 +100,32 @@ def run(
     from fedlatent.simulations.study.shipped import OWN, locate
     from fedlatent.simulations.study.spec import Study
 
-    changes, folder_of_data = list(change or ()), data
+    own = {
+        "client": client,
+        "label": label,
+        "normal_label": label_of(normal_label),
+        "schema": None if schema is None else str(schema.resolve()),
+        "columns": column,
+        "array": None if array == "X" else array,
+    }
+    said = {key: value for key, value in own.items() if value is not None}
+    changes = list(change or ())
     if data is not None and data.is_file():
-        own: dict[str, Any] = {
-            "client": client,
-            "label": label,
-            "normal_label": label_of(normal_label),
-        }
-        own |= {
-            "schema": None if schema is None else str(schema.resolve()),
-            "normal_label": label_of(normal_label),
-        }
-        changes = [*_of_file(data, own, accept=accept, quiet=json), *changes]
-        folder_of_data = None
+        changes = [*_of_file(data, said, accept=accept, quiet=json), *changes]
+        data = None
+    elif study is None or said:
+        raise ConfigError(
+            f"Expected --data to name a file, got {data or 'none'}; without a file there is no "
+            f"{', '.join(said) or 'study to run'}.",
+            field="data",
+        )
     chosen = Study.load(OWN if study is None else locate(study), changes, quick=quick)
     place = folder or Path("runs") / (f"{chosen.name}-quick" if quick else chosen.name)
     with study_progress(quiet=json) as watch:
         content = run_study(
             chosen,
             place,
-            data_dir=data_folder(folder_of_data),
+            data_dir=data_folder(data),
             only=_axes(only or []),
             processes=processes,
             device=device,
@@ -134,7 +142,7 @@ def run(
     out.print(f"report {page}")
 
 
-def _of_file(path: Path, own: dict[str, Any], *, accept: bool, quiet: bool) -> list[str]:
+def _of_file(path: Path, said: Mapping[str, object], *, accept: bool, quiet: bool) -> list[str]:
     """Lines that make a study one of this file, once its records have been looked at."""
     import json
 
@@ -142,12 +150,13 @@ def _of_file(path: Path, own: dict[str, Any], *, accept: bool, quiet: bool) -> l
     from fedlatent.simulations.study.job import file_federation
     from fedlatent.simulations.study.tables import DataTable
 
-    table = {"source": "file", "path": str(path.resolve())}
-    table |= {key: value for key, value in own.items() if value is not None}
+    table = {"source": "file", "path": str(path.resolve()), **said}
     federation = file_federation(DataTable.model_validate(table), path.parent, seed=0)
     judge(federation.check, accept=accept, quiet=quiet)
     # JSON of texts, numbers and lists is TOML as well.
-    return [f"data.{key} = {json.dumps(value)}" for key, value in table.items()]
+    lines = [f"data.{key} = {json.dumps(value)}" for key, value in table.items()]
+    alone = ["data.absent = 0", 'evaluate.questions = ["seen"]']  # one client, who takes part
+    return lines if "client" in said else [*lines, *alone]
 
 
 @app.command(

@@ -5,13 +5,12 @@ text says so in its first lines, bounds are rounded outward to plain numbers, an
 until a person has made it theirs.
 """
 
-import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,10 @@ from numpy.typing import NDArray
 from fedlatent.shared.data.cells import is_gap, number_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import Dialect
-from fedlatent.shared.data.readers import READERS, read_npz
+from fedlatent.shared.data.readers import FRAMES, cells_in, load_frame, read_npz
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import seconds_of
-from fedlatent.shared.data.table import Table, read_table
+from fedlatent.shared.data.table import Table, open_packed, read_table
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.files import ending_of
 
@@ -87,7 +86,7 @@ def describe(
     """
     name = path.name.split(".")[0]
     name = "".join(one if one.isascii() and one.isalnum() else "-" for one in name).strip("-")
-    if ending_of(path, READERS) == ".npz":
+    if ending_of(path, [".npz"]):
         data = {"name": name or "records", **_short(read_npz(path, [records_key])[records_key])}
         return Proposal(data=data, notes={}, left_out={})
     cells = cells_of(path, dialect)
@@ -133,13 +132,13 @@ def inputs_of(
     Returns:
         As many names as a row has values, or none where the file names none.
     """
-    ending = ending_of(path, READERS)
     names: list[str] = []
-    if ending == ".parquet":
-        from pyarrow.parquet import read_schema
+    if _is_frame(path):
+        from pyarrow.dataset import dataset
 
-        names = list(read_schema(path).names)
-    elif ending != ".npz":
+        kind = "parquet" if ending_of(path, [".parquet"]) else "feather"
+        names = list(dataset(path, format=kind).schema.names)
+    elif not ending_of(path, [".npz"]):
         names = _header(path, dialect).names
     window = schema.window
     other = [*aside, *(() if window is None else (window.time, window.group))]
@@ -156,11 +155,9 @@ def cells_of(
     Raises:
         DataError: it cannot be read, has no header, or no record.
     """
-    if ending_of(path, READERS) == ".parquet":
-        import pandas as pd
-
-        frame = pd.read_parquet(path)
-        cells = {str(name): frame[name].astype(object).tolist() for name in frame.columns}
+    if _is_frame(path):
+        frame = load_frame(path)
+        cells = {str(name): cells_in(frame[name]).tolist() for name in frame.columns}
     else:
         names = _header(path, dialect).names
         if not names:
@@ -176,11 +173,16 @@ def cells_of(
     return cells
 
 
+def _is_frame(path: Path) -> bool:
+    """Whether a file is a table that pandas reads."""
+    return ending_of(path, FRAMES) is not None
+
+
 def _header(path: Path, dialect: Dialect) -> Table:
     """A table of which the first line has come."""
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+    with open_packed(path) as stream:
         table = Table(name=path.name, dialect=dialect)
-        table.begin(next(dialect.lines(cast(BinaryIO, stream), path.name), b"1"))
+        table.begin(next(dialect.lines(stream, path.name), b"1"))
     return table
 
 

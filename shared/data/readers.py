@@ -22,7 +22,7 @@ from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.series import cut, seconds_of
+from fedlatent.shared.data.series import all_seconds, cut
 from fedlatent.shared.data.table import read_table
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
@@ -214,7 +214,7 @@ def _cut(
         )
     parts = [values for values in (groups, raw.client_id, raw.person) if values is not None]
     series = np.array(["\0".join(map(str, one)) for one in zip(*parts, strict=True)])
-    seconds = None if times is None else _seconds(times, window.time, path)
+    seconds = None if times is None else all_seconds(times, window.time, path.name)
     records, begins = cut(raw.records, window, seconds, series if parts else None)
     rows = begins[:, np.newaxis] + np.arange(window.length)
     return RawRecords(
@@ -223,26 +223,6 @@ def _cut(
         client_id=None if raw.client_id is None else raw.client_id[begins],
         person=None if raw.person is None else raw.person[begins],
     )
-
-
-def _seconds(times: NDArray[Any], name: str, path: Path) -> NDArray[np.float64]:
-    """Times in seconds.
-
-    Raises:
-        DataError: one is neither a number nor a date.
-    """
-    found = np.empty(len(times))
-    for at, cell in enumerate(times.tolist()):
-        try:
-            found[at] = seconds_of(cell)
-        except ValueError:
-            raise DataError(
-                f"Expected seconds or an ISO 8601 date in column {name!r} of {path.name}, got "
-                f"another in record {at + 1}; correct it.",
-                field=name,
-                reason="time",
-            ) from None
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,19 +296,27 @@ def _csv(path: Path, asked: Asked) -> _Found:
     return records, [np.array(text, dtype=object) for text in texts]
 
 
-def _frame(path: Path, asked: Asked) -> _Found:
-    """Records and other columns of a Parquet or Arrow file, by pandas, imported only here."""
+def load_frame(path: Path) -> "pd.DataFrame":
+    """The table of a Parquet or Arrow file, by pandas, imported only here.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     import pandas as pd
 
     load = pd.read_parquet if ending_of(path, [".parquet"]) else pd.read_feather
     try:
-        frame = load(path)
+        return load(path)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"Expected a readable table at {path}, got a {type(error).__name__}; write the file "
             "again with one record per row."
         ) from error
-    frame = frame.rename(columns=dict(asked.names))
+
+
+def _frame(path: Path, asked: Asked) -> _Found:
+    """Records and other columns of a Parquet or Arrow file."""
+    frame = load_frame(path).rename(columns=dict(asked.names))
     columns = asked.columns
     if columns is None:
         columns = [name for name in frame.columns if name not in asked.others]
@@ -336,15 +324,15 @@ def _frame(path: Path, asked: Asked) -> _Found:
     present = list(frame.columns)
     _check_keys(path, "column", [*chosen, *asked.others], present)
     _check_once(path, [*chosen, *asked.others], present)
-    sides = [_cells(frame[key]) for key in asked.others]
+    sides = [cells_in(frame[key]) for key in asked.others]
     if specs := [one for one in columns if isinstance(one, Column)]:
-        codes = [one.codes(_cells(frame[one.name]), name=path.name) for one in specs]
+        codes = [one.codes(cells_in(frame[one.name]), name=path.name) for one in specs]
         return np.stack(codes, axis=1), sides
-    found = [_numbers(_cells(frame[name]), str(name), path) for name in chosen]
+    found = [_numbers(cells_in(frame[name]), str(name), path) for name in chosen]
     return np.stack(found, axis=1) if found else np.zeros((len(frame), 0)), sides
 
 
-def _cells(column: "pd.Series[Any]") -> NDArray[Any]:
+def cells_in(column: "pd.Series[Any]") -> NDArray[Any]:
     """Cells of a column of any type: numbers where all are, NaN in gaps; else None in gaps."""
     if column.dtype.kind in "iufb" and isinstance(column.dtype, np.dtype):
         return column.to_numpy()
@@ -464,12 +452,12 @@ def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
     return np.unique(np.array(names, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
 
+#: Endings of the tables that pandas reads.
+FRAMES = (".parquet", ".arrow", ".feather")
 #: By ending; a reader raises `DataError`. A new kind of file is a function and a row.
 READERS: dict[str, Callable[[Path, Asked], _Found]] = {
     ".csv": _csv,
     ".csv.gz": _csv,
-    ".parquet": _frame,
-    ".arrow": _frame,
-    ".feather": _frame,
+    **dict.fromkeys(FRAMES, _frame),
     ".npz": _npz,
 }

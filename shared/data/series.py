@@ -1,6 +1,7 @@
 """Series cut into records: windows over rows, never over a hole, and never over two series."""
 
 import datetime
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -84,6 +85,37 @@ def seconds_of(cell: object) -> float:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
     return moment.timestamp()
+
+
+def seconds_or_none(cell: object) -> float | None:
+    """A finite time in seconds, or None where a cell is none."""
+    try:
+        found = seconds_of(cell)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def all_seconds(cells: ArrayLike, column: str, name: str) -> NDArray[np.float64]:
+    """Times of rows in seconds [n].
+
+    Args:
+        cells: numbers or texts [n].
+        column: that holds them, for messages.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: one is neither a number nor a date; its reason is "time".
+    """
+    found = [*map(seconds_or_none, np.asarray(cells).tolist())]
+    if None in found:
+        raise DataError(
+            f"Expected seconds or an ISO 8601 date in column {column!r} of {name}, got another in "
+            f"record {found.index(None) + 1}; correct it.",
+            field=column,
+            reason="time",
+        )
+    return np.array(found, dtype=np.float64)
 
 
 def follows(before: ArrayLike, now: ArrayLike, window: Window) -> NDArray[np.bool_]:

@@ -390,8 +390,8 @@ def take_table(table: Table, path: Path) -> tuple[NDArray[np.float64], list[list
     rows = _Grown()
     texts: list[list[str]] = []
     try:
-        with gzip.open(path) if ending_of(path, [".gz"]) else path.open("rb") as stream:
-            lines = table.dialect.lines(cast(BinaryIO, stream), path.name)
+        with open_packed(path) as stream:
+            lines = table.dialect.lines(stream, path.name)
             while batch := list(islice(lines, _BATCH)):
                 if table.width is None:
                     table.begin(batch[0])
@@ -408,6 +408,11 @@ def take_table(table: Table, path: Path) -> tuple[NDArray[np.float64], list[list
             "path and the file."
         ) from None
     return rows.take(table.chosen), texts or [[] for _ in table.aside]
+
+
+def open_packed(path: Path) -> BinaryIO:
+    """The bytes of a file, unpacked where its name ends in .gz."""
+    return cast(BinaryIO, gzip.open(path)) if ending_of(path, [".gz"]) else path.open("rb")
 
 
 class _Grown:

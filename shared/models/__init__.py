@@ -1,13 +1,13 @@
 """Model families behind one seam; `FAMILIES` is the only table of names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.data.column import layout
+from fedlatent.shared.data.column import Column, layout
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.base import VAE, Terms, encoder_state, load_encoder, load_state
 from fedlatent.shared.models.denoising import PRESETS as DENOISING_PRESETS
@@ -58,12 +58,14 @@ class Family:
         config: Its options.
         model: Made from options, a record shape and a generator.
         presets: Options by size: "tiny", "small", "base".
+        of_columns: Options that follow from the columns of a table; by default none do.
     """
 
     about: str
     config: type[Any]
     model: Callable[[Any, tuple[int, ...], torch.Generator], VAE]
     presets: Mapping[str, Mapping[str, object]]
+    of_columns: Callable[[Sequence[Column]], Mapping[str, object]] = lambda columns: {}
 
 
 FAMILIES: dict[str, Family] = {
@@ -102,6 +104,7 @@ FAMILIES: dict[str, Family] = {
         config=MixedConfig,
         model=MixedVAE,
         presets=MIXED_PRESETS,
+        of_columns=lambda columns: {"columns": layout(columns)} if columns else {},
     ),
     "molecule": Family(
         about="molecules as tokens of a grammar, written by a recurrent decoder",
@@ -177,9 +180,9 @@ def build_model(run: RunConfig) -> VAE:
     Raises:
         ConfigError: As `build`.
     """
-    options: Mapping[str, object] = run.model.options
-    if run.model.family == "mixed" and run.data.columns:
-        options = {"columns": layout(run.data.columns)} | dict(options)
+    family, options = FAMILIES.get(run.model.family), dict[str, object](run.model.options)
+    if family is not None:
+        options = {**family.of_columns(run.data.columns), **options}
     return build(run.model.family, options, run.data.shape, run.seed)
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.gaussian import feature_radius
 from fedlatent.shared.detection import baselines
 from fedlatent.shared.privacy.accounting import GaussianEvent, calibrate
-from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.noise import NoiseSource, SimulationNoise
 from fedlatent.simulations.study.evaluation import Detector, Rating, baseline_detector
 from fedlatent.simulations.study.job import Found, Job
 from fedlatent.simulations.study.methods import answered, everywhere
@@ -71,28 +72,57 @@ def dp_mahalanobis(
         centred: whether the middle of the bounds is taken from records first.
         draw: keeps the noise apart from that of other work with the seed.
     """
-    run, present = job.run(), job.split.present
-    schema, privacy = present.schema, run.privacy
+    run, rows = job.run(), [site.train for site in job.split.present.sites]
+    noise = SimulationNoise(job.cell.seed, *([] if draw is None else [draw]))
+    detector = private_mahalanobis(
+        run, rows, noise, features=features, radius=radius, centred=centred
+    )
+    own = [(site, detector(site.train)) for site in job.split.rated_present]
+    return Found(answers=answered(job, lambda: own, detector))
+
+
+def private_mahalanobis(
+    run: RunConfig,
+    rows: Sequence[NDArray[np.generic]],
+    noise: NoiseSource,
+    *,
+    features: int = 32,
+    radius: float | None = None,
+    centred: bool = True,
+) -> Callable[[NDArray[np.generic] | None], Detector]:
+    """Fit the private detector without a network; a run without privacy adds no noise.
+
+    Args:
+        run: says schema, epsilon, delta, and the clipping radius of records.
+        rows: raw normal records of each site.
+        noise: of the one release.
+        features: low cosine frequencies that are kept.
+        radius: instead of that of the run's records.
+        centred: whether the middle of the bounds is taken from records first.
+
+    Returns:
+        Makes the detector as it comes (of None), or re-centred on some raw normal records.
+    """
+    schema, privacy = run.data, run.privacy
     sigma = 0.0
     if privacy.mechanism != "none":
         event = GaussianEvent
         sigma = calibrate(privacy.epsilon, privacy.delta, lambda s: [event(noise_multiplier=s)])
     middle = np.float32((schema.lower + schema.upper) / 2 if centred else 0.0)
 
-    def prepared(rows: NDArray[np.generic]) -> NDArray[np.float32]:
-        return schema.preprocess(rows) - middle
+    def prepared(records: NDArray[np.generic]) -> NDArray[np.float32]:
+        return schema.preprocess(records) - middle
 
     fitted = baselines.dp_mahalanobis(
-        [prepared(site.train) for site in present.sites],
+        [prepared(one) for one in rows],
         features=min(features, math.prod(schema.shape)),
         radius=radius or feature_radius(run),
         noise_multiplier=sigma,
-        noise=SimulationNoise(job.cell.seed, *([] if draw is None else [draw])),
+        noise=noise,
     )
 
     def detector(normals: NDArray[np.generic] | None) -> Detector:
         scorer = fitted if normals is None else fitted.recentre(prepared(normals))
-        return lambda rows: scorer(prepared(rows))
+        return lambda records: scorer(prepared(records))
 
-    own = [(site, detector(site.train)) for site in job.split.rated_present]
-    return Found(answers=answered(job, lambda: own, detector))
+    return detector

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedlatent.client.compute import load_weights, scaled
 from fedlatent.client.edge import recentring
+from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.export import fit_score, site_model, site_parts
 from fedlatent.client.store import SiteMaterial
 from fedlatent.client.trainer import train_round
@@ -101,6 +102,11 @@ def site_detector(material: SiteMaterial, site: SiteData) -> Detector:
     model, schema = site_model(material), material.config.data
     combine, _ = fit_score(material, model, schema.preprocess(site.train))
     return lambda rows: combine(site_parts(material, model, schema.preprocess(rows)))
+
+
+def edge_detector(model: EdgeModel) -> Detector:
+    """The score of a bundle."""
+    return lambda rows: model.score(rows).score
 
 
 def global_detector(result: RunResult, normals: NDArray[np.generic] | None = None) -> Detector:

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from fedlatent.cli.progress import Rate, time_left
+from fedlatent.simulations.study.results import Results
 from tests.cli.conftest import Run
 from tests.simulations.study.tiny import TEXT
 
@@ -130,3 +133,48 @@ def test_rate_counts_answers_of_all_phases_once() -> None:
         value = rate(phase, answered)
     assert value > 0
     assert rate.answers == 5
+
+
+def test_all_that_is_said_of_a_file_reaches_the_study(run: Run, tmp_path: Path) -> None:
+    """Array, client and label are those of the command; without a file they are refused."""
+    rng = np.random.default_rng(0)
+    records = rng.normal(0, 1, (120, 4))
+    owner, bad = np.array(["a", "b", "c"] * 40), (np.arange(120) % 10 == 0).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", beats=records, who=owner, bad=bad, X=np.zeros((120, 2)))
+    where = ["--client", "who", "--label", "bad", "--array", "beats"]
+    short = [
+        "--set",
+        "run.privacy.epsilon=['none']",
+        "--quick",
+        "--json",
+        "--out",
+        tmp_path / "out",
+    ]
+    code, said, _ = run("simulate", "run", "--data", tmp_path / "own.npz", *where, *short)
+    assert code == 0, said
+    facts = Results.load(tmp_path / "out").cells[0]["data_facts"]
+    assert facts["schema"]["shape"] == [4]
+    assert (facts["participants"], facts["absent"]) == (2, 1)
+    code, _, said = run("simulate", "run", "first-look", "--label", "bad")
+    assert (code, "--data to name a file" in said) == (2, True)
+    code, _, said = run("simulate", "run")
+    assert (code, "--data to name a file" in said) == (2, True)
+
+
+def test_a_study_of_a_table_takes_its_columns(run: Run, tmp_path: Path) -> None:
+    """Only the named columns make a record."""
+    frame = pd.DataFrame(np.random.default_rng(0).normal(0, 1, (90, 3)), columns=["u", "v", "w"])
+    frame.assign(bad=np.arange(90) % 9 == 0).to_csv(tmp_path / "own.csv", index=False)
+    where = ["--label", "bad", "--normal-label", "False", "--column", "u", "--column", "w"]
+    short = [
+        "--set",
+        "run.privacy.epsilon=['none']",
+        "--quick",
+        "--json",
+        "--out",
+        tmp_path / "out",
+    ]
+    code, said, _ = run("simulate", "run", "--data", tmp_path / "own.csv", *where, *short)
+    assert code == 0, said
+    schema = Results.load(tmp_path / "out").cells[0]["data_facts"]["schema"]
+    assert [one["name"] for one in schema["columns"]] == ["u", "w"]

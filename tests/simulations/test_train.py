@@ -12,6 +12,7 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.keys import VerifyKey
+from fedlatent.shared.models import FAMILIES, build_model
 from fedlatent.simulations.own_data import clients_of_file, federation_of_file
 from fedlatent.simulations.train import leave_out, run_of, train
 
@@ -56,11 +57,21 @@ def table(folder: Path, rows: int = 240, *, quiet: str = "") -> tuple[Path, Path
     return path, schema
 
 
-def short(run: RunConfig) -> RunConfig:
-    """The same run with few steps."""
+def short(run: RunConfig, rng: str = "simulation") -> RunConfig:
+    """The same run with few steps, and by default noise that a seed gives."""
     tables = run.model_dump(mode="json")
+    tables["privacy"]["rng"] = rng
     tables["training"] |= {"rounds": 2, "steps_per_round": 5}
     return RunConfig.parse(tables, "test")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_run(tmp_path: Path, family: str) -> None:
+    """Options that a family does not have are not asked of it."""
+    path, schema = table(tmp_path)
+    schema.write_text(SCHEMA.replace("upper = 90", 'upper = 90\nmissing = "mask"'))
+    run = run_of(clients_of_file(path, schema=schema, **WHERE), family=family)
+    assert build_model(run).input_shape == run.data.shape
 
 
 @pytest.mark.parametrize("epsilon", [None, 4.0])
@@ -69,7 +80,9 @@ def test_a_file_becomes_a_bundle_and_a_report(tmp_path: Path, epsilon: float | N
     path, schema = table(tmp_path, quiet="west")
     federation = clients_of_file(path, schema=schema, **WHERE)
     present, away = leave_out(federation, 1)
-    run = short(run_of(present, epsilon=epsilon))
+    run = run_of(present, epsilon=epsilon)
+    assert run.privacy.rng == ("secure" if epsilon else "simulation")
+    run = short(run)
     target = tmp_path / "out" / "rows.fedlatent"
     done = train(present, target, run=run, away=away, work=tmp_path / "work")
     model = EdgeModel.load(target, [VerifyKey.load(done.public_key)])
@@ -94,6 +107,18 @@ def test_a_file_becomes_a_bundle_and_a_report(tmp_path: Path, epsilon: float | N
     page = done.report.read_text()
     assert f"took no part: {done.absent[0]}" in page
     assert "not rated by themselves: west" in page
+
+
+def test_a_private_bundle_is_made_by_nodes_with_secure_noise(tmp_path: Path) -> None:
+    """What leaves a client is paid for in its ledger, and the bundle says which noise it is."""
+    path, schema = table(tmp_path)
+    federation = clients_of_file(path, schema=schema, **WHERE)
+    run = short(run_of(federation, epsilon=50.0), rng="secure")
+    done = train(federation, tmp_path / "m.fedlatent", run=run, work=tmp_path / "work")
+    privacy = done.bundle.manifest.privacy
+    assert privacy is not None
+    assert privacy.rng == "secure"
+    assert len(list((tmp_path / "work").glob("nodes/*/ledger.db"))) == 3
 
 
 def test_records_without_labels_are_not_rated(tmp_path: Path) -> None:

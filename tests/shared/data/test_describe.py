@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from fedlatent.shared.config import Data
 from fedlatent.shared.data.checks import check
-from fedlatent.shared.data.describe import Proposal, describe
+from fedlatent.shared.data.describe import Proposal, describe, inputs_of
 from fedlatent.shared.data.readers import read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import DataError
@@ -40,12 +40,13 @@ def schema_of(proposal: Proposal) -> Schema:
     return TypeAdapter(Data).validate_python(tomllib.loads(proposal.text)["data"])
 
 
-@pytest.mark.parametrize("ending", ["csv", "csv.gz", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "parquet", "feather", "arrow"])
 def test_a_table_gets_a_schema_that_fits_it(tmp_path: Path, ending: str) -> None:
     """Ranges are rounded outward, counts get logarithms, texts levels, gaps masks."""
     path = tmp_path / f"rows 1.{ending}"
     frame = table()
-    frame.to_parquet(path) if ending == "parquet" else frame.to_csv(path, index=False)
+    write = {"parquet": frame.to_parquet, "feather": frame.to_feather, "arrow": frame.to_feather}
+    write[ending](path) if ending in write else frame.to_csv(path, index=False)
     proposal = describe(path, skip=["stage"])
     schema = schema_of(proposal)
     by_name = {one.name: one for one in schema.columns}
@@ -94,3 +95,16 @@ def test_an_unknown_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"'c' in t.csv, got a, b"):
         describe(tmp_path / "t.csv", skip=["c"])
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "arrow"])
+def test_every_table_says_the_names_of_its_inputs(tmp_path: Path, ending: str) -> None:
+    """Names of the short form's values come from CSV, Parquet and Arrow alike; gaps stay gaps."""
+    path = tmp_path / f"rows.{ending}"
+    frame = pd.DataFrame({"u": [1, None, 3] * 10, "v": range(30), "bad": [0] * 30})
+    frame = frame.astype({"u": "Int64"})
+    write = {"csv": lambda to: frame.to_csv(to, index=False), "parquet": frame.to_parquet}
+    write.get(ending, frame.to_feather)(path)
+    assert inputs_of(path, Schema(name="two", shape=(2,)), ["bad"]) == ["u", "v"]
+    (first, _) = schema_of(describe(path, skip=["bad"])).columns
+    assert first.missing == "mask"
