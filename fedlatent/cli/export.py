@@ -111,7 +111,7 @@ app.command(
 
 
 def _form(target: str | None, public: Path | None, labels: str | None, *, ort: bool) -> "Form":
-    from fedlatent.shared.data.readers import read_npz
+    from fedlatent.shared.data.archives import read_npz
     from fedlatent.shared.errors import ConfigError
     from fedlatent.shared.export.bundling import Form
     from fedlatent.shared.export.targets import TARGETS
@@ -141,7 +141,7 @@ def _form(target: str | None, public: Path | None, labels: str | None, *, ort: b
 
 def _public(path: Path) -> "np.ndarray":
     """Public raw records of a CSV without a schema's check, or array X of an NPZ."""
-    from fedlatent.shared.data.readers import read_npz
+    from fedlatent.shared.data.archives import read_npz
     from fedlatent.shared.data.table import read_table
     from fedlatent.shared.files import ending_of
 

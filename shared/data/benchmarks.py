@@ -14,8 +14,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.catalog import paths
-from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import Federation, SiteData, split_site
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.cells import is_gap, number_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import Dialect
-from fedlatent.shared.data.readers import FRAMES, cells_in, load_frame, read_npz
+from fedlatent.shared.data.frames import FRAMES, cells_in, load_frame
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import seconds_of
 from fedlatent.shared.data.table import Table, open_packed, read_table

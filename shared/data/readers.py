@@ -6,31 +6,27 @@ A key names a column of a table (CSV, Parquet, Arrow) or an array of an NPZ arch
 guessed beyond that: a value that does not fit is a `DataError` that shows no record's values.
 """
 
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlatent.shared.data.cells import is_number
+from fedlatent.shared.data.archives import find_in_archive
+from fedlatent.shared.data.asked import Asked, Found, name_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.dialect import Dialect
+from fedlatent.shared.data.frames import FRAMES, find_in_table
+from fedlatent.shared.data.labels import Label, binary, typed
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import all_seconds, cut
 from fedlatent.shared.data.table import read_table
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-Label = str | int | float | bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,7 +132,7 @@ def read_raw(
     inputs = _inputs(path, schema, columns)
     series = (window.time, window.group) if window is not None else ("", "")
     keys = (label_key, client_key, person_key, *series)
-    taken = [records_key, *map(_name_of, inputs or ())]
+    taken = [records_key, *map(name_of, inputs or ())]
     _check_apart(path, "labels", label_key, taken)
     _check_apart(path, "client names", client_key, taken)
     _check_apart(path, "persons", person_key, [*taken, label_key])
@@ -155,7 +151,7 @@ def read_raw(
             )
     raw = RawRecords(
         records=records,
-        label=None if labels is None else _binary(_typed(labels), normal_label),
+        label=None if labels is None else binary(typed(labels), normal_label),
         client_id=None if clients is None else clients.astype(np.str_),
         person=None if persons is None else _numbered(persons, path),
     )
@@ -166,10 +162,6 @@ def read_raw(
 
 #: What the arrays beside the records are, in the order of their keys.
 _SIDES = ("labels", "client names", "persons", "times", "series")
-
-
-def _name_of(column: str | Column) -> str:
-    return column if isinstance(column, str) else column.name
 
 
 def _inputs(
@@ -225,216 +217,10 @@ def _cut(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a reader is to find in a file.
-
-    Attributes:
-        records_key: The array of records, where the file is an archive.
-        columns: The columns of a record where the file is a table, in order: names, or those of a
-            schema, which say what their cells mean. None takes all but `others`.
-        others: Further columns or arrays: labels, clients, persons, times, groups.
-        names: What columns are called here, by the names that the file has for them.
-        dialect: How a CSV file is written.
-    """
-
-    records_key: str
-    columns: Sequence[str] | Sequence[Column] | None
-    others: Sequence[str]
-    names: Mapping[str, str]
-    dialect: Dialect
-
-
-#: The records [N, ...], and of each of `Asked.others` the array [N] that it names.
-_Found = tuple[NDArray[Any], list[NDArray[Any]]]
-
-
-def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Read named arrays of an NPZ archive, without pickled objects.
-
-    Raises:
-        DataError: If the file is absent, is no such archive, or lacks a key.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"Expected a data file at {path}, got none; check the path.")
-    try:
-        # Opened here since numpy leaves its own stream open when the archive is damaged.
-        with path.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            with archive:
-                _check_keys(path, "array", keys, archive.files)
-                return {key: archive[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"Expected a readable NPZ archive of plain arrays at {path}, got a "
-            f"{type(error).__name__}; write the file again with numpy.savez."
-        ) from error
-
-
-def _npz(path: Path, asked: Asked) -> _Found:
-    """Records and other arrays of an NPZ archive."""
-    if any(isinstance(one, str) for one in asked.columns or ()):
-        raise DataError(
-            f"Expected no columns for the NPZ file {path.name}, got {len(asked.columns or ())}; "
-            "use records_key."
-        )
-    arrays = read_npz(path, [asked.records_key, *asked.others])
-    if arrays[asked.records_key].ndim < 2:
-        raise DataError(
-            f"Expected records [N, ...] under {asked.records_key!r} in {path.name}, got shape "
-            f"{list(arrays[asked.records_key].shape)}; name another array."
-        )
-    return arrays[asked.records_key], [arrays[key] for key in asked.others]
-
-
-def _csv(path: Path, asked: Asked) -> _Found:
+def _csv(path: Path, asked: Asked) -> Found:
     """Records and other columns of a CSV table, by the one rule of tables."""
     records, texts = read_table(path, asked.columns, asked.others, asked.names, asked.dialect)
     return records, [np.array(text, dtype=object) for text in texts]
-
-
-def load_frame(path: Path) -> "pd.DataFrame":
-    """The table of a Parquet or Arrow file, by pandas, imported only here.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    import pandas as pd
-
-    load = pd.read_parquet if ending_of(path, [".parquet"]) else pd.read_feather
-    try:
-        return load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"Expected a readable table at {path}, got a {type(error).__name__}; write the file "
-            "again with one record per row."
-        ) from error
-
-
-def _frame(path: Path, asked: Asked) -> _Found:
-    """Records and other columns of a Parquet or Arrow file."""
-    frame = load_frame(path).rename(columns=dict(asked.names))
-    columns = asked.columns
-    if columns is None:
-        columns = [name for name in frame.columns if name not in asked.others]
-    chosen = [_name_of(one) for one in columns]
-    present = list(frame.columns)
-    _check_keys(path, "column", [*chosen, *asked.others], present)
-    _check_once(path, [*chosen, *asked.others], present)
-    sides = [cells_in(frame[key]) for key in asked.others]
-    if specs := [one for one in columns if isinstance(one, Column)]:
-        codes = [one.codes(cells_in(frame[one.name]), name=path.name) for one in specs]
-        return np.stack(codes, axis=1), sides
-    found = [_numbers(cells_in(frame[name]), str(name), path) for name in chosen]
-    return np.stack(found, axis=1) if found else np.zeros((len(frame), 0)), sides
-
-
-def cells_in(column: "pd.Series[Any]") -> NDArray[Any]:
-    """Cells of a column of any type: numbers where all are, NaN in gaps; else None in gaps."""
-    if column.dtype.kind in "iufb" and isinstance(column.dtype, np.dtype):
-        return column.to_numpy()
-    if column.dtype.kind in "iuf":  # nullable, or of Arrow
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    return column.astype(object).where(column.notna(), None).to_numpy(dtype=object)
-
-
-def _numbers(cells: NDArray[Any], name: str, path: Path) -> NDArray[Any]:
-    """The same, where they are finite numbers.
-
-    Raises:
-        DataError: One is none.
-    """
-    if cells.dtype.kind not in "iuf":
-        raise DataError(
-            f"Expected numbers in every record column of {path.name}, got other values in {name}; "
-            "name the record columns or convert them.",
-            field=name,
-            reason="number",
-        )
-    wrong = np.flatnonzero(~np.isfinite(cells))
-    if len(wrong):
-        raise DataError(
-            f"Expected a finite value in column {name!r} of {path.name}, got a gap, NaN or "
-            f"infinity in record {int(wrong[0]) + 1}; correct it, drop it or choose other columns.",
-            field=name,
-            reason="finite",
-        )
-    return cells
-
-
-def _check_once(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
-    """Raise DataError where a wanted column is there twice."""
-    twice = [key for key in wanted if present.count(key) > 1]
-    if twice:
-        raise DataError(
-            f"Expected column {twice[0]!r} once in {path.name}, got it twice; rename one of them.",
-            field=str(twice[0]),
-            reason="column",
-        )
-
-
-def _typed(labels: NDArray[Any]) -> NDArray[Any]:
-    """A table's labels as numbers or truth values where all are; else texts, empty in gaps."""
-    if labels.dtype != object:
-        return labels
-    cells = ["" if one is None or one != one else str(one).strip() for one in labels.tolist()]
-    if all(is_number(cell) or not cell for cell in cells):
-        return np.array([float(cell or "nan") for cell in cells])
-    if {cell.lower() for cell in cells} <= {"true", "false"}:
-        return np.array([cell.lower() == "true" for cell in cells])
-    return np.array(cells)
-
-
-def _check_keys(path: Path, kind: str, wanted: Sequence[str], present: Sequence[str]) -> None:
-    """Raise DataError unless every wanted key is present."""
-    missing = [key for key in wanted if key not in present]
-    if missing:
-        raise DataError(
-            f"Expected {kind} {', '.join(map(repr, missing[:5]))} in {path.name}, got "
-            f"{', '.join(map(str, present[:20]))}; correct the name.",
-            field=missing[0],
-            reason="column",
-        )
-
-
-def _binary(labels: NDArray[Any], normal: Label | None) -> NDArray[np.uint8]:
-    """Turn labels into 0 (equal to `normal`) and 1 (all others)."""
-    if normal is None:
-        if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
-            raise DataError(
-                "Expected labels 0 and 1, got others; say which one is normal with normal_label."
-            )
-        return labels.astype(np.uint8)
-    if labels.dtype.kind in "biuf":
-        if np.isnan(labels.astype(np.float64)).any():
-            raise DataError("Expected a label for every record, got gaps; fill or remove them.")
-        abnormal = labels != _value_of(normal, truth=labels.dtype.kind == "b")
-    else:
-        names = np.char.strip(labels.astype(np.str_))
-        if (names == "").any():
-            raise DataError("Expected a label for every record, got gaps; fill or remove them.")
-        abnormal = names != str(normal).strip()
-    return np.asarray(abnormal, dtype=np.uint8)
-
-
-def _value_of(normal: Label, *, truth: bool) -> float:
-    """The normal label as a number, where labels are numbers or truth values.
-
-    Raises:
-        DataError: It is no number.
-    """
-    text = str(normal).strip().lower()
-    if truth and text in ("true", "false"):
-        return float(text == "true")
-    if isinstance(normal, bool) or not is_number(text):
-        raise DataError(
-            f"Expected a number for normal_label since the labels are "
-            f"{'true and false' if truth else 'numbers'}, got {normal!r}; correct it."
-        )
-    return float(text)
 
 
 def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
@@ -452,12 +238,10 @@ def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
     return np.unique(np.array(names, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
 
-#: Endings of the tables that pandas reads.
-FRAMES = (".parquet", ".arrow", ".feather")
 #: By ending; a reader raises `DataError`. A new kind of file is a function and a row.
-READERS: dict[str, Callable[[Path, Asked], _Found]] = {
+READERS: dict[str, Callable[[Path, Asked], Found]] = {
     ".csv": _csv,
     ".csv.gz": _csv,
-    **dict.fromkeys(FRAMES, _frame),
-    ".npz": _npz,
+    **dict.fromkeys(FRAMES, find_in_table),
+    ".npz": find_in_archive,
 }

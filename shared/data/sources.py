@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data import hearts as heart_model
+from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.checks import Check, check
 from fedlatent.shared.data.describe import inputs_of
 from fedlatent.shared.data.dialect import Dialect
-from fedlatent.shared.data.readers import Fields, read_npz, read_raw
+from fedlatent.shared.data.readers import Fields, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.transforms import affine_points, resample
 

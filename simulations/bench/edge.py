@@ -26,8 +26,8 @@ from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.edge.single import SingleScorer
 from fedlatent.shared.bundle.archive import SCORER
 from fedlatent.shared.bundle.manifest import POSTERIOR, Thresholds
+from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.catalog import data_folder, paths, require
-from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.detection.combine import ScoreCombination
 from fedlatent.shared.detection.metrics import auroc

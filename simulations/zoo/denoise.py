@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.catalog import paths
-from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.models.denoising import DenoisingVAE
 from fedlatent.simulations.zoo.denoise_data import (
     RATE,

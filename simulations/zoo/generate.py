@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.catalog import paths
-from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.models import VAE
 from fedlatent.shared.models.diffusion import LatentDiffusion
 from fedlatent.shared.models.priors import Prior, StandardNormal

@@ -19,9 +19,9 @@ from pydantic import Field
 from fedlatent.client.compute import load_weights, run_model
 from fedlatent.server.results import RunResult
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.data.readers import read_npz
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior, StandardNormal

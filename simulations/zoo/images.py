@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlatent.shared.data.readers import read_npz
+from fedlatent.shared.data.archives import read_npz
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,77 @@
+"""Read tables by pandas, which is imported only here: Parquet and Arrow files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlatent.shared.data.asked import Asked, Found, check_keys, check_once, name_of, numbers
+from fedlatent.shared.data.column import Column
+from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import ending_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Endings of the tables that pandas reads.
+FRAMES = (".parquet", ".arrow", ".feather")
+
+
+def load_frame(path: Path) -> "pd.DataFrame":
+    """The table of a Parquet or Arrow file, by pandas, imported only here.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    import pandas as pd
+
+    load = pd.read_parquet if ending_of(path, [".parquet"]) else pd.read_feather
+    try:
+        return load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"Expected a readable table at {path}, got a {type(error).__name__}; write the file "
+            "again with one record per row."
+        ) from error
+
+
+def find_in_table(path: Path, asked: Asked) -> Found:
+    """Records and other columns of a Parquet or Arrow file."""
+    return found_in(load_frame(path), path.name, asked)
+
+
+def found_in(frame: "pd.DataFrame", name: str, asked: Asked) -> Found:
+    """Records and other columns of a table, whatever it was read from.
+
+    Args:
+        frame: One record or row of a series per row.
+        name: What errors call the place it was read from.
+        asked: What is to be found.
+
+    Raises:
+        DataError: A column is absent or there twice, or holds what does not fit.
+    """
+    frame = frame.rename(columns=dict(asked.names))
+    columns = asked.columns
+    if columns is None:
+        columns = [column for column in frame.columns if column not in asked.others]
+    chosen = [name_of(one) for one in columns]
+    present = list(frame.columns)
+    check_keys(name, "column", [*chosen, *asked.others], present)
+    check_once(name, [*chosen, *asked.others], present)
+    sides = [cells_in(frame[key]) for key in asked.others]
+    if specs := [one for one in columns if isinstance(one, Column)]:
+        codes = [one.codes(cells_in(frame[one.name]), name=name) for one in specs]
+        return np.stack(codes, axis=1), sides
+    found = [numbers(cells_in(frame[column]), str(column), name) for column in chosen]
+    return np.stack(found, axis=1) if found else np.zeros((len(frame), 0)), sides
+
+
+def cells_in(column: "pd.Series[Any]") -> NDArray[Any]:
+    """Cells of a column of any type: numbers where all are, NaN in gaps; else None in gaps."""
+    if column.dtype.kind in "iufb" and isinstance(column.dtype, np.dtype):
+        return column.to_numpy()
+    if column.dtype.kind in "iuf":  # nullable, or of Arrow
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return column.astype(object).where(column.notna(), None).to_numpy(dtype=object)
