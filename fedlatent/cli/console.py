@@ -48,7 +48,10 @@ class Terminal(Console):
     def options(self) -> ConsoleOptions:
         """How wide a line may be, among others."""
         found = super().options
-        return found if self._bounded else found.update_width(_WIDE)
+        if self.is_terminal:
+            return found
+        named = os.environ.get("COLUMNS", "")
+        return found.update_width(int(named) if named.isdigit() and int(named) else _WIDE)
 
     @property
     def _bounded(self) -> bool:

@@ -22,6 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Call ``fedlatent`` in this process: exit code, standard output and standard error."""
     monkeypatch.setenv("FEDLATENT_HOME", str(tmp_path / "user"))
+    monkeypatch.delenv("COLUMNS", raising=False)  # workers of pytest are given one
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedlatent", *map(str, arguments)])

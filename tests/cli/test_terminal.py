@@ -66,7 +66,6 @@ def test_a_table_in_a_pipe_is_as_wide_as_it_needs(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script finds each row in one line, whatever it holds; COLUMNS still narrows it."""
-    monkeypatch.delenv("COLUMNS", raising=False)
     name, sentence = "hearts-" + "x" * 60, "Expected " + "many words " * 30 + "in one line."
     with Registry(ServerHome(tmp_path).registry) as registry:
         registry.start_run(name, name="hearts", digest="d", config="{}", phases=1)

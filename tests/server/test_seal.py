@@ -225,7 +225,7 @@ def test_a_refusal_without_a_signature_is_no_more_than_silence(tmp_path: Path) -
         made.sites[node].edit = refuse("unavailable", "Expected an answer.")
     made.sites[12].signer = None
     made.sites[11].resign = changed(lambda h, a: (h.model_copy(update={"text": "All is well."}), a))
-    with pytest.raises(QuorumLost, match=r"north failed \(signature\), east refused"):
+    with pytest.raises(QuorumLost, match=r"north failed \(signature\): .*east refused"):
         made.drive()
     row = made.outcome("east")
     assert (row.status, row.code) == ("refused", "unavailable")
@@ -249,7 +249,7 @@ def test_sizes_are_looked_at_before_signatures_and_values_after(
     made = signed_federation(tmp_path)
     made.sites[11].resign = changed(edit)
     made.sites[12].edit = lambda h, a: (h, {k: v * np.float32("nan") for k, v in a.items()})
-    with pytest.raises(QuorumLost, match=rf"north failed \({code}\), east failed \(finite\)"):
+    with pytest.raises(QuorumLost, match=rf"north failed \({code}\): .*east failed \(finite\)"):
         made.drive()
 
 
