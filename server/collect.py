@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from flwr.app import Message
 
-from fedlatent.server.outcome import SiteOutcome
+from fedlatent.server.outcome import SiteOutcome, excuses
 from fedlatent.server.screening import (
     Opened,
     ReplySpec,
@@ -166,11 +166,7 @@ class Collector:
     def excuses(self) -> str:
         """Names and reasons of at most five nodes that did not count, in their own words."""
         bad = [outcome for outcome in self.outcomes.values() if outcome.status != "ok"]
-        named = [
-            f"{one.site} {one.status} ({one.code}): {one.sentence.rstrip('.')}" for one in bad[:5]
-        ]
-        more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
-        return "; ".join([*named, *more]) or "no other node was online"
+        return excuses(bad) or "no other node was online"
 
     def _open(self, node: int, message: Message) -> Opened | ScreeningFailure:
         if message.has_error():

@@ -146,14 +146,11 @@ class Control:
                 f"underscores, got {name[:90]!r}; use the name in its node.toml."
             )
         sites = self.sites()
+        known = None
         for site in sites:
             if site.name == name and site.fingerprint == fingerprint:
-                if records is not None:
-                    site = replace(site, records=records)
-                    self._write_sites([site if one.name == name else one for one in sites])
-                self._certify(site)
-                return site
-            if site.name == name or site.fingerprint == fingerprint:
+                known = site
+            elif site.name == name or site.fingerprint == fingerprint:
                 raise ConfigError(
                     f"Expected a new site, got name {name!r} and key {fingerprint}, but site "
                     f"{site.name!r} has key {site.fingerprint}; remove that site first."
@@ -165,6 +162,12 @@ class Control:
                 "'site' there, start its node and send the node.pub that this makes.",
                 field="site",
             )
+        if known is not None:
+            if records is not None:
+                known = replace(known, records=records)
+                self._write_sites([known if one.name == name else one for one in sites])
+            self._certify(known)
+            return known
         site = Site(
             name=name,
             node_id=self._register(text, fingerprint),

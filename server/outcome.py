@@ -1,7 +1,11 @@
 """What a node did in one phase, as the server saw it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fedlatent.server.registry import SiteRound
 
 #: What a node did in a phase. "refused": a no in words by the node itself; "open": it was not
 #: waited for to the end; "left out": it was not asked, since its replies misbehaved before.
@@ -26,3 +30,10 @@ class SiteOutcome:
     bytes: int = 0
     sha256: str = ""
     seconds: float = 0.0
+
+
+def excuses(bad: "Sequence[SiteOutcome | SiteRound]") -> str:
+    """Names and reasons of at most five sites that did not count, in their own words."""
+    named = [f"{one.site} {one.status} ({one.code}): {one.sentence.rstrip('.')}" for one in bad[:5]]
+    more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
+    return "; ".join([*named, *more])

@@ -186,6 +186,16 @@ def ago(moment: float | None) -> str:
     return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:.0f} min ago"
 
 
+def time_left(elapsed: float, first: float, done: float) -> str:
+    """``, 0:42 left`` from the seconds that the shares between ``first`` and ``done`` took."""
+    if done <= first or done >= 1:
+        return ""
+    seconds = round(elapsed / (done - first) * (1 - done))
+    hours, rest = divmod(seconds, 3600)
+    clock = f"{rest // 60:02d}:{rest % 60:02d}"
+    return f", {hours}:{clock} left" if hours else f", {clock} left"
+
+
 def live_lines(*more: ProgressColumn, quiet: bool, width: int = 24) -> Progress:
     """Lines on standard error: spinner, words, a bar of ``width`` letters, time, and ``more``."""
     columns = (
@@ -199,9 +209,12 @@ def live_lines(*more: ProgressColumn, quiet: bool, width: int = 24) -> Progress:
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator["Stages"]:
-    """A live line per stage of long work, on standard error; nothing when ``quiet``."""
-    with live_lines(quiet=quiet) as bars:
-        stages = Stages(bars)
+    """A live line per stage of long work, on standard error; nothing when ``quiet``.
+
+    In a file or a pipe each new sentence is a line of its own, as soon as it is said.
+    """
+    with live_lines(quiet=quiet or not err.is_terminal) as bars:
+        stages = Stages(bars, lines=not (quiet or err.is_terminal))
         yield stages
         stages.close()
 
@@ -209,11 +222,14 @@ def progress(*, quiet: bool) -> Iterator["Stages"]:
 class Stages:
     """Progress of named stages, one after the other."""
 
-    def __init__(self, bars: Progress) -> None:
-        """Show stages in ``bars``."""
+    def __init__(self, bars: Progress, *, lines: bool = False) -> None:
+        """Show stages in ``bars``; with ``lines``, also each new sentence in a line."""
         self._bars = bars
+        self._lines = lines
+        self._said = ""
         self._current = ""
         self._task: int | None = None
+        self._started, self._first = 0.0, 0.0
 
     def __call__(self, sentence: str, share: float) -> None:
         """Show that ``share`` (0 to 1) of the stage is done; its name ends at a colon."""
@@ -222,7 +238,17 @@ class Stages:
             self.close()
             self._task = int(self._bars.add_task(sentence, total=1.0))
             self._current = name
-        self._bars.update(self._task, description=sentence, completed=share)  # type: ignore[arg-type]
+            self._started, self._first = time.monotonic(), share
+        told = sentence + time_left(time.monotonic() - self._started, self._first, share)
+        self._bars.update(self._task, description=told, completed=share)  # type: ignore[arg-type]
+        if self._lines and sentence != self._said:
+            err.print(told)
+        self._said = sentence
+
+    def note(self, sentence: str) -> None:
+        """Say something that stays above the live line; nothing when quiet."""
+        if self._lines or not self._bars.disable:
+            err.print(sentence)
 
     def close(self) -> None:
         """Mark the current stage as done."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import Progress, TaskID, TextColumn
 
-from fedlatent.cli.console import live_lines
+from fedlatent.cli.console import err, live_lines, time_left
 
 if TYPE_CHECKING:
     from fedlatent.simulations.study.run import Step, Watch
@@ -18,17 +18,19 @@ _WIDTH = 32  # letters for the name of a cell
 
 @contextmanager
 def study_progress(*, quiet: bool) -> Iterator["Watch"]:
-    """Two live lines; nothing when ``quiet``."""
+    """Two live lines, or in a file or a pipe one line for each step; nothing when ``quiet``."""
     facts = TextColumn("{task.fields[facts]}", markup=False)
-    with live_lines(facts, quiet=quiet, width=20) as bars:
-        yield _Bars(bars)
+    with live_lines(facts, quiet=quiet or not err.is_terminal, width=20) as bars:
+        yield _Bars(bars, lines=not (quiet or err.is_terminal))
 
 
 class _Bars:
     """Shows the steps of a study."""
 
-    def __init__(self, bars: Progress) -> None:
+    def __init__(self, bars: Progress, *, lines: bool) -> None:
         self._bars = bars
+        self._lines = lines
+        self._said = ("", "")
         self._started = time.monotonic()
         self._first: float | None = None  # share that was done before this process
         self._whole: TaskID | None = None
@@ -54,7 +56,12 @@ class _Bars:
         facts = f"cell {step.number} of {step.cells}{left}"
         self._bars.update(self._whole, completed=done, facts=facts)
         if self._task is not None:
-            self._bars.update(self._task, completed=share, facts=self._facts(step))
+            told = self._facts(step)
+            self._bars.update(self._task, completed=share, facts=told)
+            at = (step.cell.id, step.doing if step.phase is None else str(step.phase.phase))
+            if self._lines and at != self._said:
+                err.print(": ".join(filter(None, (facts, words, told))))
+            self._said = at
 
     def _facts(self, step: "Step") -> str:
         phase = step.phase
@@ -89,13 +96,3 @@ class Rate:
     def answers(self) -> int:
         """Answers of all phases so far."""
         return sum(self._answers.values())
-
-
-def time_left(elapsed: float, first: float, done: float) -> str:
-    """``, 0:42 left`` from the seconds that the shares between ``first`` and ``done`` took."""
-    if done <= first or done >= 1:
-        return ""
-    seconds = round(elapsed / (done - first) * (1 - done))
-    hours, rest = divmod(seconds, 3600)
-    clock = f"{rest // 60:02d}:{rest % 60:02d}"
-    return f", {hours}:{clock} left" if hours else f", {clock} left"

@@ -260,7 +260,7 @@ def status(
     with _registry(home) as (place, registry):
         if run_id is not None:
             row = _known(registry, run_id)
-            facts: dict[str, Any] = _run_facts(row) | {
+            facts: dict[str, Any] = _run_facts(place, row) | {
                 "phases": [
                     _row(one)
                     | {"sites": [_row(s) for s in registry.site_rounds(run_id, one.number)]}
@@ -283,7 +283,7 @@ def status(
             "admitted": [site.name for site in sites],
             "records": {site.name: site.records for site in sites},
             "sites": [_row(one) for one in registry.sites()],
-            "runs": [_run_facts(one) for one in registry.runs()],
+            "runs": [_run_facts(place, one) for one in registry.runs()],
             "damaged": Control(place).survey()[1],
         }
     if csv:
@@ -349,8 +349,10 @@ def _follow(home: "ServerHome", run_id: str, *, wait: bool, as_json: bool, start
     from fedlatent.server.watch import watch_run
 
     if wait:
+        if not as_json:
+            err.print(f"run {run_id} goes on without this terminal; see 'server status {run_id}'")
         with progress(quiet=as_json) as stages:
-            watch_run(home, run_id, stages, starts=starts)
+            watch_run(home, run_id, stages, starts=starts, note=stages.note)
     if as_json:
         print_json({"run_id": run_id} | ({"status": "complete"} if wait else {}))
     elif not wait:
@@ -380,9 +382,12 @@ def _row(row: object) -> dict[str, object]:
     return {key: value for key, value in vars(row).items() if not key.startswith("_")}
 
 
-def _run_facts(row: "Run") -> dict[str, object]:
+def _run_facts(home: "ServerHome", row: "Run") -> dict[str, object]:
+    from fedlatent.server.watch import standing
+
     facts = _row(row)
     facts.pop("config")
+    facts["status"], facts["sentence"] = standing(home, row)
     return facts
 
 
@@ -419,9 +424,10 @@ def _notes(phases: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[st
 
 
 def _print_overview(facts: Mapping[str, Any]) -> None:
-    sites = table("sites", "name", "last answer", "#epsilon spent", "node")
+    sites = table("sites", "name", "last answer", "#epsilon spent", "node", "why")
     for one in facts["sites"]:
-        sites.add_row(one["name"], one["last_status"], figure(one["epsilon"]), one["node_id"])
+        cells = (one["name"], one["last_status"], figure(one["epsilon"]), one["node_id"])
+        sites.add_row(*cells, one["last_sentence"])
     runs = table("runs", "run", "status", "#phases", "why")
     for one in facts["runs"]:
         runs.add_row(one["id"], one["status"], str(one["phases"]), one["sentence"])

@@ -240,6 +240,22 @@ def test_site_that_was_left_out_is_shown_and_let_back(run: Run, tmp_path: Path) 
     assert run("server", "readmit", "hearts-1", "north", *at)[0] == 2
 
 
+def test_status_says_why_a_site_did_not_count(run: Run, tmp_path: Path) -> None:
+    """The words of a refusal stand in both tables' output, and not in JSON alone."""
+    home = ServerHome.find(tmp_path / "server")
+    home.create()
+    sentence = "Expected at most epsilon 4, got 5; ask [for] less."
+    outcome = SiteOutcome(
+        site="north", node_id=1, status="refused", code="budget", sentence=sentence
+    )
+    with Registry(home.registry) as registry:
+        registry.start_run("hearts-1", name="hearts", digest="d", config="{}", phases=4)
+        registry.start_round("hearts-1", 1, "train", 1, 2)
+        registry.finish_round("hearts-1", 1, "failed", [outcome])
+    for arguments in ((), ("hearts-1",)):
+        assert sentence in run("server", "status", *arguments, "--home", home.root)[1]
+
+
 def test_server_status_tells_the_run(
     run: Run, finished: tuple[Simulation, ServerHome, Path]
 ) -> None:

@@ -1,13 +1,15 @@
 """``fedlatent simulate``: run, list, report and compare."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from fedlatent.cli.progress import Rate, time_left
+from fedlatent.cli.console import time_left
+from fedlatent.cli.progress import Rate
 from fedlatent.simulations.study.results import Results
 from tests.cli.conftest import Run
 from tests.simulations.study.tiny import TEXT
@@ -67,7 +69,10 @@ def test_progress_and_a_table_are_for_people(run: Run, file: Path, tmp_path: Pat
     assert status == 0
     assert "took no part" in out
     assert "report.html" in out
-    assert "cell 2 of 2" in err
+    lines = err.splitlines()
+    assert [one for one in lines if one.startswith("cell 2 of 2")]
+    assert [one for one in lines if re.search(r": round 2\b.*, loss ", one)]
+    assert len(lines) == len(set(lines))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedlatent.cli.console import table
+from fedlatent.cli.console import progress, table
 from fedlatent.cli.reference import commands
 from fedlatent.server.home import ServerHome
 from fedlatent.server.registry import Registry
@@ -77,6 +77,23 @@ def test_a_table_in_a_pipe_is_as_wide_as_it_needs(
     tables = [line for line in shown.splitlines() if line.startswith("│")]
     assert tables
     assert max(map(len, tables)) <= 60
+
+
+def test_progress_in_a_pipe_is_lines_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each new sentence is one line as soon as it is said; how far it is alone makes none."""
+    with progress(quiet=False) as stages:
+        stages("training: waiting", 0.0)
+        assert capsys.readouterr().err == "training: waiting\n"
+        stages("training: waiting", 0.1)
+        assert capsys.readouterr().err == ""
+        stages("training: 1 of 2 phases", 0.5)
+        assert re.fullmatch(r"training: 1 of 2 phases, \d\d:\d\d left\n", capsys.readouterr().err)
+        stages("export: [one]", 0.0)
+        assert capsys.readouterr().err == "export: [one]\n"
+    assert capsys.readouterr() == ("", "")
+    with progress(quiet=True) as stages:
+        stages("training: waiting", 0.0)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_rows_are_csv_for_scripts(run: Run, tmp_path: Path) -> None:

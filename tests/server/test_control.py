@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fedlatent.server.control import Control, RunState, Submission
+from fedlatent.server.control import Control, RunState, Submission, fingerprint_of
 from fedlatent.server.home import ServerHome
 from fedlatent.server.registry import Registry, RunStatus
 from fedlatent.server.service import ServerService, init_server
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, DataError, ServiceError
 from fedlatent.shared.files import write_json
-from fedlatent.shared.keys import generate_node_key, name_node_key
+from fedlatent.shared.keys import generate_node_key, name_node_key, node_public_key
 from tests.server.services import until
 
 CONFIG = RunConfig.parse({"name": "x", "data": {"name": "d", "shape": [2]}}, "test")
@@ -113,6 +113,11 @@ def test_a_wrong_name_is_found_at_admission(home: ServerHome, tmp_path: Path) ->
     name_node_key(tmp_path / "node", "ward-2")
     with pytest.raises(ServiceError, match="to run, but it does not"):
         Control(home).admit("ward-2", public)
+    entry = {"name": "ward-1", "node_id": "1", "public_key": "", "admitted": ""}
+    fingerprint = fingerprint_of(node_public_key(public.read_text(), "a test"))
+    write_json(home.sites, [entry | {"fingerprint": fingerprint}])
+    with pytest.raises(ConfigError, match=r"'ward-2' by .*node\.pub, got 'ward-1'"):
+        Control(home).admit("ward-1", public)  # admitted before the site changed its name
     with pytest.raises(ServiceError, match="to run, but it does not"):  # of an earlier release
         Control(home).admit("ward-3", generate_node_key(tmp_path / "old"))
 
