@@ -30,9 +30,14 @@ def judge(found: "Check | None", *, accept: bool, quiet: bool) -> None:
 
 
 def print_check(found: "Check") -> None:
-    """Print a table of the columns, those with findings first, and all findings."""
+    """Print a table of the columns that have something to see, and all findings."""
     blamed = {one.column for one in found.findings}
-    columns = sorted(found.columns, key=lambda one: one.name not in blamed)
+    seen = [
+        one
+        for one in found.columns
+        if one.name in blamed or one.clipped or one.missing or one.constant
+    ]
+    columns = sorted(seen, key=lambda one: one.name not in blamed)
     rows = table(
         f"{found.records} normal records, {found.distinct} distinct after preprocessing",
         *("column", "#beyond bounds", "#missing", "constant"),
@@ -40,7 +45,12 @@ def print_check(found: "Check") -> None:
     for one in columns[:_SHOWN]:
         name = one.name or "all values"
         rows.add_row(name, _share(one.clipped), _share(one.missing), "yes" if one.constant else "")
-    out.print(rows)
+    if columns:
+        out.print(rows)
+    else:
+        out.print(str(rows.title))
+    if rest := len(found.columns) - len(columns):
+        out.print(f"{rest} {'columns' if rest > 1 else 'column'} without a finding")
     if len(columns) > _SHOWN:
         out.print(f"and {len(columns) - _SHOWN} more columns; --json shows all")
     for finding in found.findings:

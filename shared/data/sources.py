@@ -3,6 +3,7 @@
 Rows stay raw: whoever uses them applies `schema.preprocess`, as a node or an edge device does.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,6 +19,7 @@ from fedlatent.shared.data.describe import inputs_of
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.readers import Fields, read_raw
 from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.series import Window
 from fedlatent.shared.data.transforms import affine_points, resample
 
 TRAIN_FRACTION = 0.7
@@ -221,7 +223,7 @@ def from_file(
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label
     clients = np.full(count, "site") if raw.client_id is None else raw.client_id
     kind = np.array(["normal", "anomaly"])[label]
-    sites = _by_owner(clients, raw.records, kind, label, seed)
+    sites = _by_owner(clients, raw.records, kind, label, seed, overlap=_overlap(schema.window))
     return Federation(
         name=Path(path).name,
         schema=schema,
@@ -238,14 +240,36 @@ def _by_owner(
     kind: NDArray[np.str_],
     role: NDArray[Any],
     seed: int,
+    overlap: int = 0,
 ) -> tuple[SiteData, ...]:
-    """One site for each owner of records, in the order of their names."""
+    """One site for each owner of records, in the order of their names; see `split_site`."""
     rng = np.random.default_rng(seed)
     found = []
     for name in np.unique(owner):
         mine = owner == name
-        found.append(split_site(str(name), rows[mine], kind[mine], role[mine], rng))
+        found.append(
+            split_site(str(name), rows[mine], kind[mine], role[mine], rng, overlap=overlap)
+        )
     return tuple(found)
+
+
+def _overlap(window: Window | None) -> int:
+    """With how many windows after it a window shares rows."""
+    return 0 if window is None else math.ceil(window.length / window.step) - 1
+
+
+def _in_blocks(
+    places: NDArray[np.intp], overlap: int, rng: np.random.Generator
+) -> NDArray[np.intp]:
+    """The places in ten blocks or more, long beside the overlap, in random order."""
+    blocks = np.array_split(places, max(10, len(places) // (10 * (overlap + 1))))
+    return np.concatenate([blocks[at] for at in rng.permutation(len(blocks))])
+
+
+def _near(places: NDArray[np.intp], others: NDArray[np.intp], overlap: int) -> NDArray[np.bool_]:
+    """Whether any of the others is at most ``overlap`` away from a place."""
+    around = places[:, np.newaxis] + np.arange(-overlap, overlap + 1)
+    return np.isin(around, others).any(axis=1)
 
 
 def split_site(
@@ -256,25 +280,30 @@ def split_site(
     rng: np.random.Generator,
     *,
     classes: bool = False,
+    overlap: int = 0,
 ) -> SiteData:
     """Train on 70 % of the normal rows; test on the others and on the anomalies.
 
     `role` [N] says for each row whether it is normal (0), an anomaly (1) or extra (2); `classes`
-    says that normal rows are of several kinds, which `train_kind` then keeps.
+    says that normal rows are of several kinds, which `train_kind` then keeps. Where a row shares
+    values with the ``overlap`` rows after it (windows of a series), normal rows are drawn in
+    blocks, and none that shares values with one that is trained on is tested.
     """
-    normal = rng.permutation(np.flatnonzero(role == _NORMAL))
+    normal = np.flatnonzero(role == _NORMAL)
+    normal = _in_blocks(normal, overlap, rng) if overlap else rng.permutation(normal)
     anomaly, extra = np.flatnonzero(role == _ANOMALY), np.flatnonzero(role == _EXTRA)
     first = int(len(normal) * TRAIN_FRACTION)
-    tested = np.concatenate([normal[first:], anomaly])
+    trained, others = normal[:first], normal[first:]
+    tested = np.concatenate([others[~_near(others, trained, overlap)], anomaly])
     return SiteData(
         name=name,
-        train=rows[normal[:first]],
+        train=rows[trained],
         test=rows[tested],
         test_label=(role[tested] == _ANOMALY).astype(np.uint8),
         test_kind=kind[tested],
         extra=rows[extra],
         extra_kind=kind[extra],
-        train_kind=kind[normal[:first]] if classes else None,
+        train_kind=kind[trained] if classes else None,
     )
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.series import Window
 from fedlatent.shared.data.sources import Federation, digits, from_file, hearts, mitbih
 from fedlatent.shared.detection.baselines import mahalanobis, pca
 from fedlatent.shared.detection.metrics import auroc, pooled
@@ -137,3 +139,17 @@ def test_wrong_arguments() -> None:
     for arguments in ({"n_sites": 0}, {"n_sites": 101}, {"n_sites": 3, "anomaly": 10}):
         with pytest.raises(ValueError, match="sites"):
             digits(seed=0, **arguments)
+
+
+def test_no_value_of_a_series_is_trained_on_and_tested(tmp_path: Path) -> None:
+    """Windows that overlap are drawn in blocks, and none that reaches over a border is tested."""
+    path = tmp_path / "series.csv"
+    path.write_text("v\n" + "\n".join(f"{i / 1000}" for i in range(1000)))
+    schema = Schema(name="s", shape=(1, 12), window=Window(length=12, step=5))
+    (site,) = from_file(path, schema, seed=3).sites
+    trained, tested = set(site.train.ravel().tolist()), set(site.test.ravel().tolist())
+    assert trained
+    assert tested
+    assert not trained & tested
+    assert len(site.train) == int(0.7 * 198)
+    assert len(site.test) > 0.2 * 198
