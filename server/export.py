@@ -88,7 +88,8 @@ def global_contents(result: RunResult, run_id: str) -> BundleContents:
     if quiet:
         raise ConfigError(
             f"Expected thresholds that flag something, got that of {' and '.join(quiet)} scores in "
-            "their last bin; find the sites whose scores are out of range, and train again."
+            "their last bin; find the sites whose scores are out of range, or take more records "
+            "where 'privacy plan --records' warns of their noise, and train again."
         )
     run = result.config
     model = build_model(run)

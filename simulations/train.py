@@ -27,6 +27,7 @@ from fedlatent.shared.files import write_atomic, write_json
 from fedlatent.shared.keys import SigningKey
 from fedlatent.shared.models import FAMILIES
 from fedlatent.shared.privacy.noise import SimulationNoise
+from fedlatent.shared.privacy.plan import PrivacyPlan, drowned
 from fedlatent.simulations.federation import Engine, Progress, datasets, simulate
 from fedlatent.simulations.study.baselines import BASELINES, private_mahalanobis
 from fedlatent.simulations.study.evaluation import (
@@ -190,6 +191,12 @@ def run_of(
         },
         "train",
     )
+
+
+def worry(run: RunConfig, present: Federation) -> str | None:
+    """What to know before training: see `fedlatent.shared.privacy.plan.drowned`."""
+    records = [len(site.train) for site in present.sites]
+    return drowned(run, PrivacyPlan.from_config(run), records)
 
 
 def _usual_options(family: str, size: int) -> dict[str, object]:

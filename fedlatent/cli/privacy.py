@@ -96,7 +96,7 @@ def _planned(
             "name": run.name,
             "releases": _releases(planned),
             **totals,
-            "warnings": _warnings(totals, solved.noise_multiplier),
+            "warnings": _warnings(planned, totals),
         }
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
@@ -241,13 +241,14 @@ def _person(planned: _Planned) -> dict[str, Any] | None:
     return {"records": count, "epsilon": found, "delta": plan.delta, "accounting": "pld"}
 
 
-def _warnings(totals: dict[str, Any], sigma: float) -> list[str]:
+def _warnings(planned: _Planned, totals: dict[str, Any]) -> list[str]:
     """What would go wrong, one sentence each."""
     if not totals["private"]:
         return ["this run has no differential privacy: everything leaves without noise"]
     from fedlatent.client.policy import Caps
+    from fedlatent.shared.privacy.plan import drowned
 
-    found = []
+    sigma, found = planned.plan.noise_multiplier, []
     if totals["rng"] == "simulation":
         found.append("random numbers are those of a simulation: no guarantee for real records")
     signal = totals["signal_to_noise"]
@@ -274,6 +275,10 @@ def _warnings(totals: dict[str, Any], sigma: float) -> list[str]:
         found.append(
             f"delta {delta:g} is above 1/(10 N) = {1 / (10 * records):.3g}; lower privacy.delta"
         )
+    if records is not None:
+        clients = [records] * planned.run.federation.nodes
+        if text := drowned(planned.run, planned.plan, clients):
+            found.append(text)
     person = totals["person"]
     if person is not None and (person["epsilon"] or math.inf) > _EMPTY_EPSILON:
         found.append(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlatent.cli.check import judge
-from fedlatent.cli.console import figure, out, print_json, progress, size, table
+from fedlatent.cli.console import err, figure, out, print_json, progress, size, styled, table
 from fedlatent.cli.options import (
     SCHEMA,
     AcceptOption,
@@ -79,7 +79,7 @@ def train(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from fedlatent.shared.data.dialect import Dialect
     from fedlatent.simulations.own_data import clients_of_file
-    from fedlatent.simulations.train import leave_out, run_of
+    from fedlatent.simulations.train import leave_out, run_of, worry
     from fedlatent.simulations.train import train as trained_on
 
     federation = clients_of_file(
@@ -96,6 +96,8 @@ def train(
     judge(federation.check, accept=accept, quiet=json)
     present, away = leave_out(federation, absent, seed)
     run = run_of(present, family=family, epsilon=epsilon, seed=seed)
+    if text := worry(run, present):
+        err.print(styled("yellow", "warning", f": {text}"))
     with progress(quiet=json) as stages, tempfile.TemporaryDirectory() as work:
         done = trained_on(
             present,

@@ -14,7 +14,7 @@ from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.keys import VerifyKey
 from fedlatent.shared.models import FAMILIES, build_model
 from fedlatent.simulations.own_data import clients_of_file, federation_of_file
-from fedlatent.simulations.train import leave_out, run_of, train
+from fedlatent.simulations.train import leave_out, run_of, train, worry
 
 SCHEMA = """
 [data]
@@ -119,6 +119,17 @@ def test_a_private_bundle_is_made_by_nodes_with_secure_noise(tmp_path: Path) -> 
     assert privacy is not None
     assert privacy.rng == "secure"
     assert len(list((tmp_path / "work").glob("nodes/*/ledger.db"))) == 3
+
+
+def test_a_threshold_that_noise_would_place_is_told_before_training(tmp_path: Path) -> None:
+    """Few records at a small epsilon are warned of; many, or no privacy, are not."""
+    path, schema = table(tmp_path)
+    few = clients_of_file(path, schema=schema, **WHERE)
+    told = worry(run_of(few, epsilon=1.0), few)
+    assert told is not None
+    assert f"{sum(len(site.train) for site in few.sites)} records of 3 clients" in told
+    assert worry(run_of(few, epsilon=200.0), few) is None
+    assert worry(run_of(few), few) is None
 
 
 def test_records_without_labels_are_not_rated(tmp_path: Path) -> None:
