@@ -269,7 +269,8 @@ def _in_blocks(
 def _near(places: NDArray[np.intp], others: NDArray[np.intp], overlap: int) -> NDArray[np.bool_]:
     """Whether any of the others is at most ``overlap`` away from a place."""
     around = places[:, np.newaxis] + np.arange(-overlap, overlap + 1)
-    return np.isin(around, others).any(axis=1)
+    found: NDArray[np.bool_] = np.isin(around, others).any(axis=1)
+    return found
 
 
 def split_site(
