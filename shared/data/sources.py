@@ -269,8 +269,7 @@ def _in_blocks(
 def _near(places: NDArray[np.intp], others: NDArray[np.intp], overlap: int) -> NDArray[np.bool_]:
     """Whether any of the others is at most ``overlap`` away from a place."""
     around = places[:, np.newaxis] + np.arange(-overlap, overlap + 1)
-    found: NDArray[np.bool_] = np.isin(around, others).any(axis=1)
-    return found
+    return np.asarray(np.isin(around, others).any(axis=1))
 
 
 def split_site(
