@@ -11,13 +11,12 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fedlatent.shared.config import Data, invalid
-from fedlatent.shared.data.describe import cells_of, describe
+from fedlatent.shared.data.describe import cells_of, describe, is_table
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.readers import Fields
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import TRAIN_FRACTION, Federation, SiteData, from_file
 from fedlatent.shared.errors import ConfigError, DataError
-from fedlatent.shared.files import ending_of
 from fedlatent.shared.toml import parse_toml
 
 LEAST_TRAINING = 20  # normal records that a client trains on, at least
@@ -145,7 +144,7 @@ def _schema_of_values(path: Path, **where: Unpack[Fields]) -> Schema:
     """A schema that is proposed from the file itself, without the columns that are no inputs."""
     chosen = where.get("columns")
     keys = [where.get(key) for key in ("label_key", "client_key", "person_key")]
-    table = ending_of(path, (".npz",)) is None
+    table = is_table(path)
     dialect = where.get("dialect", Dialect())
     aside = [str(key) for key in keys if key] if table else []
     if chosen is not None and table:

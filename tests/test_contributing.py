@@ -40,7 +40,7 @@ def example(heading: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that an example adds are gone after its test."""
-    for table, name in ((FAMILIES, "shy"), (SUMMARIES, "outside"), (READERS, ".npy")):
+    for table, name in ((FAMILIES, "shy"), (SUMMARIES, "outside"), (READERS, ".txt")):
         monkeypatch.setitem(table, name, None)
         monkeypatch.delitem(table, name)
 
@@ -79,12 +79,12 @@ def test_a_reader(tmp_path: Path) -> None:
     """A file with its ending is read like any other, by the schema."""
     example("A reader")
     values = np.array([[1.0, 2.0], [3.0, 4.0]])
-    np.save(tmp_path / "beats.npy", values)
+    np.savetxt(tmp_path / "beats.txt", values)
     schema = Schema(name="beats", shape=(2,), lower=0.0, upper=4.0)
-    found = read(tmp_path / "beats.npy", schema)
+    found = read(tmp_path / "beats.txt", schema)
     np.testing.assert_array_equal(found.records, schema.preprocess(values))
     with pytest.raises(DataError, match="Expected no names"):
-        read(tmp_path / "beats.npy", schema, label_key="y")
+        read(tmp_path / "beats.txt", schema, label_key="y")
 
 
 def test_a_strategy(tmp_path: Path) -> None:

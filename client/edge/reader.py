@@ -71,7 +71,8 @@ def read_records(
     ending = ending_of(path, ENDINGS)
     if ending is None:
         raise DataError(
-            f"Expected a file that ends in {', '.join(ENDINGS)}, got {path.name}; convert it."
+            f"Expected a file that ends in {', '.join(ENDINGS)}, got {path.name}; 'fedlatent data "
+            "convert' makes an npz of it."
         )
     layout = Layout(columns=columns, names=names, name=path.name)
     try:

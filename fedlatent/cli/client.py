@@ -63,7 +63,12 @@ def init(
     site: Annotated[str, typer.Argument(help="Name of this site.")],
     server: Annotated[str, typer.Option(help="The gateway, host:port.")],
     ca: Annotated[Path, typer.Option(help="The federation's ca.crt.", exists=True)],
-    data: Annotated[Path, typer.Option(help="Private records: CSV, Parquet or NPZ.", exists=True)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Private records: CSV, Parquet, NPZ, a folder of images and more.", exists=True
+        ),
+    ],
     schema: Annotated[Path, SCHEMA],
     max_epsilon: Annotated[
         float, typer.Option(help="Largest epsilon over the life of these records.")

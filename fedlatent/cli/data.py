@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlatent.cli import describe
+from fedlatent.cli import convert, describe
 from fedlatent.cli.console import out, print_json, progress, size, table
 from fedlatent.cli.options import DATA_HELP, JsonOption
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 
 app.command("describe", epilog=describe.EXAMPLES)(describe.describe)
+app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 
 FolderOption = Annotated[Path | None, typer.Option("--data", help=DATA_HELP)]
 

@@ -15,7 +15,12 @@ EXAMPLES = (
 
 
 def describe(
-    file: Annotated[Path, typer.Argument(help="A table with a header, or an NPZ.", exists=True)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A table with a header, an NPZ or NPY, or a folder of images.", exists=True
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the text here, not to the screen.")
     ] = None,

@@ -110,13 +110,13 @@ def run(
     }
     said = {key: value for key, value in own.items() if value is not None}
     changes = list(change or ())
-    if data is not None and data.is_file():
+    if data is not None and (data.is_file() or (data.is_dir() and study is None)):
         changes = [*_of_file(data, said, accept=accept, quiet=json), *changes]
         data = None
     elif study is None or said:
         raise ConfigError(
-            f"Expected --data to name a file, got {data or 'none'}; without a file there is no "
-            f"{', '.join(said) or 'study to run'}.",
+            f"Expected --data to name a file or folder of records, got {data or 'none'}; "
+            f"without them there is no {', '.join(said) or 'study to run'}.",
             field="data",
         )
     chosen = Study.load(OWN if study is None else locate(study), changes, quick=quick)

@@ -42,7 +42,12 @@ EXAMPLES = (
 
 
 def train(
-    file: Annotated[Path, typer.Argument(help="Records: CSV, Parquet, NPZ and more.", exists=True)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Records: CSV, Parquet, NPZ, a folder of images and more.", exists=True
+        ),
+    ],
     target: Annotated[
         Path,
         typer.Option("--out", "-o", help="The bundle; its report goes beside it.", exists=False),

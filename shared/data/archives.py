@@ -1,4 +1,4 @@
-"""Read NPZ archives of plain arrays."""
+"""Read arrays of numpy: NPZ archives, and NPY files of one array."""
 
 import zipfile
 import zlib
@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from fedlatent.shared.data.asked import Asked, Found, check_keys
 from fedlatent.shared.errors import DataError
+from fedlatent.shared.files import ending_of
+
+#: Endings of the files of arrays.
+ARRAYS = (".npz", ".npy")
 
 
 def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -38,17 +42,50 @@ def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
         ) from error
 
 
+def load_records(path: Path, records_key: str) -> NDArray[Any]:
+    """The records [N, ...] of an archive or of a file of one array.
+
+    Raises:
+        DataError: it cannot be read, has no such array, or that is none of records.
+    """
+    single = ending_of(path, [".npy"]) is not None
+    records = _read_npy(path) if single else read_npz(path, [records_key])[records_key]
+    if records.ndim < 2:
+        raise DataError(
+            f"Expected records [N, ...] {'' if single else f'under {records_key!r} '}in "
+            f"{path.name}, got shape {list(records.shape)}; "
+            f"{'write one row per record' if single else 'name another array'}."
+        )
+    return records
+
+
 def find_in_archive(path: Path, asked: Asked) -> Found:
-    """Records and other arrays of an NPZ archive."""
+    """Records and other arrays of an NPZ archive; an NPY file has records alone."""
     if any(isinstance(one, str) for one in asked.columns or ()):
         raise DataError(
-            f"Expected no columns for the NPZ file {path.name}, got {len(asked.columns or ())}; "
-            "use records_key."
+            f"Expected no columns for {path.name}, an array, got {len(asked.columns or ())}; "
+            "leave them out."
         )
-    arrays = read_npz(path, [asked.records_key, *asked.others])
-    if arrays[asked.records_key].ndim < 2:
+    if asked.others and ending_of(path, [".npy"]):
         raise DataError(
-            f"Expected records [N, ...] under {asked.records_key!r} in {path.name}, got shape "
-            f"{list(arrays[asked.records_key].shape)}; name another array."
+            f"Expected no {asked.others[0]!r} for {path.name}, which is one array of records, got "
+            "it; put both into an NPZ (numpy.savez).",
+            field=asked.others[0],
+            reason="column",
         )
-    return arrays[asked.records_key], [arrays[key] for key in asked.others]
+    records = load_records(path, asked.records_key)
+    sides = read_npz(path, asked.others) if asked.others else {}
+    return records, [sides[key] for key in asked.others]
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    """One array of a file, without pickled objects."""
+    try:
+        with path.open("rb") as stream:
+            found = np.lib.format.read_array(stream, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"Expected a readable NPY file of one plain array at {path}, got a "
+            f"{type(error).__name__}; write the file again with numpy.save."
+        ) from error
+    return np.asarray(found)

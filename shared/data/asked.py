@@ -1,6 +1,7 @@
 """What is asked of a reader, what it finds, and how it refuses what is not there."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,24 @@ class Asked:
 
 #: The records [N, ...], and of each of `Asked.others` the array [N] that it names.
 Found = tuple[NDArray[Any], list[NDArray[Any]]]
+
+
+@contextlib.contextmanager
+def needed(extra: str, what: str) -> Iterator[None]:
+    """Import here what only the extra ``extra`` of this package installs, to read ``what``.
+
+    Raises:
+        DataError: it is not installed; the sentence names the extra.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise DataError(
+            f"Expected the package {error.name!r} to read {what}, got none; install "
+            f"'fedlatent[{extra}]'.",
+            field=error.name,
+            reason="extra",
+        ) from None
 
 
 def name_of(column: str | Column) -> str:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlatent.shared.data.archives import read_npz
+from fedlatent.shared.data.archives import ARRAYS, load_records
 from fedlatent.shared.data.cells import is_gap, number_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.frames import FRAMES, cells_in, load_frame
+from fedlatent.shared.data.images import image_files, load_images
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import seconds_of
 from fedlatent.shared.data.table import Table, open_packed, read_table
@@ -77,7 +78,7 @@ def describe(
     """Propose a schema for a file.
 
     Args:
-        path: a table with a header, or an NPZ.
+        path: a table with a header, a file of arrays, or a folder of images.
         skip: columns that are no part of a record: labels, clients, persons, times.
         records_key: of an NPZ, the array of records.
         dialect: how a CSV file is written.
@@ -87,8 +88,13 @@ def describe(
     """
     name = path.name.split(".")[0]
     name = "".join(one if one.isascii() and one.isalnum() else "-" for one in name).strip("-")
-    if ending_of(path, [".npz"]):
-        data = {"name": name or "records", **_short(read_npz(path, [records_key])[records_key])}
+    if not is_table(path):
+        records = (
+            load_images(path, image_files(path))
+            if path.is_dir()
+            else load_records(path, records_key)
+        )
+        data = {"name": name or "records", **_short(records)}
         return Proposal(data=data, notes={}, left_out={})
     cells = cells_of(path, dialect)
     unknown = [one for one in skip if one not in cells]
@@ -139,7 +145,7 @@ def inputs_of(
 
         kind = "parquet" if ending_of(path, [".parquet"]) else "feather"
         names = list(dataset(path, format=kind).schema.names)
-    elif not ending_of(path, [".npz"]):
+    elif is_table(path):
         names = _header(path, dialect).names
     window = schema.window
     other = [*aside, *(() if window is None else (window.time, window.group))]
@@ -174,6 +180,11 @@ def cells_of(
     return cells
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file has columns by name, or may have."""
+    return not path.is_dir() and ending_of(path, ARRAYS) is None
+
+
 def _is_frame(path: Path) -> bool:
     """Whether a file is a table that pandas reads."""
     return ending_of(path, FRAMES) is not None
@@ -194,6 +205,8 @@ def _short(records: NDArray[Any]) -> dict[str, Any]:
     if not finite.size or values.ndim < 2:
         raise DataError("Expected records [N, ...] of numbers, got none; name another array.")
     shape = values.shape[1:] if values.ndim != 3 else (1, *values.shape[1:])
+    if records.dtype == np.uint8 and len(shape) == 3:  # the range of the type, which is public
+        return {"shape": list(shape), "scale": 1 / 255, "lower": 0.0, "upper": 1.0}
     lower, upper = _outward(float(finite.min()), float(finite.max()))
     return {"shape": list(shape), "lower": lower, "upper": upper}
 

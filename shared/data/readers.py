@@ -1,4 +1,4 @@
-"""Read records from CSV, Parquet, Arrow and NPZ files of a client's own disk.
+"""Read records from files of a client's own disk: tables, arrays and folders of images.
 
 CSV is read by the rule of `fedlatent.shared.data.table`.
 
@@ -15,12 +15,13 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlatent.shared.data.archives import find_in_archive
+from fedlatent.shared.data.archives import ARRAYS, find_in_archive
 from fedlatent.shared.data.asked import Asked, Found, name_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.frames import FRAMES, find_in_table
+from fedlatent.shared.data.images import find_in_folder
 from fedlatent.shared.data.labels import Label, binary, typed
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import all_seconds, cut
@@ -91,7 +92,8 @@ def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
     """Read a file and preprocess its records.
 
     Args:
-        path: A .csv, .csv.gz, .parquet, .arrow, .feather or .npz file.
+        path: A .csv, .csv.gz, .parquet, .arrow, .feather, .npz or .npy file, or a folder of
+            images.
         schema: What each record must be.
         where: What the file calls its records, labels, clients and persons: see `Fields`.
 
@@ -121,13 +123,7 @@ def read_raw(
     into records; a record is anomalous when one of its rows is.
     """
     path = Path(path)
-    ending = ending_of(path, READERS)
-    if ending is None:
-        raise DataError(
-            f"Expected a file ending in {', '.join(READERS)}, got {path.name!r}; convert it."
-        )
-    if not path.is_file():
-        raise DataError(f"Expected a data file at {path}, got none; check the path.")
+    reader = _reader_of(path)
     window = None if schema is None else schema.window
     inputs = _inputs(path, schema, columns)
     series = (window.time, window.group) if window is not None else ("", "")
@@ -140,7 +136,7 @@ def read_raw(
     asked = Asked(
         records_key=records_key, columns=inputs, others=others, names=names, dialect=dialect
     )
-    records, sides = READERS[ending](path, asked)
+    records, sides = reader(path, asked)
     found = iter(sides)
     labels, clients, persons, times, groups = (next(found) if key else None for key in keys)
     for name, values in zip(_SIDES, (labels, clients, persons, times, groups), strict=True):
@@ -158,6 +154,20 @@ def read_raw(
     if schema is None or window is None or records.shape[1:] == schema.raw_shape:
         return raw
     return _cut(raw, schema, path, times, groups)
+
+
+def _reader_of(path: Path) -> Callable[[Path, Asked], Found]:
+    """What reads a file or folder; a DataError where nothing does, or it is not there."""
+    ending = FOLDER if path.is_dir() else ending_of(path, READERS)
+    if ending is None:
+        endings = ", ".join(one for one in READERS if one != FOLDER)
+        raise DataError(
+            f"Expected a folder of images or a file ending in {endings}, got {path.name!r}; "
+            "convert it."
+        )
+    if not path.exists():
+        raise DataError(f"Expected a data file at {path}, got none; check the path.")
+    return READERS[ending]
 
 
 #: What the arrays beside the records are, in the order of their keys.
@@ -238,10 +248,13 @@ def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
     return np.unique(np.array(names, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
 
+#: What stands for a folder among the endings of files.
+FOLDER = "/"
 #: By ending; a reader raises `DataError`. A new kind of file is a function and a row.
 READERS: dict[str, Callable[[Path, Asked], Found]] = {
     ".csv": _csv,
     ".csv.gz": _csv,
     **dict.fromkeys(FRAMES, find_in_table),
-    ".npz": find_in_archive,
+    **dict.fromkeys(ARRAYS, find_in_archive),
+    FOLDER: find_in_folder,
 }

@@ -120,7 +120,7 @@ def test_wrong_paths_and_keys(tmp_path: Path) -> None:
         read(tmp_path / "data.xlsx", SCHEMA)
     with pytest.raises(DataError, match="columns who"):
         read(path, SCHEMA, client_key="who")
-    with pytest.raises(DataError, match="records_key"):
+    with pytest.raises(DataError, match=r"no columns for data\.npz"):
         read(archive, SCHEMA, columns=["a"])
     np.savez(tmp_path / "short.npz", X=VALUES, y=[0, 1])
     with pytest.raises(DataError, match="one of the labels"):
@@ -342,3 +342,18 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     pd.DataFrame({"a": [1.0], "b": [2.0]}).to_parquet(path)
     with pytest.raises(DataError, match="'a' once"):
         read_raw(path, names={"b": "a"})
+
+
+def test_one_array_of_records_is_read(tmp_path: Path) -> None:
+    """A file of numpy.save is records alone; pickled objects and single rows are refused."""
+    np.save(tmp_path / "x.npy", np.arange(12).reshape(4, 3))
+    assert read_raw(tmp_path / "x.npy").records[3].tolist() == [9, 10, 11]
+    np.save(tmp_path / "row.npy", np.arange(3))
+    with pytest.raises(DataError, match=r"records \[N, \.\.\.\] in row\.npy, got shape \[3\]"):
+        read_raw(tmp_path / "row.npy")
+    np.save(tmp_path / "o.npy", np.array([[{}]]), allow_pickle=True)
+    with pytest.raises(DataError, match="one plain array"):
+        read_raw(tmp_path / "o.npy")
+    (tmp_path / "torn.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-3])
+    with pytest.raises(DataError, match="one plain array"):
+        read_raw(tmp_path / "torn.npy")
