@@ -24,6 +24,7 @@ class Asked:
         others: Further columns or arrays: labels, clients, persons, times, groups.
         names: What columns are called here, by the names that the file has for them.
         dialect: How a CSV file is written.
+        rate: Rows per second that a recording must have; 0 where nothing is said.
     """
 
     records_key: str
@@ -31,6 +32,7 @@ class Asked:
     others: Sequence[str]
     names: Mapping[str, str]
     dialect: Dialect
+    rate: float = 0.0
 
 
 #: The records [N, ...], and of each of `Asked.others` the array [N] that it names.

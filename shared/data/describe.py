@@ -21,6 +21,7 @@ from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.frames import FRAMES, cells_in, load_frame
 from fedlatent.shared.data.images import image_files, load_images
+from fedlatent.shared.data.recordings import TIME, Recording, is_recording, load_recording
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import seconds_of
 from fedlatent.shared.data.table import Table, open_packed, read_table
@@ -59,8 +60,11 @@ class Proposal:
     @property
     def text(self) -> str:
         """TOML, with the warning before all else."""
-        head = {key: value for key, value in self.data.items() if key != "columns"}
+        apart = ("columns", "window")
+        head = {key: value for key, value in self.data.items() if key not in apart}
         parts = [WARNING, _table("[data]", head)]
+        if "window" in self.data:
+            parts.append(_table("[data.window]", self.data["window"]))
         for column in self.data.get("columns", ()):
             note = self.notes.get(column["name"])
             parts.append((f"# {note}\n" if note else "") + _table("[[data.columns]]", column))
@@ -88,6 +92,8 @@ def describe(
     """
     name = path.name.split(".")[0]
     name = "".join(one if one.isascii() and one.isalnum() else "-" for one in name).strip("-")
+    if is_recording(path):
+        return _of_recording(name or "records", load_recording(path, skip=skip))
     if not is_table(path):
         records = (
             load_images(path, image_files(path))
@@ -140,7 +146,11 @@ def inputs_of(
         As many names as a row has values, or none where the file names none.
     """
     names: list[str] = []
-    if _is_frame(path):
+    if schema.columns:
+        return names
+    if is_recording(path):
+        names = list(load_recording(path, skip=[one for one in aside if one]).signals)
+    elif _is_frame(path):
         from pyarrow.dataset import dataset
 
         kind = "parquet" if ending_of(path, [".parquet"]) else "feather"
@@ -162,7 +172,10 @@ def cells_of(
     Raises:
         DataError: it cannot be read, has no header, or no record.
     """
-    if _is_frame(path):
+    if is_recording(path):
+        found = load_recording(path)
+        cells = {name: found.frame[name].tolist() for name in found.signals}
+    elif _is_frame(path):
         frame = load_frame(path)
         cells = {str(name): cells_in(frame[name]).tolist() for name in frame.columns}
     else:
@@ -182,7 +195,7 @@ def cells_of(
 
 def is_table(path: Path) -> bool:
     """Whether a file has columns by name, or may have."""
-    return not path.is_dir() and ending_of(path, ARRAYS) is None
+    return is_recording(path) or (not path.is_dir() and ending_of(path, ARRAYS) is None)
 
 
 def _is_frame(path: Path) -> bool:
@@ -196,6 +209,31 @@ def _header(path: Path, dialect: Dialect) -> Table:
         table = Table(name=path.name, dialect=dialect)
         table.begin(next(dialect.lines(stream, path.name), b"1"))
     return table
+
+
+def _of_recording(name: str, found: Recording) -> Proposal:
+    """A range for each signal, in its unit, and windows of a second."""
+    columns = []
+    for signal in found.signals:
+        values = found.frame[signal].to_numpy(np.float64)
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            continue
+        lower, upper = _outward(float(finite.min()), float(finite.max()))
+        missing = {"missing": "mask"} if finite.size < values.size else {}
+        fields = {"name": signal, "unit": found.units[signal], "lower": lower, "upper": upper}
+        columns.append(fields | missing)
+    length = max(2, round(found.rate))
+    window = {"length": length, "step": length, "time": TIME, "rate": found.rate}
+    return Proposal(
+        data={"name": name, "window": window, "columns": columns},
+        notes={},
+        left_out={
+            one: "no sample holds a value"
+            for one in found.signals
+            if one not in {column["name"] for column in columns}
+        },
+    )
 
 
 def _short(records: NDArray[Any]) -> dict[str, Any]:

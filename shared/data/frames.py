@@ -1,5 +1,6 @@
 """Read tables by pandas, which is imported only here: Parquet and Arrow files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,16 @@ def find_in_table(path: Path, asked: Asked) -> Found:
     return found_in(load_frame(path), path.name, asked)
 
 
-def found_in(frame: "pd.DataFrame", name: str, asked: Asked) -> Found:
+def found_in(
+    frame: "pd.DataFrame", name: str, asked: Asked, inputs: Sequence[str] | None = None
+) -> Found:
     """Records and other columns of a table, whatever it was read from.
 
     Args:
         frame: One record or row of a series per row.
         name: What errors call the place it was read from.
         asked: What is to be found.
+        inputs: The columns of a record where none are asked for; None takes all but `others`.
 
     Raises:
         DataError: A column is absent or there twice, or holds what does not fit.
@@ -55,7 +59,7 @@ def found_in(frame: "pd.DataFrame", name: str, asked: Asked) -> Found:
     frame = frame.rename(columns=dict(asked.names))
     columns = asked.columns
     if columns is None:
-        columns = [column for column in frame.columns if column not in asked.others]
+        columns = [one for one in (inputs or frame.columns) if one not in asked.others]
     chosen = [name_of(one) for one in columns]
     present = list(frame.columns)
     check_keys(name, "column", [*chosen, *asked.others], present)

@@ -1,4 +1,4 @@
-"""Read records from files of a client's own disk: tables, arrays and folders of images.
+"""Read records from a client's own disk: tables, arrays, recordings and folders of images.
 
 CSV is read by the rule of `fedlatent.shared.data.table`.
 
@@ -23,6 +23,7 @@ from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.frames import FRAMES, find_in_table
 from fedlatent.shared.data.images import find_in_folder
 from fedlatent.shared.data.labels import Label, binary, typed
+from fedlatent.shared.data.recordings import RECORD, RECORDINGS, find_in_recording, is_recording
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import all_seconds, cut
 from fedlatent.shared.data.table import read_table
@@ -92,8 +93,8 @@ def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
     """Read a file and preprocess its records.
 
     Args:
-        path: A .csv, .csv.gz, .parquet, .arrow, .feather, .npz or .npy file, or a folder of
-            images.
+        path: A .csv, .csv.gz, .parquet, .arrow, .feather, .npz, .npy, .hea (WFDB), .edf or
+            .bdf file, or a folder of images or recordings.
         schema: What each record must be.
         where: What the file calls its records, labels, clients and persons: see `Fields`.
 
@@ -126,7 +127,9 @@ def read_raw(
     reader = _reader_of(path)
     window = None if schema is None else schema.window
     inputs = _inputs(path, schema, columns)
-    series = (window.time, window.group) if window is not None else ("", "")
+    series = ("", "")
+    if window is not None:
+        series = window.time, window.group or (RECORD if is_recording(path) else "")
     keys = (label_key, client_key, person_key, *series)
     taken = [records_key, *map(name_of, inputs or ())]
     _check_apart(path, "labels", label_key, taken)
@@ -134,7 +137,12 @@ def read_raw(
     _check_apart(path, "persons", person_key, [*taken, label_key])
     others = tuple(key for key in keys if key)
     asked = Asked(
-        records_key=records_key, columns=inputs, others=others, names=names, dialect=dialect
+        records_key=records_key,
+        columns=inputs,
+        others=others,
+        names=names,
+        dialect=dialect,
+        rate=0.0 if window is None else window.rate,
     )
     records, sides = reader(path, asked)
     found = iter(sides)
@@ -162,8 +170,8 @@ def _reader_of(path: Path) -> Callable[[Path, Asked], Found]:
     if ending is None:
         endings = ", ".join(one for one in READERS if one != FOLDER)
         raise DataError(
-            f"Expected a folder of images or a file ending in {endings}, got {path.name!r}; "
-            "convert it."
+            f"Expected a folder of images or recordings, or a file ending in {endings}, got "
+            f"{path.name!r}; convert it."
         )
     if not path.exists():
         raise DataError(f"Expected a data file at {path}, got none; check the path.")
@@ -248,6 +256,11 @@ def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
     return np.unique(np.array(names, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
 
+def _find_below(path: Path, asked: Asked) -> Found:
+    """Records of a folder of recordings, or of images."""
+    return (find_in_recording if is_recording(path) else find_in_folder)(path, asked)
+
+
 #: What stands for a folder among the endings of files.
 FOLDER = "/"
 #: By ending; a reader raises `DataError`. A new kind of file is a function and a row.
@@ -256,5 +269,6 @@ READERS: dict[str, Callable[[Path, Asked], Found]] = {
     ".csv.gz": _csv,
     **dict.fromkeys(FRAMES, find_in_table),
     **dict.fromkeys(ARRAYS, find_in_archive),
-    FOLDER: find_in_folder,
+    **dict.fromkeys(RECORDINGS, find_in_recording),
+    FOLDER: _find_below,
 }

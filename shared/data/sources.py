@@ -225,11 +225,11 @@ def from_file(
     kind = np.array(["normal", "anomaly"])[label]
     sites = _by_owner(clients, raw.records, kind, label, seed, overlap=_overlap(schema.window))
     return Federation(
-        name=Path(path).name,
+        name=Path(path).resolve().name,
         schema=schema,
         sites=sites,
         synthetic=False,
-        note=f"Records of the file {Path(path).name}.",
+        note=f"Records of {Path(path).resolve().name}.",
         check=found,
     )
 
