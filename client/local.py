@@ -19,7 +19,6 @@ from fedlatent.client.reconcile import claims, reconcile, traces
 from fedlatent.client.store import Store
 from fedlatent.shared.data.checks import Check, check
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.data.describe import inputs_of
 from fedlatent.shared.data.readers import RawRecords, read_raw
 from fedlatent.shared.data.sources import HEARTS_SCHEMA, hearts
 from fedlatent.shared.errors import ConfigError, DataError
@@ -64,13 +63,12 @@ def read_checked(home: ClientHome, config: NodeConfig) -> tuple[Dataset, Check]:
         DataError: the file does not fit, or holds no normal record.
     """
     data = config.data
-    raw, sides = _read(home, data), (data.label_key, data.person_key)
+    raw = _read(home, data)
     found = check(
         raw.records,
         data.record_schema,
         label=raw.label,
-        names=data.columns
-        or inputs_of(home.root / data.path, data.record_schema, sides, data.dialect),
+        names=raw.names,
         least=config.policy.least_records,
     )
     return used(raw.dataset(data.record_schema), data), found

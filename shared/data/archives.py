@@ -75,7 +75,7 @@ def find_in_archive(path: Path, asked: Asked) -> Found:
         )
     records = load_records(path, asked.records_key)
     sides = read_npz(path, asked.others) if asked.others else {}
-    return records, [sides[key] for key in asked.others]
+    return Found(records, [sides[key] for key in asked.others])
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

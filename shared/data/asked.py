@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ class Asked:
         names: What columns are called here, by the names that the file has for them.
         dialect: How a CSV file is written.
         rate: Rows per second that a recording must have; 0 where nothing is said.
+        series: Whether the order of rows counts, since windows cut them.
     """
 
     records_key: str
@@ -33,10 +34,21 @@ class Asked:
     names: Mapping[str, str]
     dialect: Dialect
     rate: float = 0.0
+    series: bool = False
 
 
-#: The records [N, ...], and of each of `Asked.others` the array [N] that it names.
-Found = tuple[NDArray[Any], list[NDArray[Any]]]
+class Found(NamedTuple):
+    """What a reader found.
+
+    Attributes:
+        records: [N, ...].
+        sides: Of each of `Asked.others` the array [N] that it names.
+        names: Of the columns of a record; none where the file names none.
+    """
+
+    records: NDArray[Any]
+    sides: list[NDArray[Any]]
+    names: Sequence[str] = ()
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.frames import FRAMES, cells_in, load_frame
 from fedlatent.shared.data.images import image_files, load_images
+from fedlatent.shared.data.queries import QUERIES, load_query
 from fedlatent.shared.data.recordings import TIME, Recording, is_recording, load_recording
-from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import seconds_of
 from fedlatent.shared.data.table import Table, open_packed, read_table
 from fedlatent.shared.errors import ConfigError, DataError
@@ -128,41 +128,6 @@ def describe(
     )
 
 
-def inputs_of(
-    path: Path,
-    schema: Schema,
-    aside: Sequence[str | None],
-    dialect: Dialect = Dialect(),  # noqa: B008 - frozen
-) -> list[str]:
-    """Names of the columns that make a record of the short form, where all of a table's do.
-
-    Args:
-        path: of a file that has been read.
-        schema: of its records; one with columns has their names itself.
-        aside: further columns: labels, clients, persons.
-        dialect: how a CSV file is written.
-
-    Returns:
-        As many names as a row has values, or none where the file names none.
-    """
-    names: list[str] = []
-    if schema.columns:
-        return names
-    if is_recording(path):
-        names = list(load_recording(path, skip=[one for one in aside if one]).signals)
-    elif _is_frame(path):
-        from pyarrow.dataset import dataset
-
-        kind = "parquet" if ending_of(path, [".parquet"]) else "feather"
-        names = list(dataset(path, format=kind).schema.names)
-    elif is_table(path):
-        names = _header(path, dialect).names
-    window = schema.window
-    other = [*aside, *(() if window is None else (window.time, window.group))]
-    kept = [name for name in names if name not in other]
-    return kept if len(kept) == schema.row_size else []
-
-
 def cells_of(
     path: Path,
     dialect: Dialect = Dialect(),  # noqa: B008 - frozen
@@ -175,8 +140,8 @@ def cells_of(
     if is_recording(path):
         found = load_recording(path)
         cells = {name: found.frame[name].tolist() for name in found.signals}
-    elif _is_frame(path):
-        frame = load_frame(path)
+    elif ending_of(path, (*FRAMES, *QUERIES)):
+        frame = load_query(path) if ending_of(path, QUERIES) else load_frame(path)
         cells = {str(name): cells_in(frame[name]).tolist() for name in frame.columns}
     else:
         names = _header(path, dialect).names
@@ -196,11 +161,6 @@ def cells_of(
 def is_table(path: Path) -> bool:
     """Whether a file has columns by name, or may have."""
     return is_recording(path) or (not path.is_dir() and ending_of(path, ARRAYS) is None)
-
-
-def _is_frame(path: Path) -> bool:
-    """Whether a file is a table that pandas reads."""
-    return ending_of(path, FRAMES) is not None
 
 
 def _header(path: Path, dialect: Dialect) -> Table:

@@ -67,9 +67,10 @@ def found_in(
     sides = [cells_in(frame[key]) for key in asked.others]
     if specs := [one for one in columns if isinstance(one, Column)]:
         codes = [one.codes(cells_in(frame[one.name]), name=name) for one in specs]
-        return np.stack(codes, axis=1), sides
+        return Found(np.stack(codes, axis=1), sides, chosen)
     found = [numbers(cells_in(frame[column]), str(column), name) for column in chosen]
-    return np.stack(found, axis=1) if found else np.zeros((len(frame), 0)), sides
+    records = np.stack(found, axis=1) if found else np.zeros((len(frame), 0))
+    return Found(records, sides, [str(one) for one in chosen])
 
 
 def cells_in(column: "pd.Series[Any]") -> NDArray[Any]:

@@ -33,7 +33,7 @@ def find_in_folder(path: Path, asked: Asked) -> Found:
     files = image_files(path)
     sides = _sides(path, files)
     check_keys(path.name, "one of the names", asked.others, [*sides])
-    return load_images(path, files), [sides[key] for key in asked.others]
+    return Found(load_images(path, files), [sides[key] for key in asked.others])
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Read records from a client's own disk: tables, arrays, recordings and folders of images.
+"""Read records from a client's own disk: tables, arrays, recordings, images, queries.
 
 CSV is read by the rule of `fedlatent.shared.data.table`.
 
@@ -23,10 +23,11 @@ from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.frames import FRAMES, find_in_table
 from fedlatent.shared.data.images import find_in_folder
 from fedlatent.shared.data.labels import Label, binary, typed
+from fedlatent.shared.data.queries import QUERIES, find_by_query
 from fedlatent.shared.data.recordings import RECORD, RECORDINGS, find_in_recording, is_recording
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import all_seconds, cut
-from fedlatent.shared.data.table import read_table
+from fedlatent.shared.data.table import Table, take_table
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
 
@@ -40,12 +41,14 @@ class RawRecords:
         label: uint8 [N], 0 normal and 1 anomalous, or None.
         client_id: Text [N], or None.
         person: int64 [N], a number for each person in place of what the file calls them, or None.
+        names: Of the columns of a record, where the file names them.
     """
 
     records: NDArray[Any]
     label: NDArray[np.uint8] | None
     client_id: NDArray[np.str_] | None
     person: NDArray[np.int64] | None = None
+    names: tuple[str, ...] = ()
 
     def dataset(self, schema: Schema) -> Dataset:
         """The same preprocessed.
@@ -93,8 +96,8 @@ def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
     """Read a file and preprocess its records.
 
     Args:
-        path: A .csv, .csv.gz, .parquet, .arrow, .feather, .npz, .npy, .hea (WFDB), .edf or
-            .bdf file, or a folder of images or recordings.
+        path: A .csv, .csv.gz, .parquet, .arrow, .feather, .npz, .npy, .hea (WFDB), .edf,
+            .bdf, .sql or .duckdb file, or a folder of images or recordings.
         schema: What each record must be.
         where: What the file calls its records, labels, clients and persons: see `Fields`.
 
@@ -126,25 +129,26 @@ def read_raw(
     path = Path(path)
     reader = _reader_of(path)
     window = None if schema is None else schema.window
-    inputs = _inputs(path, schema, columns)
+    columns_of = _inputs(path, schema, columns)
     series = ("", "")
     if window is not None:
         series = window.time, window.group or (RECORD if is_recording(path) else "")
     keys = (label_key, client_key, person_key, *series)
-    taken = [records_key, *map(name_of, inputs or ())]
+    taken = [records_key, *map(name_of, columns_of or ())]
     _check_apart(path, "labels", label_key, taken)
     _check_apart(path, "client names", client_key, taken)
     _check_apart(path, "persons", person_key, [*taken, label_key])
     others = tuple(key for key in keys if key)
     asked = Asked(
         records_key=records_key,
-        columns=inputs,
+        columns=columns_of,
         others=others,
         names=names,
         dialect=dialect,
         rate=0.0 if window is None else window.rate,
+        series=window is not None,
     )
-    records, sides = reader(path, asked)
+    records, sides, inputs = reader(path, asked)
     found = iter(sides)
     labels, clients, persons, times, groups = (next(found) if key else None for key in keys)
     for name, values in zip(_SIDES, (labels, clients, persons, times, groups), strict=True):
@@ -158,6 +162,7 @@ def read_raw(
         label=None if labels is None else binary(typed(labels), normal_label),
         client_id=None if clients is None else clients.astype(np.str_),
         person=None if persons is None else _numbered(persons, path),
+        names=tuple(inputs) if records.shape[1:] == (len(inputs),) else (),
     )
     if schema is None or window is None or records.shape[1:] == schema.raw_shape:
         return raw
@@ -232,13 +237,19 @@ def _cut(
         label=None if raw.label is None else raw.label[rows].max(axis=1),
         client_id=None if raw.client_id is None else raw.client_id[begins],
         person=None if raw.person is None else raw.person[begins],
+        names=raw.names,
     )
 
 
 def _csv(path: Path, asked: Asked) -> Found:
     """Records and other columns of a CSV table, by the one rule of tables."""
-    records, texts = read_table(path, asked.columns, asked.others, asked.names, asked.dialect)
-    return records, [np.array(text, dtype=object) for text in texts]
+    table = Table(
+        asked.columns, aside=asked.others, name=path.name, names=asked.names, dialect=asked.dialect
+    )
+    records, texts = take_table(table, path)
+    inputs = [one for one in table.names if one not in asked.others]
+    names = inputs if asked.columns is None else [*map(name_of, asked.columns)]
+    return Found(records, [np.array(text, dtype=object) for text in texts], names)
 
 
 def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
@@ -270,5 +281,6 @@ READERS: dict[str, Callable[[Path, Asked], Found]] = {
     **dict.fromkeys(FRAMES, find_in_table),
     **dict.fromkeys(ARRAYS, find_in_archive),
     **dict.fromkeys(RECORDINGS, find_in_recording),
+    **dict.fromkeys(QUERIES, find_by_query),
     FOLDER: _find_below,
 }

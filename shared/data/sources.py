@@ -15,8 +15,6 @@ from fedlatent.shared.data import hearts as heart_model
 from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.checks import Check, check
-from fedlatent.shared.data.describe import inputs_of
-from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.readers import Fields, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import Window
@@ -215,10 +213,7 @@ def from_file(
     """
     raw = read_raw(path, schema, **where)
     schema.preprocess(raw.records)  # fails here rather than in the middle of a run
-    sides = (where.get("label_key"), where.get("client_key"), where.get("person_key"))
-    dialect = where.get("dialect", Dialect())
-    names = where.get("columns") or inputs_of(Path(path), schema, sides, dialect)
-    found = check(raw.records, schema, label=raw.label, names=names)
+    found = check(raw.records, schema, label=raw.label, names=raw.names)
     count = len(raw.records)
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label
     clients = np.full(count, "site") if raw.client_id is None else raw.client_id
