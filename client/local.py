@@ -69,6 +69,7 @@ def read_checked(home: ClientHome, config: NodeConfig) -> tuple[Dataset, Check]:
         data.record_schema,
         label=raw.label,
         names=raw.names,
+        left_out=raw.left_out,
         least=config.policy.least_records,
     )
     return used(raw.dataset(data.record_schema), data), found

@@ -18,6 +18,7 @@ from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.export import site_contents
 from fedlatent.server.export import global_contents
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.schema import SELFIES
 from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.detection import baselines
 from fedlatent.shared.detection.metrics import auroc, pooled
@@ -134,7 +135,7 @@ class Trained:
 def run_of(
     federation: Federation,
     *,
-    family: str = "gaussian",
+    family: str | None = None,
     options: Mapping[str, object] | None = None,
     epsilon: float | None = None,
     seed: int = 0,
@@ -143,7 +144,7 @@ def run_of(
 
     Args:
         federation: those that take part.
-        family: of the model.
+        family: of the model; by default gaussian, or molecule where records are molecules.
         options: of the family; by default two layers of 64 and eight latent dimensions, where it
             has such.
         epsilon: of each client, or None.
@@ -152,6 +153,7 @@ def run_of(
     Raises:
         ConfigError: the family or an option is unknown or does not fit the records.
     """
+    family = family or ("molecule" if federation.schema.unit == SELFIES else "gaussian")
     counts = [len(site.train) for site in federation.sites]
     private = epsilon is not None
     if not private:  # all together

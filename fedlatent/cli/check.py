@@ -50,7 +50,7 @@ def print_check(found: "Check") -> None:
     else:
         out.print(str(rows.title))
     if rest := len(found.columns) - len(columns):
-        out.print(f"{rest} {'columns' if rest > 1 else 'column'} without a finding")
+        out.print(f"{rest} columns without a finding" if rest > 1 else "no finding")
     if len(columns) > _SHOWN:
         out.print(f"and {len(columns) - _SHOWN} more columns; --json shows all")
     for finding in found.findings:

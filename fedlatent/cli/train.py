@@ -63,8 +63,13 @@ def train(
     encoding: EncodingOption = None,
     header: HeaderOption = None,
     family: Annotated[
-        str, typer.Option(help="Family of the model; 'fedlatent model families' names all.")
-    ] = "gaussian",
+        str | None,
+        typer.Option(
+            help="Family of the model; 'fedlatent model families' names all. By default gaussian, "
+            "or molecule where records are molecules.",
+            show_default=False,
+        ),
+    ] = None,
     epsilon: Annotated[
         float | None,
         typer.Option(min=0, help="Cover the bundle by this epsilon for each client; none without."),

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,11 +45,13 @@ class Found(NamedTuple):
         records: [N, ...].
         sides: Of each of `Asked.others` the array [N] that it names.
         names: Of the columns of a record; none where the file names none.
+        left_out: Records of the file that are not among these: how many for each reason.
     """
 
     records: NDArray[Any]
     sides: list[NDArray[Any]]
     names: Sequence[str] = ()
+    left_out: Mapping[str, int] = MappingProxyType({})
 
 
 @contextlib.contextmanager

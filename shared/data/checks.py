@@ -6,8 +6,9 @@ finds is about private records: it is shown where they lie, and never leaves. It
 counts and names of columns, and no value.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -28,12 +29,14 @@ Kind = Literal[
     "unseen",
     "duplicates",
     "label",
+    "left-out",
 ]
 
 MOST_CLIPPED = 0.05  # of the values of a column
 MOST_CONSTANT = 0.5  # of the columns
 MOST_MISSING = 0.5  # of the values of a column
 MOST_DUPLICATES = 0.5  # of the records
+MOST_LEFT_OUT = 0.1  # of the records of a file
 #: Factors between units that people mix up: millimetres, percent, thousands, and those of time.
 UNITS = (10.0, 100.0, 1000.0, 1e6, 1e9, 60.0, 3600.0)
 
@@ -151,6 +154,7 @@ def check(
     label: NDArray[np.uint8] | None = None,
     names: Sequence[str] = (),
     least: int = 1,
+    left_out: Mapping[str, int] = MappingProxyType({}),
 ) -> Check:
     """Look at raw records before they are used.
 
@@ -160,6 +164,7 @@ def check(
         label: [N], 0 normal and 1 anomalous, or None where all are normal.
         names: of the values of a record in the short form, where a table has them.
         least: records that a training needs.
+        left_out: records of the file that are not among these: how many for each reason.
 
     Raises:
         DataError: no record is normal, or the records do not fit the schema at all.
@@ -180,6 +185,7 @@ def check(
     if label is not None:
         findings += _copies(raw, schema, names, label)
     findings += [*_of_all(facts), *_of_records(len(normal), distinct, least)]
+    findings += _of_left_out(len(raw), left_out)
     findings.sort(key=lambda one: one.severity)
     return Check(records=len(normal), distinct=distinct, columns=facts, findings=tuple(findings))
 
@@ -300,6 +306,17 @@ def _of_records(count: int, distinct: int, least: int) -> Iterator[Finding]:
     if distinct < (1.0 - MOST_DUPLICATES) * count:
         text = f"{distinct} distinct records of {count} after preprocessing"
         yield Finding(kind="duplicates", severity="stop", text=text)
+
+
+def _of_left_out(count: int, left_out: Mapping[str, int]) -> Iterator[Finding]:
+    if lost := sum(left_out.values()):
+        told = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+        stops = lost > MOST_LEFT_OUT * (count + lost)
+        yield Finding(
+            kind="left-out",
+            severity="stop" if stops else "warning",
+            text=f"{lost} of {count + lost} records are left out: {told}",
+        )
 
 
 def _of_all(facts: Sequence[ColumnFacts]) -> Iterator[Finding]:

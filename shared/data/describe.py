@@ -23,7 +23,9 @@ from fedlatent.shared.data.frames import FRAMES, cells_in, load_frame
 from fedlatent.shared.data.images import image_files, load_images
 from fedlatent.shared.data.queries import QUERIES, load_query
 from fedlatent.shared.data.recordings import TIME, Recording, is_recording, load_recording
+from fedlatent.shared.data.schema import SELFIES, SELFIES_TOKENS
 from fedlatent.shared.data.series import seconds_of
+from fedlatent.shared.data.smiles import SMILES_FILES, read_lines, tokens_of
 from fedlatent.shared.data.table import Table, open_packed, read_table
 from fedlatent.shared.errors import ConfigError, DataError
 from fedlatent.shared.files import ending_of
@@ -41,6 +43,9 @@ _FEW = 10  # whole numbers that are taken for codes; cells to a level
 _MOST_TIMES = 5000  # cells that are looked at for being dates
 _TAIL = 50.0  # times the median, of the largest value of a heavy tail
 _LEAST_TAIL = 100.0
+_MOST_MOLECULES = 2000  # that are looked at for their length
+_MOST_TOKENS = 1024
+_TOKEN_STEP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,8 @@ def describe(
     """
     name = path.name.split(".")[0]
     name = "".join(one if one.isascii() and one.isalnum() else "-" for one in name).strip("-")
+    if ending_of(path, SMILES_FILES):
+        return Proposal(data=_of_molecules(name or "molecules", path), notes={}, left_out={})
     if is_recording(path):
         return _of_recording(name or "records", load_recording(path, skip=skip))
     if not is_table(path):
@@ -194,6 +201,15 @@ def _of_recording(name: str, found: Recording) -> Proposal:
             if one not in {column["name"] for column in columns}
         },
     )
+
+
+def _of_molecules(name: str, path: Path) -> dict[str, Any]:
+    """As many tokens as the longest of the first molecules has, and a few more at most."""
+    smiles = [line.split()[0] for line in read_lines(path)[:_MOST_MOLECULES]]
+    longest = (tokens_of(smiles, _MOST_TOKENS, path.name).records > 0).sum(axis=1).max()
+    length = _TOKEN_STEP * math.ceil(longest / _TOKEN_STEP)
+    fields = {"shape": [length], "unit": SELFIES, "lower": 0.0, "upper": SELFIES_TOKENS}
+    return {"name": name, **fields}
 
 
 def _short(records: NDArray[Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ guessed beyond that: a value that does not fit is a `DataError` that shows no re
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
@@ -25,8 +25,9 @@ from fedlatent.shared.data.images import find_in_folder
 from fedlatent.shared.data.labels import Label, binary, typed
 from fedlatent.shared.data.queries import QUERIES, find_by_query
 from fedlatent.shared.data.recordings import RECORD, RECORDINGS, find_in_recording, is_recording
-from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.schema import SELFIES, Schema
 from fedlatent.shared.data.series import all_seconds, cut
+from fedlatent.shared.data.smiles import SMILES_FILES, as_molecules, find_in_lines
 from fedlatent.shared.data.table import Table, take_table
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
@@ -42,6 +43,7 @@ class RawRecords:
         client_id: Text [N], or None.
         person: int64 [N], a number for each person in place of what the file calls them, or None.
         names: Of the columns of a record, where the file names them.
+        left_out: Records of the file that are not among these: how many for each reason.
     """
 
     records: NDArray[Any]
@@ -49,6 +51,7 @@ class RawRecords:
     client_id: NDArray[np.str_] | None
     person: NDArray[np.int64] | None = None
     names: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def dataset(self, schema: Schema) -> Dataset:
         """The same preprocessed.
@@ -124,10 +127,11 @@ def read_raw(
     """Read a file without scaling; the arguments and errors are those of `read`.
 
     The columns of `schema` are found by name and coded (`Column.codes`), and its window cuts rows
-    into records; a record is anomalous when one of its rows is.
+    into records; a record is anomalous when one of its rows is. Where it is one of molecules
+    (`fedlatent.shared.data.schema.SELFIES`), SMILES become rows of tokens.
     """
     path = Path(path)
-    reader = _reader_of(path)
+    reader = _reader_of(path, schema)
     window = None if schema is None else schema.window
     columns_of = _inputs(path, schema, columns)
     series = ("", "")
@@ -148,7 +152,7 @@ def read_raw(
         rate=0.0 if window is None else window.rate,
         series=window is not None,
     )
-    records, sides, inputs = reader(path, asked)
+    records, sides, inputs, left_out = reader(path, asked)
     found = iter(sides)
     labels, clients, persons, times, groups = (next(found) if key else None for key in keys)
     for name, values in zip(_SIDES, (labels, clients, persons, times, groups), strict=True):
@@ -163,13 +167,14 @@ def read_raw(
         client_id=None if clients is None else clients.astype(np.str_),
         person=None if persons is None else _numbered(persons, path),
         names=tuple(inputs) if records.shape[1:] == (len(inputs),) else (),
+        left_out=left_out,
     )
     if schema is None or window is None or records.shape[1:] == schema.raw_shape:
         return raw
     return _cut(raw, schema, path, times, groups)
 
 
-def _reader_of(path: Path) -> Callable[[Path, Asked], Found]:
+def _reader_of(path: Path, schema: Schema | None) -> Callable[[Path, Asked], Found]:
     """What reads a file or folder; a DataError where nothing does, or it is not there."""
     ending = FOLDER if path.is_dir() else ending_of(path, READERS)
     if ending is None:
@@ -180,6 +185,8 @@ def _reader_of(path: Path) -> Callable[[Path, Asked], Found]:
         )
     if not path.exists():
         raise DataError(f"Expected a data file at {path}, got none; check the path.")
+    if schema is not None and schema.unit == SELFIES and ending not in (*ARRAYS, FOLDER):
+        return as_molecules(READERS[ending], schema.size)
     return READERS[ending]
 
 
@@ -282,5 +289,6 @@ READERS: dict[str, Callable[[Path, Asked], Found]] = {
     **dict.fromkeys(ARRAYS, find_in_archive),
     **dict.fromkeys(RECORDINGS, find_in_recording),
     **dict.fromkeys(QUERIES, find_by_query),
+    **dict.fromkeys(SMILES_FILES, find_in_lines),
     FOLDER: _find_below,
 }

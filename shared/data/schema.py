@@ -25,6 +25,10 @@ from fedlatent.shared.files import canonical_json, sha256_hex
 
 Center = Literal["none", "median", "mean"]
 
+#: Unit of records of molecules: each value is the index of a SELFIES token, 0 behind the last one;
+#: see `fedlatent.shared.data.selfies_tokens`. Readers turn SMILES into such records.
+SELFIES = "SELFIES token"
+SELFIES_TOKENS = 70  # indices of the alphabet, from 1 on: upper of such a schema
 MAX_VALUES_PER_RECORD = 1 << 20
 MAX_DIMENSIONS = 4
 MAX_COLUMNS = 4096

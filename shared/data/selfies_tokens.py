@@ -5,14 +5,16 @@ of tokens is a molecule. The alphabet is the grammar's own, never collected from
 in it says nothing about anyone's molecules.
 """
 
+from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import selfies
 from numpy.typing import NDArray
 from rdkit import Chem
 
-from fedlatent.shared.data.schema import Schema
+from fedlatent.shared.data.schema import SELFIES, SELFIES_TOKENS, Schema
 
 STOP = 0  # index that ends a molecule and fills the rest of a record
 
@@ -108,40 +110,64 @@ def molecule_schema(length: int) -> Schema:
     return Schema(
         name="molecule",
         shape=(length,),
-        unit="",
+        unit=SELFIES,
         scale=1.0,
         center="none",
         lower=0.0,
-        upper=float(VOCABULARY - 1),
+        upper=float(SELFIES_TOKENS),
     )
 
 
-def to_records(smiles: Iterable[str], length: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+class Tokens(NamedTuple):
+    """Molecules as tokens.
+
+    Attributes:
+        records: [N, T] of indices, 0 behind the last token.
+        kept: The positions [N] of the molecules that they stand for.
+        left_out: Why others are not among them, and how many.
+    """
+
+    records: NDArray[np.float32]
+    kept: NDArray[np.intp]
+    left_out: dict[str, int]
+
+
+def to_records(smiles: Iterable[str], length: int) -> Tokens:
     """Turn SMILES into records, leaving out what the alphabet or the length cannot hold.
 
-    Tokens know no stereo marks, so a molecule that has some is written without them first.
+    Tokens know no stereo marks and no isotopes, so a molecule is written without them first.
 
     Args:
         smiles: Molecules that RDKit reads.
         length: Greatest number T of tokens.
 
-    Returns:
-        Records [N, T] of indices, 0 behind the last token, and the positions [N] in `smiles` of
-        the molecules they stand for.
     """
-    rows, kept = [], []
+    rows, kept, left_out = [], [], Counter[str]()
     for position, text in enumerate(smiles):
-        marked = any(mark in text for mark in _STEREO)
-        plain = canonical(text) if marked else text
-        tokens = None if plain is None else _tokens(plain)
-        if tokens is None or len(tokens) > length:
+        tokens = _read(text)
+        if isinstance(tokens, str) or len(tokens) > length:
+            left_out[tokens if isinstance(tokens, str) else f"longer than {length} tokens"] += 1
             continue
         row = np.zeros(length, dtype=np.float32)
         row[: len(tokens)] = tokens
         rows.append(row)
         kept.append(position)
     shape = (len(rows), length)
-    return np.array(rows, dtype=np.float32).reshape(shape), np.array(kept, dtype=np.intp)
+    records = np.array(rows, dtype=np.float32).reshape(shape)
+    return Tokens(records, np.array(kept, dtype=np.intp), dict(left_out))
+
+
+def _read(smiles: str) -> list[int] | str:
+    """Tokens of a molecule, or why it has none."""
+    marked = any(mark in smiles for mark in _STEREO)
+    tokens = None if marked else _tokens(smiles)
+    if tokens is not None:
+        return tokens
+    plain = canonical(smiles)
+    if plain is None:
+        return "no molecule that RDKit reads"
+    found = _tokens(plain)
+    return "atoms or charges that the alphabet lacks" if found is None else found
 
 
 def to_smiles(records: NDArray[np.float32]) -> list[str]:

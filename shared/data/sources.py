@@ -213,7 +213,7 @@ def from_file(
     """
     raw = read_raw(path, schema, **where)
     schema.preprocess(raw.records)  # fails here rather than in the middle of a run
-    found = check(raw.records, schema, label=raw.label, names=raw.names)
+    found = check(raw.records, schema, label=raw.label, names=raw.names, left_out=raw.left_out)
     count = len(raw.records)
     label = np.zeros(count, dtype=np.uint8) if raw.label is None else raw.label
     clients = np.full(count, "site") if raw.client_id is None else raw.client_id

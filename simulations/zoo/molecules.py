@@ -69,8 +69,8 @@ def experiment(
     table = pd.read_csv(*paths(data, "moses"))
     texts = {name: table["smiles"][table["split"] == name].tolist() for name in ("train", "test")}
     texts = {"train": texts["train"][:count], "test": texts["test"][:drawn]}
-    records, kept = to_records(texts["train"], LENGTH)
-    test, _ = to_records(texts["test"], LENGTH)
+    records, kept, _ = to_records(texts["train"], LENGTH)
+    test, _, _ = to_records(texts["test"], LENGTH)
     watch(f"{len(records)} of {count} training molecules fit the alphabet and {LENGTH} tokens")
     model = train(records, epsilon=epsilon, seed=seed, quick=quick, watch=watch)
     generator = torch.Generator().manual_seed(seed)
@@ -200,7 +200,7 @@ def uphill(
 def solubility(model: MoleculeVAE, data: Path, *, quick: bool) -> dict[str, float]:
     """Held-out error of measured solubility in log10(mol/l) from latents (Delaney, 2004)."""
     table = pd.read_csv(*paths(data, "esol"))
-    records, kept = to_records(table["smiles"][: 80 if quick else None].tolist(), LENGTH)
+    records, kept, _ = to_records(table["smiles"][: 80 if quick else None].tolist(), LENGTH)
     values = table["logS"].to_numpy(dtype=np.float64)[kept]
     order = np.random.default_rng(0).permutation(len(kept))
     values = values[order]

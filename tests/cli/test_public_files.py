@@ -53,6 +53,7 @@ FILES: dict[str, tuple[str, Callable[[Path, Path], None], list[str]]] = {
     "etth1": ("etth1", rows(2000), []),
     "nab": ("nab", rows(8000), ["--label", "anomaly"]),
     "omniglot": ("omniglot", arrays(X=300, client=300), []),
+    "moses": ("moses", rows(200), ["--column", "smiles"]),
     "heart_disease": ("heart_disease", rows(920), ["--label", "disease", "--client", "hospital"]),
 }
 
@@ -81,6 +82,11 @@ def test_a_public_file_becomes_a_bundle_that_scores_it(run: Run, tmp_path: Path,
     for row in told_of["auroc"].values():
         assert {"fedlatent", "PCA", "Mahalanobis", "isolation forest", "kNN"} <= set(row)
         assert all((value is not None) == rated for value in row.values())
+    if name == "moses":  # devices have no chemistry
+        own = tmp_path / "own.npz"
+        schema_of = ["--schema", SCHEMAS / f"{schema}.toml"]
+        code, _, error = run("data", "convert", tmp_path / "own.csv", own, *schema_of, *options)
+        assert code == 0, error
     key = ["--key", tmp_path / "publisher.pem.pub"]
     code, printed, error = run(
         "edge", "score", bundle, own, *told(options, "--array"), *key, "--json"

@@ -33,7 +33,7 @@ def test_molecules_come_back() -> None:
         "C#N",
         "FC(Cl)Br",
     ]
-    records, kept = to_records(smiles, 30)
+    records, kept, _ = to_records(smiles, 30)
     assert kept.tolist() == [0, 1, 2, 3, 4]
     assert records.shape == (5, 30)
     assert to_smiles(records) == [canonical(text) for text in smiles]
@@ -41,9 +41,10 @@ def test_molecules_come_back() -> None:
 
 def test_what_does_not_fit_is_left_out() -> None:
     """Too long molecules, atoms outside the alphabet and broken strings are left out."""
-    records, kept = to_records(["CCCCCC", "[Na+]", "CC", "C(", "[13CH4]"], 4)
-    assert kept.tolist() == [2]
-    assert records.shape == (1, 4)
+    records, kept, left_out = to_records(["CCCCCC", "[Na+]", "CC", "C(", "[13CH4]"], 4)
+    assert kept.tolist() == [2, 4]
+    assert records.shape == (2, 4)
+    assert sorted(left_out.values()) == [1, 1, 1]
     assert to_records([], 4)[0].shape == (0, 4)
 
 
@@ -67,7 +68,7 @@ def test_any_row_that_begins_with_an_atom_is_one() -> None:
 
 def test_what_follows_a_stop_is_not_read() -> None:
     """Tokens behind the first stop change nothing."""
-    records, _ = to_records(["CCO"], 8)
+    records, _, _ = to_records(["CCO"], 8)
     behind = records.copy()
     behind[0, 5] = 9.0
     assert to_smiles(behind) == to_smiles(records) == ["CCO"]
@@ -76,7 +77,7 @@ def test_what_follows_a_stop_is_not_read() -> None:
 def test_molecules_with_stereo_marks_are_kept() -> None:
     """Mirror images and sides of a double bond are one record, that of the plain molecule."""
     marked = ["C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O", "C/C=C/C", "no/molecule"]
-    records, kept = to_records(marked, 24)
+    records, kept, _ = to_records(marked, 24)
     assert kept.tolist() == [0, 1, 2]
     np.testing.assert_array_equal(records[0], records[1])
     assert to_smiles(records) == ["CC(N)C(=O)O", "CC(N)C(=O)O", "CC=CC"]
