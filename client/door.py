@@ -295,7 +295,7 @@ class ReleaseDoor:
         )
         line = (
             f"{now} {header.run_id} round {header.round} {header.kind}: {what}, "
-            f"{len(payload)} bytes, sha256 {digest[:16]}"
+            f"{len(payload)} bytes, sha256 {digest}"
             + (f", {spent} ({header.rng} random numbers)" if entry else "")
         )
         record = Sent(

@@ -109,10 +109,10 @@ class Logged:
 
 
 SHORT = 16
-"""Digits of a hash that the log for people has."""
+"""First digits of a hash, by which lines of the log for people are found; old ones end there."""
 
 _RELEASE = re.compile(
-    rf", \d+ bytes, sha256 ([0-9a-f]{{{SHORT}}}), "
+    rf", \d+ bytes, sha256 ([0-9a-f]{{{SHORT}}})[0-9a-f]*, "
     r"(?:epsilon (\d+\.\d{4}) at delta (\S+)|no finite epsilon) \(\w+ random numbers\)$"
 )
 _ROUNDED = 5e-5  # at most, in the log's epsilons

@@ -199,13 +199,13 @@ class ServerService:
             ails=lambda: silence.ailment(_QUIET_S),
             patience_s=_SIGN_S,
         )
-        answers = _answers(home, self.settings.near, self.settings.port)
+        answering = answers(home, self.settings.near, self.settings.port)
         gateway = Service(
             name="gateway",
             argv=(sys.executable, "-m", "fedlatent.server.gateway", "--home", str(home.root)),
-            ready=answers,
+            ready=answering,
             diagnose=_diagnose,
-            ails=lambda: "" if answers("") else UNANSWERED,
+            ails=lambda: "" if answering("") else UNANSWERED,
         )
         return [superlink, superexec, gateway]
 
@@ -346,7 +346,7 @@ def _tell(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
-def _answers(home: ServerHome, host: str, port: int) -> Callable[[str], bool]:
+def answers(home: ServerHome, host: str, port: int) -> Callable[[str], bool]:
     """A probe: does a gateway with our certificate answer there?"""
 
     def probe(_log: str) -> bool:

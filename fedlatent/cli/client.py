@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedlatent.cli.check import judge
+from fedlatent.cli import make_node
 from fedlatent.cli.console import (
     err,
     figure,
@@ -21,21 +21,9 @@ from fedlatent.cli.console import (
     table,
 )
 from fedlatent.cli.options import (
-    SCHEMA,
-    AcceptOption,
-    ArrayOption,
     ClientHomeOption,
-    ColumnOption,
     CsvOption,
-    DecimalOption,
-    DelimiterOption,
-    EncodingOption,
-    HeaderOption,
     JsonOption,
-    LabelOption,
-    NormalLabelOption,
-    dialect_of,
-    label_of,
 )
 
 if TYPE_CHECKING:
@@ -47,124 +35,12 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="Set up and run a node; see what left and what it cost."
 )
+app.command("join", epilog=make_node.JOIN_EXAMPLES)(make_node.join)
+app.command("init", epilog=make_node.INIT_EXAMPLES)(make_node.init)
 
 AskedArgument = Annotated[
     str, typer.Argument(help="Id of a run that has asked; see 'client runs'.")
 ]
-
-
-@app.command(
-    epilog="Examples: fedlatent client init hospital-a --server fl.example:8443 --ca ca.crt "
-    "--data beats.npz --schema run.toml --max-epsilon 4 | fedlatent client init hospital-b "
-    "--server fl.example:8443 --ca ca.crt --data beats.csv --schema run.toml --person patient "
-    "--person-cap 20"
-)
-def init(
-    site: Annotated[str, typer.Argument(help="Name of this site.")],
-    server: Annotated[str, typer.Option(help="The gateway, host:port.")],
-    ca: Annotated[Path, typer.Option(help="The federation's ca.crt.", exists=True)],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="Private records: CSV, Parquet, NPZ, a folder of images and more.", exists=True
-        ),
-    ],
-    schema: Annotated[Path, SCHEMA],
-    max_epsilon: Annotated[
-        float, typer.Option(help="Largest epsilon over the life of these records.")
-    ] = 4.0,
-    delta: Annotated[float, typer.Option(help="Delta of that epsilon.")] = 1e-5,
-    name: Annotated[str, typer.Option(help="Name of the data set: key of its budget.")] = "records",
-    array: ArrayOption = "X",
-    column: ColumnOption = None,
-    delimiter: DelimiterOption = None,
-    decimal: DecimalOption = None,
-    encoding: EncodingOption = None,
-    header: HeaderOption = None,
-    label: LabelOption = None,
-    normal_label: NormalLabelOption = None,
-    person: Annotated[
-        str | None,
-        typer.Option(help="Column or array that says whose record it is; it never leaves."),
-    ] = None,
-    person_cap: Annotated[
-        int | None, typer.Option(min=1, help="Most records of one person; others are never used.")
-    ] = None,
-    accept: AcceptOption = False,
-    home: ClientHomeOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Make keys, configuration and policy; checks that the records fit and look right."""
-    from pydantic import ValidationError
-
-    from fedlatent.client.home import ClientHome
-    from fedlatent.client.known import note_records
-    from fedlatent.client.local import read_checked
-    from fedlatent.client.policy import NodeConfig
-    from fedlatent.client.service import init_client
-    from fedlatent.shared.config import invalid
-    from fedlatent.shared.errors import ConfigError
-    from fedlatent.shared.toml import parse_toml
-
-    try:
-        tables = parse_toml(schema.read_text(encoding="utf-8"), str(schema))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{schema}: expected TOML, got: {error}.") from None
-    if not isinstance(tables.get("data"), dict):
-        raise ConfigError(f"Expected a table [data] in {schema}, got none; use the run file.")
-    place = ClientHome.find(home)
-    said = {
-        "columns": column or None,
-        "label_key": label,
-        "normal_label": label_of(normal_label),
-        "person_key": person,
-        "max_records_per_person": person_cap,
-    }
-    table_of_data: dict[str, object] = {
-        **{"path": str(data.resolve()), "name": name, "records_key": array},
-        **dialect_of(delimiter, decimal, encoding, header),
-        **{key: value for key, value in said.items() if value is not None},
-        "schema": tables["data"],
-    }
-    try:
-        preview = NodeConfig.model_validate(
-            {
-                "site": site,
-                "data": table_of_data,
-                "policy": {"max_epsilon": max_epsilon, "delta": delta},
-            }
-        )
-    except ValidationError as error:
-        raise invalid("client init", error) from None
-    dataset, found = read_checked(place, preview)
-    judge(found, accept=accept, quiet=json)
-    if accept:
-        table_of_data["accept"] = [one.key for one in found.stops()]
-    normals = dataset.normals()
-    records = len(normals)
-    init_client(
-        place,
-        site=site,
-        server=server,
-        ca_certificate=ca.read_bytes(),
-        data=table_of_data,
-        policy={"max_epsilon": max_epsilon, "delta": delta},
-    )
-    warning = note_records(place, name, normals.records)
-    if json:
-        facts = {"home": str(place.root), "records": records, "key": str(place.node_public_key)}
-        print_json(facts | {"warning": warning, "check": found.to_json()})
-        return
-    _warn(warning)
-    out.print(f"node {site} made in {place.root}: {records} records, epsilon at most {max_epsilon}")
-    if person is not None:
-        out.print(f"  at most {person_cap} records of each person, by the column {person!r}")
-    out.print(
-        f"  send to the operator: {place.node_public_key}, and that there are {records} records"
-    )
-    out.print(f"  your rules, to read and change: {place.config}")
-    out.print(f"  one run of epsilon {max_epsilon:g} uses the whole budget of these records")
-    out.print(styled("bold", f"fedlatent client start --home {place.root}", before="next: "))
 
 
 def _node(home: Path | None) -> "tuple[ClientHome, NodeConfig]":

@@ -19,6 +19,7 @@ from fedlatent.cli import (
     client,
     data,
     demo,
+    doctor,
     edge,
     export,
     keys,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")

@@ -142,9 +142,14 @@ def admit(
     """Let the node with this public key join; also one that was removed before."""
     from fedlatent.server.control import Control
     from fedlatent.server.home import ServerHome
+    from fedlatent.shared.keys import site_of_key
 
     control = Control(ServerHome.find(home))
     admitted = control.admit(site, key, records)
+    if not site_of_key(key.read_text()):
+        told = f" {key} states no name of a site, so nobody checked that it is {site}'s; a node"
+        told += " of this version writes it there when it starts"
+        err.print(styled("yellow", "warning:", told))
     certificate = control.certificate(site)
     if json:
         facts = {
@@ -165,6 +170,42 @@ def admit(
         out.print(f"  send to the site: {certificate}")
         install = "fedlatent client certificate FILE"
         out.print(styled("bold", install, before="  the site installs it: "))
+
+
+@app.command(
+    epilog="Examples: fedlatent server invite hospital-a run.toml | "
+    "fedlatent server invite hospital-a run.toml --address fl.example:8443 -o a.invite.toml"
+)
+def invite(
+    site: SiteArgument,
+    config: RunFileArgument,
+    address: Annotated[
+        str | None,
+        typer.Option(help="host:port for the site; by default the server's first --name."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file; by default SITE.invite.toml here."),
+    ] = None,
+    home: ServerHomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make the one file that a site needs to join: server, authority, and what a record is."""
+    from fedlatent.server.home import ServerHome
+    from fedlatent.server.invite import invite as invited
+    from fedlatent.shared.config import RunConfig
+    from fedlatent.shared.files import write_atomic
+
+    made = invited(ServerHome.made(home), site, RunConfig.load(config), address)
+    target = output or Path(f"{site}.invite.toml")
+    write_atomic(target, made.text.encode())
+    if json:
+        print_json({"file": str(target), **made.model_dump(mode="json", exclude={"run"})})
+        return
+    out.print(f"invitation of {site} to {made.server} in {target}; nothing in it is secret")
+    out.print(f"  tell the site over another channel: {made.fingerprint}")
+    joined = f"fedlatent client join {target.name} --data RECORDS --fingerprint ..."
+    out.print(styled("bold", joined, before="  the site then runs: "))
 
 
 @app.command(epilog="Example: fedlatent server remove hospital-a")
@@ -196,6 +237,7 @@ def run(
     """Start a run and watch its rounds."""
     from fedlatent.server.control import Control
     from fedlatent.server.home import ServerHome
+    from fedlatent.server.invite import worries
     from fedlatent.shared.config import RunConfig
     from fedlatent.shared.privacy.plan import PrivacyPlan
 
@@ -203,7 +245,10 @@ def run(
     if not json:
         _print_plan(PrivacyPlan.from_config(chosen))
     place = ServerHome.find(home)
-    submission = Control(place).submit(chosen, run_id)
+    control = Control(place)
+    for text in worries(chosen, control.sites()):
+        err.print(styled("yellow", "warning", f": {text}"))
+    submission = control.submit(chosen, run_id)
     _follow(place, submission.run_id, wait=wait, as_json=json)
 
 

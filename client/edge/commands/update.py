@@ -159,7 +159,7 @@ def _status(args: argparse.Namespace) -> int:
     device = found.device
     print(f"device {device.device}, model {device.model}, floor {found.floor}")
     rows = [
-        [name, str(one.version), one.status, one.digest[:16], one.installed]
+        [name, str(one.version), one.status, one.digest, one.installed]
         for name, one in (("current", found.current), ("previous", found.previous))
         if one is not None
     ]
