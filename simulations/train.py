@@ -115,6 +115,14 @@ class Trained:
         """Names of the clients that took no part."""
         return [one.name for one in self.clients if not one.took_part]
 
+    @property
+    def beaten_by(self) -> dict[str, float]:
+        """Baselines whose AUROC on clients that took part is above the bundle's; best first."""
+        row = self.auroc["took part"]
+        own = row["fedlatent"]
+        found = {} if own is None else {k: v for k, v in row.items() if v is not None and v > own}
+        return dict(sorted(found.items(), key=lambda one: -one[1]))
+
     def to_json(self) -> dict[str, object]:
         """All of it as one JSON object."""
         return {
@@ -126,6 +134,7 @@ class Trained:
             "family": self.run.model.family,
             "absent": self.absent,
             "auroc": {name: dict(values) for name, values in self.auroc.items()},
+            "beaten_by": self.beaten_by,
             "clients": [asdict(one) for one in self.clients],
             "note": self.note,
             "report": str(self.report),
@@ -354,6 +363,7 @@ def page(trained: Trained) -> str:
         without=", ".join(one.name for one in trained.clients if not one.anomalies),
         numbered=[f"#{name}" for name in names],
         auroc=[[who, *map(_shown, row.values())] for who, row in trained.auroc.items()],
+        beaten=", ".join(f"{name} {_shown(value)}" for name, value in trained.beaten_by.items()),
         rated=any(value is not None for row in trained.auroc.values() for value in row.values()),
         clients=clients,
         run=trained.run.to_json(),

@@ -145,6 +145,10 @@ def _print(done: "Trained") -> None:
             style = "bold" if name == "fedlatent" else None
             rows.add_row(name, *(_cell(row[name]) for row in done.auroc.values()), style=style)
         out.print(rows)
+        if beaten := done.beaten_by:
+            best = next(iter(beaten))
+            told = f" {', '.join(beaten)} rated these records better than the bundle did; {best}"
+            err.print(styled("yellow", "warning:", f"{told} needs no network"))
     else:
         out.print("no anomalies are known here, so no detector can be rated; name them by --label")
     rows = table(

@@ -106,6 +106,10 @@ def test_a_file_becomes_a_bundle_and_a_report(tmp_path: Path, epsilon: float | N
     assert compared == usual | ({"DP Mahalanobis"} if epsilon else set())
     page = done.report.read_text()
     assert f"took no part: {done.absent[0]}" in page
+    row = told["auroc"]["took part"]
+    better = {name for name, value in row.items() if value > row["fedlatent"]}
+    assert set(told["beaten_by"]) == better
+    assert ("Rated better than the bundle by" in page) == bool(better)
     assert "not rated by themselves: west" in page
 
 
