@@ -65,7 +65,9 @@ class RawDecoder(Decoder):
 
     def _finite(self, values: np.ndarray) -> Iterator[Rows]:
         """The rows of ``values`` [n, size] without NaN, infinity and what would overflow."""
-        largest = min(LARGEST, float(np.finfo(values.dtype).max))
+        largest = float(np.finfo(values.dtype).max)
+        if not self.schema.columns:  # which have no scale
+            largest = min(LARGEST, largest)
         with np.errstate(invalid="ignore"):
             good = ((np.abs(values) <= largest) | (np.isnan(values) & self._gaps)).all(axis=1)
         stops = not self.layout.skip_bad and not good.all()

@@ -80,13 +80,16 @@ def read_records(
     layout = Layout(columns=columns, names=names, name=path.name, dialect=dialect)
     try:
         if ending == ".npz":
-            return _read_npz(path, schema, key)
-        return _read_csv(path, schema, layout, packed=ending == ".csv.gz")
+            found = _read_npz(path, schema, key)
+        else:
+            found = _read_csv(path, schema, layout, packed=ending == ".csv.gz")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"Expected a readable file at {path}, got {type(error).__name__}; check the path and "
             "the file."
         ) from None
+    schema.check_raw(found.records, path.name)
+    return found
 
 
 def _read_csv(path: Path, schema: Schema, layout: Layout, *, packed: bool) -> Found:
@@ -131,7 +134,8 @@ def _numbered(values: np.ndarray) -> Rows:
 def _read_npz(path: Path, schema: Schema, key: str) -> Found:
     window = schema.window
     try:
-        with np.load(path, allow_pickle=False) as loaded:
+        # Opened here since numpy leaves its own stream open when the archive is damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as loaded:
             records = _array(loaded, key, path, "the array of records")
             whole = records.shape[1:] in (schema.raw_shape, (schema.raw_size,))
             if window is None or whole:
@@ -164,7 +168,7 @@ def _array(loaded: Mapping[str, np.ndarray], key: str, path: Path, what: str) ->
     if key not in loaded:
         names = ", ".join(list(loaded)[:10]) or "none"
         raise DataError(
-            f"Expected array {key!r} in {path}, got {names}; name {what}.",
+            f"Expected array {key!r} in {path.name}, got {names}; name {what}.",
             field=key,
             reason="column",
         )

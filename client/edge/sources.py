@@ -38,6 +38,12 @@ _QUEUE_BYTES = 1 << 22
 _FIRST_WAIT_S, _LAST_WAIT_S = 1.0, 30.0  # between attempts to connect
 _RETRIED = frozenset({408, 425, 429})  # of the HTTP statuses below 500
 
+#: How files end that hold no stream.
+OTHER_ENDINGS = (
+    *(".npz", ".npy", ".parquet", ".arrow", ".feather", ".hea", ".edf", ".bdf", ".sql"),
+    *(".duckdb", ".ddb", ".smi", ".smi.gz", ".smiles", ".smiles.gz"),
+)
+
 
 class Signal(enum.Enum):
     """What a source says instead of giving bytes."""
@@ -559,7 +565,7 @@ def open_source(
 
     Raises:
         ConfigError: the address cannot be used, or an option does not fit it.
-        DataError: the file cannot be opened.
+        DataError: the file cannot be opened, or is of a kind that holds no stream.
     """
     scheme, separator, _ = place.partition("://")
     if separator and follow:
@@ -574,6 +580,11 @@ def open_source(
         plain = DescriptorSource(0, "standard input")
         return plain if record_bytes else PackedSource(plain, sure=False)
     path = Path(place)
+    if path.is_dir() or ending_of(path, OTHER_ENDINGS):
+        raise DataError(
+            f"Expected a stream of CSV, JSON lines or raw floats, got {path.name}; 'edge score' "
+            "takes an npz, and 'fedlatent data convert' makes one of other files."
+        )
     packed = ending_of(path, [".gz"]) is not None
     if follow and path.is_file():
         if packed:

@@ -37,6 +37,12 @@ function codeOf({ levels, missing }, cell) {
   return missing === "refuse" ? null : Number.NaN;
 }
 
+/** Why a cell is refused: a gap where none may be, no level of the column, or no number. */
+function whyRefused(column, cell) {
+  if (column && GAPS.has(cell.trim().toLowerCase())) return "missing";
+  return column?.levels.length ? "level" : "number";
+}
+
 /** A time in seconds; dates without a zone are UTC. */
 function secondsOf(cell) {
   const text = cell.trim();
@@ -136,19 +142,31 @@ export function parseCsv(text, schema, where) {
   if (!columns && kept.length && own.length !== size) {
     throw wrong("width", `${size} cells a line`, `${own.length} in record 1`);
   }
+  const largest = columns ? Number.MAX_VALUE : LARGEST; // columns have no scale
   const rows = kept.map((cells, row) =>
     Float64Array.from(at ?? own, (cell, column) => {
       const value = columns ? codeOf(columns[column], cells[cell]) : numberOf(cells[cell]);
       const named = `column ${header === null ? cell + 1 : first[cell]} of record ${row + 1}`;
-      if (value === null) throw wrong("number", "what the column holds", `another cell in ${named}`);
-      if (Number.isNaN(value) ? !columns : !(Math.abs(value) <= LARGEST)) {
+      if (value === null) {
+        const reason = whyRefused(columns?.[column], cells[cell]);
+        throw wrong(reason, "what the column holds", `another cell in ${named}`);
+      }
+      if (Number.isNaN(value) ? !columns : !(Math.abs(value) <= largest)) {
         throw wrong("finite", "finite values", `NaN, infinity or overflow in ${named}`);
       }
       return value;
     }),
   );
   const [times, groups] = sides.map((cell) => cell === null ? null : kept.map((row) => row[cell]));
-  const records = window ? windowsOf(rows, window, times?.map(secondsOf), groups) : rows;
+  const seconds = times?.map(secondsOf);
+  const never = seconds?.findIndex((one) => !Number.isFinite(one)) ?? -1;
+  if (never >= 0) {
+    throw wrong("time", `seconds or a date in column ${window.time}`, `another in record ${never + 1}`);
+  }
+  const records = window ? windowsOf(rows, window, seconds, groups) : rows;
+  if (!records.length && rows.length) {
+    throw wrong("short", `${window.length} rows that follow each other`, "fewer in every series");
+  }
   if (!records.length) throw wrong("empty", "records", "none");
   return records;
 }

@@ -20,6 +20,7 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 _TABS = ("tab", r"\t")  # as people say it, and as TOML and shells take what a message shows
 MARK = b"\xef\xbb\xbf"  # of UTF-8, at the start of some files
+_ZIP = b"PK\x03\x04"  # at the start of spreadsheets and archives
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _WITH_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+(?:e[+-]?[0-9]+)?", re.I)
 
@@ -169,6 +170,8 @@ def _split(lines: Sequence[str], delimiter: str) -> list[list[str]]:
 
 def encoding_hint(line: bytes) -> str:
     """What a line that is not UTF-8 looks like."""
+    if line.startswith(_ZIP):
+        return "it looks like a spreadsheet or an archive, so export it as CSV"
     if line.startswith(_WIDE_MARKS) or b"\0" in line:
         return "it looks like UTF-16, so say encoding='utf-16'"
     return "save it as UTF-8, or name its encoding, such as encoding='cp1252'"

@@ -170,9 +170,12 @@ def read_raw(
         names=tuple(inputs) if records.shape[1:] == (len(inputs),) else (),
         left_out=left_out,
     )
-    if schema is None or window is None or records.shape[1:] == schema.raw_shape:
+    if schema is None:
         return raw
-    return _cut(raw, schema, path, times, groups)
+    if window is not None and records.shape[1:] != schema.raw_shape:
+        raw = _cut(raw, schema, path, times, groups)
+    schema.check_raw(raw.records, path.name)
+    return raw
 
 
 def _reader_of(path: Path, schema: Schema | None) -> Callable[[Path, Asked], Found]:
@@ -238,7 +241,7 @@ def _cut(
     parts = [values for values in (groups, raw.client_id, raw.person) if values is not None]
     series = np.array(["\0".join(map(str, one)) for one in zip(*parts, strict=True)])
     seconds = None if times is None else all_seconds(times, window.time, path.name)
-    records, begins = cut(raw.records, window, seconds, series if parts else None)
+    records, begins = cut(raw.records, window, seconds, series if parts else None, path.name)
     rows = begins[:, np.newaxis] + np.arange(window.length)
     return RawRecords(
         records=records,

@@ -223,6 +223,20 @@ class Schema:
         clipped = np.clip(records, self.lower, self.upper).astype(np.float32)
         return clipped.reshape(len(clipped), *self.shape)
 
+    def check_raw(self, raw: ArrayLike, name: str = "") -> None:
+        """Check that raw records are numbers of the right shape, finite but for gaps of columns.
+
+        Args:
+            raw: As of `preprocess`.
+            name: Of the file, for messages.
+
+        Raises:
+            DataError: They are not. The message counts records and shows no value.
+        """
+        records = self._fitting(raw, name)
+        if records.dtype.kind == "f":
+            _check_finite(self._whole(records.reshape(len(records), self.raw_size)), name)
+
     def outside(self, raw: ArrayLike) -> NDArray[np.int64]:
         """Count the values of each record that lie beyond the public bounds, so are clipped.
 
@@ -270,26 +284,38 @@ class Schema:
 
     def _encoded(self, records: NDArray[np.float64]) -> NDArray[np.float32]:
         """Records of the columns' values, each scaled to [0, 1] by its own range."""
+        _check_finite(self._whole(records))
         by_column = self._by_column(records)
-        gaps = np.array([column.missing != "refuse" for column in self.columns])
-        fine = np.isfinite(by_column) | (np.isnan(by_column) & gaps[:, np.newaxis])
-        _check_finite(fine.all(axis=(1, 2)))
         parts = [column.encode(by_column[:, at]) for at, column in enumerate(self.columns)]
         encoded = np.concatenate(parts, axis=1).astype(np.float32)
         return encoded.reshape(len(encoded), *self.shape)
 
+    def _whole(self, records: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which flat rows [N, raw_size] are finite, but for NaN where a column takes gaps."""
+        fine = np.isfinite(records)
+        if self.columns:
+            gaps = [column.missing != "refuse" for column in self.columns]
+            fine |= np.isnan(records) & np.repeat(gaps, self.raw_size // len(gaps))
+        return np.asarray(fine.all(axis=1))
+
     def _flat(self, raw: ArrayLike) -> NDArray[np.float64]:
         """Check type and shape of `raw` and return it as float64 [N, size]."""
+        array = self._fitting(raw)
+        return array.reshape(len(array), self.raw_size).astype(np.float64)
+
+    def _fitting(self, raw: ArrayLike, name: str = "") -> NDArray[Any]:
+        """Check type and shape of `raw`, of a file where it has a name."""
+        of = f" of {name}" if name else ""
         try:
             array = np.asarray(raw)
         except ValueError as error:
             raise DataError(
-                f"Expected records of shape [N, {_shape_text(self.raw_shape)}], got rows of "
+                f"Expected records{of} of shape [N, {_shape_text(self.raw_shape)}], got rows of "
                 "unequal length; give every record the same number of values."
             ) from error
         if array.dtype.kind not in "iuf":
             raise DataError(
-                f"Expected integer or floating-point records, got type {array.dtype}; "
+                f"Expected integer or floating-point records{of}, got type {array.dtype}; "
                 "convert them to numbers."
             )
         rows, fitting = array.shape[1:], [self.raw_shape, (self.raw_size,)]
@@ -297,10 +323,10 @@ class Schema:
             fitting.append(self.raw_shape[1:])
         if array.ndim < 2 or rows not in fitting:
             raise DataError(
-                f"Expected records of shape [N, {_shape_text(self.raw_shape)}] for schema "
+                f"Expected records{of} of shape [N, {_shape_text(self.raw_shape)}] for schema "
                 f"{self.name!r}, got {list(array.shape)}; choose other columns or another schema."
             )
-        return array.reshape(len(array), self.raw_size).astype(np.float64)
+        return array
 
 
 #: What the fields of one range for all are where columns have ranges of their own.
@@ -338,12 +364,14 @@ def _checked_shape(shape: object) -> tuple[int, ...]:
     return shape
 
 
-def _check_finite(good: NDArray[np.bool_]) -> None:
+def _check_finite(good: NDArray[np.bool_], name: str = "") -> None:
     """Raise DataError unless all records [N] are good."""
     if not good.all():
         raise DataError(
-            f"Expected finite values, got NaN, infinite or overflowing values in "
-            f"{int((~good).sum())} of {len(good)} records; remove or fill these records."
+            f"Expected finite values{f' in {name}' if name else ''}, got NaN, infinite or "
+            f"overflowing values in {int((~good).sum())} of {len(good)} records, record "
+            f"{int(np.argmin(good)) + 1} first; remove or fill these records.",
+            reason="finite",
         )
 
 

@@ -168,6 +168,7 @@ def cut(
     window: Window,
     times: NDArray[np.float64] | None = None,
     groups: ArrayLike | None = None,
+    name: str = "",
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Records out of rows.
 
@@ -176,6 +177,7 @@ def cut(
         window: How long records are, and what parts series.
         times: Seconds [n], or None.
         groups: The series of each row [n], or None.
+        name: Of the file, for messages.
 
     Returns:
         Raw records [M, C, length], and the first row of each [M].
@@ -186,8 +188,9 @@ def cut(
     begins = places(len(rows), window, times, groups)
     if not len(begins):
         raise DataError(
-            f"Expected {window.length} rows that follow each other for one record, got fewer in "
-            f"every series of {len(rows)} rows; shorten the window, or say a longer gap.",
+            f"Expected {window.length} rows{f' of {name}' if name else ''} that follow each other "
+            f"for one record, got fewer in every series of {len(rows)} rows; shorten the window, "
+            "say a longer gap, or check times and rate.",
             field="window.length",
             reason="short",
         )

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from fedlatent.client.edge.decoders import BATCH, Decoder, Layout
 from fedlatent.client.edge.formats import DECODERS
 from fedlatent.client.edge.windows import Rows
+from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import DELIMITERS, Dialect
+from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.table import Table
 from fedlatent.shared.errors import ConfigError, DataError
 from tests.shared.bundle import tiny
@@ -385,3 +387,14 @@ def test_raw_formats_have_no_times() -> None:
     """A column of times is refused at once where rows hold values alone."""
     with pytest.raises(ConfigError, match="'when'"):
         DECODERS["f32"](tiny.SCHEMA, Layout(time="when"))
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_value_far_outside_is_taken_in_every_format(kind: str) -> None:
+    """A column clips what is finite, however large, in CSV, JSON and raw numbers alike."""
+    schema = Schema(name="one", columns=(Column(name="a", upper=9.0),))
+    value = 3e38 if kind == "f32" else 1e300
+    data = {"csv": f"a\n{value}\n", "jsonl": f'{{"a": {value}}}\n'}
+    raw = np.array([value], "<f4" if kind == "f32" else "<f8").tobytes()
+    (rows,) = DECODERS[kind](schema).feed(data[kind].encode() if kind in data else raw)
+    np.testing.assert_allclose(rows.values, [[value]], rtol=1e-6)
