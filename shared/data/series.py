@@ -187,7 +187,8 @@ def cut(
     if not len(begins):
         raise DataError(
             f"Expected {window.length} rows that follow each other for one record, got fewer in "
-            f"every series of {len(rows)} rows; shorten the window, or say a longer gap.",
+            f"every series of {len(rows)} rows; sort them by series and time, shorten the window, "
+            "or say a longer gap.",
             field="window.length",
             reason="short",
         )
