@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedlatent.client.edge.windows import Rows
+from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, DataError
 
@@ -28,6 +29,7 @@ class Layout:
         group: column or key of the series that each row belongs to; empty for one series.
         skip_bad: count a row that is not as it must be and go on, rather than stop.
         name: of the source, for messages.
+        dialect: how a CSV is written.
     """
 
     columns: Sequence[str] | None = None
@@ -36,6 +38,7 @@ class Layout:
     group: str = ""
     skip_bad: bool = False
     name: str = ""
+    dialect: Dialect = COMMAS
 
     @property
     def sides(self) -> list[str]:

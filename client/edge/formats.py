@@ -1,5 +1,6 @@
 """The formats of a stream: CSV, JSON lines and raw floats."""
 
+import codecs
 import contextlib
 import csv
 import json
@@ -13,7 +14,7 @@ from fedlatent.client.edge.windows import Rows
 from fedlatent.shared.data.cells import is_number
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import seconds_or_none
-from fedlatent.shared.data.table import LARGEST, MARK, Table
+from fedlatent.shared.data.table import LARGEST, Table
 from fedlatent.shared.errors import ConfigError, DataError
 
 _LINE_BYTES = 65_536
@@ -127,7 +128,7 @@ class LineDecoder(Decoder):
     def _rows(self, lines: Sequence[bytes]) -> Iterator[Rows]:
         numbered = enumerate(lines, self.line + 1)
         self.line += len(lines)
-        kept = [(at, line) for at, raw in numbered if (line := raw.removeprefix(MARK).strip())]
+        kept = [(at, line) for at, raw in numbered if (line := self.layout.dialect.trimmed(raw))]
         kept = self._records(kept)
         if not kept:
             return
@@ -178,7 +179,7 @@ class LineDecoder(Decoder):
             )
         if not self.schema.columns and not all(abs(value) <= LARGEST for value in values):
             raise self._not_finite(number)
-        if self.layout.time and seconds_or_none(sides[0]) is None:
+        if self.layout.time and self._seconds(sides[0]) is None:
             raise DataError(
                 f"Expected a time in seconds or an ISO 8601 date in column {self.layout.time!r}"
                 f"{self.layout.of}, got something else in record {number}; correct or drop it.",
@@ -203,9 +204,13 @@ class LineDecoder(Decoder):
             fresh=np.asarray(fresh),
             line=np.asarray(places),
             stamp=stamp,
-            seconds=None if stamp is None else np.array([*map(seconds_or_none, stamp)], np.float64),
+            seconds=None if stamp is None else np.array([*map(self._seconds, stamp)], np.float64),
             group=columns[-1] if self.layout.group else None,
         )
+
+    def _seconds(self, stamp: str) -> float | None:
+        """The time of a row in seconds, or None where it is none."""
+        return seconds_or_none(stamp)
 
     def _records(self, kept: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
         """Those of the numbered lines that are records."""
@@ -231,6 +236,30 @@ class CsvDecoder(LineDecoder):
         """Make a decoder: see `Decoder`."""
         super().__init__(schema, layout)
         self._begin()
+        self._recoder = self._fresh_recoder()
+
+    def _fresh_recoder(self) -> codecs.IncrementalDecoder | None:
+        """What makes texts of bytes in another encoding, from the start of a file."""
+        dialect = self.layout.dialect
+        return None if dialect.utf8 else codecs.getincrementaldecoder(dialect.encoding)()
+
+    def feed(self, data: bytes) -> Iterator[Rows]:
+        """Finite rows [n, size] of the bytes so far: see `Decoder.feed`."""
+        yield from super().feed(self._recoded(data))
+
+    def finish(self) -> Iterator[Rows]:
+        """See `Decoder.finish`; a last line needs no line end."""
+        yield from super().feed(self._recoded(b"", final=True))
+        yield from super().finish()
+
+    def _recoded(self, data: bytes, *, final: bool = False) -> bytes:
+        """Bytes in UTF-8; a character that is not whole stays for the next."""
+        if self._recoder is None:
+            return data
+        try:
+            return self._recoder.decode(data, final).encode()
+        except UnicodeError:
+            raise self.layout.dialect.not_encoded(self.layout.name) from None
 
     def _begin(self) -> None:
         """Expect a table whose first line has not come."""
@@ -241,6 +270,7 @@ class CsvDecoder(LineDecoder):
             width=self.schema.raw_size,
             name=self.layout.name,
             names=self.layout.names,
+            dialect=self.layout.dialect,
         )
 
     @property
@@ -256,6 +286,7 @@ class CsvDecoder(LineDecoder):
         """Forget the beginning of a line; a further file may have a header of its own."""
         super().drop(gap=gap)
         self._opening = True
+        self._recoder = self._fresh_recoder()
 
     def take_header(self, line: bytes) -> None:
         """Take a first line as the header, unless it is empty or all its cells are numbers.
@@ -263,13 +294,13 @@ class CsvDecoder(LineDecoder):
         Raises:
             DataError: columns are to be chosen that it does not name.
         """
-        if line := line.removeprefix(MARK).strip():
+        if line := self.layout.dialect.trimmed(line):
             self._table.begin(line)
             self._see(self._table.names)
 
     def _records(self, kept: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
         first = kept[0][1] if kept else b""
-        if kept and self._opening and first != self._table.header and _all_names(first):
+        if kept and self._opening and first != self._table.header and self._all_names(first):
             self._begin()
         self._opening &= not kept
         if kept and self._table.width is None:
@@ -294,14 +325,19 @@ class CsvDecoder(LineDecoder):
         read = self._table.values if self.schema.columns else self._table.record
         return read(line, number), self._table.sides(line, number)
 
+    def _seconds(self, stamp: str) -> float | None:
+        return seconds_or_none(self.layout.dialect.plain(stamp))
 
-def _all_names(line: bytes) -> bool:
-    """Whether a line is a header by itself: no cell is a number."""
-    try:
-        cells = next(csv.reader([line.decode(errors="replace")]), [])
-    except csv.Error:
-        return False
-    return not any(map(is_number, cells))
+    def _all_names(self, line: bytes) -> bool:
+        """Whether a line is a header by itself: no cell is a number."""
+        dialect = self.layout.dialect
+        if dialect.header is False:
+            return False
+        try:
+            cells = dialect.cells(line.decode(errors="replace"))
+        except csv.Error:
+            return False
+        return not any(is_number(dialect.plain(cell)) for cell in cells)
 
 
 class JsonLinesDecoder(LineDecoder):

@@ -13,6 +13,7 @@ import numpy as np
 from fedlatent.client.edge.decoders import Layout
 from fedlatent.client.edge.formats import CsvDecoder
 from fedlatent.client.edge.windows import Rows, Windows, row_of
+from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import all_seconds
 from fedlatent.shared.errors import DataError
@@ -51,6 +52,7 @@ def read_records(
     key: str = "X",
     columns: Sequence[str] | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
+    dialect: Dialect = COMMAS,
 ) -> Found:
     """Read raw records from a file.
 
@@ -63,6 +65,7 @@ def read_records(
         key: array of the npz that holds the records.
         columns: header names of a CSV in record order, where the schema has none; None takes all.
         names: what columns are called here, by the names that the file has for them.
+        dialect: how a CSV is written.
 
     Raises:
         DataError: the file is absent, of another kind, or does not fit the schema.
@@ -74,7 +77,7 @@ def read_records(
             f"Expected a file that ends in {', '.join(ENDINGS)}, got {path.name}; 'fedlatent data "
             "convert' makes an npz of it."
         )
-    layout = Layout(columns=columns, names=names, name=path.name)
+    layout = Layout(columns=columns, names=names, name=path.name, dialect=dialect)
     try:
         if ending == ".npz":
             return _read_npz(path, schema, key)

@@ -22,6 +22,7 @@ from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.edge.stream import CONFIRM_AFTER, Notifier, resident_bytes
 from fedlatent.client.edge.web import Answer, Refusal, WebServer
 from fedlatent.client.edge.windows import Windows, row_of
+from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import Window
 from fedlatent.shared.errors import BundleError, ConfigError, DataError
@@ -50,6 +51,7 @@ class ServeOptions:
         connections: at a time.
         names: that requests may call this server by, beside addresses and localhost.
         mapped: what columns are called in the bundle, by the names that requests have for them.
+        dialect: how CSV in requests is written.
         drift: None for no monitor.
         confirm: called once, after `CONFIRM_AFTER` records without an error.
     """
@@ -60,6 +62,7 @@ class ServeOptions:
     connections: int = 64
     names: Sequence[str] = ()
     mapped: Mapping[str, str] = field(default_factory=dict)
+    dialect: Dialect = COMMAS
     drift: DriftMonitor | None = None
     confirm: Callable[[], None] | None = None
 
@@ -140,8 +143,8 @@ class EdgeServer:
         """The answer to a body of media type ``kind``; a refusal when it cannot be scored."""
         start = time.perf_counter()
         try:
-            schema, mapped = self.model.bundle.manifest.schema, self.options.mapped
-            records, extra = _parse(body, kind, schema, mapped)
+            layout = Layout(names=self.options.mapped, dialect=self.options.dialect)
+            records, extra = _parse(body, kind, self.model.bundle.manifest.schema, layout)
             table = self.model.score(records)
             self._failure = None
         except DataError as error:
@@ -230,7 +233,7 @@ def serve(server: EdgeServer, stop: threading.Event) -> None:
 
 
 def _parse(
-    body: bytes, kind: str, schema: Schema, mapped: Mapping[str, str]
+    body: bytes, kind: str, schema: Schema, layout: Layout
 ) -> tuple[np.ndarray, Sequence[str]]:
     """Raw records [n, raw_size], n >= 1, of a body of media type ``kind``, and extra columns.
 
@@ -245,7 +248,6 @@ def _parse(
             return _numbers(records), ()
         body = b"\n".join(json.dumps(one).encode() for one in records)
     window = schema.window or Window(length=1)
-    layout = Layout(names=mapped)
     if kind != _RAW:
         layout = replace(layout, time=window.time, group=window.group)
     decoder, windows = _DECODERS[kind](row_of(schema), layout), Windows(window)

@@ -13,10 +13,15 @@ from fedlatent.cli.options import (
     SCHEMA,
     AcceptOption,
     ArrayOption,
+    DecimalOption,
+    DelimiterOption,
+    EncodingOption,
+    HeaderOption,
     JsonOption,
     LabelOption,
     NormalLabelOption,
     SeedOption,
+    dialect_of,
     label_of,
 )
 
@@ -56,6 +61,10 @@ def demo(
         ),
     ] = None,
     array: ArrayOption = "X",
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = None,
     schema: Annotated[Path | None, SCHEMA] = None,
     accept: AcceptOption = False,
     folder: Annotated[
@@ -74,8 +83,18 @@ def demo(
         raise ConfigError(f"Expected an empty folder, got {place} with files; choose another.")
     place = place.resolve()
     if Path(data).suffix or (data not in _NAMED and Path(data).is_dir()):
-        federation = _from_file(
-            Path(data), sites + absent, schema, array, label, normal_label, client
+        from fedlatent.shared.data.dialect import Dialect
+        from fedlatent.simulations.own_data import federation_of_file
+
+        federation = federation_of_file(
+            Path(data),
+            sites + absent,
+            schema=schema,
+            records_key=array,
+            label_key=label,
+            normal_label=label_of(normal_label),
+            client_key=client,
+            dialect=Dialect(**dialect_of(delimiter, decimal, encoding, header)),
         )
     else:
         federation = _named(data, sites + absent, seed)
@@ -117,28 +136,6 @@ def _named(name: str, count: int, seed: int) -> "Federation":
         f"Expected --data to be {', '.join(_NAMED)}, or a file or folder of records, got {name!r}; "
         "check the path.",
         field="data",
-    )
-
-
-def _from_file(
-    path: Path,
-    sites: int,
-    schema: Path | None,
-    array: str,
-    label: str | None,
-    normal_label: str | None,
-    client: str | None,
-) -> "Federation":
-    from fedlatent.simulations.own_data import federation_of_file
-
-    return federation_of_file(
-        path,
-        sites,
-        schema=schema,
-        records_key=array,
-        label_key=label,
-        normal_label=label_of(normal_label),
-        client_key=client,
     )
 
 

@@ -6,10 +6,19 @@ from typing import Annotated
 import typer
 
 from fedlatent.cli.console import err, out, print_json, styled
-from fedlatent.cli.options import ArrayOption, JsonOption
+from fedlatent.cli.options import (
+    ArrayOption,
+    DecimalOption,
+    DelimiterOption,
+    EncodingOption,
+    HeaderOption,
+    JsonOption,
+    dialect_of,
+)
 
 EXAMPLES = (
     "Examples: fedlatent data describe patients.csv -o patients.toml --skip hospital --skip sick | "
+    "fedlatent data describe export.csv --delimiter ';' --decimal , --encoding cp1252 | "
     "fedlatent data describe beats.npz --json"
 )
 
@@ -32,13 +41,23 @@ def describe(
         ),
     ] = None,
     array: ArrayOption = "X",
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = None,
     json: JsonOption = False,
 ) -> None:
     """Propose a schema for a file, as TOML to edit; its bounds must become public knowledge."""
     from fedlatent.shared.data.describe import describe as propose
+    from fedlatent.shared.data.dialect import Dialect
     from fedlatent.shared.files import write_atomic
 
-    proposal = propose(file, skip=skip or (), records_key=array)
+    proposal = propose(
+        file,
+        skip=skip or (),
+        records_key=array,
+        dialect=Dialect(**dialect_of(delimiter, decimal, encoding, header)),
+    )
     if output is not None:
         write_atomic(output, proposal.text.encode())
     if json:

@@ -97,7 +97,7 @@ def dialect_of(
 ) -> dict[str, Any]:
     """What was said of a CSV file, as fields of a `Dialect` and keys of a node file."""
     said = {
-        "delimiter": "\t" if delimiter == "tab" else delimiter,
+        "delimiter": delimiter,
         "decimal": decimal,
         "encoding": encoding,
         "header": header,

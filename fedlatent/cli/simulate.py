@@ -15,9 +15,14 @@ from fedlatent.cli.options import (
     ArrayOption,
     ClientOption,
     ColumnOption,
+    DecimalOption,
+    DelimiterOption,
+    EncodingOption,
+    HeaderOption,
     JsonOption,
     LabelOption,
     NormalLabelOption,
+    dialect_of,
     label_of,
 )
 
@@ -68,6 +73,10 @@ def run(
     normal_label: NormalLabelOption = None,
     column: ColumnOption = None,
     array: ArrayOption = "X",
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = None,
     accept: AcceptOption = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="The study's quick form: seconds, and no result.")
@@ -107,6 +116,7 @@ def run(
         "schema": None if schema is None else str(schema.resolve()),
         "columns": column,
         "array": None if array == "X" else array,
+        **dialect_of(delimiter, decimal, encoding, header),
     }
     said = {key: value for key, value in own.items() if value is not None}
     changes = list(change or ())

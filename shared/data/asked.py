@@ -23,6 +23,7 @@ class Asked:
         columns: The columns of a record where the file is a table, in order: names, or those of a
             schema, which say what their cells mean. None takes all but `others`.
         others: Further columns or arrays: labels, clients, persons, times, groups.
+        numbers: Those of `others` that may be numbers: labels and times.
         names: What columns are called here, by the names that the file has for them.
         dialect: How a CSV file is written.
         rate: Rows per second that a recording must have; 0 where nothing is said.
@@ -36,6 +37,7 @@ class Asked:
     dialect: Dialect
     rate: float = 0.0
     series: bool = False
+    numbers: Sequence[str] = ()
 
 
 class Found(NamedTuple):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedlatent.shared.data.archives import ARRAYS, load_records
 from fedlatent.shared.data.cells import is_gap, number_of
 from fedlatent.shared.data.column import Column
-from fedlatent.shared.data.dialect import Dialect
+from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.data.frames import FRAMES, cells_in, load_frame
 from fedlatent.shared.data.images import image_files, load_images
 from fedlatent.shared.data.queries import QUERIES, load_query
@@ -82,7 +82,7 @@ def describe(
     *,
     skip: Sequence[str] = (),
     records_key: str = "X",
-    dialect: Dialect = Dialect(),  # noqa: B008 - frozen
+    dialect: Dialect = COMMAS,
 ) -> Proposal:
     """Propose a schema for a file.
 
@@ -137,7 +137,7 @@ def describe(
 
 def cells_of(
     path: Path,
-    dialect: Dialect = Dialect(),  # noqa: B008 - frozen
+    dialect: Dialect = COMMAS,
 ) -> dict[str, list[Any]]:
     """The cells of a table's columns by name, as the file has them.
 

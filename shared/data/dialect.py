@@ -18,6 +18,7 @@ from fedlatent.shared.errors import ConfigError, DataError
 #: What may stand between cells, and what people call it.
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
+_TABS = ("tab", r"\t")  # as people say it, and as TOML and shells take what a message shows
 MARK = b"\xef\xbb\xbf"  # of UTF-8, at the start of some files
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _WITH_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+(?:e[+-]?[0-9]+)?", re.I)
@@ -28,7 +29,7 @@ class Dialect:
     """How a CSV file is written.
 
     Attributes:
-        delimiter: Between cells: a comma, semicolon, tab or bar.
+        delimiter: Between cells: a comma, semicolon, tab or bar; "tab" is one, too.
         decimal: Before decimals: a point or a comma.
         encoding: A name that Python knows, such as "utf-16" or "cp1252".
         header: Whether the first line is the header; None where the line itself shows it. Columns
@@ -45,6 +46,8 @@ class Dialect:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        if self.delimiter in _TABS:
+            object.__setattr__(self, "delimiter", "\t")
         for key, choices in (("delimiter", DELIMITERS), ("decimal", ".,")):
             if getattr(self, key) not in [*choices]:
                 raise ConfigError(
@@ -90,16 +93,38 @@ class Dialect:
         Raises:
             DataError: The file is not in the encoding.
         """
-        ends = b" \r\n" if self.delimiter == "\t" else None
-        raw = stream if self._utf8 else self._recoded(stream, name)
-        for number, line in enumerate(raw):
-            kept = (line.removeprefix(MARK) if number == 0 else line).strip(ends)
-            if kept:
+        raw = stream if self.utf8 else self._recoded(stream, name)
+        for line in raw:
+            if kept := self.trimmed(line):
                 yield kept
 
+    def trimmed(self, line: bytes) -> bytes:
+        """A line without mark, line end and spaces around; tabs stay where they part cells."""
+        return line.removeprefix(MARK).strip(b" \r\n" if self.delimiter == "\t" else None)
+
     @property
-    def _utf8(self) -> bool:
+    def utf8(self) -> bool:
+        """Whether bytes are UTF-8 as they are."""
         return codecs.lookup(self.encoding).name == "utf-8"
+
+    def as_utf8(self, text: bytes, name: str) -> bytes:
+        """A text in this encoding as UTF-8.
+
+        Raises:
+            DataError: It is not in the encoding.
+        """
+        try:
+            return text.decode(self.encoding).encode()
+        except UnicodeError:
+            raise self.not_encoded(name) from None
+
+    def not_encoded(self, name: str) -> DataError:
+        """What is wrong with a file that is not in the encoding."""
+        return DataError(
+            f"Expected {name or 'a table'} in {self.encoding}, got something else; name its "
+            "encoding.",
+            reason="encoding",
+        )
 
     def _recoded(self, stream: BinaryIO, name: str) -> Iterable[bytes]:
         """Lines in UTF-8 from another encoding."""
@@ -108,10 +133,7 @@ class Dialect:
                 for line in text:
                     yield line.encode()
         except UnicodeError:
-            raise DataError(
-                f"Expected {name} in {self.encoding}, got something else; name its encoding.",
-                reason="encoding",
-            ) from None
+            raise self.not_encoded(name) from None
 
     def hint(self, lines: Sequence[str]) -> str:
         """What lines look like that do not fit this dialect: "" or a clause that says it."""
@@ -129,6 +151,10 @@ class Dialect:
         looks += (" with " if looks and decimal else "") + ("decimal commas" if decimal else "")
         say = [f"delimiter={delimiter!r}"] * bool(delimiter) + ["decimal=','"] * decimal
         return f"it looks like {looks}, so say {' '.join(say)}"
+
+
+#: Commas, points and UTF-8, as where nothing is said.
+COMMAS = Dialect()
 
 
 def _split(lines: Sequence[str], delimiter: str) -> list[list[str]]:

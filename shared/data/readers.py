@@ -19,7 +19,7 @@ from fedlatent.shared.data.archives import ARRAYS, find_in_archive
 from fedlatent.shared.data.asked import Asked, Found, name_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dataset import Dataset
-from fedlatent.shared.data.dialect import Dialect
+from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.data.frames import FRAMES, find_in_table
 from fedlatent.shared.data.images import find_in_folder
 from fedlatent.shared.data.labels import Label, binary, typed
@@ -123,7 +123,7 @@ def read_raw(
     client_key: str | None = None,
     person_key: str | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
-    dialect: Dialect = Dialect(),  # noqa: B008 - frozen
+    dialect: Dialect = COMMAS,
 ) -> RawRecords:
     """Read a file without scaling; the arguments and errors are those of `read`.
 
@@ -152,6 +152,7 @@ def read_raw(
         dialect=dialect,
         rate=0.0 if window is None else window.rate,
         series=window is not None,
+        numbers=tuple(key for key in (label_key, series[0]) if key),
     )
     records, sides, inputs, left_out = reader(path, asked)
     found = iter(sides)
@@ -266,6 +267,9 @@ def _csv(path: Path, asked: Asked) -> Found:
     records, texts = take_table(table, path)
     inputs = [one for one in table.names if one not in asked.others]
     names = inputs if asked.columns is None else [*map(name_of, asked.columns)]
+    for at, name in enumerate(asked.others):
+        if name in asked.numbers:
+            texts[at] = [*map(asked.dialect.plain, texts[at])]
     return Found(records, [np.array(text, dtype=object) for text in texts], names)
 
 

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 
 from fedlatent.shared.data.cells import is_number
 from fedlatent.shared.data.column import Column
+from fedlatent.shared.data.dialect import COMMAS, Dialect, encoding_hint
 from fedlatent.shared.data.dialect import MARK as MARK
-from fedlatent.shared.data.dialect import Dialect, encoding_hint
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
 
@@ -55,7 +55,6 @@ LARGEST = 1e150  # of a value; its product with a scale stays finite
 _BATCH = 4096
 _NUMBERED = re.compile(r"(\D*)([0-9]{1,9})")
 _LEAST_COUNTED = 3  # cells of a first line that counts
-_COMMAS = Dialect()
 
 
 class Table:
@@ -69,7 +68,7 @@ class Table:
         width: int | None = None,
         name: str = "",
         names: Mapping[str, str] = MappingProxyType({}),
-        dialect: Dialect = _COMMAS,
+        dialect: Dialect = COMMAS,
     ) -> None:
         """Expect a table.
 
@@ -363,7 +362,7 @@ def read_table(
     columns: Sequence[str] | Sequence[Column] | None = None,
     aside: Sequence[str] = (),
     names: Mapping[str, str] = MappingProxyType({}),
-    dialect: Dialect = _COMMAS,
+    dialect: Dialect = COMMAS,
 ) -> tuple[NDArray[np.float64], list[list[str]]]:
     """Read a whole CSV file, packed with gzip where it ends in .gz.
 

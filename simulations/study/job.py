@@ -233,6 +233,7 @@ def file_federation(data: DataTable, data_dir: Path, seed: int) -> Federation:
         label_key=data.label or None,
         normal_label=data.normal_label,
         client_key=data.client or None,
+        dialect=data.dialect,
     )
 
 

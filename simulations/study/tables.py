@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import FAMILIES
 from fedlatent.simulations.study.lines import line_of
@@ -93,6 +94,10 @@ class DataTable(Table):
     normal_label: str | int | float | bool | None = None
     columns: tuple[str, ...] | None = None
     array: str = "X"  # of an NPZ
+    delimiter: str = ","  # of a CSV file: a comma, semicolon, bar or "tab"
+    decimal: str = "."  # before its decimals: a point or a comma
+    encoding: str = "utf-8"
+    header: bool | None = None  # whether its first line is one; by default the line shows it
     partition: Kind = "natural"
     clients: Count | None = None
     alpha: Positive = 0.5  # Dirichlet concentration, of "dirichlet" and "quantity"
@@ -107,16 +112,28 @@ class DataTable(Table):
         """A path goes with the source "file" alone."""
         if (self.source == "file") != bool(self.path):
             raise ValueError('expected source "file" and a path together, got only one of them')
+        try:
+            _ = self.dialect
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
+
+    @property
+    def dialect(self) -> Dialect:
+        """How a CSV file is written."""
+        return Dialect(**{key: getattr(self, key) for key in _OF_DIALECT})
 
     def facts(self) -> dict[str, Any]:
         """All keys as JSON values; those of a file only where there is one."""
         found = self.model_dump(mode="json", by_alias=True)
-        return found if self.path else {key: found[key] for key in found if key not in _OF_FILE}
+        usual = [key for key in _OF_DIALECT if getattr(self, key) == getattr(COMMAS, key)]
+        aside = usual if self.path else (*_OF_FILE, *_OF_DIALECT)
+        return {key: found[key] for key in found if key not in aside}
 
 
 #: Keys of [data] that a named source does not have.
 _OF_FILE = ("path", "schema", "client", "label", "normal_label", "columns", "array")
+_OF_DIALECT = ("delimiter", "decimal", "encoding", "header")
 
 
 class AvailabilityTable(Table):

@@ -147,6 +147,20 @@ def test_a_proposed_schema_makes_a_node(run: Run, tmp_path: Path) -> None:
     assert run(*asked(tmp_path, run, data, schema))[0] == 0
 
 
+def test_a_schema_is_proposed_for_a_table_of_another_dialect(run: Run, tmp_path: Path) -> None:
+    """``data describe`` reads semicolons and decimal commas where it is told, and hints else."""
+    path = tmp_path / "t.csv"
+    path.write_text("".join(["größe;puls\n", *(f"1,{n};{n % 7 + 60},5\n" for n in range(40))]))
+    status, _, err = run("data", "describe", path)
+    assert (status, "delimiter=';'" in " ".join(err.split())) == (3, True)
+    status, out, _ = run("data", "describe", path, "--delimiter", ";", "--decimal", ",", "--json")
+    columns = json.loads(out)["data"]["columns"]
+    assert status == 0
+    assert [one["name"] for one in columns] == ["größe", "puls"]
+    assert columns[1]["lower"] <= 60.5
+    assert columns[1]["upper"] >= 66.5
+
+
 def test_a_demo_of_an_own_file_looks_first(run: Run, tmp_path: Path) -> None:
     """``demo --data FILE`` stops at a copy of the label before any server starts."""
     label = (np.arange(264) >= 200).astype(float)
@@ -154,7 +168,9 @@ def test_a_demo_of_an_own_file_looks_first(run: Run, tmp_path: Path) -> None:
     header = "age,pressure,cholesterol,sick,group"
     data = write_table(tmp_path / "t.csv", *rows, header=header)
     (tmp_path / "t.toml").write_text(COLUMNS + '[[data.columns]]\nname = "group"\n')
+    data.write_text(data.read_text().replace(",", "\t").replace(".", ","))
     words = ("demo", "--data", data, "--label", "sick", "--schema", tmp_path / "t.toml")
+    words += ("--delimiter", "tab", "--decimal", ",")
     status, out, err = run(*words, "--sites", 2, "--absent", 1)
     assert (status, "copy of the label" in " ".join(err.split())) == (3, True)
     assert "200 normal records" in " ".join(out.split())

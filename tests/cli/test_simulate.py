@@ -167,10 +167,23 @@ def test_all_that_is_said_of_a_file_reaches_the_study(run: Run, tmp_path: Path) 
 
 
 def test_a_study_of_a_table_takes_its_columns(run: Run, tmp_path: Path) -> None:
-    """Only the named columns make a record."""
+    """Only the named columns make a record, whatever the dialect of the table."""
     frame = pd.DataFrame(np.random.default_rng(0).normal(0, 1, (90, 3)), columns=["u", "v", "w"])
-    frame.assign(bad=np.arange(90) % 9 == 0).to_csv(tmp_path / "own.csv", index=False)
-    where = ["--label", "bad", "--normal-label", "False", "--column", "u", "--column", "w"]
+    frame.assign(bad=np.arange(90) % 9 == 0).to_csv(
+        tmp_path / "own.csv", index=False, sep="\t", decimal=",", encoding="utf-16"
+    )
+    written = ["--delimiter", "tab", "--decimal", ",", "--encoding", "utf-16", "--header"]
+    where = [
+        *written,
+        "--label",
+        "bad",
+        "--normal-label",
+        "False",
+        "--column",
+        "u",
+        "--column",
+        "w",
+    ]
     short = [
         "--set",
         "run.privacy.epsilon=['none']",

@@ -12,6 +12,7 @@ from fedlatent.shared.errors import ConfigError, FedlatentError
 
 if TYPE_CHECKING:
     from fedlatent.client.edge.runtime import EdgeModel
+    from fedlatent.shared.data.dialect import Dialect
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -118,6 +119,30 @@ def names_of(args: argparse.Namespace) -> dict[str, str]:
             f"{' '.join(args.map)}; correct it."
         )
     return found
+
+
+def add_dialect(add: Callable[..., object]) -> None:
+    """Add how a CSV is written, which `dialect_of` takes."""
+    add("--delimiter", metavar="MARK", help="between the cells of a CSV: ',' ';' '|' or 'tab'")
+    add("--decimal", metavar="MARK", help="before the decimals of a CSV: '.' or ','")
+    add("--encoding", metavar="NAME", help="of a CSV; by default utf-8")
+    add(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether a CSV's first line is names; by default it shows",
+    )
+
+
+def dialect_of(args: argparse.Namespace) -> "Dialect":
+    """How a CSV is written, by the options of `add_dialect`.
+
+    Raises:
+        ConfigError: there is no such dialect.
+    """
+    from fedlatent.shared.data.dialect import Dialect
+
+    said = {key: getattr(args, key) for key in ("delimiter", "decimal", "encoding", "header")}
+    return Dialect(**{key: value for key, value in said.items() if value is not None})
 
 
 def say_extra(extra: Sequence[str], name: str) -> None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from fedlatent.client.edge.commands.common import (
     Commands,
     add_accept,
+    add_dialect,
     add_json,
     add_map,
     add_model_options,
     confirmation,
+    dialect_of,
     load_model,
     names_of,
     print_json,
@@ -112,6 +114,7 @@ def _register_score(commands: Commands) -> None:
             "score hearts-1.fedlatent beats.npz --key publisher.pub --normals mine.npz",
             "score /var/lib/fedlatent-edge beats.csv --output scores.csv",
             "score hearts-1.fedlatent ward7.csv --key publisher.pub --map pulse=hr",
+            "score hearts-1.fedlatent ward7.csv --key publisher.pub --delimiter ';' --decimal ,",
         ],
     )
     add_model_options(parser)
@@ -133,6 +136,7 @@ def _add_records(parser: argparse.ArgumentParser, name: str) -> None:
         "names none",
     )
     add_map(parser.add_argument)
+    add_dialect(parser.add_argument)
 
 
 def _read(
@@ -144,8 +148,14 @@ def _read(
 
     schema = model.bundle.manifest.schema
     columns = None if args.columns is None else args.columns.split(",")
-    names = names_of(args)
-    found = read_records(path, schema, key=args.array, columns=columns, names=names)
+    found = read_records(
+        path,
+        schema,
+        key=args.array,
+        columns=columns,
+        names=names_of(args),
+        dialect=dialect_of(args),
+    )
     say_extra(found.extra, path.name)
     rows = found.records
     clipped = schema.outside(rows)

@@ -5,10 +5,12 @@ import sys
 
 from fedlatent.client.edge.commands.common import (
     Commands,
+    add_dialect,
     add_json,
     add_map,
     add_model_options,
     confirmation,
+    dialect_of,
     load_model,
     names_of,
     print_json,
@@ -50,6 +52,7 @@ def register(commands: Commands) -> None:
         "as the one that a reverse proxy passes on; repeat for more",
     )
     add_map(add)
+    add_dialect(add)
     add_drift(parser)
     add_json(parser)
 
@@ -67,6 +70,7 @@ def _run(args: argparse.Namespace) -> int:
             connections=args.connections,
             names=args.allow_host,
             mapped=names_of(args),
+            dialect=dialect_of(args),
             drift=drift_monitor(args, model),
             confirm=confirmation(args.state, model.bundle.digest),
         )

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from fedlatent.client.edge.commands.common import (
     Commands,
     add_accept,
+    add_dialect,
     add_map,
     add_model_options,
     confirmation,
+    dialect_of,
     load_model,
     names_of,
 )
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from fedlatent.client.edge.decoders import Layout
     from fedlatent.client.edge.drift import DriftMonitor
     from fedlatent.client.edge.runtime import EdgeModel
+    from fedlatent.client.edge.sources import FollowSource
     from fedlatent.client.edge.stream import CalibrationPlan
+    from fedlatent.shared.data.dialect import Dialect
     from fedlatent.shared.data.schema import Schema
     from fedlatent.shared.data.series import Window
 
@@ -115,6 +119,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         help="names of CSV columns in record order, with commas, for a bundle that names none",
     )
     add_map(add)
+    add_dialect(add)
     add(
         "--window",
         type=int,
@@ -214,7 +219,7 @@ def _run(args: argparse.Namespace) -> int:
     with Stop() as stop, closing(source), closing(EventLog(args.log, args.log_bytes)) as log:
         decoder = DECODERS[args.format](row, _layout(args, window, source.name))
         if isinstance(source, FollowSource) and isinstance(decoder, CsvDecoder):
-            decoder.take_header(source.first_line())
+            decoder.take_header(_first_line(source, decoder.layout.dialect))
         Stream(
             model=model,
             source=source,
@@ -271,7 +276,19 @@ def _layout(args: argparse.Namespace, window: "Window", name: str) -> "Layout":
         group="" if raw else window.group,
         skip_bad=args.skip_bad,
         name=name,
+        dialect=dialect_of(args),
     )
+
+
+def _first_line(source: "FollowSource", dialect: "Dialect") -> bytes:
+    """The first line of a file that is followed, in UTF-8."""
+    if len("\n\n".encode(dialect.encoding)) != len("\n".encode(dialect.encoding)) + 1:
+        raise ConfigError(
+            "Expected an encoding whose line ends are one byte with --follow, got "
+            f"{dialect.encoding}; write the file in UTF-8.",
+            field="encoding",
+        )
+    return dialect.as_utf8(source.first_line(), source.name)
 
 
 def _duration(text: str) -> float:

@@ -1,5 +1,6 @@
 """Formats: bytes in any cut give the same rows, and bad rows are named or counted."""
 
+import io
 import json
 from collections.abc import Iterable
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from fedlatent.client.edge.decoders import BATCH, Decoder, Layout
 from fedlatent.client.edge.formats import DECODERS
 from fedlatent.client.edge.windows import Rows
+from fedlatent.shared.data.dialect import DELIMITERS, Dialect
+from fedlatent.shared.data.table import Table
 from fedlatent.shared.errors import ConfigError, DataError
 from tests.shared.bundle import tiny
 
@@ -57,6 +60,64 @@ def test_cuts_do_not_matter(kind: str, size: int) -> None:
     got = _all(decoder, _cut(BYTES[kind], size))
     np.testing.assert_allclose(got, ROWS, rtol=1e-6)
     assert (decoder.rows, decoder.bad, decoder.cut) == (600, 0, 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    delimiter=st.sampled_from([*DELIMITERS]),
+    decimal=st.sampled_from(".,"),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "cp1252"]),
+    names=st.sampled_from(["abcdef", "äöüß€x", ""]),
+    ends=st.sampled_from(["\n", "\r\n", "\n\n"]),
+    said=st.booleans(),
+    size=st.integers(1, 400),
+)
+def test_any_dialect_gives_the_same_rows(
+    delimiter: str, decimal: str, encoding: str, names: str, ends: str, said: bool, size: int
+) -> None:
+    """However a table is written and cut, a device and the rule of tables read the same rows."""
+    if delimiter == decimal:
+        delimiter = ";"
+    rows = ROWS[:20].tolist()
+    lines = [delimiter.join(repr(value).replace(".", decimal) for value in row) for row in rows]
+    lines[:0] = [delimiter.join(names)] if names else []
+    data = "".join(line + ends for line in lines).encode(encoding)
+    dialect = Dialect(
+        delimiter=delimiter,
+        decimal=decimal,
+        encoding=encoding,
+        header=bool(names) if said else None,
+    )
+    decoder = DECODERS["csv"](tiny.SCHEMA, Layout(dialect=dialect))
+    np.testing.assert_array_equal(_all(decoder, _cut(data, size)), ROWS[:20])
+    table = Table(dialect=dialect)
+    kept = [*dialect.lines(io.BytesIO(data), "x")]
+    table.begin(kept[0])
+    np.testing.assert_array_equal(table.numbers(kept[bool(names) :], 1), ROWS[:20])
+
+
+def test_times_are_numbers_of_the_dialect_and_said_as_written() -> None:
+    """A time with a decimal comma is so many seconds; a point there is no number."""
+    layout = Layout(time="t", dialect=Dialect(delimiter=";", decimal=","))
+    decoder = DECODERS["csv"](tiny.SCHEMA, layout)
+    (rows,) = decoder.feed(b"t;a;b;c;d;e;f\n0,5;1;2;3;4;5;6\n")
+    assert rows.seconds is not None
+    assert rows.stamp is not None
+    assert (rows.seconds.tolist(), rows.stamp.tolist()) == ([0.5], ["0,5"])
+    with pytest.raises(DataError, match="a time in seconds"):
+        list(decoder.feed(b"1.5;1;2;3;4;5;6\n"))
+
+
+def test_bytes_in_another_encoding_are_refused() -> None:
+    """What is not in the encoding that was said is refused, at its end at the latest."""
+    decoder = DECODERS["csv"](tiny.SCHEMA, Layout(dialect=Dialect(encoding="utf-16"), name="x"))
+    assert len(_all(decoder, ["1,2,3,4,5,6\n".encode("utf-16")])) == 1
+    decoder.drop()
+    other = b"\xfe\xff" + "1,2,3,4,5,6\n".encode("utf-16-be")
+    assert len(_all(decoder, [other])) == 1
+    with pytest.raises(DataError, match="Expected x in utf-16, got something else") as caught:
+        _all(decoder, [b"1"])
+    assert caught.value.reason == "encoding"
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -42,6 +42,25 @@ def test_rows_in_another_unit_are_said(
     assert "300 outside the public bounds" in capsys.readouterr().out
 
 
+def test_a_table_of_another_dialect_is_read_as_it_is_said(
+    tmp_path: Path, where: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Semicolons, decimal commas and UTF-16 score as the same records do, and are hinted at."""
+    path = tmp_path / "export.csv"
+    lines = [";".join(f"{value},0" for value in row) for row in RAW.tolist()]
+    path.write_bytes("\r\n".join(lines).encode("utf-16"))
+    said = ["--delimiter", ";", "--decimal", ",", "--encoding", "utf-16", "--no-header"]
+    assert main(["score", where[0], str(tmp_path / "right.csv"), *where[1:], "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)["scores"]
+    assert main(["score", where[0], str(path), *where[1:], "--json", *said]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == expected
+    for options, hint in (([], "encoding='utf-16'"), (said[4:6], "delimiter=';' decimal=','")):
+        assert main(["score", where[0], str(path), *where[1:], *options]) == 3
+        assert hint in capsys.readouterr().err
+    assert main(["score", where[0], str(path), *where[1:], "--delimiter", "x"]) == 2
+    assert "Expected delimiter to be one of" in capsys.readouterr().err
+
+
 def test_what_is_learnt_outside_the_bounds_is_refused(
     tmp_path: Path, where: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.edge.serve import EdgeServer, ServeOptions, serve
 from fedlatent.client.edge.stream import CONFIRM_AFTER, Stop
 from fedlatent.shared.bundle.manifest import Thresholds
+from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.errors import ConfigError, ServiceError
 from fedlatent.shared.keys import SigningKey
 from tests.client.edge.conftest import Load
@@ -97,6 +98,15 @@ def test_all_formats_give_the_scores_of_the_model(load: Load) -> None:
             assert answer["threshold"] == 1.0
             assert answer["clipped"] == table.clipped.tolist()
             assert set(answer) == {"scores", "flags", "threshold", "clipped"}
+
+
+def test_requests_are_of_the_dialect_that_is_said(load: Load) -> None:
+    """A CSV of tabs and decimal commas is read where the server was told so."""
+    text = "".join("\t".join(f"{value},0" for value in row) + "\n" for row in RAW.tolist())
+    with _serving(load, dialect=Dialect(delimiter="tab", decimal=",")) as server:
+        status, answer = _ask(server, "POST", "/score", text.encode(), CSV)
+    assert status == 200
+    np.testing.assert_allclose(answer["scores"], load().score(RAW).score, rtol=1e-5)
 
 
 BAD_BODIES = [

@@ -612,6 +612,8 @@ def test_command_follows_a_rotated_file(tmp_path: Path, signing_key: SigningKey)
         (["/dev/null/x"], b"", 3, b"readable file"),
         (["--step", "1min"], b"", 2, b"--time with --step"),
         (["--time", "when", "--step", "soon"], b"", 2, b"such as 500ms"),
+        ([__file__, "--follow", "--encoding", "utf-16"], b"", 2, b"whose line ends are one byte"),
+        (["--delimiter", "tab"], b"1\t2\n", 3, b"got 2 in record 1"),
         (["--time", "when", "--format", "f32"], b"", 2, b"'when' in a raw format"),
     ],
 )
