@@ -152,6 +152,14 @@ def _schema_of_values(path: Path, **where: Unpack[Fields]) -> Schema:
     proposal = describe(
         path, skip=aside, records_key=where.get("records_key", "X"), dialect=dialect
     )
+    for name, why in proposal.left_out.items():
+        if name in (chosen or ()):
+            raise DataError(
+                f"Expected a column of numbers or classes as {name!r} of {path.name}, but {why}; "
+                "leave it out, or give a schema that says what it is.",
+                field=name,
+                reason="column",
+            )
     found: Schema = TypeAdapter(Data).validate_python(proposal.data)
     return found
 

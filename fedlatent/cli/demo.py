@@ -36,10 +36,16 @@ EXAMPLES = (
 )
 
 
+_NAMED = ("hearts", "digits", "mitbih")
+
+
 def demo(
     data: Annotated[
         str,
-        typer.Option(help="hearts (synthetic), digits (real), mitbih, or your CSV, Parquet, NPZ."),
+        typer.Option(
+            help="hearts (synthetic), digits (real), mitbih, or your CSV, Parquet, NPZ, folder of "
+            "images and more."
+        ),
     ] = "hearts",
     sites: Annotated[int, typer.Option(min=2, max=50, help="Sites that take part.")] = 5,
     absent: Annotated[int, typer.Option(min=1, max=50, help="Sites that do not.")] = 3,
@@ -76,7 +82,7 @@ def demo(
     if place.exists() and any(place.iterdir()):
         raise ConfigError(f"Expected an empty folder, got {place} with files; choose another.")
     place = place.resolve()
-    if Path(data).suffix:
+    if Path(data).suffix or (data not in _NAMED and Path(data).is_dir()):
         from fedlatent.shared.data.dialect import Dialect
         from fedlatent.simulations.own_data import federation_of_file
 
@@ -127,8 +133,9 @@ def _named(name: str, count: int, seed: int) -> "Federation":
             return whole
         return replace(whole, sites=whole.hold_out(count, seed)[1].sites)
     raise ConfigError(
-        f"Expected --data to be hearts, digits, mitbih or a .csv, .parquet or .npz file, "
-        f"got {name!r}."
+        f"Expected --data to be {', '.join(_NAMED)}, or a file or folder of records, got {name!r}; "
+        "check the path.",
+        field="data",
     )
 
 

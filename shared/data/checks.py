@@ -36,7 +36,7 @@ MOST_CLIPPED = 0.05  # of the values of a column
 MOST_CONSTANT = 0.5  # of the columns
 MOST_MISSING = 0.5  # of the values of a column
 MOST_DUPLICATES = 0.5  # of the records
-MOST_LEFT_OUT = 0.1  # of the records of a file
+MOST_LEFT_OUT = 0.25  # of the records of a file, or of the rows of series
 #: Factors between units that people mix up: millimetres, percent, thousands, and those of time.
 UNITS = (10.0, 100.0, 1000.0, 1e6, 1e9, 60.0, 3600.0)
 
@@ -164,7 +164,8 @@ def check(
         label: [N], 0 normal and 1 anomalous, or None where all are normal.
         names: of the values of a record in the short form, where a table has them.
         least: records that a training needs.
-        left_out: records of the file that are not among these: how many for each reason.
+        left_out: what of the file is not among these, how much for each reason: molecules, or
+            rows of a series.
 
     Raises:
         DataError: no record is normal, or the records do not fit the schema at all.
@@ -185,7 +186,9 @@ def check(
     if label is not None:
         findings += _copies(raw, schema, names, label)
     findings += [*_of_all(facts), *_of_records(len(normal), distinct, least)]
-    findings += _of_left_out(len(raw), left_out)
+    window = schema.window
+    found = len(raw) * (1 if window is None else min(window.step, window.length))
+    findings += _of_left_out(found, left_out)
     findings.sort(key=lambda one: one.severity)
     return Check(records=len(normal), distinct=distinct, columns=facts, findings=tuple(findings))
 
@@ -315,7 +318,7 @@ def _of_left_out(count: int, left_out: Mapping[str, int]) -> Iterator[Finding]:
         yield Finding(
             kind="left-out",
             severity="stop" if stops else "warning",
-            text=f"{lost} of {count + lost} records are left out: {told}",
+            text=f"{lost} of about {count + lost} are left out: {told}",
         )
 
 

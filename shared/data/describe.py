@@ -7,6 +7,7 @@ until a person has made it theirs.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ WARNING = """\
 
 MOST_LEVELS = 200  # of a column of texts
 _FEW = 10  # whole numbers that are taken for codes; cells to a level
+_LEAST_NUMBERED = 20  # cells that only grow, for them to be numbers of records
+#: Numbers as people write them: "12,500", "3.5 %", "1 200 €".
+_WRITTEN = re.compile(r"[+-]?\W{0,2}\d[\d.,'\s]*\s?[%€$£\w]{0,4}")
 _MOST_TIMES = 5000  # cells that are looked at for being dates
 _TAIL = 50.0  # times the median, of the largest value of a heavy tail
 _LEAST_TAIL = 100.0
@@ -245,18 +249,27 @@ def _fields(cells: Sequence[Any]) -> tuple[dict[str, Any] | None, str]:
     numbers = [number_of(cell) for cell in there]
     values = np.array([one for one in numbers if one is not None])
     if len(values) == len(there) and np.isfinite(values).all():
+        if len(values) >= _LEAST_NUMBERED and _numbered(values):
+            return None, "its whole numbers only grow, as numbers of records or times do"
         found, note = _numbers(values)
         return found | gaps, note
     levels = sorted({str(cell).strip() for cell in there})
     if all(map(_is_time, there[:_MOST_TIMES])):
         return None, "it holds times: name it as time under [data.window] where rows are a series"
     if len(levels) > min(MOST_LEVELS, max(_FEW, len(there) // _FEW)):
+        if all(map(_WRITTEN.fullmatch, levels)):
+            return None, "its texts look like numbers with %, units or separators: write plain ones"
         return None, "its texts hardly repeat, as names and free text"
     if len(levels) < 2:
         return None, "all cells hold one text"
     return {
         "levels": levels
     } | gaps, "a class that is not listed is refused, or missing with 'mask'"
+
+
+def _numbered(values: NDArray[np.float64]) -> bool:
+    """Whether numbers are whole and each is larger than the one before."""
+    return bool((values == np.round(values)).all() and (np.diff(values) > 0).all())
 
 
 def _numbers(values: NDArray[np.float64]) -> tuple[dict[str, Any], str]:

@@ -26,7 +26,7 @@ from fedlatent.shared.data.labels import Label, binary, typed
 from fedlatent.shared.data.queries import QUERIES, find_by_query
 from fedlatent.shared.data.recordings import RECORD, RECORDINGS, find_in_recording, is_recording
 from fedlatent.shared.data.schema import SELFIES, Schema
-from fedlatent.shared.data.series import all_seconds, cut
+from fedlatent.shared.data.series import Window, all_seconds, cut
 from fedlatent.shared.data.smiles import SMILES_FILES, as_molecules, find_in_lines
 from fedlatent.shared.data.table import Table, take_table
 from fedlatent.shared.errors import DataError
@@ -43,7 +43,8 @@ class RawRecords:
         client_id: Text [N], or None.
         person: int64 [N], a number for each person in place of what the file calls them, or None.
         names: Of the columns of a record, where the file names them.
-        left_out: Records of the file that are not among these: how many for each reason.
+        left_out: What of the file is not among these, how much for each reason: molecules, or rows
+            of a series.
     """
 
     records: NDArray[Any]
@@ -249,7 +250,16 @@ def _cut(
         client_id=None if raw.client_id is None else raw.client_id[begins],
         person=None if raw.person is None else raw.person[begins],
         names=raw.names,
+        left_out=_uncovered(len(raw.records), begins, window),
     )
+
+
+def _uncovered(count: int, begins: NDArray[np.int64], window: Window) -> dict[str, int]:
+    """Rows in no window, where windows are to follow each other without a space between them."""
+    covered = np.zeros(count, dtype=np.bool_)
+    covered[begins[:, np.newaxis] + np.arange(window.length)] = True
+    lost = 0 if window.step > window.length else int((~covered).sum())
+    return {"rows at holes in time or at the end of a series": lost} if lost else {}
 
 
 def _csv(path: Path, asked: Asked) -> Found:

@@ -189,8 +189,8 @@ def cut(
     if not len(begins):
         raise DataError(
             f"Expected {window.length} rows{f' of {name}' if name else ''} that follow each other "
-            f"for one record, got fewer in every series of {len(rows)} rows; shorten the window, "
-            "say a longer gap, or check times and rate.",
+            f"for one record, got fewer in every series of {len(rows)} rows; sort them by series "
+            "and time, shorten the window, or say a longer gap.",
             field="window.length",
             reason="short",
         )

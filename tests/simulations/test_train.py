@@ -196,3 +196,12 @@ def test_a_file_of_another_dialect_is_read_as_it_is_said(tmp_path: Path) -> None
     assert [one.name for one in found.schema.columns] == ["pulse", "kind"]
     (site,) = found.sites
     assert sorted(set(site.train[:, 0].tolist())) == [60.5 + n for n in range(9)]
+
+
+def test_a_named_column_that_is_none_of_numbers_is_refused(tmp_path: Path) -> None:
+    """What a person asks for by --column is not left out in silence."""
+    path, _ = table(tmp_path)
+    frame = pd.read_csv(path).assign(id=range(240))
+    frame.to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"'id' of rows\.csv, but its whole numbers only grow"):
+        clients_of_file(path, columns=["age", "id"], **WHERE)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedlatent.shared.data.checks import check
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.readers import read, read_raw
 from fedlatent.shared.data.schema import Schema
@@ -357,3 +358,17 @@ def test_one_array_of_records_is_read(tmp_path: Path) -> None:
     (tmp_path / "torn.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-3])
     with pytest.raises(DataError, match="one plain array"):
         read_raw(tmp_path / "torn.npy")
+
+
+def test_rows_that_no_window_holds_are_counted(tmp_path: Path) -> None:
+    """Rows out of the order of time are no silent loss: the check says how many, and stops."""
+    schema = Schema(name="s", shape=(1, 4), window=Window(length=4, step=2, time="t", rate=1.0))
+    times = [*range(20), *range(100, 103), 50, 40, 30, 20, 10, 5, 4]
+    (tmp_path / "s.csv").write_text("t,v\n" + "\n".join(f"{t},0.{t}" for t in times))
+    raw = read_raw(tmp_path / "s.csv", schema, columns=["v"])
+    assert len(raw.records) == 9
+    assert raw.left_out == {"rows at holes in time or at the end of a series": 10}
+    (found,) = (one for one in check(raw.records, schema, left_out=raw.left_out).findings)
+    assert (found.kind, found.severity) == ("left-out", "stop")
+    spaced = Schema(name="s", shape=(1, 4), window=Window(length=4, step=8))
+    assert read_raw(tmp_path / "s.csv", spaced, columns=["v"]).left_out == {}
