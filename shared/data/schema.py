@@ -280,7 +280,8 @@ class Schema:
 
     def _by_column(self, records: NDArray[np.float64]) -> NDArray[np.float64]:
         """Flat raw rows as [N, C, T], T being 1 without a window."""
-        return records.reshape(len(records), len(self.columns), -1)
+        columns = len(self.columns)
+        return records.reshape(len(records), columns, records.shape[1] // columns)
 
     def _encoded(self, records: NDArray[np.float64]) -> NDArray[np.float32]:
         """Records of the columns' values, each scaled to [0, 1] by its own range."""

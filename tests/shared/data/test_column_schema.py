@@ -43,6 +43,15 @@ def test_what_lies_beyond_the_bounds_is_counted() -> None:
     assert short.outside([[1, 2, 3], [10, 10.5, -11]]).tolist() == [0, 2]
 
 
+def test_no_records_stay_none() -> None:
+    """A table of no rows becomes no records, with a window too, and none of them is outside."""
+    series = Schema(name="series", columns=(AGE, PAIN), window=Window(length=3))
+    for schema in (TABLE, series):
+        nothing = np.zeros((0, schema.raw_size))
+        assert schema.preprocess(nothing).shape == (0, *schema.shape)
+        assert schema.outside(nothing).tolist() == []
+
+
 def test_a_gap_is_refused_where_the_column_says_so() -> None:
     """NaN in a column that takes none, and infinity in any, never becomes a record."""
     for row in ([np.nan, 0, 0, 60], [30, 0, 0, np.inf], [30, 0, np.inf, 60]):
