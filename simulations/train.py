@@ -162,6 +162,13 @@ def run_of(
     Raises:
         ConfigError: the family or an option is unknown or does not fit the records.
     """
+    if family == "molecule" and federation.schema.unit != SELFIES:
+        raise ConfigError(
+            f"Expected records of molecules for the family 'molecule', got those of "
+            f"{federation.schema.name!r}; give a schema whose unit is {SELFIES!r}, or choose "
+            "another family.",
+            field="family",
+        )
     family = family or ("molecule" if federation.schema.unit == SELFIES else "gaussian")
     counts = [len(site.train) for site in federation.sites]
     private = epsilon is not None

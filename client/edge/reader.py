@@ -15,7 +15,7 @@ from fedlatent.client.edge.formats import CsvDecoder
 from fedlatent.client.edge.windows import Rows, Windows, row_of
 from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.series import all_seconds
+from fedlatent.shared.data.series import all_seconds, check_steps
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
 
@@ -107,6 +107,8 @@ def _read_csv(path: Path, schema: Schema, layout: Layout, *, packed: bool) -> Fo
     rows, gaps = Rows.joined(parts), 0
     if window is not None:
         windows = Windows(window)
+        if rows.seconds is not None:
+            check_steps(rows.seconds, window, path.name)
         rows, gaps = _cut(rows, windows, path), windows.gaps
     return Found(rows=rows, names=decoder.names, extra=decoder.extra, gaps=gaps)
 

@@ -7,6 +7,7 @@ const NUMBER = /^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)$/i
 const CELL = /(?:"((?:[^"]|"")*)"|((?:[^",][^,]*)?)),/g;
 /** Texts that stand for no value, unless they are levels of the column. */
 const GAPS = new Set(["", "na", "n/a", "nan", "null", "none", "?"]);
+const SHORT_STEP = 0.5; // of the time between rows that a rate says
 const LARGEST = 1e150; // of a value; its product with a scale stays finite
 const READERS = {
   float32: (view, at) => view.getFloat32(at * 4, true),
@@ -47,6 +48,7 @@ function whyRefused(column, cell) {
 function secondsOf(cell) {
   const text = cell.trim();
   const zoned = /(z|[+-]\d\d:?\d\d)$/i.test(text) || !/[t ]\d/i.test(text) ? text : `${text}Z`;
+  if (/^(19|20)\d{10}(\d\d)?$/.test(text)) return Number.NaN; // a date without its dashes
   return numberOf(text) ?? Date.parse(zoned.replace(" ", "T")) / 1000;
 }
 
@@ -162,6 +164,11 @@ export function parseCsv(text, schema, where) {
   const never = seconds?.findIndex((one) => !Number.isFinite(one)) ?? -1;
   if (never >= 0) {
     throw wrong("time", `seconds or a date in column ${window.time}`, `another in record ${never + 1}`);
+  }
+  const steps = (seconds ?? []).slice(1).map((one, at) => one - seconds[at]).filter((one) => one > 0);
+  const middle = steps.sort((one, other) => one - other)[steps.length >> 1];
+  if (window?.rate && middle < SHORT_STEP / window.rate) {
+    throw wrong("rate", `${1 / window.rate} seconds from row to row`, `${middle} in the middle`);
   }
   const records = window ? windowsOf(rows, window, seconds, groups) : rows;
   if (!records.length && rows.length) {

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlatent.shared.data.archives import ARRAYS, load_records
-from fedlatent.shared.data.cells import is_gap, number_of
+from fedlatent.shared.data.cells import is_gap, numbers_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.data.frames import FRAMES, cells_in, load_frame
@@ -41,6 +41,7 @@ WARNING = """\
 
 MOST_LEVELS = 200  # of a column of texts
 _FEW = 10  # whole numbers that are taken for codes; cells to a level
+_EXACT = 2.0**53  # beyond it float64 has not every whole number
 _LEAST_NUMBERED = 20  # cells that only grow, for them to be numbers of records
 #: Numbers as people write them: "12,500", "3.5 %", "1 200 €".
 _WRITTEN = re.compile(r"[+-]?\W{0,2}\d[\d.,'\s]*\s?[%€$£\w]{0,4}")
@@ -246,9 +247,11 @@ def _fields(cells: Sequence[Any]) -> tuple[dict[str, Any] | None, str]:
     if not there:
         return None, "no cell holds a value"
     gaps = {"missing": "mask"} if len(there) < len(cells) else {}
-    numbers = [number_of(cell) for cell in there]
+    numbers = numbers_of(there)
     values = np.array([one for one in numbers if one is not None])
     if len(values) == len(there) and np.isfinite(values).all():
+        if np.abs(values).max() > _EXACT and (values == np.round(values)).all():
+            return None, "its whole numbers are too large to be told apart, as names of records are"
         if len(values) >= _LEAST_NUMBERED and _numbered(values):
             return None, "its whole numbers only grow, as numbers of records or times do"
         found, note = _numbers(values)

@@ -1,4 +1,4 @@
-"""Read tables by pandas, which is imported only here: Parquet and Arrow files."""
+"""Read tables by pandas: Parquet and Arrow files, and what other readers make a frame of."""
 
 from collections.abc import Sequence
 from pathlib import Path

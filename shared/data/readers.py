@@ -26,7 +26,7 @@ from fedlatent.shared.data.labels import Label, binary, typed
 from fedlatent.shared.data.queries import QUERIES, find_by_query
 from fedlatent.shared.data.recordings import RECORD, RECORDINGS, find_in_recording, is_recording
 from fedlatent.shared.data.schema import SELFIES, Schema
-from fedlatent.shared.data.series import Window, all_seconds, cut
+from fedlatent.shared.data.series import Window, all_seconds, check_steps, cut
 from fedlatent.shared.data.smiles import SMILES_FILES, as_molecules, find_in_lines
 from fedlatent.shared.data.table import Table, take_table
 from fedlatent.shared.errors import DataError
@@ -242,6 +242,8 @@ def _cut(
     parts = [values for values in (groups, raw.client_id, raw.person) if values is not None]
     series = np.array(["\0".join(map(str, one)) for one in zip(*parts, strict=True)])
     seconds = None if times is None else all_seconds(times, window.time, path.name)
+    if seconds is not None:
+        check_steps(seconds, window, path.name)
     records, begins = cut(raw.records, window, seconds, series if parts else None, path.name)
     rows = begins[:, np.newaxis] + np.arange(window.length)
     return RawRecords(

@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -71,6 +72,11 @@ class Window:
         return asdict(self)
 
 
+_SHORT_STEP = 0.5  # of the time between rows that a rate says
+#: 202510261530 or 20251026153000: no number of seconds.
+_PACKED_DATE = re.compile(r"(?:19|20)[0-9]{10}(?:[0-9]{2})?")
+
+
 def seconds_of(cell: object) -> float:
     """A time in seconds, from a number or an ISO 8601 date; dates without a zone are UTC.
 
@@ -78,6 +84,8 @@ def seconds_of(cell: object) -> float:
         ValueError: It is neither.
     """
     text = str(cell).strip()
+    if _PACKED_DATE.fullmatch(text):
+        raise ValueError("a date without its dashes, which would count as seconds")
     try:
         return float(text)
     except ValueError:
@@ -116,6 +124,29 @@ def all_seconds(cells: ArrayLike, column: str, name: str) -> NDArray[np.float64]
             reason="time",
         )
     return np.array(found, dtype=np.float64)
+
+
+def check_steps(seconds: NDArray[np.float64], window: Window, name: str) -> None:
+    """See that times pass as the rate of a window says: a day that counts as 24 is no hole.
+
+    Args:
+        seconds: times of rows [n].
+        window: with a rate, or without, which says nothing.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: half of the steps are shorter than half of what the rate says.
+    """
+    steps = np.diff(seconds)
+    steps = steps[steps > 0.0]
+    if window.rate and len(steps) and float(np.median(steps)) < _SHORT_STEP / window.rate:
+        raise DataError(
+            f"Expected {1.0 / window.rate:g} seconds from row to row of {name}, as the window's "
+            f"rate says, got {float(np.median(steps)):g} in the middle; write times in column "
+            f"{window.time!r} in seconds or as ISO dates, or correct the rate.",
+            field=window.time,
+            reason="rate",
+        )
 
 
 def follows(before: ArrayLike, now: ArrayLike, window: Window) -> NDArray[np.bool_]:

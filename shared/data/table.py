@@ -196,8 +196,12 @@ class Table:
         if not wrong:
             return
         told = list(dict.fromkeys(wrong))[:20]
-        got = ", ".join(self.names[:20]) or "a first line with numbers"
-        advice = "correct the names" if self.names else "add a line of names, or say header=true"
+        advice = "add a line of names, or say header=true"
+        got = "a first line with numbers" if not self.names else "none of them in the first line"
+        if wrong == list(self._wanted) and not set(wrong) & set(self.names) and self.names:
+            advice = "add a line of names, or correct them"  # and no text, which may be a record's
+        elif self.names:
+            got, advice = ", ".join(self.names[:20]), "correct the names"
         raise DataError(
             f"Expected a header{self._in} with columns {', '.join(told)} once each, got {got}; "
             f"{self._hint(self._first) or advice}.",

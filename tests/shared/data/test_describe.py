@@ -132,3 +132,12 @@ def test_numbers_of_records_and_written_numbers_are_left_out(tmp_path: Path) -> 
     assert "only grow" in found.left_out["id"]
     for name in ("pct", "sum", "price"):
         assert "write plain ones" in found.left_out[name]
+
+
+def test_identifiers_beyond_exact_numbers_are_left_out(tmp_path: Path) -> None:
+    """Whole numbers above 2^53 run into each other, and name records."""
+    frame = pd.DataFrame({"id": [2**60 + at for at in range(9, 0, -1)], "v": np.linspace(0, 1, 9)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    found = describe(tmp_path / "t.csv")
+    assert [one["name"] for one in found.data["columns"]] == ["v"]
+    assert "too large to be told apart" in found.left_out["id"]

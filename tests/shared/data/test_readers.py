@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedlatent.client.edge.reader import read_records
 from fedlatent.shared.data.checks import check
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.readers import read, read_raw
@@ -372,3 +373,32 @@ def test_rows_that_no_window_holds_are_counted(tmp_path: Path) -> None:
     assert (found.kind, found.severity) == ("left-out", "stop")
     spaced = Schema(name="s", shape=(1, 4), window=Window(length=4, step=8))
     assert read_raw(tmp_path / "s.csv", spaced, columns=["v"]).left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([f"20251026{hour:02}00" for hour in (0, 1, 2, 15, 16, 17)], "seconds or an ISO 8601 date"),
+        (list(range(6)), r"3600 seconds from row to row of s\.csv, .*got 1 in the middle"),
+    ],
+)
+def test_times_that_are_no_seconds_hide_no_holes(
+    tmp_path: Path, times: list[object], words: str
+) -> None:
+    """A date without its dashes, and hours that count as seconds, are refused everywhere."""
+    window = Window(length=6, time="t", rate=1 / 3600)
+    schema = Schema(name="s", columns=(Column(name="v", upper=9.0),), window=window)
+    path = tmp_path / "s.csv"
+    path.write_text("t,v\n" + "\n".join(f"{t},{at}" for at, t in enumerate(times)))
+    with pytest.raises(DataError, match=words):
+        read_raw(path, schema)
+    with pytest.raises(DataError, match=words):
+        read_records(path, schema)
+
+
+def test_a_first_line_that_may_be_a_record_is_not_repeated(tmp_path: Path) -> None:
+    """Where none of the wanted columns is in it, no text of it stands in the sentence."""
+    (tmp_path / "t.csv").write_text("Miller,Berlin,flu\nSmith,Bonn,cold\n")
+    with pytest.raises(DataError, match="with columns age, bp once each") as told:
+        read_raw(tmp_path / "t.csv", columns=["age", "bp"])
+    assert "Miller" not in str(told.value)
