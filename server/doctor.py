@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 from fedlatent.server.control import Control
 from fedlatent.server.home import ServerHome
@@ -28,7 +29,7 @@ def examine(home: ServerHome) -> Iterator[Finding]:
         yield Finding(name="reach", health="warning", text=told)
     yield Finding(name="proxies", health="well", text=f"{proxies()}; the server uses none")
     for path in (home.registry, home.link_database):
-        yield tried(path.name, lambda path=path: sqlite_whole(path))  # type: ignore[misc]
+        yield tried(path.name, partial(sqlite_whole, path))
     yield tried("sites", lambda: _sites(home))
 
 
