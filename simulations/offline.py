@@ -116,6 +116,14 @@ STEPS: tuple[Step, ...] = (
         "client init a --server 127.0.0.1:9 --ca @server@/tls/ca.crt --data @work@/demo/device.npz "
         "--schema @work@/server/run.toml --home @work@/node"
     ),
+    fedlatent(
+        "server invite b @work@/server/run.toml --home @work@/server -o @work@/b.invite.toml"
+    ),
+    fedlatent(
+        "client join @work@/b.invite.toml --data @work@/demo/device.npz --home @work@/joined"
+    ),
+    fedlatent("doctor --home @work@/server"),
+    fedlatent("data convert @work@/demo/device.npz @work@/converted.npz"),
     fedlatent("client certificate @server@/tls/ca.crt --home @work@/node", status=2),
     fedlatent(f"client start {_NODE}", serves=60.0, status=9),
     *(fedlatent(f"client {word} {_NODE}") for word in ("status", "ledger", "releases", "runs")),
