@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -21,6 +22,25 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 MAX_KEY_BYTES = 16_384
+
+
+def sole_certificate(data: bytes) -> x509.Certificate:
+    """The one certificate of a PEM text: TLS would trust all that such a file holds.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    try:
+        found = x509.load_pem_x509_certificates(data)
+    except ValueError:
+        found = []
+    if len(found) != 1:
+        raise ConfigError(
+            "Expected one certificate, the federation's ca.crt in PEM, got "
+            f"{len(found) or 'something else'}; ask the operator for the file tls/ca.crt of the "
+            "server, and compare fingerprints."
+        )
+    return found[0]
 
 
 @dataclass(frozen=True, kw_only=True)
