@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from fedlatent.client.home import ClientHome
 from fedlatent.client.local import open_ledger, read_accepted, read_dataset
 from fedlatent.client.policy import NodeConfig
-from fedlatent.client.preflight import preflight, split_address
+from fedlatent.client.preflight import preflight
 from fedlatent.client.tls import identity_of
 from fedlatent.shared.doctor import Finding, machine, proxies, tried
-from fedlatent.shared.proxies import proxy_for
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.proxies import proxy_for, split_address
 from fedlatent.shared.supervisor import running_pid
 
 
@@ -16,7 +17,11 @@ def examine(home: ClientHome) -> Iterator[Finding]:
     """Look at one node, running or not; the server is asked for no more than its time."""
     keys = [home.node_key, home.signing_key, home.superexec_secret, home.config]
     yield from machine(home.root, keys)
-    config = NodeConfig.load(home.config)
+    try:
+        config = NodeConfig.load(home.config)
+    except ConfigError as error:
+        yield Finding(name="settings", health="ill", text=str(error))
+        return
     yield tried("records", lambda: _records(home, config))
     yield tried("ledger", lambda: _ledger(home, config))
     if config.server is not None:

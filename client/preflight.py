@@ -10,9 +10,9 @@ import ssl
 from pathlib import Path
 
 from fedlatent.client.tls import Identity, context_for
-from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.errors import ServiceError
 from fedlatent.shared.files import utc_text
-from fedlatent.shared.proxies import Proxy, proxy_for
+from fedlatent.shared.proxies import Proxy, proxy_for, split_address
 
 NO_CERTIFICATE = (
     "Expected the server to take this node's certificate, got a refusal; ask the operator for a "
@@ -24,18 +24,6 @@ _ALERT_S = 2.0
 _AHEAD_S = 4.0  # the server accepts signatures from up to 5 s in its future
 _BEHIND_S = 280.0  # and from up to 305 s in its past
 _TUNNEL = "Tunnel connection failed: "  # so begins Python's word on what a proxy answered
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Take ``host:port`` apart.
-
-    Raises:
-        ConfigError: It is not of that form.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"Expected a server address as host:port, got {address!r}; correct it.")
-    return host.strip("[]"), int(port)
 
 
 class ServerAway(ServiceError):

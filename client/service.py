@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedlatent.client.home import HOME_VARIABLE, ClientHome
 from fedlatent.client.policy import NodeConfig
@@ -23,15 +23,20 @@ from fedlatent.client.preflight import (
     ServerAway,
     certificate_problem,
     preflight,
-    split_address,
 )
 from fedlatent.client.tls import identity_of
 from fedlatent.shared import flower
 from fedlatent.shared.contact import Contact, Silence
 from fedlatent.shared.errors import ConfigError, ServiceError, exit_code_of
 from fedlatent.shared.files import write_atomic
-from fedlatent.shared.keys import SigningKey, check_private, generate_node_key, name_node_key
-from fedlatent.shared.proxies import proxy_environment
+from fedlatent.shared.keys import (
+    SigningKey,
+    check_private,
+    generate_node_key,
+    name_node_key,
+    sole_certificate,
+)
+from fedlatent.shared.proxies import proxy_environment, split_address
 from fedlatent.shared.sockets import check_folder, prepare_socket
 from fedlatent.shared.supervisor import Service, ServiceStatus, Supervisor, run_until_signal
 from fedlatent.shared.toml import dumps
@@ -69,7 +74,7 @@ def init_client(
         limits: Table ``[limits]``; see ``fedlatent.client.policy.NodeLimits``.
 
     Raises:
-        ConfigError: A value is not what the node file takes, or the certificate is none.
+        ConfigError: A value is not what the node file takes, or that is not one certificate.
         ServiceError: The home is in use.
     """
     if home.config.exists():
@@ -78,18 +83,12 @@ def init_client(
             "these records. A node for other records takes another folder, by --home."
         )
     split_address(server)
-    try:
-        x509.load_pem_x509_certificate(ca_certificate)
-    except ValueError:
-        raise ConfigError(
-            "Expected the federation's ca.crt in PEM, got something else; "
-            "ask the operator for the file tls/ca.crt of the server."
-        ) from None
+    authority = sole_certificate(ca_certificate).public_bytes(Encoding.PEM)
     tables = {"site": site, "data": data, "server": {"address": server}, "policy": policy}
     text = dumps(tables if limits is None else tables | {"limits": limits})
     config = NodeConfig.from_toml(text, str(home.config))
     home.create()
-    write_atomic(home.ca_certificate, ca_certificate)
+    write_atomic(home.ca_certificate, authority)
     generate_node_key(home.node_key, site)
     SigningKey.generate(home.signing_key)
     write_atomic(home.superexec_secret, secrets.token_hex(32).encode(), 0o600)

@@ -26,13 +26,13 @@ from fedlatent.server.settings import load_settings
 from fedlatent.shared.errors import ConfigError, ServiceError
 from fedlatent.shared.files import write_atomic
 from fedlatent.shared.keys import check_private, node_public_key
+from fedlatent.shared.proxies import LOOPBACK
 from fedlatent.shared.signing import REQUESTS_PURPOSE, RequestSigner
 
 _AUTHORITY_DAYS = 3650
 _SERVER_DAYS = 397  # the longest that today's TLS stacks accept without complaint
 _RENEW_DAYS = 30
 _CLOCK_SLACK = datetime.timedelta(hours=1)
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _KEEP = "put it back from your copy of the home, since every node trusts it"
 
 
@@ -285,7 +285,7 @@ def certificate_names(hosts: Iterable[str]) -> list[x509.GeneralName]:
         ServiceError: One is malformed.
     """
     names: list[x509.GeneralName] = []
-    for host in dict.fromkeys([*hosts, *_LOOPBACK]):
+    for host in dict.fromkeys([*hosts, *LOOPBACK]):
         try:
             # an address with a zone, of one machine's interface, is no name in a certificate
             names.append(x509.IPAddress(ipaddress.ip_address(host.replace("%", "/"))))

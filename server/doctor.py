@@ -9,14 +9,27 @@ from fedlatent.server.home import ServerHome
 from fedlatent.server.service import answers
 from fedlatent.server.settings import ServerSettings, load_settings
 from fedlatent.shared.doctor import Finding, machine, proxies, sqlite_whole, tried
-from fedlatent.shared.errors import ServiceError
+from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.proxies import LOOPBACK
 from fedlatent.shared.supervisor import running_pid
 
 
 def examine(home: ServerHome) -> Iterator[Finding]:
     """Look at one server, running or not."""
     yield from machine(home.root, [home.ca_key, home.certificate_key, home.superexec_secret])
-    settings = load_settings(home)
+    try:
+        settings = load_settings(home)
+    except ConfigError as error:
+        yield Finding(name="settings", health="ill", text=str(error))
+    else:
+        yield from _service(home, settings)
+    for path in (home.registry, home.link_database):
+        yield tried(path.name, partial(sqlite_whole, path))
+    yield tried("sites", lambda: _sites(home))
+
+
+def _service(home: ServerHome, settings: ServerSettings) -> Iterator[Finding]:
+    """Whether the gateway answers, or could, and where."""
     running = running_pid(home.services)
     if running is None:
         yield tried("port", lambda: _free(settings.host, settings.port))
@@ -24,13 +37,10 @@ def examine(home: ServerHome) -> Iterator[Finding]:
         yield Finding(name="server", health="warning", text=told)
     else:
         yield tried("server", lambda: _answers(home, settings, running))
-    if settings.host in ("127.0.0.1", "::1", "localhost"):
+    if settings.host in LOOPBACK:
         told = f"bound to {settings.host}: only nodes of this machine reach it"
         yield Finding(name="reach", health="warning", text=told)
     yield Finding(name="proxies", health="well", text=f"{proxies()}; the server uses none")
-    for path in (home.registry, home.link_database):
-        yield tried(path.name, partial(sqlite_whole, path))
-    yield tried("sites", lambda: _sites(home))
 
 
 def _answers(home: ServerHome, settings: ServerSettings, pid: int) -> str:

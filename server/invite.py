@@ -10,6 +10,7 @@ from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.invitation import Invitation
 from fedlatent.shared.privacy.plan import PrivacyPlan, drowned
+from fedlatent.shared.proxies import LOOPBACK, split_address
 from fedlatent.shared.wire import PROTOCOL
 
 
@@ -38,6 +39,27 @@ def invite(home: ServerHome, site: str, run: RunConfig, address: str | None = No
         "run": run,
     }
     return Invitation.parse(facts, "server invite")
+
+
+def unreachable(home: ServerHome, invitation: Invitation) -> str | None:
+    """Why a site would not reach the server at the address of an invitation, or None.
+
+    Raises:
+        ConfigError: There is no server.
+    """
+    names = load_settings(home).certified
+    host = split_address(invitation.server)[0]
+    if host in LOOPBACK:
+        return (
+            f"expected an address by which the site reaches this server, got {invitation.server}, "
+            "which is the site's own machine; give one by --address"
+        )
+    if host.lower() not in (name.lower() for name in names):
+        return (
+            f"expected one of the names in the server's certificate ({', '.join(names)}), got "
+            f"{host}, which nodes will refuse; add it to 'names' in server.toml and start anew"
+        )
+    return None
 
 
 def worries(run: RunConfig, sites: Sequence[Site]) -> list[str]:

@@ -7,12 +7,20 @@ could change the file could name another server.
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedlatent.shared.config import RunConfig, invalid
 from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.keys import sole_certificate
+from fedlatent.shared.proxies import split_address
 from fedlatent.shared.toml import dumps, parse_toml
 from fedlatent.shared.wire import PROTOCOL
 
@@ -42,11 +50,31 @@ class Invitation(BaseModel):
 
     version: Literal[1] = 1
     site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    server: Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$|^\[[0-9a-fA-F:.]+\]:\d{1,5}$")]
+    server: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+:\d{1,5}$|^\[[0-9a-fA-F:.]+\]:\d{1,5}$")]
     protocol: int
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     certificate: Annotated[str, Field(max_length=65_536)]
     run: RunConfig
+
+    @field_validator("server")
+    @classmethod
+    def _reachable(cls, value: str) -> str:
+        """The port is one."""
+        try:
+            split_address(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("certificate")
+    @classmethod
+    def _alone(cls, value: str) -> str:
+        """It is one, without another that the fingerprint does not speak of."""
+        try:
+            sole_certificate(value.encode())
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -103,12 +131,12 @@ class Invitation(BaseModel):
 
 
 def fingerprint_of(certificate: bytes) -> str:
-    """SHA-256 of a PEM certificate, 64 hexadecimal digits.
+    """SHA-256 of the one certificate of a PEM text, 64 hexadecimal digits.
 
     Raises:
-        ValueError: It is none.
+        ConfigError: There is none, or more than one.
     """
-    return x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256()).hex()
+    return sole_certificate(certificate).fingerprint(hashes.SHA256()).hex()
 
 
 def same_fingerprint(told: str, fingerprint: str) -> bool:

@@ -18,9 +18,31 @@ from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.files import sha256_hex, write_atomic
 
 if TYPE_CHECKING:
+    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
 MAX_KEY_BYTES = 16_384
+
+
+def sole_certificate(data: bytes) -> "x509.Certificate":
+    """The one certificate of a PEM text: TLS would trust all that such a file holds.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    from cryptography import x509  # devices, which have keys alone, start faster without it
+
+    try:
+        found = x509.load_pem_x509_certificates(data)
+    except ValueError:
+        found = []
+    if len(found) != 1:
+        raise ConfigError(
+            "Expected one certificate, the federation's ca.crt in PEM, got "
+            f"{len(found) or 'something else'}; ask the operator for the file tls/ca.crt of the "
+            "server, and compare fingerprints."
+        )
+    return found[0]
 
 
 @dataclass(frozen=True, kw_only=True)

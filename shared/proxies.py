@@ -1,4 +1,6 @@
-"""The forward proxy that the environment names, as Flower's HTTP client takes it.
+"""The way to a server: its address, and the forward proxy that the environment names.
+
+The proxy is taken as Flower's HTTP client takes it.
 
 Our own processes meet on Unix sockets and on loopback, where no proxy has a place: only a node's
 link to its server may need one, and gets these variables.
@@ -14,7 +16,19 @@ from urllib.request import getproxies_environment, proxy_bypass
 from fedlatent.shared.errors import ConfigError
 
 _NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Take ``host:port`` apart.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"Expected a server address as host:port, got {address!r}; correct it.")
+    return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +94,7 @@ def _text(host: str) -> str:
     """The proxy on the way to a host as the environment has it; loopback has none."""
     found = getproxies_environment()
     exempt = [name.strip().strip("[]") for name in found.get("no", "").split(",")]
-    exempt = [*filter(None, exempt), *_LOOPBACK]
+    exempt = [*filter(None, exempt), *LOOPBACK]
     if "*" in exempt or proxy_bypass(host, {"no": ",".join(exempt)}):
         return ""
     return found.get("https") or found.get("all") or ""

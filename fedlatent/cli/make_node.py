@@ -187,6 +187,7 @@ def _make(
     from fedlatent.client.policy import NodeConfig
     from fedlatent.client.service import init_client
     from fedlatent.shared.config import invalid
+    from fedlatent.shared.invitation import fingerprint_of
 
     place = ClientHome.find(home)
     data = {key: value for key, value in said.items() if value is not None}
@@ -207,6 +208,7 @@ def _make(
             "home": str(place.root),
             "records": len(normals),
             "key": str(place.node_public_key),
+            "authority": fingerprint_of(authority),
         }
         told = "; ".join(text for text in warnings if text) or None
         print_json(facts | {"warning": told, "check": found.to_json()})

@@ -193,15 +193,21 @@ def invite(
     """Make the one file that a site needs to join: server, authority, and what a record is."""
     from fedlatent.server.home import ServerHome
     from fedlatent.server.invite import invite as invited
+    from fedlatent.server.invite import unreachable
     from fedlatent.shared.config import RunConfig
     from fedlatent.shared.files import write_atomic
 
-    made = invited(ServerHome.made(home), site, RunConfig.load(config), address)
+    place = ServerHome.made(home)
+    made = invited(place, site, RunConfig.load(config), address)
+    warning = unreachable(place, made)
     target = output or Path(f"{site}.invite.toml")
     write_atomic(target, made.text.encode())
     if json:
-        print_json({"file": str(target), **made.model_dump(mode="json", exclude={"run"})})
+        facts = made.model_dump(mode="json", exclude={"run"})
+        print_json({"file": str(target), **facts, "warning": warning})
         return
+    if warning is not None:
+        err.print(styled("yellow", "warning:", f" {warning}"))
     out.print(f"invitation of {site} to {made.server} in {target}; nothing in it is secret")
     out.print(f"  tell the site over another channel: {made.fingerprint}")
     joined = f"fedlatent client join {target.name} --data RECORDS --fingerprint ..."

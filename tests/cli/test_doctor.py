@@ -101,6 +101,19 @@ def test_a_node_without_its_server_and_records_is_ill(run: Run, tmp_path: Path) 
     assert found["records"][0] == "ill"
 
 
+def test_settings_that_cannot_be_read_are_one_finding(run: Run, tmp_path: Path) -> None:
+    """All else that was looked at is still said, on either side."""
+    port = free_port()
+    for home in (server(tmp_path, port), node(tmp_path, port)):
+        with home.config.open("a") as stream:
+            stream.write("port = [")
+        code, found = examined(run, home.root)
+        assert code == 1
+        assert found["settings"][0] == "ill"
+        assert "expected TOML" in found["settings"][1]
+        assert found["disk"][0] == "well"
+
+
 def test_a_folder_without_either_is_refused(run: Run, tmp_path: Path) -> None:
     """Nothing is made there."""
     code, _, error = run("doctor", "--home", tmp_path / "none")

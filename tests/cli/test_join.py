@@ -112,6 +112,9 @@ def test_what_the_policy_would_refuse_is_said_before_anything_is_charged(
         ({"protocol": PROTOCOL + 1}, f"protocol {PROTOCOL} of this program, got {PROTOCOL + 1}"),
         ({"site": "../a"}, "site"),
         ({"server": "fl.example"}, "server"),
+        ({"server": "fl.example:99999"}, "a server address as host:port, got 'fl.example:99999'"),
+        ({"server": "fl\x1b[31m.example:8443"}, "server"),
+        ({"certificate": "none"}, "Expected one certificate"),
         ({"secret": "x"}, "secret"),
         ({"run": {}}, "run"),
     ],
@@ -129,6 +132,68 @@ def test_a_changed_invitation_makes_no_node(
     assert code == 2
     assert words in json.loads(printed)["error"]["message"]
     assert not node.exists()
+
+
+def test_a_second_authority_behind_the_first_is_refused(
+    run: Run, server: ServerHome, tmp_path: Path
+) -> None:
+    """TLS would trust both, and the fingerprint speaks of the first alone."""
+    file = invited(run, server, tmp_path)
+    other = ServerHome(tmp_path / "other")
+    init_server(other, host="127.0.0.1", port=8444, names=[])
+    tables = tomllib.loads(file.read_text())
+    both = tables["certificate"] + other.ca_certificate.read_text()
+    file.write_text(run_file(tables | {"certificate": both}))
+    node = tmp_path / "node"
+    place = ("--data", tmp_path / "beats.npz", "--home", node, "--json")
+    told = ("--fingerprint", tables["fingerprint"])
+    code, printed, _ = run("client", "join", file, *place, *told)
+    assert code == 2
+    assert "Expected one certificate" in json.loads(printed)["error"]["message"]
+    (tmp_path / "both.crt").write_text(both)
+    made = ("--server", "fl.example:8443", "--ca", tmp_path / "both.crt")
+    code, printed, _ = run(
+        "client", "init", "hospital-a", *made, "--schema", tmp_path / "run.toml", *place
+    )
+    assert code == 2
+    assert "got 2" in json.loads(printed)["error"]["message"]
+    assert not node.exists()
+
+
+def test_of_the_certificate_alone_is_kept(run: Run, server: ServerHome, tmp_path: Path) -> None:
+    """Text around it, such as a block that only OpenSSL reads, does not reach the node."""
+    file = invited(run, server, tmp_path)
+    tables = tomllib.loads(file.read_text())
+    block = tables["certificate"].replace("CERTIFICATE", "TRUSTED CERTIFICATE")
+    file.write_text(run_file(tables | {"certificate": block + tables["certificate"]}))
+    node = tmp_path / "node"
+    code, printed, error = run(
+        "client", "join", file, "--data", tmp_path / "beats.npz", "--home", node, "--json"
+    )
+    assert code == 0, error
+    assert json.loads(printed)["authority"] == tables["fingerprint"]
+    assert (node / "ca.crt").read_bytes() == server.ca_certificate.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:8443", "the site's own machine"),
+        ("other.example:8443", "add it to 'names' in server.toml"),
+        ("FL.example:9000", None),
+    ],
+)
+def test_an_address_that_sites_cannot_use_is_said_to_the_operator(
+    run: Run, server: ServerHome, tmp_path: Path, address: str, words: str | None
+) -> None:
+    """Loopback and names that are not in the server's certificate are a warning at once."""
+    code, printed, _ = run(
+        *("server", "invite", "hospital-a", tmp_path / "run.toml", "--home", server.root),
+        *("-o", tmp_path / "a.toml", "--address", address, "--json"),
+    )
+    assert code == 0
+    warning = json.loads(printed)["warning"]
+    assert warning is None if words is None else words in warning
 
 
 def test_another_fingerprint_than_told_is_refused(

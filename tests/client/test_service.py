@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from fedlatent.client.home import ClientHome
-from fedlatent.client.preflight import ServerAway, preflight, split_address
+from fedlatent.client.preflight import ServerAway, preflight
 from fedlatent.client.service import ClientService, diagnose_supernode, init_client
 from fedlatent.client.tls import identity_of
 from fedlatent.server.authority import create_authority, issue_certificate, issue_client_certificate
 from fedlatent.server.home import ServerHome
 from fedlatent.shared.errors import ConfigError, ServiceError
+from fedlatent.shared.proxies import split_address
 
 DATA = {"path": "beats.npz", "schema": {"name": "beats", "shape": [8]}}
 FAILED = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
