@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -54,6 +55,11 @@ class Found(NamedTuple):
     sides: list[NDArray[Any]]
     names: Sequence[str] = ()
     left_out: Mapping[str, int] = MappingProxyType({})
+
+
+def hidden(path: Path) -> bool:
+    """Whether a part of a name below a folder begins with a dot, or is what a packer leaves."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlatent.shared.data.asked import Asked, Found, check_keys, needed
+from fedlatent.shared.data.asked import Asked, Found, check_keys, hidden, needed
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
 
@@ -45,7 +45,7 @@ def image_files(folder: Path) -> list[Path]:
     files = sorted(
         one
         for one in folder.rglob("*")
-        if ending_of(one, IMAGES) and one.is_file() and not _hidden(one.relative_to(folder))
+        if ending_of(one, IMAGES) and one.is_file() and not hidden(one.relative_to(folder))
     )
     if not files:
         raise DataError(
@@ -53,11 +53,6 @@ def image_files(folder: Path) -> list[Path]:
             "path."
         )
     return files
-
-
-def _hidden(path: Path) -> bool:
-    """Whether a part of a name begins with a dot, or is what a packer leaves."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def load_images(folder: Path, files: Sequence[Path]) -> NDArray[Any]:

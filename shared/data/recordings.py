@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlatent.shared.data.asked import Asked, Found, name_of, needed
+from fedlatent.shared.data.asked import Asked, Found, check_once, hidden, name_of, needed
+from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.frames import found_in
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
@@ -83,7 +84,22 @@ def find_in_recording(path: Path, asked: Asked) -> Found:
             field="window.rate",
             reason="rate",
         )
+    for column in asked.columns or ():
+        if isinstance(column, Column):
+            _check_unit(column, found.units.get(own.get(column.name, column.name), ""), path.name)
     return found_in(found.frame, path.name, asked, inputs=found.signals)
+
+
+def _check_unit(column: Column, unit: str, name: str) -> None:
+    """Raise DataError where a signal is in another unit than its column says."""
+    said, got = (one.replace("µ", "u").replace("μ", "u").strip() for one in (column.unit, unit))
+    if said and got and said != got:
+        raise DataError(
+            f"Expected signal {column.name!r} of {name} in {column.unit}, as the schema says, got "
+            f"{unit}; convert the recording or train on another schema.",
+            field=column.name,
+            reason="unit",
+        )
 
 
 def load_recording(
@@ -102,6 +118,15 @@ def load_recording(
     import pandas as pd
 
     files = _files(path) if path.is_dir() else [path]
+    records = [file.with_suffix("") for file in files]
+    if len(set(records)) < len(records):
+        twice = next(one for one in records if records.count(one) > 1)
+        raise DataError(
+            f"Expected one file of each recording in {path.name}, got two called {twice.name!r}; "
+            "rename one or take it out.",
+            field=twice.name,
+            reason="recording",
+        )
     parts = [_load(file, path, chosen, skip) for file in files]
     first = parts[0]
     for file, one in zip(files[1:], parts[1:], strict=True):
@@ -111,8 +136,23 @@ def load_recording(
 
 
 def _files(folder: Path) -> list[Path]:
-    """Recordings of a folder and those below it."""
-    return sorted(one for one in folder.rglob("*") if ending_of(one, RECORDINGS) and one.is_file())
+    """Recordings of a folder and those below it; parts of one stand for no record of their own."""
+    found = [
+        one
+        for one in sorted(folder.rglob("*"))
+        if ending_of(one, RECORDINGS) and one.is_file() and not hidden(one.relative_to(folder))
+    ]
+    parts = {part for one in found if ending_of(one, [".hea"]) for part in _segments(one)}
+    return [one for one in found if one not in parts]
+
+
+def _segments(path: Path) -> list[Path]:
+    """Headers of the parts that a WFDB header names, where it is of several."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line.split() for line in text.splitlines() if line.strip() and line[0] != "#"]
+    if not lines or "/" not in lines[0][0]:
+        return []
+    return [path.with_name(f"{line[0]}{path.suffix}") for line in lines[1:]]
 
 
 def _check_like(first: Recording, one: Recording, name: str) -> None:
@@ -165,8 +205,9 @@ def _load(path: Path, root: Path, chosen: Sequence[str] | None, skip: Sequence[s
     note, notes = opened.noted(length, rate)
     record = path.relative_to(root).with_suffix("").as_posix() if root.is_dir() else path.stem
     sides: dict[str, Any] = {TIME: np.arange(length) / rate, RECORD: record, note: notes}
-    table = pd.DataFrame(dict(enumerate([*signals, *sides.values()])))
-    table.columns = pd.Index([*(names[at] for at in places), *sides])  # names may be there twice
+    columns = [*(names[at] for at in places), *sides]
+    check_once(path.name, columns, columns)
+    table = pd.DataFrame(dict(zip(columns, [*signals, *sides.values()], strict=True)))
     return Recording(
         frame=table,
         signals=tuple(names[at] for at in places),
@@ -199,9 +240,9 @@ def _wfdb(path: Path) -> _Opened:
         return BEAT, kinds[np.searchsorted(middles, np.arange(length))]
 
     return _Opened(
-        names=list(record.sig_name),
-        units=list(record.units),
-        rates=[float(record.fs)] * len(record.sig_name),
+        names=list(record.sig_name or ()),
+        units=list(record.units or ()),
+        rates=[float(record.fs)] * len(record.sig_name or ()),
         signal=lambda at: np.asarray(record.p_signal[:, at], dtype=np.float64),
         noted=noted,
     )
@@ -228,10 +269,9 @@ def _edf(path: Path) -> _Opened:
     def noted(length: int, rate: float) -> tuple[str, NDArray[Any]]:
         notes = np.full(length, "-", dtype=object)
         for onset, lasts, text in zip(onsets, lengths, texts, strict=True):
-            first = round(float(onset) * rate)
-            notes[first : max(first + 1, round((float(onset) + max(0.0, float(lasts))) * rate))] = (
-                str(text)
-            )
+            first = max(0, round(float(onset) * rate))
+            end = round((float(onset) + max(0.0, float(lasts))) * rate)
+            notes[first : max(first + 1 if onset >= 0 else 0, end)] = str(text)
         return ANNOTATION, notes
 
     return _Opened(names=names, units=units, rates=rates, signal=signal, noted=noted)

@@ -1,5 +1,6 @@
 """Recordings of signals, WFDB and EDF, are series with a row per sample."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,53 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     wfdb_record(tmp_path / "two", "b", rate=100)
     with pytest.raises(DataError, match=r"samples a second of the first recording in b\.hea"):
         read_raw(tmp_path / "two")
+
+
+def test_another_unit_than_the_schemas_is_refused(tmp_path: Path) -> None:
+    """Millivolts are never read as microvolts; a column without a unit takes any."""
+    path, asked = wfdb_record(tmp_path), schema(("V1",))
+    (column,) = asked.columns
+    assert len(read_raw(path, replace(asked, columns=(replace(column, unit="mV"),))).records) == 4
+    with pytest.raises(DataError, match=r"signal 'V1' of r1\.hea in µV.*, got mV"):
+        read_raw(path, replace(asked, columns=(replace(column, unit="µV"),)))
+
+
+def test_parts_and_hidden_files_are_no_recordings_of_their_own(tmp_path: Path) -> None:
+    """A record of several segments is read once, and two files of one name are refused."""
+    place = tmp_path / "r"
+    for name in ("s1", "s2"):
+        wfdb_record(place, name)
+    (place / "whole.hea").write_text("whole/2 2 50 400\ns1 200\ns2 200\n")
+    (place / "._whole.hea").write_bytes(b"what another system leaves")
+    raw = read_raw(place, client_key="record")
+    assert len(raw.records) == 400
+    assert raw.client_id is not None
+    assert set(raw.client_id.tolist()) == {"whole"}
+    edf_file(place / "whole.edf")
+    with pytest.raises(DataError, match="two called 'whole'"):
+        read_raw(place)
+
+
+def test_an_annotation_from_before_the_start_marks_no_end(tmp_path: Path) -> None:
+    """It covers rows from the first on, or none."""
+    path = tmp_path / "night.edf"
+    edf_file(path)
+    whole = path.read_bytes()
+    assert whole.count(b"+1\x15") == 1
+    path.write_bytes(whole.replace(b"+1\x15", b"-1\x15"))
+    label = read_raw(path, label_key="annotation", normal_label="-").label
+    assert label is not None
+    assert np.flatnonzero(label).tolist() == list(range(25))
+
+
+def test_two_signals_of_one_name_are_refused(tmp_path: Path) -> None:
+    """One of them can still be left for the signals of other names."""
+    path = wfdb_record(tmp_path)
+    path.write_text(path.read_text().replace("MLII", "V1"))
+    for read_it in (lambda: read_raw(path), lambda: describe(path)):
+        with pytest.raises(DataError, match=r"column 'V1' once in r1\.hea"):
+            read_it()
+    path.write_text(path.read_text().replace("V1", "time", 1))
+    with pytest.raises(DataError, match=r"column 'time' once in r1\.hea"):
+        read_raw(path)
+    assert read_raw(path, columns=["V1"]).records.shape == (200, 1)
