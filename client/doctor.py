@@ -22,8 +22,7 @@ def examine(home: ClientHome) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding(name="settings", health="ill", text=str(error))
         return
-    yield tried("records", lambda: _records(home, config))
-    yield tried("ledger", lambda: _ledger(home, config))
+    yield from _kept(home, config)
     if config.server is not None:
         address = config.server.address
         yield tried("proxies", lambda: _proxy(address))
@@ -33,16 +32,26 @@ def examine(home: ClientHome) -> Iterator[Finding]:
     yield Finding(name="node", health="well" if running else "warning", text=told)
 
 
-def _records(home: ClientHome, config: NodeConfig) -> str:
-    records = len(read_accepted(home, config).normals())
-    limit = config.policy.effective_delta(records)
-    return f"{records} normal records; runs may have a delta of at most {limit:.3g}"
+def _kept(home: ClientHome, config: NodeConfig) -> Iterator[Finding]:
+    """The records, read once, and the ledger, whose delta follows from how many there are."""
+    counts: list[int] = []
+
+    def records() -> str:
+        counts.append(len(read_accepted(home, config).normals()))
+        limit = config.policy.effective_delta(counts[0])
+        return f"{counts[0]} normal records; runs may have a delta of at most {limit:.3g}"
+
+    def ledger() -> str:
+        if not home.ledger.exists():
+            return "nothing was charged yet"
+        count = counts[0] if counts else len(read_dataset(home, config.data).normals())
+        return _ledger(home, config, count)
+
+    yield tried("records", records)
+    yield tried("ledger", ledger)
 
 
-def _ledger(home: ClientHome, config: NodeConfig) -> str:
-    if not home.ledger.exists():
-        return "nothing was charged yet"
-    records = len(read_dataset(home, config.data).normals())
+def _ledger(home: ClientHome, config: NodeConfig, records: int) -> str:
     book, found = open_ledger(home, config, records)
     return f"{found.events} events, whole; epsilon {book.epsilon():.4f} spent"
 

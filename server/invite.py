@@ -62,14 +62,13 @@ def unreachable(home: ServerHome, invitation: Invitation) -> str | None:
     return None
 
 
-def worries(run: RunConfig, sites: Sequence[Site]) -> list[str]:
-    """What would go wrong with a run at sites whose numbers of records the operator knows.
+def worries(run: RunConfig, plan: PrivacyPlan, sites: Sequence[Site]) -> list[str]:
+    """What would go wrong with a run, of this plan, at sites whose numbers of records are known.
 
     Raises:
         ConfigError: So many sites would refuse its delta that the quorum cannot be reached.
     """
     known = {site.name: site.records for site in sites if site.records is not None}
-    plan = PrivacyPlan.from_config(run)
     if not plan.private or not known:
         return []
     found = []
@@ -90,8 +89,8 @@ def worries(run: RunConfig, sites: Sequence[Site]) -> list[str]:
             )
         found.append(f"expected {text}; lower privacy.delta to have them")
     taking = [count for name, count in known.items() if name not in small]
-    if len(known) == len(sites) and (text := drowned(run, plan, taking) or ""):
-        found.append(text)
+    if len(known) == len(sites) and (told_of := drowned(run, plan, taking)):
+        found.append(told_of)
     return found
 
 

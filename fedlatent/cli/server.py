@@ -248,11 +248,12 @@ def run(
     from fedlatent.shared.privacy.plan import PrivacyPlan
 
     chosen = RunConfig.load(config)
+    plan = PrivacyPlan.from_config(chosen)
     if not json:
-        _print_plan(PrivacyPlan.from_config(chosen))
+        _print_plan(plan)
     place = ServerHome.find(home)
     control = Control(place)
-    for text in worries(chosen, control.sites()):
+    for text in worries(chosen, plan, control.sites()):
         err.print(styled("yellow", "warning", f": {text}"))
     submission = control.submit(chosen, run_id)
     _follow(place, submission.run_id, wait=wait, as_json=json)

@@ -16,6 +16,7 @@ from fedlatent.server.service import init_server
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.invitation import Invitation
 from fedlatent.shared.keys import site_of_key
+from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.wire import PROTOCOL
 from tests.cli.conftest import Run
 from tests.simulations.support import tiny_federation, tiny_run
@@ -224,10 +225,11 @@ def test_sites_that_will_refuse_a_delta_are_named_before_the_run() -> None:
     asked = type(tiny_run(FEDERATION)).parse(
         tables | {"federation": {"nodes": 3, "quorum": 2}}, "test"
     )
+    plan = PrivacyPlan.from_config(asked)
     few = admitted(a=90, b=90, c=500)
-    (told, *_) = worries(asked, few)
+    (told, *_) = worries(asked, plan, few)
     assert "c (500 records) will refuse" in told
     with pytest.raises(ConfigError, match="fewer than the quorum of 2") as refused:
-        worries(asked, admitted(a=90, b=800, c=500))
+        worries(asked, plan, admitted(a=90, b=800, c=500))
     assert refused.value.field == "privacy.delta"
-    assert not any("refuse" in one for one in worries(asked, admitted(a=90, b=90, c=None)))
+    assert not any("refuse" in one for one in worries(asked, plan, admitted(a=90, b=90, c=None)))
