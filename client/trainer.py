@@ -22,7 +22,7 @@ from torch import Tensor
 from fedlatent.client.gradients.parts import Whole
 from fedlatent.client.gradients.segments import Segments
 from fedlatent.client.gradients.sums import Batch, StackedGradients, clip_factors, steady
-from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.config import RunConfig, Training
 from fedlatent.shared.errors import ReleaseRefused
 from fedlatent.shared.models import VAE
 from fedlatent.shared.models.objective import record_loss
@@ -56,7 +56,7 @@ def train_round(
     model: VAE,
     records: Tensor,
     plan: PrivacyPlan,
-    training: TrainingSection,
+    training: Training,
     noise: NoiseSource,
     optimizer_state: Mapping[str, Tensor],
     *,
@@ -152,7 +152,7 @@ def pull_share(rate: float, strength: float) -> float:
     return min(rate * strength, 1.0)
 
 
-def learning_rate(training: TrainingSection, plan: PrivacyPlan, step: int) -> float:
+def learning_rate(training: Training, plan: PrivacyPlan, step: int) -> float:
     """The learning rate of a step, counted from 0 over the whole run."""
     if training.schedule == "constant":
         return training.learning_rate
@@ -165,7 +165,7 @@ def progress_of(plan: PrivacyPlan, step: int) -> float:
 
 
 def averaged(
-    training: TrainingSection,
+    training: Training,
     parameters: Mapping[str, Tensor],
     saved: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
@@ -192,7 +192,7 @@ def averages_of(saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class GradientSums:
     """Sums of per-record gradients over a sample, clipped when the plan is private."""
 
-    def __init__(self, model: VAE, plan: PrivacyPlan, training: TrainingSection) -> None:
+    def __init__(self, model: VAE, plan: PrivacyPlan, training: Training) -> None:
         """Attach to ``model``; ``close`` detaches.
 
         Raises:
@@ -283,9 +283,7 @@ class GradientSums:
 
 
 @contextlib.contextmanager
-def gradient_sums(
-    model: VAE, plan: PrivacyPlan, training: TrainingSection
-) -> Iterator[GradientSums]:
+def gradient_sums(model: VAE, plan: PrivacyPlan, training: Training) -> Iterator[GradientSums]:
     """A ``GradientSums`` on ``model`` whose hooks are gone afterwards, whatever happens."""
     with warnings.catch_warnings():
         # Records need no gradient, and the hooks read only that of the layer's output.
@@ -311,7 +309,7 @@ def check_layers(model: VAE) -> None:
         )
 
 
-def layered(model: VAE, clip: float, training: TrainingSection) -> StackedGradients | None:
+def layered(model: VAE, clip: float, training: Training) -> StackedGradients | None:
     """Gradients by the rules of the model's layers; None where one has no rule that holds."""
     found = StackedGradients(model, clip, training)
     return found if found.by_layer else None
@@ -329,7 +327,7 @@ def _assign(parameters: Mapping[str, torch.nn.Parameter], flat: Tensor) -> None:
 
 
 def make_optimizer(
-    parameters: Mapping[str, torch.nn.Parameter], training: TrainingSection
+    parameters: Mapping[str, torch.nn.Parameter], training: Training
 ) -> torch.optim.Optimizer:
     """The optimiser of a run, without state."""
     if training.optimizer == "adam":

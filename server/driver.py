@@ -28,7 +28,7 @@ from fedlatent.server.inbox import open_inbox
 from fedlatent.server.outcome import SiteOutcome
 from fedlatent.server.quota import ReplyQuota
 from fedlatent.server.registry import Registry
-from fedlatent.server.results import RunResult, silent_ones, write_result
+from fedlatent.server.results import RunFolder, silent_ones, write_result
 from fedlatent.server.rounds import Course, JoinState, Request, Verdict
 from fedlatent.server.seal import Seal
 from fedlatent.server.strategies.flower import asked_by
@@ -69,7 +69,7 @@ def drive(
     pace: Pace | None = None,
     seal: Seal | None = None,
     announce: Callable[[ReplyQuota], None] | None = None,
-) -> RunResult:
+) -> RunFolder:
     """Take a run to its end, from its start or from its last checkpoint.
 
     Args:
@@ -136,7 +136,7 @@ def drive(
 def _started_from(config: RunConfig, home: ServerHome) -> Arrays | None:
     """The shared arrays of the finished run that ``model.start`` names."""
     name = config.model.start
-    return RunResult.load(home.run(check_run_id(name)) / "result").arrays if name else None
+    return RunFolder.load(home.run(check_run_id(name)) / "result").arrays if name else None
 
 
 def _register(
@@ -201,7 +201,7 @@ class Driver:
             wanted = self.config.federation.quorum
         return state
 
-    def finish(self, state: Checkpoint, folder: Path) -> RunResult:
+    def finish(self, state: Checkpoint, folder: Path) -> RunFolder:
         """Write the result folder and name its files in the registry."""
         course = self.course
         result = write_result(state, self.config, course.plan, course.model.latent_dim, folder)

@@ -8,7 +8,7 @@ import torch
 
 from fedlatent.server.home import ServerHome
 from fedlatent.server.registry import Registry
-from fedlatent.server.results import RunResult, silent_ones
+from fedlatent.server.results import RunFolder, silent_ones
 from fedlatent.shared.bundle.manifest import Thresholds
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.export.bundling import BundleContents, BundleReport, Form, make_next
@@ -52,7 +52,7 @@ def export_global(
             raise ConfigError(
                 f"Expected a complete run named {chosen!r}, got {state}; see 'server status'."
             )
-        result = RunResult.load(home.run(chosen) / "result")
+        result = RunFolder.load(home.run(chosen) / "result")
         contents = replace(global_contents(result, chosen), decoder=decoder, expires=expires)
         key = _signer(home)
         target, report = make_next(home.bundles, contents, key, path, form)
@@ -76,7 +76,7 @@ def _latest(registry: Registry) -> str:
     raise ConfigError("Expected a complete run, got none; train one with 'server run'.")
 
 
-def global_contents(result: RunResult, run_id: str) -> BundleContents:
+def global_contents(result: RunFolder, run_id: str) -> BundleContents:
     """What the global bundle of a finished run is made of.
 
     Raises:

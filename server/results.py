@@ -39,7 +39,7 @@ _FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunResult:
+class RunFolder:
     """What a finished run gives.
 
     Attributes:
@@ -118,7 +118,7 @@ def model_file(config: RunConfig) -> str:
 
 def write_result(
     state: Checkpoint, config: RunConfig, plan: PrivacyPlan, latent_dim: int, folder: Path
-) -> RunResult:
+) -> RunFolder:
     """Write the result of a run whose phases are all done."""
     released = state.released
     parts = released.stored()
@@ -152,7 +152,7 @@ def write_result(
         write_atomic(folder / name, data)
         facts[part] = {"file": name, "sha256": sha256_hex(data), "bytes": len(data)}
     write_json(folder / FACTS, facts)
-    return RunResult.load(folder)
+    return RunFolder.load(folder)
 
 
 def plan_facts(plan: PrivacyPlan) -> dict[str, object]:

@@ -68,7 +68,7 @@ class ModelSection(_Section):
     start: str = ""  # a finished run of the same server whose shared weights come first
 
 
-class PrivacySection(_Section):
+class Privacy(_Section):
     """The record-level guarantee of the whole run, for each client by itself."""
 
     mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
@@ -86,7 +86,7 @@ class PrivacySection(_Section):
     threshold_share: Share = 0.05
 
 
-class TrainingSection(_Section):
+class Training(_Section):
     """Local training between two exchanges."""
 
     rounds: Count = 10
@@ -178,8 +178,8 @@ class RunConfig(_Section):
     sharing: Sharing = "encoder"
     data: Data
     model: ModelSection = ModelSection()
-    privacy: PrivacySection = PrivacySection()
-    training: TrainingSection = TrainingSection()
+    privacy: Privacy = Privacy()
+    training: Training = Training()
     summaries: SummariesSection = SummariesSection()
     strategy: StrategySection = StrategySection()
     federation: FederationSection = FederationSection()

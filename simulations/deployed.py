@@ -20,7 +20,7 @@ from fedlatent.server.driver import ATTEMPTS
 from fedlatent.server.home import ServerHome
 from fedlatent.server.outcome import ANSWERED
 from fedlatent.server.registry import Registry, Round, SiteRound
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.server.service import ServerService, init_server
 from fedlatent.server.watch import Report, watch_run
 from fedlatent.shared.config import RunConfig
@@ -168,7 +168,7 @@ def run_deployed(
         except FedlatentError as error:
             log = _keep_log(service, run_id)
             raise type(error)(f"{error} See {log}.") from None
-    return outcome(server, RunResult.load(server.run(run_id) / "result"), homes)
+    return outcome(server, RunFolder.load(server.run(run_id) / "result"), homes)
 
 
 def follow(
@@ -205,7 +205,7 @@ def follow(
     watch_run(server, run_id, report, _limit_s(run))
 
 
-def outcome(server: ServerHome, result: RunResult, homes: Mapping[str, ClientHome]) -> Simulation:
+def outcome(server: ServerHome, result: RunFolder, homes: Mapping[str, ClientHome]) -> Simulation:
     """A finished run as a simulation's outcome.
 
     Args:

@@ -24,7 +24,7 @@ from fedlatent.client.store import SiteMaterial, Store
 from fedlatent.server.driver import drive
 from fedlatent.server.exchange import Pace
 from fedlatent.server.home import ServerHome
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
@@ -119,7 +119,7 @@ class Simulation:
         homes: the nodes' homes by site name; empty where the clients had none.
     """
 
-    result: RunResult
+    result: RunFolder
     history: list[RoundFacts]
     material: Callable[[str], SiteMaterial]
     homes: dict[str, ClientHome] = field(default_factory=dict)

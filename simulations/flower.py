@@ -22,7 +22,7 @@ from fedlatent.client.policy import NodeConfig
 from fedlatent.server.fab import app_dir
 from fedlatent.server.home import HOME_VARIABLE, ServerHome
 from fedlatent.server.registry import Registry
-from fedlatent.server.results import FACTS, RunResult
+from fedlatent.server.results import FACTS, RunFolder
 from fedlatent.server.service import free_port
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation, SiteData
@@ -201,19 +201,19 @@ def _ray_environment(environment: Mapping[str, str], folder: str) -> dict[str, s
     return quiet | token | {"RAY_TMPDIR": folder}
 
 
-def _with_names(server: ServerHome, run_id: str, homes: Mapping[str, ClientHome]) -> RunResult:
+def _with_names(server: ServerHome, run_id: str, homes: Mapping[str, ClientHome]) -> RunFolder:
     """The result with the sites' names in its facts, on disk as well.
 
     Flower draws a node's id when the run is under way, so the server could not know the names;
     each home was told its own id.
     """
     folder = server.run(run_id) / "result"
-    facts = _renamed(RunResult.load(folder).facts, _names(homes))
+    facts = _renamed(RunFolder.load(folder).facts, _names(homes))
     write_json(folder / FACTS, facts)
     data = (folder / FACTS).read_bytes()
     with Registry(server.registry) as registry:
         registry.add_artefact(run_id, "result", folder / FACTS, sha256_hex(data), len(data))
-    return RunResult.load(folder)
+    return RunFolder.load(folder)
 
 
 def _names(homes: Mapping[str, ClientHome]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from fedlatent.client.gradients.layers import StackedLayer, stack_layers
 from fedlatent.client.gradients.parts import Whole
 from fedlatent.client.gradients.segments import Segments
-from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.config import Training
 from fedlatent.shared.models import FAMILIES, VAE, Terms
 from fedlatent.shared.models.base import use_prior
 from fedlatent.shared.models.objective import record_loss
@@ -63,7 +63,7 @@ class StackedGradients:
         record_floats: numbers kept per record in one pass, for a choice of the chunk size.
     """
 
-    def __init__(self, model: VAE, clip: float | None, training: TrainingSection) -> None:
+    def __init__(self, model: VAE, clip: float | None, training: Training) -> None:
         """Prepare for the clients of one run.
 
         Args:

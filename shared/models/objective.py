@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.config import Training
 from fedlatent.shared.models.base import VAE, Terms
 
 _TOGETHER = 4096  # rows of one pass of `iwae`
@@ -32,7 +32,7 @@ def elbo(terms: Terms, beta: float = 1.0, free_bits: float = 0.0, capacity: floa
     return terms.distortion + beta * rate
 
 
-def record_loss(terms: Terms, training: TrainingSection, progress: float, draws: int) -> Tensor:
+def record_loss(terms: Terms, training: Training, progress: float, draws: int) -> Tensor:
     """What training minimises: one number for each record, `[N]` in nats.
 
     Args:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.config import Training
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.models import VAE
 from fedlatent.shared.models.objective import record_loss
@@ -41,7 +41,7 @@ def synthetic_records(schema: Schema, count: int) -> NDArray[np.float64]:
     return (np.clip(values, low, high) / schema.scale).reshape(-1, *schema.shape)
 
 
-def gradient_norms(model: VAE, records: Tensor, training: TrainingSection) -> Tensor:
+def gradient_norms(model: VAE, records: Tensor, training: Training) -> Tensor:
     """L2 norm [N] of the gradient that each record has by itself, at the model's weights.
 
     Args:
@@ -74,7 +74,7 @@ def gradient_norms(model: VAE, records: Tensor, training: TrainingSection) -> Te
 def calibrated_clip(
     model: VAE,
     records: Tensor,
-    training: TrainingSection,
+    training: Training,
     quantile: float = 0.5,
 ) -> float:
     """The clipping norm at which a share ``quantile`` of public ``records`` stays unclipped.

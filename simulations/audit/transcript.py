@@ -8,7 +8,7 @@ from flwr.app import Message
 
 from fedlatent.server.driver import drive
 from fedlatent.server.home import ServerHome
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
@@ -51,7 +51,7 @@ class Transcript:
     """
 
     heard: tuple[Heard, ...]
-    result: RunResult
+    result: RunFolder
 
     @property
     def epsilon(self) -> float | None:

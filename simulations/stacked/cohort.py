@@ -34,7 +34,7 @@ from fedlatent.client.door import clamped
 from fedlatent.client.policy import Policy
 from fedlatent.client.store import RoundState, SiteMaterial
 from fedlatent.client.trainer import EMA, Pull
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
@@ -171,7 +171,7 @@ class Cohort:
         answer = self._train if header.kind == "train" else self._summaries
         yield from answer(task, asked)
 
-    def material(self, site: str, result: RunResult) -> SiteMaterial:
+    def material(self, site: str, result: RunFolder) -> SiteMaterial:
         """What the bundle of one site is made of, after the run.
 
         Args:

@@ -26,7 +26,7 @@ from fedlatent.client.trainer import (
     progress_of,
     pull_share,
 )
-from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.config import Training
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import VAE
 from fedlatent.shared.models.priors import Prior
@@ -97,7 +97,7 @@ class StackedTrainer:
         self,
         model: VAE,
         plan: PrivacyPlan,
-        training: TrainingSection,
+        training: Training,
         *,
         device: str = "cpu",
         memory: int | None = None,

@@ -22,7 +22,7 @@ from fedlatent.client.edge.runtime import EdgeModel
 from fedlatent.client.export import fit_score, site_model, site_parts
 from fedlatent.client.store import SiteMaterial
 from fedlatent.client.trainer import train_round
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.scaling import Scaling
 from fedlatent.shared.data.schema import Schema
@@ -109,7 +109,7 @@ def edge_detector(model: EdgeModel) -> Detector:
     return lambda rows: model.score(rows).score
 
 
-def global_detector(result: RunResult, normals: NDArray[np.generic] | None = None) -> Detector:
+def global_detector(result: RunFolder, normals: NDArray[np.generic] | None = None) -> Detector:
     """The score of the global bundle beside its threshold.
 
     It is re-centred on ``normals`` where there are some and a device would trust them.
@@ -127,7 +127,7 @@ def global_detector(result: RunResult, normals: NDArray[np.generic] | None = Non
 
 
 def combined_detector(
-    result: RunResult, normals: NDArray[np.generic] | None = None
+    result: RunFolder, normals: NDArray[np.generic] | None = None
 ) -> Detector | None:
     """The score that adds all parts under their released density; None where a run has none.
 

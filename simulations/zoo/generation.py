@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedlatent.client.compute import load_weights, run_model
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.catalog import paths
@@ -59,7 +59,7 @@ def labelled(images: NDArray[np.uint8], classes: NDArray[np.uint8]) -> NDArray[n
     return np.concatenate([pixels, labels], axis=1)
 
 
-def priors_of(result: RunResult) -> dict[str, Prior]:
+def priors_of(result: RunFolder) -> dict[str, Prior]:
     """What latents can be drawn from after a run."""
     priors: dict[str, Prior] = {
         "N(0, I)": StandardNormal(),
@@ -71,7 +71,7 @@ def priors_of(result: RunResult) -> dict[str, Prior]:
 
 
 def synthetic(
-    result: RunResult, prior: Prior, count: int, seed: int
+    result: RunFolder, prior: Prior, count: int, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Images [count, 784] in [0, 1] and labels [count] from the released decoder.
 
@@ -191,7 +191,7 @@ def generation(job: Job, *, clients: Annotated[int, Field(ge=1)] = 1) -> Found:
     )
 
 
-def picture(result: RunResult, seed: int) -> bytes:
+def picture(result: RunFolder, seed: int) -> bytes:
     """Draws from each prior, sorted by their label: a PNG."""
     from matplotlib.figure import Figure
 

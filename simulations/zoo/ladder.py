@@ -54,7 +54,7 @@ class Setting:
 
     Attributes:
         options: Of the family.
-        training: Fields of ``TrainingSection``.
+        training: Fields of ``Training``.
         sample_rate: Of the Poisson samples.
         tested: Test images.
         draws: Of each test image.

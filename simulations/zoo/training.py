@@ -38,7 +38,7 @@ def run_for(
         family: of models.
         options: of the family.
         shape: of one record.
-        training: fields of ``TrainingSection``.
+        training: fields of ``Training``.
         epsilon: of the whole training at delta 1e-5, or None for none.
         sample_rate: of the Poisson samples.
         clip: L2 norm of one record's gradient.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.config import RunConfig, Training
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.export.bundling import golden_records
 from fedlatent.shared.models import build
@@ -208,7 +208,7 @@ def test_calibrated_clip_is_the_median_norm_of_single_gradients() -> None:
     """The norms equal those of one backward pass a record, drawn latents averaged."""
     model = build("gaussian", {"hidden": [8], "latent_dim": 3}, (16,), 0)
     records = torch.from_numpy(np.random.default_rng(1).normal(size=(21, 16)).astype(np.float32))
-    training = TrainingSection(beta=0.5, free_bits=1.0, multiplicity=2)
+    training = Training(beta=0.5, free_bits=1.0, multiplicity=2)
     eps = torch.randn(21, 2, 3, generator=torch.Generator().manual_seed(0))
     expected = []
     for x, draws in zip(records, eps, strict=True):

@@ -20,7 +20,7 @@ from fedlatent.client.gradients.segments import Segments
 from fedlatent.client.gradients.sums import Batch, StackedGradients, steady
 from fedlatent.client.trainer import GradientSums, gradient_sums
 from fedlatent.shared.arrays import Arrays
-from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.config import RunConfig, Training
 from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.priors import GaussianPrior
 from fedlatent.shared.privacy.plan import PrivacyPlan
@@ -67,7 +67,7 @@ def added_by_layers(case: Case, sums: StackedGradients, seed: int, dtype: torch.
 def most_added(case: Case, tries: int, dtype: torch.dtype = torch.float64) -> float:
     """The most that a record adds in so many draws of hostile weights."""
     model = case.model().float().train()
-    sums = StackedGradients(model, CLIP, TrainingSection())
+    sums = StackedGradients(model, CLIP, Training())
     if sums.by_layer:
         rounds = range(max(tries // TOGETHER, 1))
         each = torch.cat([added_by_layers(case, sums, seed, dtype) for seed in rounds])
@@ -78,7 +78,7 @@ def most_added(case: Case, tries: int, dtype: torch.dtype = torch.float64) -> fl
         x, eps = records(case, SAMPLE, seed).float(), noise(case, SAMPLE, seed + 1).float()
         state = hostile_weights(model, x[VICTIM], generator)
         model.load_state_dict(state)
-        with steady(), gradient_sums(model, PLAN, TrainingSection()) as one:
+        with steady(), gradient_sums(model, PLAN, Training()) as one:
             worst = max(worst, added(one, x, eps[:, None]))
     return worst
 
@@ -101,7 +101,7 @@ def test_ten_thousand_draws_of_hostile_weights_find_nothing(case: Case) -> None:
 @every_case
 def test_the_simulator_is_as_exact_in_single_precision(case: Case) -> None:
     """The stacked engine sums in float32 by the same rules, and its bounds say so."""
-    if StackedGradients(case.model().float(), CLIP, TrainingSection()).by_layer:
+    if StackedGradients(case.model().float(), CLIP, Training()).by_layer:
         assert most_added(case, TOGETHER, torch.float32) <= MOST
 
 
@@ -116,7 +116,7 @@ def test_what_others_add_does_not_depend_on_a_record(name: str) -> None:
     for other in (x[2], x[4], torch.zeros_like(x[2])):
         x = x.clone()
         x[2] = other
-        with gradient_sums(model, PLAN, TrainingSection()) as sums:
+        with gradient_sums(model, PLAN, Training()) as sums:
             sums_of.append(sums.of(x, eps, without))
     assert torch.equal(sums_of[0], sums_of[1])
     assert torch.equal(sums_of[0], sums_of[2])
@@ -211,7 +211,7 @@ def test_a_broadcast_prior_needs_no_trial_of_its_own(monkeypatch: pytest.MonkeyP
             mean=torch.full((2,), mean, dtype=torch.float64),
             covariance=torch.eye(2, dtype=torch.float64),
         )
-        assert StackedGradients(model, CLIP, TrainingSection()).by_layer
+        assert StackedGradients(model, CLIP, Training()).by_layer
     assert len(tried) == 1
 
 
@@ -279,7 +279,7 @@ def test_a_record_that_overflows_takes_the_same_pass() -> None:
     passes = []
     for far in (1.0, 1e30):
         x[3] = far
-        with gradient_sums(model, PLAN, TrainingSection()) as sums:
+        with gradient_sums(model, PLAN, Training()) as sums:
             assert sums._layers is not None
             inner = sums._layers._model
             handle = inner.register_forward_hook(lambda *_: calls.append(1))
@@ -296,7 +296,7 @@ def test_a_record_that_overflows_adds_nothing(name: str) -> None:
     model: VAE = case.model().float().train()
     x, eps = records(case, 5).float(), noise(case, 5).float()[:, None]
     x[2] = 1e38
-    with gradient_sums(model, PLAN, TrainingSection()) as sums:
+    with gradient_sums(model, PLAN, Training()) as sums:
         assert added(sums, x, eps, victim=2) == 0.0
         assert float(sums.of(x, eps).norm()) > 0
 

@@ -17,7 +17,7 @@ from fedlatent.server.app import (
 )
 from fedlatent.server.home import HOME_VARIABLE
 from fedlatent.server.registry import Registry
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.errors import ConfigError
 from fedlatent.simulations.grid import InProcessGrid, by_handlers
 from tests.server.federation import home_at, tiny_config
@@ -101,7 +101,7 @@ def test_real_apps_complete_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     grid = InProcessGrid(handlers, by_handlers(handlers))
     app(grid=grid, context=context_of(1, settings))
     home = home_at(tmp_path / "server")
-    result = RunResult.load(home.run("hearts-1") / "result")
+    result = RunFolder.load(home.run("hearts-1") / "result")
     plan = result.facts["plan"]
     assert isinstance(plan, dict)
     with Registry(home.registry) as registry:

@@ -16,7 +16,7 @@ import pytest
 from fedlatent.server.driver import drive
 from fedlatent.server.exchange import Pace
 from fedlatent.server.registry import Registry
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.files import sha256_hex
 from fedlatent.shared.wire import ReplyHeader
@@ -84,12 +84,12 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The facts of an uninterrupted run."""
     path = tmp_path_factory.mktemp("calm")
     assert run_server(path) == 0
-    return RunResult.load(path / "runs" / RUN / "result").facts
+    return RunFolder.load(path / "runs" / RUN / "result").facts
 
 
 def check(path: Path, calm: dict[str, object]) -> None:
     """The run in ``path`` ended as the calm one did, with every phase there once."""
-    facts = RunResult.load(path / "runs" / RUN / "result").facts
+    facts = RunFolder.load(path / "runs" / RUN / "result").facts
     for part in ("model", "density", "thresholds", "sites"):
         assert facts[part] == calm[part]
     with Registry(path / "registry.db") as registry:

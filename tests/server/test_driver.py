@@ -18,7 +18,7 @@ from fedlatent.server.home import ServerHome
 from fedlatent.server.outcome import SiteOutcome
 from fedlatent.server.quota import ReplyQuota
 from fedlatent.server.registry import Registry, SiteRound
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.server.strikes import STRIKES, Strikes
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.errors import ConfigError, DataError, QuorumLost, ServiceError
@@ -211,7 +211,7 @@ def test_result_folder_tells_all(tmp_path: Path) -> None:
     """The result names config, plan, sites and hashes, is loaded with checks, and is registered."""
     config, home = tiny_config(), home_at(tmp_path)
     result = drive(grid_of(three_sites()), config, home, run_id=RUN, pace=Clock().pace())
-    again = RunResult.load(home.run(RUN) / "result")
+    again = RunFolder.load(home.run(RUN) / "result")
     assert again.facts == result.facts
     facts = again.facts
     assert again.config == config
@@ -230,7 +230,7 @@ def test_result_folder_tells_all(tmp_path: Path) -> None:
     path = home.run(RUN) / "result" / "encoder.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(DataError, match="fit its hash"):
-        RunResult.load(home.run(RUN) / "result")
+        RunFolder.load(home.run(RUN) / "result")
 
 
 def test_full_sharing_averages_all_but_sends_summaries_the_encoder(tmp_path: Path) -> None:
@@ -542,10 +542,10 @@ def test_damaged_result_is_said(tmp_path: Path) -> None:
     del facts["density"]
     (result.folder / "result.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match="without 'density'"):
-        RunResult.load(result.folder)
+        RunFolder.load(result.folder)
     (result.folder / "result.json").write_text("[]")
     with pytest.raises(DataError, match="result of format 2"):
-        RunResult.load(result.folder)
+        RunFolder.load(result.folder)
 
 
 def nan(header: ReplyHeader, arrays: Arrays) -> tuple[ReplyHeader, Arrays]:

@@ -23,7 +23,7 @@ from flwr.serverapp.strategy import (
 from fedlatent.server.checkpoint import CheckpointStore
 from fedlatent.server.driver import drive
 from fedlatent.server.registry import Registry
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.server.strategies.weighting import bounded, weight_of
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
@@ -71,7 +71,7 @@ def shifted(result: Mapping[str, np.ndarray], config: RunConfig) -> float:
     return found
 
 
-def driven(path: Path, strategy: Strategy | None, config: RunConfig | None = None) -> RunResult:
+def driven(path: Path, strategy: Strategy | None, config: RunConfig | None = None) -> RunFolder:
     """The result of two rounds by sites that move weights by 0.1, -0.2 and 0.3."""
     return drive(
         grid_of(three_sites()),

@@ -17,7 +17,7 @@ from fedlatent.server.control import Site as Admitted
 from fedlatent.server.driver import drive
 from fedlatent.server.home import ServerHome
 from fedlatent.server.registry import Registry, SiteRound
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.server.seal import Seal
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.errors import QuorumLost, ServiceError
@@ -40,7 +40,7 @@ class Signed:
     home: ServerHome
     sites: dict[int, Site]
 
-    def drive(self) -> RunResult:
+    def drive(self) -> RunFolder:
         """The whole run."""
         return drive(
             grid_of(self.sites),
@@ -83,7 +83,7 @@ def signed_federation(path: Path) -> Signed:
 
 
 @pytest.fixture(scope="module")
-def without_east(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def without_east(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The run of north and south alone."""
     made = signed_federation(tmp_path_factory.mktemp("calm"))
     del made.sites[12]
@@ -168,7 +168,7 @@ def _another_request(made: Signed) -> None:
     ],
 )
 def test_a_reply_that_is_not_its_sites_does_not_move_the_average(
-    tmp_path: Path, without_east: RunResult, attack: Callable[[Signed], None], words: str
+    tmp_path: Path, without_east: RunFolder, attack: Callable[[Signed], None], words: str
 ) -> None:
     """It is a named failure of the site each time, and the run is as if the site were away."""
     made = signed_federation(tmp_path)

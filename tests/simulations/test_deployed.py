@@ -20,7 +20,7 @@ from fedlatent.client.home import ClientHome
 from fedlatent.server.control import Control
 from fedlatent.server.home import ServerHome
 from fedlatent.server.registry import Registry
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.server.service import ServerService, init_server
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.sources import Federation
@@ -140,7 +140,7 @@ def test_a_run_through_kills_equals_the_simulated_run(machine: Machine, tmp_path
     until(lambda: machine.complete() == ROUNDS + 2, 300, "the rest of the run")
     until(lambda: (machine.server.run(RUN_ID) / "result/result.json").exists(), 30, "the result")
     assert done_before < ROUNDS + 2
-    _assert_equal(RunResult.load(machine.server.run(RUN_ID) / "result"), calm)
+    _assert_equal(RunFolder.load(machine.server.run(RUN_ID) / "result"), calm)
     plan = PrivacyPlan.from_config(run)
     for home in machine.nodes.values():
         ledger = simulated_ledger(home, run.privacy.epsilon, run.privacy.delta)
@@ -152,7 +152,7 @@ def test_a_run_through_kills_equals_the_simulated_run(machine: Machine, tmp_path
     assert numbers == list(range(1, ROUNDS + 3))
 
 
-def _assert_equal(deployed: RunResult, simulated: RunResult) -> None:
+def _assert_equal(deployed: RunFolder, simulated: RunFolder) -> None:
     assert set(deployed.arrays) == set(simulated.arrays)
     for key, value in simulated.arrays.items():
         np.testing.assert_allclose(deployed.arrays[key], value, rtol=1e-5, atol=1e-6)

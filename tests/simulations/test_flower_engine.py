@@ -7,7 +7,7 @@ import pytest
 
 from fedlatent.client.local import SIMULATION_VARIABLE, partition_node
 from fedlatent.server.home import ServerHome
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.errors import ConfigError
 from fedlatent.simulations.flower import FlowerEngine, flower_engine, run_on_flower
 from tests.simulations.support import tiny_federation, tiny_run
@@ -48,7 +48,7 @@ def test_the_app_runs_on_flowers_own_engine(tmp_path: Path, engine: FlowerEngine
     with engine.submit({"config": RUN, "run-id": "plain-1"}, 2, log) as process:
         status = process.wait(300)
     assert status == 0, log.read_text()[-4000:]
-    result = RunResult.load(tmp_path / "server" / "runs" / "plain-1" / "result")
+    result = RunFolder.load(tmp_path / "server" / "runs" / "plain-1" / "result")
     sites = result.facts["sites"]
     assert isinstance(sites, dict)
     assert len(sites) == 2

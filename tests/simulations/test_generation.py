@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedlatent.client.compute import load_weights, run_model
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.data.schema import Schema
@@ -49,7 +49,7 @@ def study_run(clients: int) -> RunConfig:
     return generation_run(study, study.cells[1], clients)
 
 
-def small_result(folder: Path, **sections: Mapping[str, object]) -> RunResult:
+def small_result(folder: Path, **sections: Mapping[str, object]) -> RunFolder:
     """The experiment's run on a small model, two clients and bars."""
     plain = study_run(2).model_dump(mode="json")
     sections = {
@@ -65,7 +65,7 @@ def small_result(folder: Path, **sections: Mapping[str, object]) -> RunResult:
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def result(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A short private run."""
     training = {"rounds": 2, "steps_per_round": 2}
     return small_result(tmp_path_factory.mktemp("short"), training=training)
@@ -92,7 +92,7 @@ def test_a_record_is_an_image_with_its_label_repeated() -> None:
     assert (hot.sum(axis=2) == 1.0).all()
 
 
-def test_every_released_density_is_a_prior(result: RunResult) -> None:
+def test_every_released_density_is_a_prior(result: RunFolder) -> None:
     """N(0, I) always, the Gaussian and the mixture as they were released."""
     priors = priors_of(result)
     assert list(priors) == ["N(0, I)", "gaussian", "mixture"]
@@ -102,7 +102,7 @@ def test_every_released_density_is_a_prior(result: RunResult) -> None:
     assert list(found) == ["N(0, I)", "gaussian"]
 
 
-def test_draws_are_what_the_released_decoder_makes_of_seeded_latents(result: RunResult) -> None:
+def test_draws_are_what_the_released_decoder_makes_of_seeded_latents(result: RunFolder) -> None:
     """Images and labels are the decoder's mean; a seed gives one sample, another gives another."""
     images, labels = synthetic(result, StandardNormal(), 50, seed=2)
     model = run_model(result.config)
@@ -121,14 +121,14 @@ def test_draws_are_what_the_released_decoder_makes_of_seeded_latents(result: Run
         assert first[0].max() <= 1
 
 
-def test_a_run_that_kept_its_decoders_makes_no_data(result: RunResult) -> None:
+def test_a_run_that_kept_its_decoders_makes_no_data(result: RunFolder) -> None:
     """Without the decoder there is nothing to draw from."""
     kept = result.config.model_copy(update={"sharing": "encoder"})
     with pytest.raises(ConfigError, match="shares whole models"):
         synthetic(dataclasses.replace(result, config=kept), StandardNormal(), 1, 0)
 
 
-def test_the_picture_is_a_png(result: RunResult) -> None:
+def test_the_picture_is_a_png(result: RunFolder) -> None:
     """It draws even where a class has no sample."""
     assert picture(result, seed=0).startswith(b"\x89PNG")
 

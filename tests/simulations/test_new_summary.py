@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedlatent.client.compute import run_plan
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ProtocolError
 from fedlatent.shared.privacy.plan import PrivacyPlan, shares_of
@@ -161,7 +161,7 @@ def test_a_run_gives_it_on_both_engines(tmp_path: Path) -> None:
     plan, found = PrivacyPlan.from_config(run), []
     for engine in ENGINES:
         result = simulate(run, datasets(FEDERATION), tmp_path / engine, engine=engine).result
-        found.append(RunResult.load(result.folder).released.parts["signs"].arrays()["balance"])
+        found.append(RunFolder.load(result.folder).released.parts["signs"].arrays()["balance"])
         facts: Any = result.facts
         assert [one["kind"] for one in facts["rounds"]][-2:] == ["signs", "threshold"]
         spent = [site["epsilon"] for site in facts["sites"].values()]

@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from fedlatent.client.gradients.segments import Segments
 from fedlatent.client.gradients.sums import NORM_FLOOR, Batch, StackedGradients
 from fedlatent.client.trainer import gradient_sums, train_round
-from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.config import RunConfig, Training
 from fedlatent.shared.export import Decoder, Encoder, export_decoder, export_encoder, export_graph
 from fedlatent.shared.export.parity import parity, run_onnx
 from fedlatent.shared.models import FAMILIES, VAE, Terms, build, encoder_state
@@ -239,7 +239,7 @@ def one_by_one(case: Case, x: Tensor, eps: Tensor, clip: float) -> Tensor:
 @every_case
 def test_a_node_clips_records_by_themselves(case: Case) -> None:
     """What a node's trainer sums are the clipped gradients of batches of one."""
-    plan, training = _plan(), TrainingSection()
+    plan, training = _plan(), Training()
     model, x, eps = case.model(), records(case, 5), noise(case, 5)
     with gradient_sums(model, plan, training) as sums:
         got = sums.of(x, eps[:, None])
@@ -251,7 +251,7 @@ def test_stacked_clients_clip_records_by_themselves(case: Case) -> None:
     """What the stacked engine sums for two clients are their own clipped gradients."""
     plan, x, eps = _plan(), records(case, 5), noise(case, 5)
     model = case.model()
-    sums = StackedGradients(model, plan.clip, TrainingSection())
+    sums = StackedGradients(model, plan.clip, Training())
     row = torch.cat([p.detach().flatten() for p in model.parameters()])
     total = torch.zeros(2, len(row), dtype=row.dtype)
     batch = Batch(x=x, eps=eps[:, None], segments=Segments((3, 2), even=False))
@@ -266,7 +266,7 @@ def test_private_training_stays_finite(case: Case) -> None:
     """Twenty noisy steps leave finite weights, and a finite loss on every record."""
     model = build(case.family, case.options, case.shape, 0)
     x = records(case, 30).float()
-    training = TrainingSection(rounds=2, steps_per_round=10, learning_rate=1e-2)
+    training = Training(rounds=2, steps_per_round=10, learning_rate=1e-2)
     plan = _plan()
     optimizer: dict[str, Tensor] = {}
     for number in range(2):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from fedlatent.shared.config import TrainingSection
+from fedlatent.shared.config import Training
 from fedlatent.shared.models import Terms
 from fedlatent.shared.models.functional import gaussian_nll
 from fedlatent.shared.models.objective import elbo, iwae, record_loss
@@ -42,7 +42,7 @@ def test_capacity_leads_the_rate_to_a_target() -> None:
 
 def test_capacity_grows_with_the_training() -> None:
     """At the start the rate pays in full, half-way its distance from half of the capacity."""
-    training = TrainingSection(capacity=4.0, beta=10.0)
+    training = Training(capacity=4.0, beta=10.0)
     terms = Terms(torch.tensor([1.0]), torch.tensor([3.0]))
     found = [record_loss(terms, training, share, 1).item() for share in (0.0, 0.5, 1.0)]
     assert found == [31.0, 11.0, 11.0]
@@ -50,7 +50,7 @@ def test_capacity_grows_with_the_training() -> None:
 
 def test_beta_warms_up_and_stays() -> None:
     """The weight of the rate rises from 0 to beta in the stated share of the run."""
-    training = TrainingSection(beta=2.0, beta_warmup=0.5)
+    training = Training(beta=2.0, beta_warmup=0.5)
     terms = Terms(torch.tensor([1.0]), torch.tensor([3.0]))
     found = [record_loss(terms, training, share, 1).item() for share in (0.0, 0.25, 0.5, 1.0)]
     assert found == [1.0, 4.0, 7.0, 7.0]
@@ -59,8 +59,8 @@ def test_beta_warms_up_and_stays() -> None:
 def test_several_draws_of_a_record_are_averaged_or_bounded() -> None:
     """Draws lie side by side: one objective averages their losses, the other bounds by them."""
     terms = Terms(torch.tensor([1.0, 3.0, 5.0, 5.0]), torch.tensor([1.0, 1.0, 0.0, 2.0]))
-    assert record_loss(terms, TrainingSection(), 1.0, 2).tolist() == [3.0, 6.0]
-    bound = record_loss(terms, TrainingSection(objective="iwae"), 1.0, 2).tolist()
+    assert record_loss(terms, Training(), 1.0, 2).tolist() == [3.0, 6.0]
+    bound = record_loss(terms, Training(objective="iwae"), 1.0, 2).tolist()
     exact = [-math.log((math.exp(-a) + math.exp(-b)) / 2) for a, b in [(2, 4), (5, 7)]]
     assert bound == pytest.approx(exact)
     assert bound < [3.0, 6.0]
@@ -73,7 +73,7 @@ def test_importance_loss_is_the_bound_that_evaluation_gives() -> None:
     model.sampled = True
     eps_BK = torch.stack([noise(case, 3, seed) for seed in range(5)], 1)
     terms = model(x.repeat_interleave(5, 0), eps_BK.flatten(0, 1))
-    loss = record_loss(terms, TrainingSection(objective="iwae"), 1.0, 5)
+    loss = record_loss(terms, Training(objective="iwae"), 1.0, 5)
     torch.testing.assert_close(loss, iwae(model, x, eps_BK.transpose(0, 1)))
 
 
@@ -83,7 +83,7 @@ def test_importance_loss_is_the_bound_that_evaluation_gives() -> None:
 def test_importance_bound_takes_no_weights(field: dict[str, float]) -> None:
     """A weighed rate is no importance-weighted bound, so the combination is refused."""
     with pytest.raises(ValueError, match="iwae"):
-        TrainingSection(objective="iwae", **field)
+        Training(objective="iwae", **field)
 
 
 def test_iwae_is_exact_where_the_evidence_is_known() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedlatent.client.trainer import train_round
-from fedlatent.shared.config import RunConfig, TrainingSection
+from fedlatent.shared.config import RunConfig, Training
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import build
 from fedlatent.shared.models.base import use_prior
@@ -126,7 +126,7 @@ def test_training_makes_records_likelier() -> None:
             "waves",
         )
     )
-    training = TrainingSection(rounds=1, steps_per_round=250, learning_rate=1e-2)
+    training = Training(rounds=1, steps_per_round=250, learning_rate=1e-2)
     train_round(model, x[:300], plan, training, SimulationNoise(0, 0, 0, 0), {}, trained=0)
     with torch.no_grad():
         after = sum(term.mean() for term in model(x[300:], eps))

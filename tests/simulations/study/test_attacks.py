@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlatent.server.results import RunResult
+from fedlatent.server.results import RunFolder
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.errors import ConfigError
@@ -40,7 +40,7 @@ def outcome(
     method: str,
     attack: str,
     engine: Engine = "stacked",
-) -> RunResult:
+) -> RunFolder:
     """A run by a method of the study; all sites, or the honest ones alone."""
     federation = tiny_federation(SITES)
     if attack == ALONE:
@@ -72,13 +72,13 @@ def apart(first: Arrays, second: Arrays) -> float:
 
 
 @pytest.fixture(scope="module")
-def alone(records: Mapping[str, Dataset], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def alone(records: Mapping[str, Dataset], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """What the honest sites come to by themselves."""
     return outcome(records, tmp_path_factory.mktemp("alone"), "default", ALONE)
 
 
 def test_one_of_five_owns_a_plain_run_and_not_one_by_default(
-    records: Mapping[str, Dataset], alone: RunResult, tmp_path: Path
+    records: Mapping[str, Dataset], alone: RunFolder, tmp_path: Path
 ) -> None:
     """By default weights and thresholds stay those of the honest sites; plainly both are lost."""
     by_default = outcome(records, tmp_path / "default", "default", "all at once")
@@ -93,7 +93,7 @@ def test_one_of_five_owns_a_plain_run_and_not_one_by_default(
 
 @pytest.mark.parametrize("attack", ["NaN", "false records"])
 def test_impossible_replies_count_for_nothing(
-    records: Mapping[str, Dataset], alone: RunResult, tmp_path: Path, attack: str
+    records: Mapping[str, Dataset], alone: RunFolder, tmp_path: Path, attack: str
 ) -> None:
     """The run ends as if the site had not been there."""
     attacked = outcome(records, tmp_path, "default", attack)
