@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedlatent.shared.config import Data, invalid
 from fedlatent.shared.data.describe import cells_of, describe, is_table
 from fedlatent.shared.data.dialect import Dialect
+from fedlatent.shared.data.memory import InMemory
 from fedlatent.shared.data.readers import Fields
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.sources import TRAIN_FRACTION, Federation, SiteData, from_file
@@ -24,9 +25,9 @@ LEAST_RECORDS = math.ceil(LEAST_TRAINING / TRAIN_FRACTION)  # normal ones that i
 
 
 def clients_of_file(
-    path: Path,
+    path: Path | InMemory,
     *,
-    schema: Path | None = None,
+    schema: Path | Schema | None = None,
     seed: int = 0,
     **where: Unpack[Fields],
 ) -> Federation:
@@ -36,8 +37,8 @@ def clients_of_file(
     not do that, since it publishes them; the note of the federation says so.
 
     Args:
-        path: any kind of file that `fedlatent.shared.data.readers` reads.
-        schema: a TOML file with a table ``[data]``.
+        path: any kind of file that `fedlatent.shared.data.readers` reads, or what is in memory.
+        schema: one, or a TOML file with a table ``[data]``.
         seed: draws training and test records.
         where: what the file calls its records, labels and clients, as ``readers.Fields`` says.
 
@@ -46,7 +47,9 @@ def clients_of_file(
             those that are left out for that.
         ConfigError: the schema is not one.
     """
-    chosen = load_schema(schema) if schema else _schema_of_values(path, **where)
+    if isinstance(schema, Path):
+        schema = load_schema(schema)
+    chosen = schema or _schema_of_values(path, **where)
     if chosen.columns:
         where.pop("columns", None)  # the schema has them
     whole = from_file(path, chosen, seed=seed, **where)
@@ -140,7 +143,7 @@ def load_schema(path: Path) -> Schema:
         raise invalid(f"{path}, table [data]", error) from None
 
 
-def _schema_of_values(path: Path, **where: Unpack[Fields]) -> Schema:
+def _schema_of_values(path: Path | InMemory, **where: Unpack[Fields]) -> Schema:
     """A schema that is proposed from the file itself, without the columns that are no inputs."""
     chosen = where.get("columns")
     keys = [where.get(key) for key in ("label_key", "client_key", "person_key")]

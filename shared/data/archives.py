@@ -48,13 +48,27 @@ def load_records(path: Path, records_key: str) -> NDArray[Any]:
     Raises:
         DataError: it cannot be read, has no such array, or that is none of records.
     """
-    single = ending_of(path, [".npy"]) is not None
-    records = _read_npy(path) if single else read_npz(path, [records_key])[records_key]
+    if ending_of(path, [".npy"]):
+        return checked_records(_read_npy(path), path.name)
+    return checked_records(read_npz(path, [records_key])[records_key], path.name, records_key)
+
+
+def checked_records(records: NDArray[Any], name: str, key: str | None = None) -> NDArray[Any]:
+    """The same, where they may be records [N, ...].
+
+    Args:
+        records: To be looked at.
+        name: What errors call the place they are from.
+        key: Their name there; None where nothing else is there.
+
+    Raises:
+        DataError: They may not.
+    """
     if records.ndim < 2:
         raise DataError(
-            f"Expected records [N, ...] {'' if single else f'under {records_key!r} '}in "
-            f"{path.name}, got shape {list(records.shape)}; "
-            f"{'write one row per record' if single else 'name another array'}."
+            f"Expected records [N, ...] {'' if key is None else f'under {key!r} '}in "
+            f"{name}, got shape {list(records.shape)}; "
+            f"{'write one row per record' if key is None else 'name another array'}."
         )
     return records
 

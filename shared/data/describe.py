@@ -22,6 +22,7 @@ from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.data.frames import FRAMES, cells_in, load_frame
 from fedlatent.shared.data.images import image_files, load_images
+from fedlatent.shared.data.memory import ArraysInMemory, InMemory, TableInMemory
 from fedlatent.shared.data.queries import QUERIES, load_query
 from fedlatent.shared.data.recordings import TIME, Recording, is_recording, load_recording
 from fedlatent.shared.data.schema import SELFIES, SELFIES_TOKENS
@@ -83,13 +84,13 @@ class Proposal:
 
 
 def describe(
-    path: Path,
+    path: Path | InMemory,
     *,
     skip: Sequence[str] = (),
     records_key: str = "X",
     dialect: Dialect = COMMAS,
 ) -> Proposal:
-    """Propose a schema for a file.
+    """Propose a schema for a file, or for what is in memory.
 
     Args:
         path: a table with a header, a file of arrays, or a folder of images.
@@ -102,17 +103,12 @@ def describe(
     """
     name = path.name.split(".")[0]
     name = "".join(one if one.isascii() and one.isalnum() else "-" for one in name).strip("-")
-    if ending_of(path, SMILES_FILES):
+    if isinstance(path, Path) and ending_of(path, SMILES_FILES):
         return Proposal(data=_of_molecules(name or "molecules", path), notes={}, left_out={})
-    if is_recording(path):
+    if isinstance(path, Path) and is_recording(path):
         return _of_recording(name or "records", load_recording(path, skip=skip))
     if not is_table(path):
-        records = (
-            load_images(path, image_files(path))
-            if path.is_dir()
-            else load_records(path, records_key)
-        )
-        data = {"name": name or "records", **_short(records)}
+        data = {"name": name or "records", **_short(_array_of(path, records_key))}
         return Proposal(data=data, notes={}, left_out={})
     cells = cells_of(path, dialect)
     unknown = [one for one in skip if one not in cells]
@@ -140,16 +136,27 @@ def describe(
     )
 
 
-def cells_of(
-    path: Path,
-    dialect: Dialect = COMMAS,
-) -> dict[str, list[Any]]:
+def _array_of(path: Path | InMemory, records_key: str) -> NDArray[Any]:
+    """Records [N, ...] of a file of arrays, of a folder of images, or in memory."""
+    if isinstance(path, ArraysInMemory):
+        return path.records(records_key)
+    assert isinstance(path, Path)
+    return (
+        load_images(path, image_files(path)) if path.is_dir() else load_records(path, records_key)
+    )
+
+
+def cells_of(path: Path | InMemory, dialect: Dialect = COMMAS) -> dict[str, list[Any]]:
     """The cells of a table's columns by name, as the file has them.
 
     Raises:
         DataError: it cannot be read, has no header, or no record.
     """
-    if is_recording(path):
+    if isinstance(path, TableInMemory):
+        cells = path.cells()
+    elif isinstance(path, ArraysInMemory):
+        raise DataError("Expected a table, got arrays, which have no columns; leave them out.")
+    elif is_recording(path):
         found = load_recording(path)
         cells = {name: found.frame[name].tolist() for name in found.signals}
     elif ending_of(path, (*FRAMES, *QUERIES)):
@@ -170,8 +177,10 @@ def cells_of(
     return cells
 
 
-def is_table(path: Path) -> bool:
+def is_table(path: Path | InMemory) -> bool:
     """Whether a file has columns by name, or may have."""
+    if not isinstance(path, Path):
+        return isinstance(path, TableInMemory)
     return is_recording(path) or (not path.is_dir() and ending_of(path, ARRAYS) is None)
 
 

@@ -23,6 +23,7 @@ from fedlatent.shared.data.dialect import COMMAS, Dialect
 from fedlatent.shared.data.frames import FRAMES, find_in_table
 from fedlatent.shared.data.images import find_in_folder
 from fedlatent.shared.data.labels import Label, binary, typed
+from fedlatent.shared.data.memory import ArraysInMemory, InMemory
 from fedlatent.shared.data.queries import QUERIES, find_by_query
 from fedlatent.shared.data.recordings import RECORD, RECORDINGS, find_in_recording, is_recording
 from fedlatent.shared.data.schema import SELFIES, Schema
@@ -113,7 +114,7 @@ def read(path: Path | str, schema: Schema, **where: Unpack[Fields]) -> Dataset:
 
 
 def read_raw(
-    path: Path | str,
+    path: Path | str | InMemory,
     schema: Schema | None = None,
     *,
     records_key: str = "X",
@@ -125,19 +126,20 @@ def read_raw(
     names: Mapping[str, str] = MappingProxyType({}),
     dialect: Dialect = COMMAS,
 ) -> RawRecords:
-    """Read a file without scaling; the arguments and errors are those of `read`.
+    """Read a file, or what is in memory, without scaling; arguments and errors as of `read`.
 
     The columns of `schema` are found by name and coded (`Column.codes`), and its window cuts rows
     into records; a record is anomalous when one of its rows is. Where it is one of molecules
     (`fedlatent.shared.data.schema.SELFIES`), SMILES become rows of tokens.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     reader = _reader_of(path, schema)
     window = None if schema is None else schema.window
     columns_of = _inputs(path, schema, columns)
     series = ("", "")
     if window is not None:
-        series = window.time, window.group or (RECORD if is_recording(path) else "")
+        recording = isinstance(path, Path) and is_recording(path)
+        series = window.time, window.group or (RECORD if recording else "")
     keys = (label_key, client_key, person_key, *series)
     taken = [records_key, *map(name_of, columns_of or ())]
     _check_apart(path, "labels", label_key, taken)
@@ -179,8 +181,21 @@ def read_raw(
     return raw
 
 
-def _reader_of(path: Path, schema: Schema | None) -> Callable[[Path, Asked], Found]:
+def _reader_of(place: Path | InMemory, schema: Schema | None) -> Callable[[Any, Asked], Found]:
     """What reads a file or folder; a DataError where nothing does, or it is not there."""
+    molecules = schema is not None and schema.unit == SELFIES
+    reader: Callable[[Any, Asked], Found]
+    if isinstance(place, Path):
+        reader, arrays = _reader_of_file(place)
+    else:
+        reader, arrays = type(place).find, isinstance(place, ArraysInMemory)
+    if schema is not None and molecules and not arrays:
+        return as_molecules(reader, schema.size)
+    return reader
+
+
+def _reader_of_file(path: Path) -> tuple[Callable[[Path, Asked], Found], bool]:
+    """What reads a file or folder, and whether that holds arrays."""
     ending = FOLDER if path.is_dir() else ending_of(path, READERS)
     if ending is None:
         endings = ", ".join(one for one in READERS if one != FOLDER)
@@ -190,9 +205,7 @@ def _reader_of(path: Path, schema: Schema | None) -> Callable[[Path, Asked], Fou
         )
     if not path.exists():
         raise DataError(f"Expected a data file at {path}, got none; check the path.")
-    if schema is not None and schema.unit == SELFIES and ending not in (*ARRAYS, FOLDER):
-        return as_molecules(READERS[ending], schema.size)
-    return READERS[ending]
+    return READERS[ending], ending in (*ARRAYS, FOLDER)
 
 
 #: What the arrays beside the records are, in the order of their keys.
@@ -200,7 +213,7 @@ _SIDES = ("labels", "client names", "persons", "times", "series")
 
 
 def _inputs(
-    path: Path, schema: Schema | None, columns: Sequence[str] | None
+    path: Path | InMemory, schema: Schema | None, columns: Sequence[str] | None
 ) -> Sequence[str] | Sequence[Column] | None:
     """The columns of a record: those of the schema where it has any."""
     if schema is None or not schema.columns:
@@ -213,7 +226,9 @@ def _inputs(
     return schema.columns
 
 
-def _check_apart(path: Path, what: str, key: str | None, taken: Sequence[str | None]) -> None:
+def _check_apart(
+    path: Path | InMemory, what: str, key: str | None, taken: Sequence[str | None]
+) -> None:
     """Raise DataError where what is told of records would become a part of them."""
     if key is not None and key in taken:
         raise DataError(
@@ -227,7 +242,7 @@ def _check_apart(path: Path, what: str, key: str | None, taken: Sequence[str | N
 def _cut(
     raw: RawRecords,
     schema: Schema,
-    path: Path,
+    path: Path | InMemory,
     times: NDArray[Any] | None,
     groups: NDArray[Any] | None,
 ) -> RawRecords:
@@ -278,7 +293,7 @@ def _csv(path: Path, asked: Asked) -> Found:
     return Found(records, [np.array(text, dtype=object) for text in texts], names)
 
 
-def _numbered(persons: NDArray[Any], path: Path) -> NDArray[np.int64]:
+def _numbered(persons: NDArray[Any], path: Path | InMemory) -> NDArray[np.int64]:
     """One number for each person, so that what the file calls them goes no further.
 
     Raises:

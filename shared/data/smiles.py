@@ -6,7 +6,7 @@ RDKit and selfies are imported only here, where a schema is one of molecules.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedlatent.shared.data.asked import Asked, Found, name_of, needed
 from fedlatent.shared.data.frames import found_in
@@ -56,11 +56,11 @@ def read_lines(path: Path) -> list[str]:
 
 
 def as_molecules(
-    reader: Callable[[Path, Asked], Found], length: int
-) -> Callable[[Path, Asked], Found]:
+    reader: Callable[[Any, Asked], Found], length: int
+) -> Callable[[Any, Asked], Found]:
     """A reader that makes rows of at most ``length`` tokens of its one column of SMILES."""
 
-    def read(path: Path, asked: Asked) -> Found:
+    def read(path: Any, asked: Asked) -> Found:  # noqa: ANN401 - a file, or what is in memory
         columns = asked.columns or (SMILES,)
         if len(columns) != 1:
             raise DataError(

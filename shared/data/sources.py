@@ -15,6 +15,7 @@ from fedlatent.shared.data import hearts as heart_model
 from fedlatent.shared.data.archives import read_npz
 from fedlatent.shared.data.catalog import paths
 from fedlatent.shared.data.checks import Check, check
+from fedlatent.shared.data.memory import InMemory
 from fedlatent.shared.data.readers import Fields, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import Window
@@ -201,9 +202,9 @@ def mitbih(data_dir: Path, seed: int = 0) -> Federation:
 
 
 def from_file(
-    path: Path | str, schema: Schema, *, seed: int = 0, **where: Unpack[Fields]
+    path: Path | str | InMemory, schema: Schema, *, seed: int = 0, **where: Unpack[Fields]
 ) -> Federation:
-    """Read a file as a federation: one site per client name, or a single site without names.
+    """Read a file, or what is in memory, as a federation: a site per client, or one without names.
 
     Arguments and errors are those of `fedlatent.shared.data.readers.read`, `where` being what the
     file calls its fields; `seed` draws the split into training and test records.
@@ -212,6 +213,7 @@ def from_file(
         DataError: If the file cannot be read, a record does not fit the schema, or none is normal.
     """
     raw = read_raw(path, schema, **where)
+    name = Path(path).resolve().name if isinstance(path, (str, Path)) else path.name
     schema.preprocess(raw.records)  # fails here rather than in the middle of a run
     found = check(raw.records, schema, label=raw.label, names=raw.names, left_out=raw.left_out)
     count = len(raw.records)
@@ -220,11 +222,11 @@ def from_file(
     kind = np.array(["normal", "anomaly"])[label]
     sites = _by_owner(clients, raw.records, kind, label, seed, overlap=_overlap(schema.window))
     return Federation(
-        name=Path(path).resolve().name,
+        name=name,
         schema=schema,
         sites=sites,
         synthetic=False,
-        note=f"Records of {Path(path).resolve().name}.",
+        note=f"Records of {name}.",
         check=found,
     )
 
