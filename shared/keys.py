@@ -112,8 +112,8 @@ class SigningKey:
         Raises:
             ConfigError: one of the two files exists.
         """
-        public_path = _public_path(path)
-        _refuse_existing(path, public_path)
+        beside = public_path(path)
+        _refuse_existing(path, beside)
         made = cls(key=Ed25519PrivateKey.generate())
         private = made.key.private_bytes(
             serialization.Encoding.PEM,
@@ -121,7 +121,7 @@ class SigningKey:
             serialization.NoEncryption(),
         )
         write_atomic(path, private, 0o600)
-        write_atomic(public_path, made.public.to_pem(), 0o644)
+        write_atomic(beside, made.public.to_pem(), 0o644)
         return made
 
     @classmethod
@@ -169,8 +169,8 @@ def generate_node_key(path: Path, site: str = "") -> Path:
     Raises:
         ConfigError: one of the two files exists.
     """
-    public_path = _public_path(path)
-    _refuse_existing(path, public_path)
+    beside = public_path(path)
+    _refuse_existing(path, beside)
     from cryptography.hazmat.primitives.asymmetric import ec  # devices never need it
 
     key = ec.generate_private_key(ec.SECP384R1())
@@ -183,8 +183,8 @@ def generate_node_key(path: Path, site: str = "") -> Path:
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
     write_atomic(path, private, 0o600)
-    write_atomic(public_path, f"{public.decode()} {site}".encode().strip() + b"\n", 0o644)
-    return public_path
+    write_atomic(beside, f"{public.decode()} {site}".encode().strip() + b"\n", 0o644)
+    return beside
 
 
 def site_of_key(text: str) -> str:
@@ -202,11 +202,11 @@ def name_node_key(path: Path, site: str) -> None:
     Raises:
         OSError: the public file cannot be read or written.
     """
-    public_path = _public_path(path)
-    text = public_path.read_text(encoding="utf-8", errors="replace")
+    beside = public_path(path)
+    text = beside.read_text(encoding="utf-8", errors="replace")
     if site_of_key(text) != site:
         named = " ".join([*text.split()[:2], site])
-        write_atomic(public_path, f"{named}\n".encode(), 0o644)
+        write_atomic(beside, f"{named}\n".encode(), 0o644)
 
 
 def load_node_key(path: Path) -> "ec.EllipticCurvePrivateKey":
@@ -274,7 +274,8 @@ def check_private(path: Path) -> None:
         )
 
 
-def _public_path(path: Path) -> Path:
+def public_path(path: Path) -> Path:
+    """Where the public key lies that belongs to a private one."""
     return path.with_name(path.name + ".pub")
 
 

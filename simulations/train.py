@@ -7,7 +7,7 @@ bundle is covered by it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +20,19 @@ from fedlatent.server.export import global_contents
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.data.schema import SELFIES
 from fedlatent.shared.data.sources import Federation, SiteData
-from fedlatent.shared.detection import baselines
-from fedlatent.shared.detection.metrics import auroc, pooled
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.export.bundling import BundleContents, BundleReport, make_bundle
 from fedlatent.shared.files import write_atomic, write_json
-from fedlatent.shared.keys import SigningKey
+from fedlatent.shared.keys import SigningKey, VerifyKey, public_path
 from fedlatent.shared.models import FAMILIES
-from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan, drowned
 from fedlatent.simulations.federation import Engine, Progress, datasets, simulate
-from fedlatent.simulations.study.baselines import BASELINES, private_mahalanobis
-from fedlatent.simulations.study.evaluation import (
-    Detector,
-    baseline_detector,
-    edge_detector,
-)
+from fedlatent.simulations.report import Report, report_on
 from fedlatent.simulations.study.methods import union
-from fedlatent.simulations.study.page import render
-from fedlatent.simulations.study.tables import Baseline
 
 KEY = "publisher.pem"
 RUN_ID = "trained"
 
-#: Baselines of the report, by what a person calls them; the first four know no privacy.
-_COMPARED: dict[str, Baseline] = {
-    "PCA": "pca",
-    "Mahalanobis": "mahalanobis",
-    "isolation forest": "isolation-forest",
-    "kNN": "knn",
-}
 _BATCH = 128  # expected records of a step without privacy
 _PRIVATE_BATCH = 256
 _STEPS = (100, 1000)  # without privacy, at least and at most; more overfit small tables
@@ -61,31 +44,6 @@ _FEATURES = 32  # of the released Gaussian of the records
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientRow:
-    """What the report says of one client.
-
-    Attributes:
-        name: of the client.
-        took_part: whether its records were trained on.
-        trained: normal records that were trained on.
-        tested: other records, normal and abnormal.
-        anomalies: among them.
-        false_alarms: share of its normal test records that the bundle flags, or None.
-        found: share of its anomalies that the bundle flags, or None.
-        auroc: by detector; None where the client has no anomalies or no normal test records.
-    """
-
-    name: str
-    took_part: bool
-    trained: int
-    tested: int
-    anomalies: int
-    false_alarms: float | None
-    found: float | None
-    auroc: Mapping[str, float | None]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Trained:
     """What training on a file gave.
 
@@ -93,35 +51,17 @@ class Trained:
         bundle: the signed bundle, and how it was made.
         public_key: that verifies it.
         run: the configuration.
-        epsilon: that covers the bundle, or None.
-        note: on the records.
-        clients: a row each.
-        auroc: over all clients that took part, under one threshold, by detector; "absent" ones
-            beside them. None where there are no anomalies.
-        report: the page.
+        model: the bundle, verified and loaded.
+        report: beside simple baselines.
+        page: the report as a file.
     """
 
     bundle: BundleReport
     public_key: Path
     run: RunConfig
-    epsilon: float | None
-    note: str
-    clients: tuple[ClientRow, ...]
-    auroc: Mapping[str, Mapping[str, float | None]]
-    report: Path
-
-    @property
-    def absent(self) -> list[str]:
-        """Names of the clients that took no part."""
-        return [one.name for one in self.clients if not one.took_part]
-
-    @property
-    def beaten_by(self) -> dict[str, float]:
-        """Baselines whose AUROC on clients that took part is above the bundle's; best first."""
-        row = self.auroc["took part"]
-        own = row["fedlatent"]
-        found = {} if own is None else {k: v for k, v in row.items() if v is not None and v > own}
-        return dict(sorted(found.items(), key=lambda one: -one[1]))
+    model: EdgeModel
+    report: Report
+    page: Path
 
     def to_json(self) -> dict[str, object]:
         """All of it as one JSON object."""
@@ -129,16 +69,13 @@ class Trained:
             "bundle": str(self.bundle.path),
             "bundle_bytes": self.bundle.size,
             "public_key": str(self.public_key),
-            "epsilon": self.epsilon,
-            "delta": None if self.epsilon is None else self.run.privacy.delta,
-            "family": self.run.model.family,
-            "absent": self.absent,
-            "auroc": {name: dict(values) for name, values in self.auroc.items()},
-            "beaten_by": self.beaten_by,
-            "clients": [asdict(one) for one in self.clients],
-            "note": self.note,
-            "report": str(self.report),
+            **self.report.to_json(),
+            "report": str(self.page),
         }
+
+    def _repr_html_(self) -> str:
+        """The report, in a notebook."""
+        return self.report._repr_html_()
 
 
 def run_of(
@@ -273,41 +210,60 @@ def train(
         BundleError: the graphs differ from torch.
     """
     chosen = run or run_of(present)
-    contents = _trained(chosen, present, work, watch)
-    key = signing_key or target.parent / KEY
-    signer = SigningKey.load(key) if key.exists() else SigningKey.generate(key)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    contents = contents_of(chosen, present, work, watch)
     tested = np.concatenate([site.test for site in present.sites])
-    bundle = make_bundle(target, contents, signer, tested)
-    model = EdgeModel.load(target, [signer.public])
-    detectors = {"fedlatent": edge_detector(model)} | compared(present, chosen)
-    rows = [_row(site, model, detectors, took_part=True) for site in present.sites]
-    rows += [_row(site, model, detectors, took_part=False) for site in away]
-    auroc_of = {"took part": _together(present.sites, detectors)}
-    if away:
-        auroc_of["absent"] = _together(away, detectors)
+    bundle, public = signed(target, contents, signing_key or target.parent / KEY, tested)
+    model = EdgeModel.load(target, [public])
+    found = report_on(model, chosen, present, away, name=target.name)
     trained = Trained(
         bundle=bundle,
-        public_key=key.with_name(key.name + ".pub"),
+        public_key=public_path(signing_key or target.parent / KEY),
         run=chosen,
-        epsilon=contents.epsilon,
-        note=present.note,
-        clients=tuple(rows),
-        auroc=auroc_of,
-        report=target.with_suffix(".html"),
+        model=model,
+        report=found,
+        page=target.with_suffix(".html"),
     )
     write_json(target.with_suffix(".json"), trained.to_json())
-    write_atomic(trained.report, page(trained).encode())
+    write_atomic(trained.page, found.html().encode())
     return trained
 
 
-def _trained(
+def signed(
+    target: Path, contents: BundleContents, key: Path, records: NDArray[Any] | None = None
+) -> tuple[BundleReport, VerifyKey]:
+    """Write a bundle signed by ``key``, which is made where it is not there.
+
+    Args:
+        target: the bundle.
+        contents: what it is made of.
+        key: private; the public one is beside it.
+        records: raw ones for the check against torch.
+
+    Raises:
+        BundleError: the graphs differ from torch.
+    """
+    signer = SigningKey.load(key) if key.exists() else SigningKey.generate(key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return make_bundle(target, contents, signer, records), signer.public
+
+
+def contents_of(
     run: RunConfig,
     present: Federation,
     work: Path,
-    watch: Callable[[Progress], None] | None,
+    watch: Callable[[Progress], None] | None = None,
 ) -> BundleContents:
-    """The bundle's contents: of a private federation, or of all records together."""
+    """What a bundle is made of: a private federation, or all records together.
+
+    Args:
+        run: what to train.
+        present: the clients that take part.
+        work: folder of what is kept while training.
+        watch: told about progress.
+
+    Raises:
+        ConfigError: the run does not fit the records.
+    """
     if run.privacy.mechanism == "none":
         together = datasets(union(present))
         site = next(iter(together))
@@ -317,96 +273,3 @@ def _trained(
     engine: Engine = "nodes" if run.privacy.rng == "secure" else "stacked"
     done = simulate(run, datasets(present), work, run_id=RUN_ID, engine=engine, watch=watch)
     return global_contents(done.result, RUN_ID)
-
-
-def compared(present: Federation, run: RunConfig) -> dict[str, Detector]:
-    """The baselines of a report, fitted on the records of all that take part.
-
-    Those without privacy see all records; DP Mahalanobis has the run's whole epsilon for itself.
-    A window's rolling z-score needs no fit.
-    """
-    schema, rows = present.schema, [site.train for site in present.sites]
-    found = {
-        name: baseline_detector(BASELINES[kind], schema, rows) for name, kind in _COMPARED.items()
-    }
-    if run.privacy.mechanism != "none":
-        private = private_mahalanobis(run, rows, SimulationNoise(run.seed))
-        found["DP Mahalanobis"] = private(None)
-    if schema.window is not None:
-        found["rolling z-score"] = lambda records: baselines.rolling_z_score(
-            schema.preprocess(records)
-        )
-    return found
-
-
-def page(trained: Trained) -> str:
-    """The report as one HTML file."""
-    names = list(next(iter(trained.auroc.values())))
-    privacy = (
-        "No privacy: keep the bundle where the records may be"
-        if trained.epsilon is None
-        else f"Epsilon {trained.epsilon:.3g} at delta {trained.run.privacy.delta:g} for each client"
-    )
-    clients = [
-        [
-            (one.name, "" if one.took_part else "absent"),
-            one.trained,
-            one.tested,
-            one.anomalies,
-            _shown(one.false_alarms),
-            _shown(one.found),
-            *(_shown(one.auroc[name]) for name in names),
-        ]
-        for one in trained.clients
-    ]
-    return render(
-        "train.html",
-        title=f"{trained.bundle.path.name}: report",
-        name=trained.bundle.path.name,
-        note=trained.note,
-        privacy=privacy,
-        private=trained.epsilon is not None,
-        absent=", ".join(trained.absent),
-        without=", ".join(one.name for one in trained.clients if not one.anomalies),
-        numbered=[f"#{name}" for name in names],
-        auroc=[[who, *map(_shown, row.values())] for who, row in trained.auroc.items()],
-        beaten=", ".join(f"{name} {_shown(value)}" for name, value in trained.beaten_by.items()),
-        rated=any(value is not None for row in trained.auroc.values() for value in row.values()),
-        clients=clients,
-        run=trained.run.to_json(),
-    )
-
-
-def _row(
-    site: SiteData, model: EdgeModel, detectors: Mapping[str, Detector], *, took_part: bool
-) -> ClientRow:
-    """One client's row; figures that its records do not give are None."""
-    flag = model.score(site.test).flag if len(site.test) else np.zeros(0, dtype=np.bool_)
-    bad = site.test_label == 1
-    return ClientRow(
-        name=site.name,
-        took_part=took_part,
-        trained=len(site.train) if took_part else 0,
-        tested=len(site.test),
-        anomalies=int(bad.sum()),
-        false_alarms=float(flag[~bad].mean()) if (~bad).any() else None,
-        found=float(flag[bad].mean()) if bad.any() else None,
-        auroc=_together([site], detectors),
-    )
-
-
-def _together(
-    sites: Sequence[SiteData], detectors: Mapping[str, Detector]
-) -> dict[str, float | None]:
-    """AUROC of each detector over sites, under one threshold; None without both classes."""
-    label: NDArray[Any] = np.concatenate([site.test_label for site in sites])
-    if len(np.unique(label)) < 2:
-        return dict.fromkeys(detectors)
-    return {
-        name: pooled(auroc, [(site.test_label, detector(site.test)) for site in sites])
-        for name, detector in detectors.items()
-    }
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

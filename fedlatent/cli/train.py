@@ -134,18 +134,17 @@ def _watch(stages: "Stages") -> "Callable[[Progress], None]":
 
 
 def _print(done: "Trained") -> None:
-    out.print(done.note)
-    names = list(next(iter(done.auroc.values())))
-    rated = any(value is not None for row in done.auroc.values() for value in row.values())
-    if rated:
+    found = done.report
+    out.print(found.note)
+    if found.rated:
         rows = table(
-            "AUROC, one threshold for all clients", "detector", *map("#{}".format, done.auroc)
+            "AUROC, one threshold for all clients", "detector", *map("#{}".format, found.auroc)
         )
-        for name in names:
+        for name in found.detectors.index:
             style = "bold" if name == "fedlatent" else None
-            rows.add_row(name, *(_cell(row[name]) for row in done.auroc.values()), style=style)
+            rows.add_row(name, *(_cell(row[name]) for row in found.auroc.values()), style=style)
         out.print(rows)
-        if beaten := done.beaten_by:
+        if beaten := found.beaten_by:
             best = next(iter(beaten))
             told = f" {', '.join(beaten)} rated these records better than the bundle did; {best}"
             err.print(styled("yellow", "warning:", f"{told} needs no network"))
@@ -156,19 +155,19 @@ def _print(done: "Trained") -> None:
         *("client", "part", "#trained on", "#tested", "#anomalies", "#false alarms", "#found"),
         "#AUROC",
     )
-    for one in done.clients:
+    for one in found.clients:
         counts = map(str, (one.trained, one.tested, one.anomalies))
         shares = map(_cell, (one.false_alarms, one.found, one.auroc["fedlatent"]))
         rows.add_row(one.name, "yes" if one.took_part else "absent", *counts, *shares)
     out.print(rows)
-    if done.epsilon is None:
+    if found.epsilon is None:
         out.print(
             "no privacy: the bundle holds statistics of the records; keep it where they may be"
         )
     else:
-        out.print(f"epsilon {figure(done.epsilon)} at delta {done.run.privacy.delta:g} per client")
+        out.print(f"epsilon {figure(found.epsilon)} at delta {done.run.privacy.delta:g} per client")
     out.print(f"bundle {done.bundle.path} ({size(done.bundle.size)}), key {done.public_key}")
-    out.print(f"report {done.report}")
+    out.print(f"report {done.page}")
     out.print(f"next: fedlatent edge score {done.bundle.path} FILE --key {done.public_key}")
 
 

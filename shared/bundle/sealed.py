@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedlatent.shared.errors import BundleError, ConfigError
 from fedlatent.shared.files import sha256_hex, write_atomic
-from fedlatent.shared.keys import MAX_KEY_BYTES, check_private
+from fedlatent.shared.keys import MAX_KEY_BYTES, check_private, public_path
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hpke import Suite
@@ -81,10 +81,10 @@ class RecipientKey:
         Raises:
             ConfigError: one of the two files exists, or this cryptography has no such suite.
         """
-        public_path = path.with_name(f"{path.name}.pub")
-        if path.exists() or public_path.exists():
+        beside = public_path(path)
+        if path.exists() or beside.exists():
             raise ConfigError(
-                f"Expected no file at {path} and {public_path}, got one; a key is never "
+                f"Expected no file at {path} and {beside}, got one; a key is never "
                 "overwritten, so choose another path or move the old key away."
             )
         parts: tuple[Any, ...] = (X25519PrivateKey.generate(),)
@@ -98,7 +98,7 @@ class RecipientKey:
         private_form, open_text = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         public = [part.public_bytes(pem, form) for part in made.public.parts]
         private = [part.private_bytes(pem, private_form, open_text) for part in parts]
-        write_atomic(public_path, b"".join(public))
+        write_atomic(beside, b"".join(public))
         write_atomic(path, b"".join(private), 0o600)
         return made
 

@@ -94,13 +94,13 @@ def test_a_file_becomes_a_bundle_and_a_report(tmp_path: Path, epsilon: float | N
     privacy = model.bundle.manifest.privacy
     assert (privacy is None) == (epsilon is None)
     if epsilon is not None:
-        assert done.epsilon is not None
-        assert done.epsilon <= epsilon
+        assert done.report.epsilon is not None
+        assert done.report.epsilon <= epsilon
         assert model.bundle.manifest.kind == "global"
     assert np.isfinite(model.score(federation.sites[0].test).score).all()
-    assert len(done.absent) == 1
+    assert len(done.report.absent) == 1
     told = json.loads(target.with_suffix(".json").read_text())
-    assert told["absent"] == done.absent
+    assert told["absent"] == done.report.absent
     found = {row["name"]: row for row in told["clients"]}
     assert set(found) == {"north", "south", "west"}
     assert found["west"]["anomalies"] == 0
@@ -109,8 +109,8 @@ def test_a_file_becomes_a_bundle_and_a_report(tmp_path: Path, epsilon: float | N
     compared = set(told["auroc"]["took part"])
     usual = {"fedlatent", "PCA", "Mahalanobis", "isolation forest", "kNN"}
     assert compared == usual | ({"DP Mahalanobis"} if epsilon else set())
-    page = done.report.read_text()
-    assert f"took no part: {done.absent[0]}" in page
+    page = done.page.read_text()
+    assert f"took no part: {done.report.absent[0]}" in page
     row = told["auroc"]["took part"]
     better = {name for name, value in row.items() if value > row["fedlatent"]}
     assert set(told["beaten_by"]) == better
@@ -146,9 +146,9 @@ def test_records_without_labels_are_not_rated(tmp_path: Path) -> None:
     path, schema = table(tmp_path)
     federation = clients_of_file(path, schema=schema)
     done = train(federation, tmp_path / "m.fedlatent", run=short(run_of(federation)), work=tmp_path)
-    assert set(done.auroc["took part"].values()) == {None}
-    assert done.clients[0].false_alarms is not None
-    assert "no detector can be rated" in done.report.read_text()
+    assert set(done.report.auroc["took part"].values()) == {None}
+    assert done.report.clients[0].false_alarms is not None
+    assert "no detector can be rated" in done.page.read_text()
 
 
 def test_series_are_compared_with_a_rolling_z_score(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_series_are_compared_with_a_rolling_z_score(tmp_path: Path) -> None:
     schema.write_text(f'[data]\nname = "load"\n{columns}')
     federation = clients_of_file(path, schema=schema, label_key="bad")
     done = train(federation, tmp_path / "m.fedlatent", run=short(run_of(federation)), work=tmp_path)
-    assert done.auroc["took part"]["rolling z-score"] is not None
+    assert done.report.auroc["took part"]["rolling z-score"] is not None
 
 
 def test_too_few_records_are_one_sentence(tmp_path: Path) -> None:
