@@ -95,7 +95,11 @@ class DemoResult:
     site_bundles: dict[str, Path]
 
     def to_json(self) -> dict[str, object]:
-        """The result as one JSON object; AUROC over all sites' records under one threshold."""
+        """The result as one JSON object.
+
+        AUROC is over all sites' records under one threshold, and as the mean of sites by
+        themselves: of devices that each have a threshold of their own, the mean says more.
+        """
         rating = {name: value.pooled for name, value in self.ratings.items()}
         return {
             "seconds": round(self.seconds, 1),
@@ -115,6 +119,9 @@ class DemoResult:
                 "local_mean": self.ratings["local"].site_mean,
                 "pooled": rating["pooled"],
                 "pca": rating["pca"],
+            },
+            "auroc_site_mean": {
+                name: self.ratings[name].site_mean for name in ("seen", "absent", "new10")
             },
             "bundle_bytes": self.bundle_bytes,
             "edge": {"cold_start_s": self.cold_start_s, "peak_rss_mb": self.peak_rss_mb},
@@ -244,7 +251,7 @@ def _questions(
     model = EdgeModel.load(bundle.path, [key])
 
     def device(normals: NDArray[np.generic] | None) -> Detector:
-        """The score beside its threshold: some devices keep the absolute score, others not."""
+        """The score beside its threshold: some devices keep the absolute score, others do not."""
         here = model if normals is None else model.recentre(normals)
         return lambda rows: here.score(rows).score - here.threshold
 

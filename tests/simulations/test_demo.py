@@ -50,12 +50,21 @@ def test_the_demo_prints_one_json_object(demo: dict[str, object]) -> None:
 
 
 def test_real_beats_are_told_apart(demo: dict[str, object]) -> None:
-    """Ventricular beats score higher: with a site bundle, and after re-centring on ten beats."""
-    auroc = demo["auroc"]
+    """Ventricular beats score higher: with a site bundle, and after re-centring on ten beats.
+
+    Noise is secure here, so what is asserted has to hold for every draw of it. Of 80 simulated
+    draws the least was .953 for re-centred and .925 for absent patients by themselves. Under one
+    threshold for all three it was .81 and .59: each re-centred device has a threshold of its own,
+    and some keep the absolute score, so that their scores cannot be pooled.
+    """
+    auroc, mean = demo["auroc"], demo["auroc_site_mean"]
     assert isinstance(auroc, dict)
+    assert isinstance(mean, dict)
     assert auroc["seen"] > 0.95
-    assert auroc["new10"] > 0.9
-    assert all(0.5 < value <= 1.0 for value in auroc.values())
+    assert mean["new10"] > 0.9
+    assert mean["absent"] > 0.8
+    apart = ("absent", "new10")
+    assert all(0.5 < value <= 1.0 for name, value in auroc.items() if name not in apart)
 
 
 def test_the_edge_is_small(demo: dict[str, object]) -> None:
