@@ -48,7 +48,28 @@ NoiseFactory = Callable[[RunConfig, str, int, Kind, bytes | None], NoiseSource]
 
 
 class Node:
-    """A data holder's side of a federation."""
+    """A data holder's side of a federation.
+
+    ``fedlatent client start`` runs one as a service. Here it is by itself: what a request asks for
+    is held against policy and budget, charged, computed, and let out by one door.
+
+    Attributes:
+        config: name of the site and policy.
+        schema: what its records are.
+        ledger: the budget.
+        store: what it keeps between rounds.
+        door: the only way out.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from fedlatent.client.home import ClientHome
+        >>> from fedlatent.client.local import open_node
+        >>> node = open_node(ClientHome(Path("node")))  # made by 'fedlatent client init'
+        >>> node.config.site, len(node.records)
+        ('ward-7', 60)
+        >>> node.ledger.epsilon()
+        0.0
+    """
 
     def __init__(
         self,

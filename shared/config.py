@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, FedlatentError
 from fedlatent.shared.files import canonical_json, sha256_hex
-from fedlatent.shared.toml import parse_toml
+from fedlatent.shared.toml import dumps, parse_toml
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -69,7 +69,15 @@ class ModelSection(_Section):
 
 
 class Privacy(_Section):
-    """The record-level guarantee of the whole run, for each client by itself."""
+    """The record-level guarantee of the whole run, for each client by itself.
+
+    Examples:
+        >>> fl.Privacy(epsilon=2.0).sample_rate
+        0.1
+        >>> result = fl.simulate({"privacy": fl.Privacy(epsilon=2.0)}, clients, progress=False)
+        >>> result.run.privacy.epsilon
+        2.0
+    """
 
     mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
     epsilon: Positive = 4.0  # of the whole run: training and all summaries together
@@ -87,7 +95,14 @@ class Privacy(_Section):
 
 
 class Training(_Section):
-    """Local training between two exchanges."""
+    """Local training between two exchanges.
+
+    Examples:
+        >>> training = fl.Training(rounds=2, steps_per_round=5)
+        >>> result = fl.simulate({"training": training}, clients, progress=False)
+        >>> int((result.rounds["kind"] == "train").sum())
+        2
+    """
 
     rounds: Count = 10
     steps_per_round: Count = 20
@@ -171,7 +186,17 @@ class ScoringSection(_Section):
 
 
 class RunConfig(_Section):
-    """Everything that defines a run. Two runs with equal configurations have equal digests."""
+    """Everything that defines a run. Two runs with equal configurations have equal digests.
+
+    Examples:
+        >>> run = fl.RunConfig(name="hearts", data=clients.schema, privacy=fl.Privacy(epsilon=2.0))
+        >>> run.training.rounds
+        10
+        >>> fl.RunConfig.parse({"name": "hearts"}, "run.toml")
+        Traceback (most recent call last):
+        ...
+        fedlatent.shared.errors.ConfigError: run.toml: expected a value for 'data', got none...
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -264,6 +289,10 @@ class RunConfig(_Section):
     def to_json(self) -> str:
         """Canonical JSON: equal configurations give equal text."""
         return canonical_json(self.model_dump(mode="json")).decode()
+
+    def to_toml(self) -> str:
+        """A run file with every key, from which ``load`` gives an equal configuration."""
+        return dumps(self.model_dump(mode="json"))
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hexadecimal."""

@@ -40,6 +40,13 @@ class FedlatentError(Exception):
         field: what is to blame, such as "training.rounds" of a run file; None where no one thing
             is.
         reason: stable short name of why, such as "missing"; None where the class says all.
+
+    Examples:
+        >>> try:
+        ...     fl.read("patients.csv", client="ward")
+        ... except fl.FedlatentError as error:
+        ...     print(error.code, error.field)
+        data ward
     """
 
     code: ClassVar[str] = "error"

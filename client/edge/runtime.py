@@ -16,12 +16,14 @@ from fedlatent.shared.bundle.manifest import POSTERIOR, RECENTRED, SCORE
 from fedlatent.shared.errors import BundleError, ConfigError, DataError
 from fedlatent.shared.files import read_json, write_json
 from fedlatent.shared.keys import VerifyKey
+from fedlatent.shared.notebook import facts, rows
 
 CALIBRATION_FORMAT = 2
 #: Of the normal records that a calibration is made from, at most so many give the center; the
 #: threshold comes from the others, which makes its error rate hold exactly.
 CENTER_RECORDS = 30
 _MAX_LATENT = 1e30
+_SHOWN = 10  # records, in a notebook
 _KEYS = {"format", "bundle", "records", "center", "threshold", "quantile"}
 
 
@@ -45,6 +47,24 @@ class ScoreTable:
     threshold: float
     mu: np.ndarray
     clipped: np.ndarray
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Score, flag, clipped values and all parts by name, each [B], as a data frame takes them.
+
+        Examples:
+            >>> import pandas as pd
+            >>> pd.DataFrame(model.score(records).columns()).columns[:3].tolist()
+            ['score', 'flag', 'clipped']
+        """
+        parts = {name: value for name, value in self.parts.items() if name != SCORE}
+        return {"score": self.score, "flag": self.flag, "clipped": self.clipped, **parts}
+
+    def _repr_html_(self) -> str:
+        """How many are flagged, and the first records, in a notebook."""
+        title = f"{int(self.flag.sum())} of {len(self.flag)} records above {self.threshold:.4g}"
+        first = zip(self.score[:_SHOWN], self.flag, self.clipped, strict=False)
+        cells = [(at, f"{one:.4g}", flag, beyond) for at, (one, flag, beyond) in enumerate(first)]
+        return rows(title, ["record", "score", "flag", "values beyond bounds"], cells)
 
     @property
     def outside(self) -> np.ndarray:
@@ -80,6 +100,15 @@ class EdgeModel:
         graphs: the loaded graphs.
         golden_error: largest relative difference on the golden vectors, on this machine.
         calibration: of this device, or None to score as the bundle comes.
+
+    Examples:
+        >>> model = fl.load("patients.fedlatent", key="publisher.pem.pub")
+        >>> scores = model.score(records)
+        >>> scores.score.shape, scores.flag.dtype
+        ((5,), dtype('bool'))
+        >>> own = model.calibrate(normals, quantile=0.9)
+        >>> own.calibration.records
+        35
     """
 
     bundle: Bundle
@@ -112,6 +141,21 @@ class EdgeModel:
         graphs = Graphs.open(bundle.manifest, bundle.files)
         error = check_golden(graphs, bundle.files[GOLDEN])
         return cls(bundle=bundle, graphs=graphs, golden_error=error)
+
+    def _repr_html_(self) -> str:
+        """What the bundle is, in a notebook."""
+        manifest = self.bundle.manifest
+        privacy = manifest.privacy
+        covered = "none" if privacy is None else f"{privacy.epsilon:.4g} at {privacy.delta:g}"
+        return facts(
+            f"{manifest.kind} bundle {manifest.name}, version {manifest.version}",
+            {
+                "records": f"{manifest.schema.name}, shape {manifest.schema.shape}",
+                "epsilon of what was released": covered,
+                "threshold": f"{self.threshold:.4g}",
+                "checked here": f"largest difference {self.golden_error:.1e}",
+            },
+        )
 
     @property
     def center(self) -> np.ndarray | None:

@@ -25,6 +25,13 @@ class Dataset:
 
     Raises:
         DataError: If lengths or types do not agree.
+
+    Examples:
+        >>> schema = fl.Schema(name="pair", shape=(2,), lower=0.0, upper=1.0)
+        >>> records = schema.preprocess([[0.25, 0.5], [0.5, 7.0], [0.0, 1.0]])
+        >>> dataset = fl.Dataset(records=records, schema=schema, label=np.uint8([0, 1, 0]))
+        >>> len(dataset), len(dataset.normals())
+        (3, 2)
     """
 
     records: NDArray[np.float32]

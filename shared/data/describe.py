@@ -101,6 +101,8 @@ def describe(
     Raises:
         DataError: the file cannot be read, is empty, or a column of ``skip`` is not there.
     """
+    if isinstance(path, Path) and not path.exists():
+        raise DataError(f"Expected a data file at {path}, got none; check the path.")
     name = path.name.split(".")[0]
     name = "".join(one if one.isascii() and one.isalnum() else "-" for one in name).strip("-")
     if isinstance(path, Path) and ending_of(path, SMILES_FILES):

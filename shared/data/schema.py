@@ -56,6 +56,11 @@ class Schema:
 
     Raises:
         ConfigError: If a field has the wrong type or lies outside its limits.
+
+    Examples:
+        >>> beats = fl.Schema(name="beat", shape=(4,), unit="mV", scale=1e-3, lower=-2.5, upper=2.5)
+        >>> beats.preprocess([[0, 500, 2000, 9000]])  # raw values are microvolt; 9 mV are clipped
+        array([[0. , 0.5, 2. , 2.5]], dtype=float32)
     """
 
     __pydantic_config__: ClassVar[dict[str, object]] = {

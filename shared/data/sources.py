@@ -6,7 +6,7 @@ Rows stay raw: whoever uses them applies `schema.preprocess`, as a node or an ed
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,13 @@ from fedlatent.shared.data.readers import Fields, read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.data.series import Window
 from fedlatent.shared.data.transforms import affine_points, resample
+from fedlatent.shared.notebook import rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TRAIN_FRACTION = 0.7
+_SHOWN = 20  # clients, in a notebook
 
 _NORMAL, _ANOMALY, _EXTRA = range(3)
 
@@ -84,6 +89,14 @@ class Federation:
         synthetic: Whether the records were made by a program.
         note: One or two sentences on origin and meaning, to print beside results.
         check: What a look at the records of a user's own file found; None for named sources.
+
+    Examples:
+        >>> clients = fl.read("patients.csv", client="hospital", label="disease")
+        >>> present, absent = clients.hold_out(1, seed=0)
+        >>> len(present.sites), len(absent.sites)
+        (3, 1)
+        >>> clients.clients.loc["east", "trained_on"] > 20
+        np.True_
     """
 
     name: str
@@ -92,6 +105,26 @@ class Federation:
     synthetic: bool
     note: str
     check: Check | None = None
+
+    @property
+    def clients(self) -> "pd.DataFrame":
+        """A row for each client: records to train on, to test on, and anomalies among these."""
+        import pandas as pd
+
+        names = ["client", "trained_on", "tested", "anomalies"]
+        return pd.DataFrame(self._rows(), columns=names).set_index("client")
+
+    def _rows(self) -> list[tuple[str, int, int, int]]:
+        return [
+            (one.name, len(one.train), len(one.test), int(one.test_label.sum()))
+            for one in self.sites
+        ]
+
+    def _repr_html_(self) -> str:
+        """The clients, in a notebook."""
+        shown = self._rows()[:_SHOWN]
+        title = f"{self.name}: {len(self.sites)} clients, records of shape {self.schema.shape}"
+        return rows(title, ["client", "trained on", "tested", "anomalies"], shown)
 
     def hold_out(self, count: int, seed: int) -> tuple["Federation", "Federation"]:
         """Draw `count` clients that take no part; return (those who take part, the absent).

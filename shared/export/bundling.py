@@ -260,6 +260,18 @@ def _check_decoder(contents: BundleContents) -> None:
         )
 
 
+def scorer_of(contents: BundleContents) -> Scorer:
+    """What is exported as the bundle's scorer, in PyTorch."""
+    return Scorer(
+        contents.model.eval(),
+        contents.density,
+        with_decoder=contents.scores_reconstructions,
+        combine=contents.combine,
+        scaling=contents.scaling,
+        released=contents.released,
+    )
+
+
 def _graphs(
     contents: BundleContents, schema: Schema, checked: NDArray[np.float32]
 ) -> tuple[dict[str, bytes], dict[str, ParityReport]]:
@@ -268,14 +280,7 @@ def _graphs(
     extremes = (schema.lower, schema.upper, 0.0)
     records: Mapping[str, np.ndarray] = {"x": checked}
     center = {"center": density.mean.astype(np.float32)}
-    scorer = Scorer(
-        model,
-        density,
-        with_decoder=contents.scores_reconstructions,
-        combine=contents.combine,
-        scaling=contents.scaling,
-        released=contents.released,
-    )
+    scorer = scorer_of(contents)
     files = {SCORER: export_scorer(scorer)}
     reports = {
         SCORER: parity(
