@@ -79,7 +79,15 @@ def __getattr__(name: str) -> object:
     """Import a public name at its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"fedlatent.{_HOMES[name]}"), name)
+    try:
+        home = importlib.import_module(f"fedlatent.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"Expected the package {error.name!r} for fedlatent.{name}, got none; install "
+            "'fedlatent[all]'.",
+            name=error.name,
+        ) from error
+    found = getattr(home, name)
     globals()[name] = found
     return found
 

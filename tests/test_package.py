@@ -113,7 +113,11 @@ def test_the_wheel_holds_every_module_of_the_checkout(wheels: dict[str, Path]) -
         f"fedlatent/{path.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
-    } | {path.relative_to(ROOT).as_posix() for path in (ROOT / "fedlatent" / "cli").glob("*.py")}
+    } | {
+        path.relative_to(ROOT).as_posix()
+        for own in ("api", "cli")
+        for path in (ROOT / "fedlatent" / own).glob("*.py")
+    }
     assert ours <= held
     assert {"fedlatent/__init__.py", "fedlatent/py.typed"} <= held
     assert not {name for name in held if name.endswith(".py")} - ours - {"fedlatent/__init__.py"}

@@ -111,10 +111,10 @@ def test_wheel_holds_all_edge_modules_and_nothing_of_training(wheel: Path) -> No
     missing = sorted(edge - names)
     assert not missing, f"add them to client/edge/pyproject.toml: {', '.join(missing)}"
     rest = {name for name in names - edge if ".dist-info/" not in name}
-    top = ("fedlatent/shared/", "fedlatent/client/__init__", "fedlatent/__init__")
+    top = ("fedlatent/shared/", "fedlatent/client/__init__", "fedlatent/__init__", "fedlatent/api/")
     assert not {name for name in rest if not name.startswith(top)}
     assert not {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
-    training = ("shared/bundle/build.py", "shared/bundle/card.py", "client/trainer.py")
+    training = ("shared/bundle/build.py", "client/trainer.py", "api/training.py", "api/data.py")
     assert not {f"fedlatent/{name}" for name in training} & names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
@@ -137,10 +137,30 @@ def test_wheel_is_closed_under_imports(wheel: Path) -> None:
                     elif isinstance(node, ast.Import):
                         wanted |= {(name, alias.name) for alias in node.names}
     ours = {pair for pair in wanted if pair[1].split(".")[0] == "fedlatent"}
+    ours = {pair for pair in ours if pair[0] != "fedlatent/__init__.py"}  # for type checkers
     assert len(ours) > 20
     assert not {pair for pair in ours if pair[1] not in modules}
     others = {module.split(".")[0] for _, module in wanted} - {"fedlatent"}
     assert others - set(sys.stdlib_module_names) <= {*VISIBLE, *EXTRAS}
+
+
+def test_the_python_side_works_there(lean: list[str], tmp_path: Path) -> None:
+    """`fedlatent.load` is on devices; what is not there says what to install."""
+    bundle = tiny.write(tmp_path / "tiny.fedlatent", SigningKey.generate(tmp_path / "key.pem"))
+    code = (
+        "import json, sys\nsys.path += json.loads(sys.argv[1])\nimport fedlatent as fl\n"
+        "model = fl.load(sys.argv[2], key=sys.argv[3])\n"
+        "print(model.bundle.manifest.name)\n"
+        "try:\n    fl.train\nexcept ImportError as error:\n    print(error)\n"
+    )
+    words = ["-c", code, json.dumps(lean), str(bundle), str(tmp_path / "key.pem.pub")]
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    name, sentence = done.stdout.splitlines()
+    assert name
+    assert "for fedlatent.train, got none; install 'fedlatent[all]'" in sentence
 
 
 def test_metadata_agrees_with_the_main_project(wheel: Path) -> None:
