@@ -98,7 +98,7 @@ _STATE = "--state @work@/device"
 
 STEPS: tuple[Step, ...] = (
     # The whole loop: gateway, SuperLink, nodes, residents, export, a device's process.
-    fedlatent("demo --sites 2 --absent 1 --rounds 1 --folder @work@/demo"),
+    fedlatent("demo --sites 2 --absent 1 --rounds 1 --out @work@/demo"),
     fedlatent(f"server status {_SERVER}"),
     fedlatent(f"server status @run@ {_SERVER} --json"),
     fedlatent(f"server sites @run@ {_SERVER}"),
@@ -107,7 +107,7 @@ STEPS: tuple[Step, ...] = (
     fedlatent("server admit a @node@/keys/node.pub --home @work@/server", status=9),
     fedlatent("server remove a --home @work@/server", status=2),
     fedlatent("server stop --home @work@/server"),
-    fedlatent("data describe @work@/demo/device.npz --output @work@/described.toml"),
+    fedlatent("data describe @work@/demo/device.npz --out @work@/described.toml"),
     fedlatent(
         "train @work@/demo/device.npz --schema @work@/described.toml --accept "
         "--out @work@/t.fedlatent"
@@ -146,12 +146,14 @@ STEPS: tuple[Step, ...] = (
     fedlatent("release status @work@/release"),
     fedlatent(f"edge verify @bundle@ {_KEY}"),
     fedlatent(f"edge info @bundle@ {_KEY}"),
-    fedlatent(f"edge score @bundle@ @work@/demo/device.npz {_KEY} --output @work@/scores.csv"),
-    fedlatent(f"edge encode @bundle@ @work@/demo/device.npz {_KEY} --output @work@/z.csv"),
+    fedlatent(f"edge score @bundle@ @work@/demo/device.npz {_KEY} --out @work@/scores.csv"),
+    fedlatent(f"edge encode @bundle@ @work@/demo/device.npz {_KEY} --out @work@/z.csv"),
     fedlatent(
-        f"edge calibrate @bundle@ @work@/demo/device.npz {_KEY} --quantile 0.5 --output @work@/c"
+        f"edge calibrate @bundle@ @work@/demo/device.npz {_KEY} --quantile 0.5 --out @work@/c"
     ),
-    fedlatent(f"edge provision {_STATE} --root @work@/release/metadata/1.root.json --name @model@"),
+    fedlatent(
+        f"edge provision {_STATE} --root @work@/release/metadata/1.root.json --model @model@"
+    ),
     fedlatent(f"edge update @work@/release {_STATE}"),
     fedlatent(f"edge status {_STATE}"),
     fedlatent("edge score @work@/device @work@/demo/device.npz"),
@@ -161,7 +163,7 @@ STEPS: tuple[Step, ...] = (
     fedlatent("simulate run first-look --out @work@/first"),
     fedlatent("simulate report @work@/first"),
     Step(argv=("cp", "-r", "@work@/first", "@work@/second")),
-    fedlatent("simulate compare @work@/first @work@/second --output @work@/compare.html"),
+    fedlatent("simulate compare @work@/first @work@/second --out @work@/compare.html"),
     fedlatent("simulate bench --quick --repeats 1"),
     fedlatent("audit --quick --out @work@/audit"),
 )

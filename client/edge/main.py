@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from fedlatent.client.edge.commands.common import Commands, print_error, take_any_text
+from fedlatent.client.edge.commands.renamed import EDGE, renewed
 from fedlatent.shared.errors import FedlatentError, StorageError
 
 PROG = "fedlatent-edge"
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         The exit code: 0, or that of the kind of error (docs/guide.md lists them).
     """
     take_any_text()
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    given = renewed(sys.argv[1:] if arguments is None else arguments, EDGE)
     try:
         args = build_parser(prog)[0].parse_args(given)
         status: int = args.run(args)

@@ -22,7 +22,7 @@ def audit(
         bool, typer.Option("--quick", help="Fewer draws: a minute or two, looser bounds.")
     ] = False,
     folder: Annotated[
-        Path, typer.Option("--out", help="The report and its pictures go into this folder.")
+        Path, typer.Option("--out", "-o", help="The report and its pictures go into this folder.")
     ] = Path("runs/audit"),
     seed: SeedOption = 0,
     json: JsonOption = False,

@@ -22,7 +22,7 @@ app = typer.Typer(
 app.command("describe", epilog=describe.EXAMPLES)(describe.describe)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 
-FolderOption = Annotated[Path | None, typer.Option("--data", help=DATA_HELP)]
+FolderOption = Annotated[Path | None, typer.Option("--data-sets", help=DATA_HELP)]
 
 
 @app.command("list", epilog="Examples: fedlatent data list | fedlatent data list --json")

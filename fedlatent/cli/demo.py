@@ -68,7 +68,10 @@ def demo(
     schema: Annotated[Path | None, SCHEMA] = None,
     accept: AcceptOption = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Keep everything here; default a temporary folder.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Keep everything in this folder; default a temporary one."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

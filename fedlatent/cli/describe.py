@@ -31,7 +31,7 @@ def describe(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the text here, not to the screen.")
+        Path | None, typer.Option("--out", "-o", help="Write the text here, not to the screen.")
     ] = None,
     skip: Annotated[
         list[str] | None,

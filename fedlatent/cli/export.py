@@ -54,7 +54,7 @@ PublicOption = Annotated[
 ]
 LabelsOption = Annotated[
     str | None,
-    typer.Option("--labels", help="Array of the public NPZ: 0 normal, 1 anomalous; judges AUROC."),
+    typer.Option("--label", help="Array of the public NPZ: 0 normal, 1 anomalous; judges AUROC."),
 ]
 OrtOption = Annotated[
     bool,
@@ -126,7 +126,7 @@ def _form(target: str | None, public: Path | None, labels: str | None, *, ort: b
             "Expected --target with --public, got no target; public records are used to choose."
         )
     if labels is not None and (public is None or not ending_of(public, [".npz"])):
-        raise ConfigError("Expected an NPZ of public records for --labels, got none; add it.")
+        raise ConfigError("Expected an NPZ of public records for --label, got none; add it.")
     records = None
     if public is not None:
         records = _public(public)

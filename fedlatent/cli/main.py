@@ -32,7 +32,9 @@ from fedlatent.cli import (
     train,
 )
 from fedlatent.cli.console import print_error
+from fedlatent.cli.renamed import RENAMED
 from fedlatent.client.edge.commands.common import take_any_text
+from fedlatent.client.edge.commands.renamed import renewed
 from fedlatent.shared.errors import FedlatentError, StorageError
 from fedlatent.shared.processes import hang_up_is_terminate
 from fedlatent.shared.quiet import cache_folder
@@ -40,7 +42,8 @@ from fedlatent.shared.quiet import cache_folder
 app = typer.Typer(
     name="fedlatent",
     help="Federated and on-device learning of variational autoencoders under differential privacy.",
-    epilog="First minute: fedlatent demo",
+    epilog="First minute: fedlatent demo | Own records: fedlatent train FILE --label COLUMN | "
+    "When something is wrong: fedlatent doctor | Each command: fedlatent COMMAND --help",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -95,7 +98,7 @@ def main() -> None:
     take_any_text()
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     try:
-        app()
+        app(args=renewed(sys.argv[1:], RENAMED))
     except FedlatentError as error:
         sys.exit(_told(error))
     except OSError as error:

@@ -51,7 +51,9 @@ MaxEpsilonOption = Annotated[
     float, typer.Option(help="Largest epsilon over the life of these records.")
 ]
 DeltaOption = Annotated[float, typer.Option(help="Delta of that epsilon.")]
-NameOption = Annotated[str, typer.Option(help="Name of the data set: key of its budget.")]
+NameOption = Annotated[
+    str, typer.Option("--data-name", help="Name of the data set: key of its budget.")
+]
 PersonOption = Annotated[
     str | None, typer.Option(help="Column or array that says whose record it is; it never leaves.")
 ]

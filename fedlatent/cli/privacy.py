@@ -23,7 +23,7 @@ def privacy() -> None:
 
 @app.command(
     epilog="Examples: fedlatent privacy plan run.toml | "
-    "fedlatent privacy plan run.toml --records 2000 --person-records 50 | "
+    "fedlatent privacy plan run.toml --records 2000 --person-cap 50 | "
     "fedlatent privacy plan run.toml --json"
 )
 def plan(
@@ -34,7 +34,9 @@ def plan(
     ] = None,
     person_records: Annotated[
         int | None,
-        typer.Option(min=1, help="Most records of one person; gives the person's epsilon."),
+        typer.Option(
+            "--person-cap", min=1, help="Most records of one person; gives the person's epsilon."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -29,7 +29,7 @@ KeysOption = Annotated[
 SignOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--sign-with",
+        "--signing-key",
         help="A private key from elsewhere, such as a USB stick; repeat for more.",
         show_default=False,
     ),
@@ -43,7 +43,9 @@ CohortOption = Annotated[
 ]
 DeviceOption = Annotated[
     list[str] | None,
-    typer.Option("--device", help="Id of a device that may as well; repeat.", show_default=False),
+    typer.Option(
+        "--device-id", help="Id of a device that may as well; repeat.", show_default=False
+    ),
 ]
 DowngradeOption = Annotated[
     int | None,
@@ -229,9 +231,9 @@ def refresh(
 
 
 @app.command(
-    epilog="Examples: fedlatent release rotate hearts-release online --new --sign-with "
-    "/media/a/root-1.pem --sign-with /media/b/root-2.pem | renew the root: ... rotate "
-    "hearts-release root --sign-with ..."
+    epilog="Examples: fedlatent release rotate hearts-release online --new --signing-key "
+    "/media/a/root-1.pem --signing-key /media/b/root-2.pem | renew the root: ... rotate "
+    "hearts-release root --signing-key ..."
 )
 def rotate(
     folder: FolderArgument,

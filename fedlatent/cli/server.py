@@ -43,7 +43,7 @@ app.command("sites", epilog=insight.EXAMPLES)(insight.sites)
 
 @app.command(
     epilog="Examples: fedlatent server init | "
-    "fedlatent server init --host 0.0.0.0 --name fl.hospital.example"
+    "fedlatent server init --host 0.0.0.0 --dns-name fl.hospital.example"
 )
 def init(
     home: ServerHomeOption = None,
@@ -51,7 +51,11 @@ def init(
     port: Annotated[int, typer.Option(help="Public port; 0 takes a free one.")] = 8443,
     name: Annotated[
         list[str] | None,
-        typer.Option(help="DNS name or address nodes use; repeat for more.", show_default=False),
+        typer.Option(
+            "--dns-name",
+            help="DNS name or address nodes use; repeat for more.",
+            show_default=False,
+        ),
     ] = None,
     client_certificates: Annotated[
         bool,
@@ -181,11 +185,11 @@ def invite(
     config: RunFileArgument,
     address: Annotated[
         str | None,
-        typer.Option(help="host:port for the site; by default the server's first --name."),
+        typer.Option(help="host:port for the site; by default the server's first --dns-name."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The file; by default SITE.invite.toml here."),
+        typer.Option("--out", "-o", help="The file; by default SITE.invite.toml here."),
     ] = None,
     home: ServerHomeOption = None,
     json: JsonOption = False,
@@ -235,7 +239,8 @@ def run(
     config: RunFileArgument,
     home: ServerHomeOption = None,
     run_id: Annotated[
-        str | None, typer.Option(help="Name of the run; by default made of name and time.")
+        str | None,
+        typer.Option("--run", help="Name of the run; by default made of name and time."),
     ] = None,
     wait: WaitOption = True,
     json: JsonOption = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fedlatent.cli import bench
-from fedlatent.cli.console import out, print_json, table
+from fedlatent.cli.console import err, out, print_json, table
 from fedlatent.cli.options import (
     DATA_HELP,
     SCHEMA,
@@ -61,12 +61,13 @@ def run(
         ),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Results go here; default runs/NAME.")
+        Path | None, typer.Option("--out", "-o", help="Results go here; default runs/NAME.")
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help=f"{DATA_HELP} A file: one's own records."),
+        typer.Option(help="A file or folder of one's own records.", exists=True),
     ] = None,
+    data_sets: Annotated[Path | None, typer.Option("--data-sets", help=DATA_HELP)] = None,
     schema: Annotated[Path | None, SCHEMA] = None,
     client: ClientOption = None,
     label: LabelOption = None,
@@ -120,9 +121,11 @@ def run(
     }
     said = {key: value for key, value in own.items() if value is not None}
     changes = list(change or ())
-    if data is not None and (data.is_file() or (data.is_dir() and study is None)):
+    if data is not None and data.is_dir() and study is not None:
+        err.print(f"note: the folder of data sets is now --data-sets {data}; --data names records.")
+        data, data_sets = None, data
+    if data is not None:
         changes = [*_of_file(data, said, accept=accept, quiet=json), *changes]
-        data = None
     elif study is None or said:
         raise ConfigError(
             f"Expected --data to name a file or folder of records, got {data or 'none'}; "
@@ -135,7 +138,7 @@ def run(
         content = run_study(
             chosen,
             place,
-            data_dir=data_folder(data),
+            data_dir=data_folder(data_sets),
             only=_axes(only or []),
             processes=processes,
             device=device,
@@ -170,12 +173,13 @@ def _of_file(path: Path, said: Mapping[str, object], *, accept: bool, quiet: boo
 
 
 @app.command(
-    "list", epilog="Examples: fedlatent simulate list | fedlatent simulate list --out runs --json"
+    "list",
+    epilog="Examples: fedlatent simulate list | fedlatent simulate list --results runs --json",
 )
 def list_(
-    root: Annotated[Path, typer.Option("--out", help="Where to look for result folders.")] = Path(
-        "runs"
-    ),
+    root: Annotated[
+        Path, typer.Option("--results", help="Where to look for result folders.")
+    ] = Path("runs"),
     json: JsonOption = False,
 ) -> None:
     """Name the shipped studies, and the result folders with how far they are."""
@@ -225,7 +229,7 @@ def report(
     folder: Folder,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The HTML file; default report.html in FOLDER."),
+        typer.Option("--out", "-o", help="The HTML file; default report.html in FOLDER."),
     ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the tables as Markdown, too.")
@@ -263,7 +267,7 @@ def compare(
         list[Path], typer.Argument(help="Two or more folders that 'simulate run' has filled.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write tables and plots as HTML, too.")
+        Path | None, typer.Option("--out", "-o", help="Write tables and plots as HTML, too.")
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -283,7 +283,7 @@ def test_edge_commands_on_a_real_bundle(
     assert facts["epsilon"] <= 4.0
     plain = ["edge", "score", bundle, folder / "beats.npz", "--key", key]
     table = tmp_path / "scores.csv"
-    status, out, _ = run(*plain, "--output", table, "--json")
+    status, out, _ = run(*plain, "--out", table, "--json")
     scored = json.loads(out)
     assert status == 0
     assert len(scored["scores"]) == scored["records"] == len(table.read_text().splitlines()) - 1
@@ -291,13 +291,13 @@ def test_edge_commands_on_a_real_bundle(
     assert json.loads(answer)["recentred_on"] is None  # ten records of one of the clients
     assert "by chance" in said
     own = tmp_path / "calibration.json"
-    options = ["--key", key, "--output", own, "--quantile", "0.8"]
+    options = ["--key", key, "--out", own, "--quantile", "0.8"]
     made = run("edge", "calibrate", bundle, folder / "normals.npz", *options, "--json")[1]
     again = json.loads(run(*plain, "--calibration", own, "--json")[1])
     assert again["calibrated_on"] == 10
     assert again["threshold"] == json.loads(made)["threshold"]
     latents = tmp_path / "latents.csv"
-    assert run("edge", "encode", *plain[2:], "--output", latents)[0] == 0
+    assert run("edge", "encode", *plain[2:], "--out", latents)[0] == 0
     assert len(latents.read_text().splitlines()) == scored["records"] + 1
     assert run("edge", "verify", bundle, "--key", key, "--extract", tmp_path / "parts")[0] == 0
     assert (tmp_path / "parts" / "scorer.onnx").stat().st_size > 1000
@@ -321,7 +321,7 @@ def test_five_commands_take_a_run_to_a_device(
     assert run("export", "global", "--home", home.root, "--out", bundle)[0] == 0
     made = json.loads(run("release", "init", release, "--json")[1])
     added = json.loads(run("release", "add", release, bundle, "--key", key, "--json")[1])
-    options = ["--state", state, "--root", made["root"], "--name", added["model"]]
+    options = ["--state", state, "--root", made["root"], "--model", added["model"]]
     assert run("edge", "provision", *options)[0] == 0
     assert run("edge", "update", release, "--state", state)[0] == 0
     installed = json.loads(run("edge", "score", state, beats, "--json")[1])
@@ -351,7 +351,7 @@ def test_export_chooses_a_form(
     status, out, _ = run(*export, "--target", "auto")
     assert status == 0
     assert "chosen" in out
-    for bad in (["--target", "tiny"], ["--public", public], ["--target", "web", "--labels", "y"]):
+    for bad in (["--target", "tiny"], ["--public", public], ["--target", "web", "--label", "y"]):
         assert run(*export, *bad)[0] == 2
 
 
@@ -362,7 +362,7 @@ def test_the_edge_command_line_needs_no_pytorch(
     simulation, home, bundle = finished
     folder = simulation.result.folder.parents[3]
     script = (
-        "import sys\nfrom cli import main\n"
+        "import sys\nfrom fedlatent.cli import main\n"
         "try:\n    main.main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'flwr', 'opacus', 'pydantic', 'pandas', 'sklearn', 'sqlalchemy'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
@@ -374,7 +374,7 @@ def test_the_edge_command_line_needs_no_pytorch(
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(cli_main.__file__).parent.parent,
+        cwd=Path(cli_main.__file__).parents[2],
     )
     assert json.loads(done.stdout)["process"]["peak_rss_mb"] <= 100
     assert done.stderr.strip().splitlines()[-1] == "[]"

@@ -152,7 +152,7 @@ def test_largest_clip_is_told_unless_a_release_scales_records(run: Run, tmp_path
         ("sample_rate = 0.2", ("--records", 50), "policy.caps.smallest_batch"),
         ("", ("--records", 20_000), "delta"),
         ("clip = 1e6", (), "clip"),
-        ("", ("--person-records", 20), "person with 20 records"),
+        ("", ("--person-cap", 20), "person with 20 records"),
         ('rng = "simulation"', (), "simulation"),
         ('mechanism = "none"', (), "no differential privacy"),
     ],
@@ -174,13 +174,13 @@ def test_a_person_with_one_record_has_the_records_epsilon(run: Run, tmp_path: Pa
     """For one record the figure is that record's by PLD; it grows with records at equal delta."""
     path = written(tmp_path)
     plan = PrivacyPlan.from_config(RunConfig.load(path))
-    found = {m: planned(run, path, "--person-records", m)["person"] for m in (1, 2, 5, 10**6)}
+    found = {m: planned(run, path, "--person-cap", m)["person"] for m in (1, 2, 5, 10**6)}
     assert found[1]["epsilon"] == person_epsilon(plan.events(), 1e-5, 1) < plan.epsilon()
     assert found[1]["epsilon"] < found[2]["epsilon"] < found[5]["epsilon"]
     assert found[2]["epsilon"] == person_epsilon(plan.events(), 1e-5, 2)
     assert {one["delta"] for one in found.values()} == {1e-5}
     assert found[10**6]["epsilon"] is None or found[10**6]["epsilon"] > 1e4
-    shown = run("privacy", "plan", path, "--person-records", 2)[1]
+    shown = run("privacy", "plan", path, "--person-cap", 2)[1]
     assert f"epsilon {found[2]['epsilon']:.3f} at delta 1e-05 by PLD" in shown
 
 

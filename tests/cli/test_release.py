@@ -52,7 +52,7 @@ def test_life_of_a_version(run: Run, folder: Path, bundle: Path) -> None:
     added = ("release", "add", folder, bundle, "--percent", 5, "--cohort", "pilot", "--json")
     made = json.loads(run(*added)[1])
     assert made["rollout"] == {"percent": 5, "cohorts": ["pilot"], "devices": []}
-    code, out, _ = run("release", "rollout", folder, MODEL, 3, "--percent", 50, "--device", "d1")
+    code, out, _ = run("release", "rollout", folder, MODEL, 3, "--percent", 50, "--device-id", "d1")
     assert (code, "50 % of devices and 1 named devices" in out) == (0, True)
     wanted = ("release", "rollout", folder, MODEL, 3, "--downgrade-from", 7, "--json")
     assert json.loads(run(*wanted)[1])["rollout"]["percent"] == 100
@@ -90,7 +90,7 @@ def test_refresh_without_root_keys(run: Run, folder: Path, tmp_path: Path) -> No
     assert (code, "first to expire" in out) == (0, True)
     code, _, err = run("release", "rotate", folder, "online", "--new")
     assert (code, "Expected 2 of the 3 root keys" in " ".join(err.split())) == (2, True)
-    signed = [f"--sign-with={away / f'root-{number}.pem'}" for number in (1, 3)]
+    signed = [f"--signing-key={away / f'root-{number}.pem'}" for number in (1, 3)]
     code, out, _ = run("release", "rotate", folder, "online", "--new", *signed)
     assert (code, "root version 2" in out) == (0, True)
     assert (keys / "online-2.pem").exists()

@@ -29,7 +29,7 @@ def test_run_report_list_and_compare(run: Run, file: Path, tmp_path: Path) -> No
     for name, rounds in (("short", 1), ("long", 2)):
         file.write_text(file.read_text().replace("rounds = 2", f"rounds = {rounds}"))
         status, out, err = run(
-            "simulate", "run", file, "--out", runs / name, "--data", tmp_path, "--json"
+            "simulate", "run", file, "--out", runs / name, "--data-sets", tmp_path, "--json"
         )
         content = json.loads(out)
         assert (status, err) == (0, "")
@@ -39,7 +39,7 @@ def test_run_report_list_and_compare(run: Run, file: Path, tmp_path: Path) -> No
         ]
         assert Path(content["report"]).read_text().startswith("<!doctype html>")
         file.write_text(file.read_text().replace("rounds = 1", "rounds = 2"))
-    listed = json.loads(run("simulate", "list", "--out", runs, "--json")[1])
+    listed = json.loads(run("simulate", "list", "--results", runs, "--json")[1])
     assert {one["name"] for one in listed["shipped"]} >= {"first-look", "mitbih-epsilon"}
     assert [(one["experiment"], one["state"], one["done"]) for one in listed["folders"]] == [
         ("tiny", "finished", 2)
@@ -65,7 +65,9 @@ def test_run_report_list_and_compare(run: Run, file: Path, tmp_path: Path) -> No
 
 def test_progress_and_a_table_are_for_people(run: Run, file: Path, tmp_path: Path) -> None:
     """Without --json the table goes to standard output and progress to standard error."""
-    status, out, err = run("simulate", "run", file, "--out", tmp_path / "out", "--data", tmp_path)
+    status, out, err = run(
+        "simulate", "run", file, "--out", tmp_path / "out", "--data-sets", tmp_path
+    )
     assert status == 0
     assert "took no part" in out
     assert "report.html" in out
@@ -116,11 +118,11 @@ def test_a_folder_that_cannot_be_read_is_listed(run: Run, tmp_path: Path) -> Non
     """A damaged experiment file makes one line, not an error."""
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "experiment.toml").write_text("name = ")
-    status, out, _ = run("simulate", "list", "--out", tmp_path, "--json")
+    status, out, _ = run("simulate", "list", "--results", tmp_path, "--json")
     (found,) = json.loads(out)["folders"]
     assert (status, found["state"]) == (0, "unreadable")
     assert "line 1" in found["problem"]
-    assert "unreadable" in run("simulate", "list", "--out", tmp_path)[1]
+    assert "unreadable" in run("simulate", "list", "--results", tmp_path)[1]
 
 
 def test_time_left_is_told_from_the_work_of_this_process() -> None:

@@ -71,10 +71,10 @@ WRITERS = [
     "export global --home {server} --out {target}",
     "release init {target}",
     "simulate run {experiment} --out {target}",
-    "demo --folder {target}",
-    "edge calibrate {bundle} {normals} --key {key} --quantile 0.8 --output {target}",
-    "edge score {bundle} {records} --key {key} --output {target}",
-    "edge encode {bundle} {records} --key {key} --output {target}",
+    "demo --out {target}",
+    "edge calibrate {bundle} {normals} --key {key} --quantile 0.8 --out {target}",
+    "edge score {bundle} {records} --key {key} --out {target}",
+    "edge encode {bundle} {records} --key {key} --out {target}",
     "edge verify {bundle} --key {key} --extract {target}",
 ]
 

@@ -139,7 +139,7 @@ def finished(place: Path) -> Finished:
     said["client init"] = fedlatent(
         *("client", "init", site.name, "--home", node, "--server", "127.0.0.1:9"),
         *("--ca", server / "tls" / "ca.crt", "--schema", server / "run.toml"),
-        *("--data", place / "records.npz", "--name", "records"),
+        *("--data", place / "records.npz", "--data-name", "records"),
         *("--max-epsilon", 4, "--delta", 1e-5),
     )
     with (node / "node.toml").open("a") as policy:  # its table comes last

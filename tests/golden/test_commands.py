@@ -67,7 +67,7 @@ def test_privacy_and_models_say_what_they_did(tmp_path: Path) -> None:
     found = {
         "privacy plan": fedlatent("privacy", "plan", run),
         "privacy plan, records": fedlatent(
-            "privacy", "plan", run, "--records", 500, "--person-records", 3
+            "privacy", "plan", run, "--records", 500, "--person-cap", 3
         ),
         "model list": fedlatent("model", "list"),
         "model show": {name: fedlatent("model", "show", *words) for name, words in shown.items()},
@@ -108,9 +108,9 @@ def test_devices_and_release_folders_say_what_they_did(finished: Finished, tmp_p
             "edge", "score", bundle, beats, *keyed, "--normals", normals
         ),
         "edge calibrate": fedlatent(
-            *("edge", "calibrate", bundle, normals, *keyed, "--output", own, "--quantile", 0.8)
+            *("edge", "calibrate", bundle, normals, *keyed, "--out", own, "--quantile", 0.8)
         ),
-        "edge encode": fedlatent("edge", "encode", bundle, beats, *keyed, "--output", latents),
+        "edge encode": fedlatent("edge", "encode", bundle, beats, *keyed, "--out", latents),
         "release init": fedlatent("release", "init", folder),
         "release add": fedlatent(
             *("release", "add", folder, bundle, *keyed, "--percent", 5, "--cohort", "pilot")
@@ -120,7 +120,7 @@ def test_devices_and_release_folders_say_what_they_did(finished: Finished, tmp_p
     }
     root = folder / "metadata" / "1.root.json"
     found["edge provision"] = fedlatent(
-        *("edge", "provision", "--state", state, "--root", root, "--name", "tiny")
+        *("edge", "provision", "--state", state, "--root", root, "--model", "tiny")
     )
     found["edge update"] = fedlatent("edge", "update", folder, "--state", state)
     found["edge status"] = fedlatent("edge", "status", "--state", state)
@@ -137,9 +137,9 @@ def test_experiments_say_what_they_did(tmp_path: Path) -> None:
     file.write_text(EXPERIMENT)
     found = {
         "simulate run": fedlatent(
-            "simulate", "run", file, "--out", runs / "tiny", "--data", tmp_path
+            "simulate", "run", file, "--out", runs / "tiny", "--data-sets", tmp_path
         ),
-        "simulate list": fedlatent("simulate", "list", "--out", runs),
+        "simulate list": fedlatent("simulate", "list", "--results", runs),
         "simulate report": fedlatent("simulate", "report", runs / "tiny"),
     }
     shutil.copytree(runs / "tiny", runs / "copy")

@@ -24,7 +24,7 @@ def demo(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "fedlatent.cli.main",
         "demo",
         *arguments,
-        "--folder",
+        "--out",
         str(folder),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=550)

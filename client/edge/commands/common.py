@@ -92,6 +92,16 @@ def add_accept(add: Callable[..., object]) -> None:
     )
 
 
+def add_columns(add: Callable[..., object]) -> None:
+    """Add ``--column``, repeated: the columns of a record in order."""
+    add(
+        "--column",
+        action="append",
+        metavar="NAME",
+        help="a CSV's column, in record order, for a bundle that names none; repeat for more",
+    )
+
+
 def add_map(add: Callable[..., object]) -> None:
     """Add ``--map``, whose values `names_of` takes."""
     add(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fedlatent.client.edge.commands.common import (
     Commands,
     add_accept,
+    add_columns,
     add_dialect,
     add_json,
     add_map,
@@ -52,11 +53,11 @@ def register(commands: Commands) -> None:
         "encode",
         "Write the latent means of records to a CSV.",
         _encode,
-        ["encode hearts-1.fedlatent beats.csv --key publisher.pub --output latents.csv"],
+        ["encode hearts-1.fedlatent beats.csv --key publisher.pub --out latents.csv"],
     )
     add_model_options(parser)
     _add_records(parser, "records")
-    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the CSV")
+    parser.add_argument("--out", "-o", type=Path, required=True, metavar="FILE", help="the CSV")
     add_json(parser)
 
 
@@ -85,12 +86,12 @@ def _register_calibrate(commands: Commands) -> None:
         "calibrate",
         "Set the threshold from normal records of this device.",
         _calibrate,
-        ["calibrate hearts-1.fedlatent normals.csv --key publisher.pub --output calibration.json"],
+        ["calibrate hearts-1.fedlatent normals.csv --key publisher.pub --out calibration.json"],
     )
     add_model_options(parser, calibration=False)
     _add_records(parser, "normals")
     parser.add_argument(
-        "--output", "-o", type=Path, required=True, metavar="FILE", help="where to write it"
+        "--out", "-o", type=Path, required=True, metavar="FILE", help="where to write it"
     )
     parser.add_argument(
         "--quantile",
@@ -112,7 +113,7 @@ def _register_score(commands: Commands) -> None:
         [
             "score hearts-1.fedlatent beats.csv --key publisher.pub",
             "score hearts-1.fedlatent beats.npz --key publisher.pub --normals mine.npz",
-            "score /var/lib/fedlatent-edge beats.csv --output scores.csv",
+            "score /var/lib/fedlatent-edge beats.csv --out scores.csv",
             "score hearts-1.fedlatent ward7.csv --key publisher.pub --map pulse=hr",
             "score hearts-1.fedlatent ward7.csv --key publisher.pub --delimiter ';' --decimal ,",
         ],
@@ -123,18 +124,14 @@ def _register_score(commands: Commands) -> None:
         "--normals", type=Path, metavar="FILE", help="a few normal records to re-centre on"
     )
     add_accept(parser.add_argument)
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write all scores there")
+    parser.add_argument("--out", "-o", type=Path, metavar="FILE", help="write all scores there")
     add_json(parser)
 
 
 def _add_records(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(name, type=Path, help="CSV (.csv, .csv.gz) or NPZ, raw records")
     parser.add_argument("--array", default="X", help="array of an NPZ with the records (X)")
-    parser.add_argument(
-        "--columns",
-        help="names of a CSV's columns in record order, with commas between, for a bundle that "
-        "names none",
-    )
+    add_columns(parser.add_argument)
     add_map(parser.add_argument)
     add_dialect(parser.add_argument)
 
@@ -147,12 +144,11 @@ def _read(
     from fedlatent.shared.data.checks import check
 
     schema = model.bundle.manifest.schema
-    columns = None if args.columns is None else args.columns.split(",")
     found = read_records(
         path,
         schema,
         key=args.array,
-        columns=columns,
+        columns=args.column,
         names=names_of(args),
         dialect=dialect_of(args),
     )
@@ -227,7 +223,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     model = load_model(args)
     normals = _read(args, model, args.normals, normal=True).records
     made = model.calibrate(normals, args.quantile, recentre=args.recentre)
-    made.save_calibration(args.output)
+    made.save_calibration(args.out)
     found = made.calibration
     if found is None:  # pragma: no cover - calibrate always sets it
         return 1
@@ -240,12 +236,12 @@ def _calibrate(args: argparse.Namespace) -> int:
     say_doubt(made.doubt)
     if args.json:
         doubt = {"doubt": made.doubt} if args.recentre else {}
-        print_json({**facts, **doubt, "path": str(args.output)})
+        print_json({**facts, **doubt, "path": str(args.out)})
     else:
         print(
             f"threshold {found.threshold:.6g} from {found.records} normal records: a further one "
             f"is flagged with probability at most {1 - (found.quantile or 0):.3g}; written to "
-            f"{args.output}"
+            f"{args.out}"
         )
     return 0
 
@@ -255,12 +251,12 @@ def _encode(args: argparse.Namespace) -> int:
     records = _read(args, model, args.records).records
     latents = model.encode(records)
     names = [f"z{i}" for i in range(latents.shape[1])]
-    _write_csv(args.output, names, [[f"{value:.9g}" for value in row] for row in latents])
+    _write_csv(args.out, names, [[f"{value:.9g}" for value in row] for row in latents])
     if args.json:
         counts = {"records": len(latents), **_outside(model, records)}
-        print_json({**counts, "latent_dim": len(names), "path": str(args.output)})
+        print_json({**counts, "latent_dim": len(names), "path": str(args.out)})
     else:
-        print(f"{len(latents)} records of {len(names)} latent values in {args.output}")
+        print(f"{len(latents)} records of {len(names)} latent values in {args.out}")
     return 0
 
 
@@ -291,8 +287,8 @@ def _score(args: argparse.Namespace) -> int:
     if confirm is not None and len(rows):
         confirm()
     places = None if model.bundle.manifest.schema.window is None else found.rows
-    if args.output is not None:
-        _write_scores(args.output, tables, places)
+    if args.out is not None:
+        _write_scores(args.out, tables, places)
     gaps = None if places is None else found.gaps
     _tell(args, model, tables, gaps, {"first_score_s": first.seconds, "peak_rss_mb": last.peak_mb})
     return 0

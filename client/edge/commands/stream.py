@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fedlatent.client.edge.commands.common import (
     Commands,
     add_accept,
+    add_columns,
     add_dialect,
     add_map,
     add_model_options,
@@ -34,7 +35,7 @@ _UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _HELP = "Score a stream record by record; print alarms, drift and heartbeats as JSON lines."
 _EXAMPLES = [
     "stream hearts-1.fedlatent --key publisher.pub < beats.csv",
-    "stream /var/lib/fedlatent-edge /var/log/beats.csv --follow --output flags",
+    "stream /var/lib/fedlatent-edge /var/log/beats.csv --follow --report flags",
     "stream servers-1.fedlatent metrics.jsonl --key publisher.pub --format jsonl --window 1",
     "stream servers-1.fedlatent metrics.csv.gz --key publisher.pub --window 1 --time when "
     "--step 1min --skip-bad",
@@ -113,11 +114,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         help="rows as text, as JSON lines (lists, or objects with one at 'values'), or as raw "
         "little-endian floats (%(default)s)",
     )
-    add(
-        "--columns",
-        type=lambda text: text.split(","),
-        help="names of CSV columns in record order, with commas, for a bundle that names none",
-    )
+    add_columns(add)
     add_map(add)
     add_dialect(add)
     add(
@@ -160,7 +157,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add(
-        "--output",
+        "--report",
         choices=("alarms", "flags", "all"),
         default="alarms",
         help="flags adds flagged records, all adds every score (%(default)s)",
@@ -226,7 +223,7 @@ def _run(args: argparse.Namespace) -> int:
             decoder=decoder,
             write=log.write,
             windows=Windows(window),
-            output=args.output,
+            output=args.report,
             debounce=debounce,
             bounds=bounds,
             beat=args.beat,
@@ -270,7 +267,7 @@ def _layout(args: argparse.Namespace, window: "Window", name: str) -> "Layout":
     # Raw formats have no place for times and series that the bundle asks for.
     raw = DECODERS[args.format].item_bytes > 0
     return Layout(
-        columns=args.columns,
+        columns=args.column,
         names=names_of(args),
         time=(args.time or "") if raw else window.time,
         group="" if raw else window.group,

@@ -20,13 +20,13 @@ def register(commands: Commands) -> None:
         "provision",
         "Prepare a state folder once, from the root of a release that you checked.",
         _provision,
-        "--root 1.root.json --name hearts --cohort pilot",
-        "--root 1.root.json --name hearts --new-recipient x25519",
+        "--root 1.root.json --model hearts --cohort pilot",
+        "--root 1.root.json --model hearts --new-recipient x25519",
     )
     parser.add_argument(
         "--root", type=Path, required=True, metavar="FILE", help="metadata/N.root.json, the newest"
     )
-    parser.add_argument("--name", required=True, help="name of the model that this device runs")
+    parser.add_argument("--model", required=True, help="name of the model that this device runs")
     parser.add_argument(
         "--cohort", action="append", default=[], help="group for rollouts; repeat for more"
     )
@@ -98,7 +98,7 @@ def _provision(args: argparse.Namespace) -> int:
     device = provision(
         args.state,
         root,
-        args.name,
+        args.model,
         cohorts=args.cohort,
         device=args.device_id,
         new_recipient=args.new_recipient,

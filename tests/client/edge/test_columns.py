@@ -65,7 +65,7 @@ def _run(
     capfd: pytest.CaptureFixture[str], command: str, bundle: list[str], *more: str
 ) -> tuple[list[float], str, list[dict[str, Any]]]:
     """Scores, warnings and events of ``score`` or ``stream``."""
-    form = ["--json"] if command == "score" else ["--output", "all", "--beat", "0"]
+    form = ["--json"] if command == "score" else ["--report", "all", "--beat", "0"]
     assert main([command, bundle[0], *more, *bundle[1:], *form]) == 0
     out, err = capfd.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
@@ -200,8 +200,8 @@ def test_columns_are_the_bundles_alone(
     path = tmp_path / "rows.csv"
     path.write_text(_csv(ROWS, ["age", "chol", "pain"]))
     for call in (
-        ["score", "--columns", "age"],
-        ["stream", "--columns", "age"],
+        ["score", "--column", "age"],
+        ["stream", "--column", "age"],
         ["stream", "--window", "1"],
     ):
         assert main([call[0], bundle[0], str(path), *bundle[1:], *call[1:]]) == 2
@@ -258,7 +258,7 @@ def test_windows_are_the_bundles(
     assert "gaps in time: 1" in capfd.readouterr().out
     for file in (path, archive):
         made = tmp_path / "scores.csv"
-        assert main(["score", bundle[0], str(file), *bundle[1:], "--output", str(made)]) == 0
+        assert main(["score", bundle[0], str(file), *bundle[1:], "--out", str(made)]) == 0
         lines_of = [line.split(",") for line in made.read_text().splitlines()]
         assert lines_of[0][:4] == ["record", "row", "row_time", "score"]
         assert lines_of[3][:3] == ["2", "15", "2026-01-31T12:15:00Z"]

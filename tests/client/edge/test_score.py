@@ -68,7 +68,7 @@ def test_what_is_learnt_outside_the_bounds_is_refused(
     wrong, made = str(tmp_path / "wrong.csv"), str(tmp_path / "made")
     right = str(tmp_path / "right.csv")
     calls = [
-        ["calibrate", where[0], wrong, "--output", made, "--json"],
+        ["calibrate", where[0], wrong, "--out", made, "--json"],
         ["score", where[0], right, "--normals", wrong, "--json"],
     ]
     for call in calls:
@@ -90,7 +90,7 @@ def test_encoding_records_outside_the_bounds_is_said(
     tmp_path: Path, where: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Latents of records in another unit are written with a warning, and counted."""
-    call = ["encode", where[0], str(tmp_path / "wrong.csv"), "--output", str(tmp_path / "made")]
+    call = ["encode", where[0], str(tmp_path / "wrong.csv"), "--out", str(tmp_path / "made")]
     assert main([*call, "--json", *where[1:]]) == 0
     out, err = capsys.readouterr()
     assert (json.loads(out)["outside"], err.count("300 of 300 records")) == (300, 1)
@@ -99,7 +99,7 @@ def test_encoding_records_outside_the_bounds_is_said(
 def test_table_of_scores_counts_clipped_values(tmp_path: Path, where: list[str]) -> None:
     """The CSV of scores has, for each record, how many of its values were clipped."""
     made = tmp_path / "scores.csv"
-    call = ["score", where[0], str(tmp_path / "wrong.csv"), "--output", str(made), "--json"]
+    call = ["score", where[0], str(tmp_path / "wrong.csv"), "--out", str(made), "--json"]
     assert main([*call, *where[1:]]) == 0
     with made.open() as stream:
         rows = list(csv.DictReader(stream))

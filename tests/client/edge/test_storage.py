@@ -34,9 +34,9 @@ def folder(tmp_path: Path, signing_key: SigningKey, monkeypatch: pytest.MonkeyPa
 
 MODEL = ["b.fedlatent", "--key", "k.pub"]
 WRITERS = {
-    "score": ["score", *MODEL, "r.csv", "--output", "OUT"],
-    "encode": ["encode", *MODEL, "r.csv", "--output", "OUT"],
-    "calibrate": ["calibrate", *MODEL, "r.csv", "--output", "OUT"],
+    "score": ["score", *MODEL, "r.csv", "--out", "OUT"],
+    "encode": ["encode", *MODEL, "r.csv", "--out", "OUT"],
+    "calibrate": ["calibrate", *MODEL, "r.csv", "--out", "OUT"],
     "verify": ["verify", *MODEL, "--extract", "OUT"],
     "stream": [
         "stream",

@@ -481,7 +481,7 @@ def _events(text: bytes) -> list[dict[str, Any]]:
 
 def test_command_on_a_pipe(tmp_path: Path, signing_key: SigningKey) -> None:
     """Records through a pipe give events on standard output, and the exit code 0 at its end."""
-    with _started(tmp_path, signing_key, "--output", "all") as process:
+    with _started(tmp_path, signing_key, "--report", "all") as process:
         out, err = process.communicate(_csv(RAW[:50]), timeout=240)
     events = _events(out)
     assert (process.returncode, err) == (0, b"")
@@ -518,7 +518,7 @@ def test_command_reads_packed_bytes_and_says_where(tmp_path: Path, signing_key: 
 
 def test_command_ends_on_sigterm(tmp_path: Path, signing_key: SigningKey) -> None:
     """SIGTERM ends the run within a second, with an "end" event and exit code 0."""
-    with _started(tmp_path, signing_key, "--output", "all") as process:
+    with _started(tmp_path, signing_key, "--report", "all") as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(_csv(RAW[:1]))
@@ -545,7 +545,7 @@ def test_command_on_a_pipe_that_has_no_writer_ends_on_a_signal(
     path, own = tmp_path / "fifo", tmp_path / "own.json"
     os.mkfifo(path)
     calibrate = ["--calibrate", "150", "--save-calibration", str(own)]
-    arguments = [str(path), "--follow", "--output", "all", *calibrate]
+    arguments = [str(path), "--follow", "--report", "all", *calibrate]
     with _started(tmp_path, signing_key, *arguments) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["event"] == "start"
@@ -585,7 +585,24 @@ def test_command_follows_a_rotated_file(tmp_path: Path, signing_key: SigningKey)
     header = "f,e,d,c,b,a\n"
     path.write_text(header + "6,5,4,3,2,1\n")
     log = tmp_path / "events.jsonl"
-    arguments = [str(path), "--follow", "--columns", "a,b,c,d,e,f", "--output", "all"]
+    arguments = [
+        str(path),
+        "--follow",
+        "--column",
+        "a",
+        "--column",
+        "b",
+        "--column",
+        "c",
+        "--column",
+        "d",
+        "--column",
+        "e",
+        "--column",
+        "f",
+        "--report",
+        "all",
+    ]
     with _started(tmp_path, signing_key, *arguments, "--log", str(log)) as process:
         _wait(lambda: log.exists() and b"start" in log.read_bytes(), 120)
         with path.open("a") as writer:
@@ -635,7 +652,7 @@ def test_exit_codes(
 
 def test_command_survives_a_reader_that_leaves(tmp_path: Path, signing_key: SigningKey) -> None:
     """When the reader of the events goes away, the command ends quietly."""
-    with _started(tmp_path, signing_key, "--output", "all") as process:
+    with _started(tmp_path, signing_key, "--report", "all") as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None

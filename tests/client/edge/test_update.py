@@ -859,7 +859,16 @@ def test_commands(publisher: Publisher, capsys: pytest.CaptureFixture[str]) -> N
     """The device's commands provision, update, show and go back, for people and as JSON."""
     state, root = publisher.folder / "commands", publisher.release.root_path
     base = ("--state", state)
-    provisioned = ("provision", *base, "--root", root, "--name", MODEL, "--new-recipient", "x25519")
+    provisioned = (
+        "provision",
+        *base,
+        "--root",
+        root,
+        "--model",
+        MODEL,
+        "--new-recipient",
+        "x25519",
+    )
     assert call(*provisioned) == 0
     assert "compare it" in capsys.readouterr().out
     assert call("update", publisher.source, *base, "--check", "--json") == 0

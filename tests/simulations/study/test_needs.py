@@ -41,7 +41,9 @@ def test_a_study_without_its_data_says_which_command_brings_them(
     """In an empty folder a study ends in one sentence with all that it needs, and runs nothing."""
     empty = tmp_path / "empty"
     empty.mkdir()
-    status, out, err = run("simulate", "run", name, "--data", empty, "--out", tmp_path / "runs")
+    status, out, err = run(
+        "simulate", "run", name, "--data-sets", empty, "--out", tmp_path / "runs"
+    )
     wanted = " ".join(STUDIES[name].needs)
     assert (status, out) == (3, "")
     assert f"run 'fedlatent data get {wanted}'" in " ".join(err.split())
@@ -57,7 +59,7 @@ def test_the_demo_without_its_data_says_so(
 ) -> None:
     """The demo on real beats names the command before anything starts."""
     monkeypatch.setenv("FEDLATENT_DATA", str(tmp_path / "none"))
-    status, out, err = run(*arguments, "--folder", tmp_path / "demo")
+    status, out, err = run(*arguments, "--out", tmp_path / "demo")
     assert (status, out) == (3, "")
     assert "run 'fedlatent data get mitbih'" in " ".join(err.split())
     assert not (tmp_path / "demo").exists()

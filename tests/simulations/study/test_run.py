@@ -82,7 +82,7 @@ def test_a_killed_study_goes_on_to_the_same_result(finished: Results, tmp_path: 
         "run",
         str(tmp_path / "tiny.toml"),
     ]
-    command += ["--out", str(out), "--data", str(tmp_path), "--json"]
+    command += ["--out", str(out), "--data-sets", str(tmp_path), "--json"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     second = finished.study.cells[1].id
     deadline = time.monotonic() + 60
