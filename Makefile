@@ -11,7 +11,7 @@ export ORT_DISABLE_TELEMETRY = 1
 # Else each of the many processes would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow mutants chaos check docs format install clean
+.PHONY: demo test test-slow mutants chaos check docs api format install clean
 
 install: $(READY)
 
@@ -57,6 +57,10 @@ format: $(READY)
 docs: $(READY)
 	$(BIN)/python -m fedlatent.cli.reference > docs/cli.md
 	$(BIN)/python -m fedlatent.simulations.catalog.page docs/data.md
+
+# The pages of the Python side, from its docstrings, in build/api.
+api: $(READY)
+	$(BIN)/python -m pdoc fedlatent '!fedlatent.cli' -o build/api
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

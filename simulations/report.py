@@ -56,7 +56,7 @@ class ClientRow:
     auroc: Mapping[str, float | None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """What a bundle finds, beside what detectors without a network find.
 
@@ -76,6 +76,10 @@ class Report:
     epsilon: float | None
     clients: tuple[ClientRow, ...]
     auroc: Mapping[str, Mapping[str, float | None]]
+
+    def __repr__(self) -> str:
+        """The table of detectors."""
+        return f"Report of {self.name}\n{self.detectors.round(3)}"
 
     @property
     def absent(self) -> list[str]:

@@ -43,7 +43,7 @@ _QUANTILE = 0.95  # of normals below the threshold; files are often too small fo
 _FEATURES = 32  # of the released Gaussian of the records
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Trained:
     """What training on a file gave.
 
@@ -62,6 +62,11 @@ class Trained:
     model: EdgeModel
     report: Report
     page: Path
+
+    def __repr__(self) -> str:
+        """The bundle, its key and its report."""
+        places = f"key {self.public_key}, report {self.page}"
+        return f"Trained(bundle {self.bundle.path}, {places})\n{self.report}"
 
     def to_json(self) -> dict[str, object]:
         """All of it as one JSON object."""

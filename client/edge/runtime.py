@@ -91,7 +91,7 @@ class Calibration:
     doubt: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EdgeModel:
     """A verified bundle, ready to score. Immutable: calibration gives a new one.
 
@@ -141,6 +141,11 @@ class EdgeModel:
         graphs = Graphs.open(bundle.manifest, bundle.files)
         error = check_golden(graphs, bundle.files[GOLDEN])
         return cls(bundle=bundle, graphs=graphs, golden_error=error)
+
+    def __repr__(self) -> str:
+        """Kind, name and version."""
+        manifest = self.bundle.manifest
+        return f"EdgeModel({manifest.kind} bundle {manifest.name!r}, version {manifest.version})"
 
     def _repr_html_(self) -> str:
         """What the bundle is, in a notebook."""

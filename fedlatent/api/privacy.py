@@ -32,7 +32,7 @@ _CLIP_RECORDS = 256
 _EMPTY_EPSILON = 10.0  # from here on a guarantee says next to nothing
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Outlook:
     """What a run would cost each client.
 
@@ -41,6 +41,11 @@ class Outlook:
     """
 
     facts: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """The table of releases."""
+        shown = self.releases[["releases", "bytes", "sensitivity", "noise_multiplier", "share"]]
+        return f"epsilon {self.epsilon} at delta {self.facts['delta']:g}\n{shown}"
 
     @property
     def epsilon(self) -> float | None:

@@ -1,10 +1,13 @@
 """A progress bar that suits terminals and notebooks."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
+with warnings.catch_warnings():  # of notebooks without ipywidgets, where the bar is text
+    warnings.simplefilter("ignore")
+    from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     from fedlatent.simulations.federation import Progress

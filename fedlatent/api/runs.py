@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _RUN_ID = "simulated"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunResult:
     """What a simulated federation gave.
 
@@ -63,6 +63,11 @@ class RunResult:
     absent: tuple[SiteData, ...]
     folder: Path
     simulation: Simulation
+
+    def __repr__(self) -> str:
+        """Name, clients and epsilon."""
+        count = f"{len(self.present.sites)} clients, {len(self.absent)} absent"
+        return f"RunResult({self.run.name!r}: {count}, epsilon {self.epsilon})"
 
     @property
     def epsilon(self) -> float | None:

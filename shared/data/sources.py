@@ -52,7 +52,7 @@ DIGITS_SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SiteData:
     """What one client holds, as raw rows.
 
@@ -77,8 +77,13 @@ class SiteData:
     extra_kind: NDArray[np.str_]
     train_kind: NDArray[np.str_] | None = None
 
+    def __repr__(self) -> str:
+        """Name and counts, and no record."""
+        counts = f"{len(self.train)} to train on, {len(self.test)} to test on"
+        return f"SiteData({self.name!r}: {counts}, {int(self.test_label.sum())} anomalies)"
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Federation:
     """A data set with its natural clients.
 
@@ -105,6 +110,10 @@ class Federation:
     synthetic: bool
     note: str
     check: Check | None = None
+
+    def __repr__(self) -> str:
+        """Name and counts, and no record."""
+        return f"Federation({self.name!r}: {len(self.sites)} clients of {self.schema.name!r})"
 
     @property
     def clients(self) -> "pd.DataFrame":

@@ -162,3 +162,6 @@ def test_objects_show_themselves(examples: dict[str, object]) -> None:
         assert text in page, page[:300]
         assert "<table" in page
         assert "<script>alert" not in page
+        assert len(repr(thing)) < 1500
+    assert repr(clients) == "Federation('patients.csv': 4 clients of 'patients')"
+    assert repr(model) == "EdgeModel(site bundle 'trained', version 1)"
