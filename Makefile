@@ -53,10 +53,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The page of all commands, from what they say of themselves, and the catalogue of data sets.
+# The page of all commands, from what they say of themselves, the catalogue of data sets, and the
+# schemas of our files.
 docs: $(READY)
 	$(BIN)/python -m fedlatent.cli.reference > docs/cli.md
 	$(BIN)/python -m fedlatent.simulations.catalog.page docs/data.md
+	for name in run node server; do \
+	  $(BIN)/python -m fedlatent.cli.main schema $$name --out docs/schemas/$$name.schema.json; done
 
 # The pages of the Python side, from its docstrings, in build/api.
 api: $(READY)

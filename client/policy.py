@@ -34,7 +34,9 @@ Approval = Literal["none", "each-run"]
 class _Table(BaseModel):
     """A table of the node file: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class NodeData(_Table):
@@ -44,21 +46,37 @@ class NodeData(_Table):
     corrected, since the same people are still in it; a new name means records of other people.
     """
 
-    path: Path  # relative paths start at the node's home
+    path: Path
+    """The records; a relative path starts at the node's home."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "records"
+    """Key of the privacy budget; keep it when the file moves, grows or is corrected."""
     record_schema: Data = Field(alias="schema")
+    """What each record is, as table [data] of a run file."""
     records_key: str = "X"
-    columns: tuple[str, ...] | None = None  # of the short form; a schema's columns have names
-    names: dict[str, str] = Field(default_factory=dict, alias="map")  # own name: schema's name
-    delimiter: str = ","  # of a CSV file: a comma, semicolon, tab or bar
-    decimal: str = "."  # before its decimals: a point or a comma
+    """Array of an NPZ that holds the records."""
+    columns: tuple[str, ...] | None = None
+    """Columns of a table, in order, for a schema without [[data.columns]]; by default all but
+    label and person."""
+    names: dict[str, str] = Field(default_factory=dict, alias="map")
+    """What columns are called here: own name = the schema's name."""
+    delimiter: str = ","
+    """Between the cells of a CSV file: a comma, semicolon, tab or bar."""
+    decimal: str = "."
+    """Before the decimals of a CSV file: a point or a comma."""
     encoding: str = "utf-8"
-    header: bool | None = None  # whether its first line is one; by default the line shows it
-    label_key: str | None = None  # rows whose label is not normal are never trained on
-    normal_label: bool | int | float | str | None = None  # None: labels are 0 and 1 already
-    person_key: str | None = None  # whose record it is; stays here and is part of no record
-    max_records_per_person: Annotated[int, Field(ge=1)] | None = None  # more are never used
-    accept: tuple[str, ...] = ()  # findings of the check of the records, as it names them
+    """Of a CSV file."""
+    header: bool | None = None
+    """Whether a CSV file's first line is names; by default it shows."""
+    label_key: str | None = None
+    """Column or array of labels; records whose label is not normal are never trained on."""
+    normal_label: bool | int | float | str | None = None
+    """Which label is normal; by default labels are 0 (normal) and 1."""
+    person_key: str | None = None
+    """Column or array that says whose record it is; it stays here and is part of no record."""
+    max_records_per_person: Annotated[int, Field(ge=1)] | None = None
+    """Most records of one person that are used, by a public rule."""
+    accept: tuple[str, ...] = ()
+    """Findings of the check of the records that do not stop this node, as it names them."""
 
     @model_validator(mode="after")
     def _persons(self) -> Self:
@@ -93,16 +111,19 @@ class NodeServer(_Table):
     """Where the federation's gateway listens, as ``host:port``."""
 
     address: str
+    """The federation's gateway, host:port."""
 
 
 class NodeLimits(_Table):
     """What one request may use."""
 
-    max_request_s: Positive = 3600.0  # a longer deadline is cut to this
+    max_request_s: Positive = 3600.0
+    """Seconds; a longer deadline of a request is cut to this."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
-    # An answer leaves so many whole steps after its request came, so that its time shows little of
-    # how long the work took; 0 sends it at once.
+    """Threads of PyTorch."""
     answer_step_s: Annotated[float, Field(ge=0, le=60)] = 1.0
+    """Every answer leaves a whole number of such steps (seconds) after its request, so that its
+    time shows little of how long the work took; 0 sends it at once."""
 
 
 class Caps(_Table):
@@ -112,23 +133,40 @@ class Caps(_Table):
     of them floating point no longer does what was proved.
     """
 
-    largest_weight: Positive = 1e4  # of any weight or mean that is sent, without its sign
-    largest_model: Most = 50_000_000  # parameters
+    largest_weight: Positive = 1e4
+    """Of any weight or mean that is sent, without its sign."""
+    largest_model: Most = 50_000_000
+    """Parameters of the model; numbers of a summary."""
     largest_learning_rate: Positive = 1.0
+    """Of training.learning_rate."""
     largest_beta: Positive = 100.0
-    largest_nats: Positive = 1e3  # of capacity and free_bits
+    """Of training.beta."""
+    largest_nats: Positive = 1e3
+    """Of training.capacity and training.free_bits."""
     largest_multiplicity: Most = 64
-    largest_phases: Most = 10_000  # exchanges of one run
+    """Of training.multiplicity."""
+    largest_phases: Most = 10_000
+    """Exchanges of one run."""
     smallest_clip: Positive = 1e-6
+    """Of privacy.clip."""
     largest_clip: Positive = 1e6
-    smallest_radius: Positive = 1e-3  # of a clipping radius that a run names
+    """Of privacy.clip."""
+    smallest_radius: Positive = 1e-3
+    """Of a clipping radius that a run names."""
     largest_radius: Positive = 1e6
-    smallest_sigma: Least = 0.5  # noise multiplier of training and of each summary
-    smallest_batch: Least = 16.0  # expected records of a training step: q * N
-    smallest_deviation: Positive = 1e-3  # of a scaling, in half ranges of the schema
+    """Of a clipping radius that a run names."""
+    smallest_sigma: Least = 0.5
+    """Noise multiplier of training and of each summary."""
+    smallest_batch: Least = 16.0
+    """Expected records of a training step: sample rate times N."""
+    smallest_deviation: Positive = 1e-3
+    """Of a scaling that is sent, in half ranges of the schema."""
     largest_deviation: Positive = 1e3
-    smallest_eigenvalue: Positive = 1e-6  # of a covariance that is sent
+    """Of a scaling that is sent, in half ranges of the schema."""
+    smallest_eigenvalue: Positive = 1e-6
+    """Of each covariance that is sent."""
     largest_eigenvalue: Positive = 1e6
+    """Of each covariance that is sent."""
 
     @model_validator(mode="after")
     def _ranges(self) -> "Caps":
@@ -211,15 +249,24 @@ def _fields_of(schema: Schema) -> dict[str, object]:
 class Policy(_Table):
     """What the data holder allows any run to do with the records."""
 
-    max_epsilon: Positive  # over the life of the data, all runs together
-    max_person_epsilon: Positive | None = None  # the same for a person with the most records
+    max_epsilon: Positive
+    """Largest epsilon over the life of the data, all runs together."""
+    max_person_epsilon: Positive | None = None
+    """The same for a person with the most records; needs data.person_key."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """Of these epsilons; the smaller of this and 1/(10 N) is used."""
     allowed_sharing: tuple[Sharing, ...] = DEFAULT_SHARING
+    """What runs may share; 'full' lets the decoder leave."""
     allow_simulation_rng: bool = False
+    """Whether noise may be seeded, which protects nobody."""
     allow_non_private: bool = False
-    max_steps: Most = 1_000_000  # of training, in one run
+    """Whether runs without privacy are allowed; one makes the epsilon infinite for ever."""
+    max_steps: Most = 1_000_000
+    """Steps of training and warm start in one run."""
     approval: Approval = "none"
+    """'each-run': each run waits until a person at the site approves it."""
     caps: Caps = Caps()
+    """Bounds of what a server may choose."""
 
     @property
     def least_records(self) -> int:
@@ -325,10 +372,15 @@ class NodeConfig(_Table):
     """All that ``node.toml`` says: site, data, server, and the owner's policy and limits."""
 
     site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Name that the site is admitted under."""
     data: NodeData
+    """The private records."""
     server: NodeServer | None = None
+    """Where the gateway is."""
     policy: Policy
+    """What any run may do with the records."""
     limits: NodeLimits = NodeLimits()
+    """What one request may use."""
 
     @model_validator(mode="after")
     def _persons(self) -> Self:

@@ -27,6 +27,7 @@ from fedlatent.client.preflight import (
 from fedlatent.client.tls import identity_of
 from fedlatent.shared import flower
 from fedlatent.shared.contact import Contact, Silence
+from fedlatent.shared.editor import directive, write_schema
 from fedlatent.shared.errors import ConfigError, ServiceError, exit_code_of
 from fedlatent.shared.files import write_atomic
 from fedlatent.shared.keys import (
@@ -85,13 +86,14 @@ def init_client(
     split_address(server)
     authority = sole_certificate(ca_certificate).public_bytes(Encoding.PEM)
     tables = {"site": site, "data": data, "server": {"address": server}, "policy": policy}
-    text = dumps(tables if limits is None else tables | {"limits": limits})
+    text = directive("node") + dumps(tables if limits is None else tables | {"limits": limits})
     config = NodeConfig.from_toml(text, str(home.config))
     home.create()
     write_atomic(home.ca_certificate, authority)
     generate_node_key(home.node_key, site)
     SigningKey.generate(home.signing_key)
     write_atomic(home.superexec_secret, secrets.token_hex(32).encode(), 0o600)
+    write_schema(home.root, "node", NodeConfig)
     write_atomic(home.config, text.encode(), 0o600)
     return config
 

@@ -55,17 +55,22 @@ Data = Annotated[
 class _Section(BaseModel):
     """A table of the run file: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelSection(_Section):
     """Which model: a family of ``fedlatent.shared.models.FAMILIES`` and its options."""
 
     family: str = "gaussian"
+    """Family of models; 'fedlatent model list' names all."""
     options: dict[str, str | int | float | bool | list[int] | list[str]] = Field(
         default_factory=dict
     )
-    start: str = ""  # a finished run of the same server whose shared weights come first
+    """Options of the family, such as latent_dim and hidden; 'preset' names a size."""
+    start: str = ""
+    """Name of a finished run of the same server whose shared weights come first; empty for none."""
 
 
 class Privacy(_Section):
@@ -80,18 +85,29 @@ class Privacy(_Section):
     """
 
     mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
-    epsilon: Positive = 4.0  # of the whole run: training and all summaries together
+    """How training is made private; 'none' trains without privacy, which nodes refuse by default.
+    """
+    epsilon: Positive = 4.0
+    """Budget of the whole run, training and all summaries together, for each client by itself."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    clip: Positive = 1.0  # L2 norm of one record's gradient
-    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1  # Poisson, per step
+    """Of that epsilon; a node wants at most its own policy.delta and at most 1/(10 N)."""
+    clip: Positive = 1.0
+    """Bound on the L2 norm of one record's gradient."""
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Probability of a record to take part in one step (Poisson sampling)."""
     rng: Literal["secure", "simulation"] = "secure"
-    # Shares of the budget in sum of 1/sigma^2, of all releases of a kind together; training gets
-    # what the kinds that take place leave. Without training they are proportions.
+    """'secure' noise of the operating system, or 'simulation': seeded, and protects nobody."""
     data_share: Share = 0.05
+    """Share of the budget, in sum of 1/sigma^2, of all releases of the data's scaling or Gaussian.
+    """
     moments_share: Share = 0.10
+    """The same of latent moments; without training the shares are proportions."""
     mixture_share: Share = 0.10
+    """The same of the latent mixture."""
     scores_share: Share = 0.05
+    """The same of the density of the score's parts."""
     threshold_share: Share = 0.05
+    """The same of the histograms that thresholds come from."""
 
 
 class Training(_Section):
@@ -105,21 +121,34 @@ class Training(_Section):
     """
 
     rounds: Count = 10
+    """Exchanges of the encoder."""
     steps_per_round: Count = 20
+    """Steps of DP-SGD between two exchanges."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """Of the clients; its state stays at the site."""
     learning_rate: Positive = 2e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
-    multiplicity: Count = 1  # latent draws of a record, averaged before its gradient is clipped
-    objective: Literal["elbo", "iwae"] = "elbo"  # iwae: the bound of all draws of a record
-    beta: Annotated[float, Field(ge=0)] = 1.0  # weight of the rate (KL) term
-    beta_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the run in which beta rises
-    capacity: Annotated[float, Field(ge=0)] = 0.0  # nats; the rate is led from 0 to it; 0 = off
-    free_bits: Annotated[float, Field(ge=0)] = 0.0  # nats per record
-    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, over the whole run
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay a round of averaged weights; 0 = off
-    warm_start_steps: Annotated[int, Field(ge=0)] = (
-        0  # of the server, on draws of the released data
-    )
+    """Of that optimizer."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of 'sgd', below 1."""
+    multiplicity: Count = 1
+    """Latent draws of a record, one loss before its gradient is clipped."""
+    objective: Literal["elbo", "iwae"] = "elbo"
+    """'elbo', or 'iwae': the importance-weighted bound of all draws of a record; then beta is 1."""
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the rate (KL) term."""
+    beta_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run in which beta rises from 0."""
+    capacity: Annotated[float, Field(ge=0)] = 0.0
+    """Nats a record: the rate is led from 0 to it over the run; 0 is off."""
+    free_bits: Annotated[float, Field(ge=0)] = 0.0
+    """Nats a record of the rate that cost nothing."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate over the whole run: 'cosine' falls to zero."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay a round of averaged weights, which summaries and bundles then use; 0 is off."""
+    warm_start_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of the first weights on draws of the released Gaussian of the data; needs
+    summaries.data 'gaussian'."""
 
     @model_validator(mode="after")
     def _one_objective(self) -> Self:
@@ -136,28 +165,47 @@ class SummariesSection(_Section):
     """What clients release about their latents, and what the server makes of it."""
 
     moments: Literal["auto", "full", "diagonal"] = "auto"
-    every: Annotated[int, Field(ge=0)] = 0  # rounds between moments in training; 0 = 5
-    prior: Literal["none", "gaussian", "mixture"] = "none"  # broadcast for the next round's KL
-    components: Annotated[int, Field(ge=0, le=64)] = 0  # of the mixture; 0 = none
+    """Covariance of latents that is released: 'full', 'diagonal', or 'auto': by what the records
+    bear."""
+    every: Annotated[int, Field(ge=0)] = 0
+    """Rounds between moments in training, with sharing 'encoder+summary'; 0 means 5."""
+    prior: Literal["none", "gaussian", "mixture"] = "none"
+    """Broadcast for the rate (KL) of the following rounds."""
+    components: Annotated[int, Field(ge=0, le=64)] = 0
+    """Of the latent mixture; 0 means none."""
     em_rounds: Count = 3
-    data: Literal["none", "scaling", "gaussian"] = "none"  # of the records themselves: mean and
-    # deviation of each feature, or a Gaussian of their lowest frequencies
-    features: Annotated[int, Field(ge=1, le=512)] = 32  # of that Gaussian
-    data_radius: Annotated[float, Field(ge=0)] = 0.0  # their clipping; 0 = a quarter of the bounds
-    robust: bool = True  # pool so that one site of five cannot move the result far
+    """Rounds of expectation and maximisation of that mixture."""
+    data: Literal["none", "scaling", "gaussian"] = "none"
+    """Release about the records themselves: 'scaling' (mean and deviation of each feature) or
+    'gaussian' (of their lowest frequencies)."""
+    features: Annotated[int, Field(ge=1, le=512)] = 32
+    """Of that Gaussian."""
+    data_radius: Annotated[float, Field(ge=0)] = 0.0
+    """Clipping of the records in that release; 0 means a quarter of the bounds at each place."""
+    robust: bool = True
+    """Pool so that one hostile site of five cannot move the result far; false adds the summaries
+    up."""
 
 
 class StrategySection(_Section):
     """How clients and server bring their weights together."""
 
     name: Literal["fedavg", "fedprox", "mr-mtl"] = "fedavg"
-    proximal: Annotated[float, Field(ge=0)] = 0.1  # lambda of fedprox and mr-mtl
+    """'fedprox' draws each step to the received weights; with 'mr-mtl' each client keeps its own
+    encoder, drawn to the mean."""
+    proximal: Annotated[float, Field(ge=0)] = 0.1
+    """Lambda of 'fedprox' and 'mr-mtl': a step goes learning rate times lambda of the way back."""
     weighting: Literal["records", "noise-aware", "uniform"] = "records"
+    """What a site weighs in the mean: by records, alike, or less where its noise drowns them."""
     server_optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = "none"
+    """Flower's, on the mean of a round."""
     server_learning_rate: Positive = 1.0
-    robust: Robust = "multi-krum"  # rule that brings weights together; "none": the weighted mean
-    # sites it is to withstand; 0 = a fifth of those asked, as far as the replies bear that
+    """Of that optimizer."""
+    robust: Robust = "multi-krum"
+    """Rule that brings the weights of a round together; 'none' is the weighted mean."""
     hostile: Annotated[int, Field(ge=0)] = 0
+    """Sites that the rule is to withstand; 0 means a fifth of those asked, as far as the replies
+    bear that."""
 
     def sites_needed(self, hostile: int) -> int:
         """Least number of sites among which the rule withstands so many hostile ones."""
@@ -167,22 +215,34 @@ class StrategySection(_Section):
 class FederationSection(_Section):
     """Who must answer and how long they may take; nothing waits without bound."""
 
-    quorum: Count = 2  # least number of good replies for a round to count
-    nodes: Count = 2  # how many nodes the first round waits for, up to join_timeout_s
+    quorum: Count = 2
+    """Least number of good replies for a phase to count."""
+    nodes: Count = 2
+    """Nodes that the first phase waits for, up to join_timeout_s; later ones wait for the quorum.
+    """
     join_timeout_s: Positive = 120.0
+    """Seconds of the longest wait for nodes before a phase."""
     round_deadline_s: Positive = 120.0
-    max_records: Count = 10_000_000  # cap on the weight one node may claim
-    max_update_norm: Positive = 1_000.0  # L2 of (reply - sent encoder)
-    norm_factor: Positive = 3.0  # updates are scaled down to so many times the phase's median norm
+    """Seconds from the last message sent to the last reply counted."""
+    max_records: Count = 10_000_000
+    """Most records that a node may state."""
+    max_update_norm: Positive = 1_000.0
+    """L2 norm of the change of the weights beyond which a reply is dropped."""
+    norm_factor: Positive = 3.0
+    """A change is scaled down to so many times the median norm of the phase's changes."""
 
 
 class ScoringSection(_Section):
     """The released latent density and threshold."""
 
-    radius: Annotated[float, Field(ge=0)] = 0.0  # latent clipping; 0 = 1.3 * sqrt(latent_dim)
-    quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99  # of normal scores
-    combined: bool = False  # release a small density of the score's parts, too
-    per_client: bool = False  # a threshold for each client from its own histogram, too
+    radius: Annotated[float, Field(ge=0)] = 0.0
+    """Clipping of latents; 0 means 1.3 times the root of latent_dim."""
+    quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
+    """Share of normal records that should stay below the threshold."""
+    combined: bool = False
+    """Release a small density of the score's parts, for one combined score with a threshold."""
+    per_client: bool = False
+    """A threshold for each client from its own noisy histogram, too."""
 
 
 class RunConfig(_Section):
@@ -199,16 +259,28 @@ class RunConfig(_Section):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    """Of the run: lower-case letters, digits and dashes."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the first weights, and of the noise where privacy.rng is 'simulation'."""
     sharing: Sharing = "encoder"
+    """What leaves the clients: encoder, summaries, both, or whole models ('full', which nodes must
+    allow)."""
     data: Data
+    """What each record is; must equal the nodes' own schema in every field."""
     model: ModelSection = ModelSection()
+    """Which model."""
     privacy: Privacy = Privacy()
+    """The guarantee of the whole run."""
     training: Training = Training()
+    """Local training between two exchanges."""
     summaries: SummariesSection = SummariesSection()
+    """What clients release about their latents."""
     strategy: StrategySection = StrategySection()
+    """How weights come together."""
     federation: FederationSection = FederationSection()
+    """Who must answer, and how long they may take."""
     scoring: ScoringSection = ScoringSection()
+    """The released latent density and threshold."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -159,6 +159,7 @@ STEPS: tuple[Step, ...] = (
     fedlatent("edge score @work@/device @work@/demo/device.npz"),
     fedlatent(f"edge serve @bundle@ {_KEY} --port 0", serves=10.0),
     fedlatent("release withdraw @work@/release @model@ 1"),
+    fedlatent("schema run"),
     fedlatent("simulate list"),
     fedlatent("simulate run first-look --out @work@/first"),
     fedlatent("simulate report @work@/first"),

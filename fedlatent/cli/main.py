@@ -27,6 +27,7 @@ from fedlatent.cli import (
     page,
     privacy,
     release,
+    schema,
     server,
     simulate,
     train,
@@ -63,6 +64,7 @@ app.command("edge", epilog=edge.EXAMPLES, context_settings=edge.SETTINGS)(edge.e
 app.add_typer(keys.app, name="keys")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(model.app, name="model")
+app.command("schema", epilog=schema.EXAMPLES)(schema.schema)
 
 
 def _print_version(wanted: bool) -> None:

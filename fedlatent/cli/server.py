@@ -70,6 +70,8 @@ def init(
     from fedlatent.server.example import RUN_EXAMPLE
     from fedlatent.server.home import ServerHome
     from fedlatent.server.service import init_server
+    from fedlatent.shared.config import RunConfig
+    from fedlatent.shared.editor import directive, write_schema
     from fedlatent.shared.files import write_atomic
 
     place = ServerHome.find(home)
@@ -77,7 +79,8 @@ def init(
         place, host=host, port=port, names=name or (), client_certificates=client_certificates
     )
     example = place.root / "run.toml"
-    write_atomic(example, RUN_EXAMPLE.encode())
+    write_atomic(example, (directive("run") + RUN_EXAMPLE).encode())
+    write_schema(example.parent, "run", RunConfig)
     if json:
         print_json(
             {

@@ -1,7 +1,7 @@
 """Encoder and decoder networks by name, and checks of the options that describe them."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -95,31 +95,37 @@ class Options:
 
 def whole(default: int, least: int = 1, most: int = MAX_WIDTH) -> int:
     """A field of a whole number from `least` to `most`."""
-    return _checked(default, lambda name, value: check_whole(name, value, least, most))
+    limits = {"minimum": least, "maximum": most}
+    return _checked(default, lambda name, value: check_whole(name, value, least, most), limits)
 
 
 def positive(default: float) -> float:
     """A field of a finite number above 0."""
-    return _checked(default, check_positive)
+    return _checked(default, check_positive, {"exclusiveMinimum": 0})
 
 
 def choice(default: str, allowed: Collection[str]) -> str:
     """A field of one of the names allowed."""
-    return _checked(default, lambda name, value: check_choice(name, value, allowed))
+    limits = {"enum": [*allowed]}
+    return _checked(default, lambda name, value: check_choice(name, value, allowed), limits)
 
 
 def switch(*, default: bool) -> bool:
     """A field of true or false."""
-    return _checked(default, check_switch)
+    return _checked(default, check_switch, {})
 
 
 def wholes(default: tuple[int, ...], least: int = 1, most: int = MAX_WIDTH) -> tuple[int, ...]:
     """A field of a few whole numbers from `least` to `most`."""
-    return _checked(default, lambda name, value: check_list(name, value, least, most))
+    limits = {"items": {"type": "integer", "minimum": least, "maximum": most}}
+    return _checked(default, lambda name, value: check_list(name, value, least, most), limits)
 
 
-def _checked(default: Value, check: Callable[[str, object], None]) -> Value:
-    return field(default=default, metadata={"check": check})
+def _checked(
+    default: Value, check: Callable[[str, object], None], limits: Mapping[str, object]
+) -> Value:
+    """A field that is checked; ``limits`` say the same as JSON Schema."""
+    return field(default=default, metadata={"check": check, "limits": limits})
 
 
 @dataclass(frozen=True, kw_only=True)
