@@ -168,7 +168,7 @@ def read_raw(
     raw = RawRecords(
         records=records,
         label=None if labels is None else binary(typed(labels), normal_label),
-        client_id=None if clients is None else clients.astype(np.str_),
+        client_id=None if clients is None else _texts(clients),
         person=None if persons is None else _numbered(persons, path),
         names=tuple(inputs) if records.shape[1:] == (len(inputs),) else (),
         left_out=left_out,
@@ -291,6 +291,13 @@ def _csv(path: Path, asked: Asked) -> Found:
         if name in asked.numbers:
             texts[at] = [*map(asked.dialect.plain, texts[at])]
     return Found(records, [np.array(text, dtype=object) for text in texts], names)
+
+
+def _texts(names: NDArray[Any]) -> NDArray[np.str_]:
+    """Names as texts, empty in gaps."""
+    if names.dtype != object:
+        return names.astype(np.str_)
+    return np.array(["" if one is None else str(one) for one in names.tolist()], np.str_)
 
 
 def _numbered(persons: NDArray[Any], path: Path | InMemory) -> NDArray[np.int64]:
