@@ -28,7 +28,7 @@ from fedlatent.shared.data.queries import QUERIES, find_by_query
 from fedlatent.shared.data.recordings import RECORD, RECORDINGS, find_in_recording, is_recording
 from fedlatent.shared.data.schema import SELFIES, Schema
 from fedlatent.shared.data.series import Window, all_seconds, check_steps, cut
-from fedlatent.shared.data.smiles import SMILES_FILES, as_molecules, find_in_lines
+from fedlatent.shared.data.smiles import SMILES, SMILES_FILES, as_molecules, find_in_lines
 from fedlatent.shared.data.table import Table, take_table
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
@@ -141,7 +141,8 @@ def read_raw(
         recording = isinstance(path, Path) and is_recording(path)
         series = window.time, window.group or (RECORD if recording else "")
     keys = (label_key, client_key, person_key, *series)
-    taken = [records_key, *map(name_of, columns_of or ())]
+    molecules = schema is not None and schema.unit == SELFIES
+    taken = [records_key, *map(name_of, columns_of or ((SMILES,) if molecules else ()))]
     _check_apart(path, "labels", label_key, taken)
     _check_apart(path, "client names", client_key, taken)
     _check_apart(path, "persons", person_key, [*taken, label_key])
