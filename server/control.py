@@ -32,6 +32,7 @@ from fedlatent.server.fab import app_dir
 from fedlatent.server.home import ServerHome
 from fedlatent.server.registry import Registry
 from fedlatent.server.settings import load_settings
+from fedlatent.server.strategies.robust import check_strategy
 from fedlatent.shared import flower
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError, DataError, ServiceError
@@ -231,6 +232,7 @@ class Control:
             ConfigError: The name is taken.
             ServiceError: The server does not run or refuses.
         """
+        check_strategy(config)
         self._require_running()
         run_id = run_id or _new_run_id(config.name)
         path = self._submission_path(run_id)

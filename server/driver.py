@@ -32,6 +32,7 @@ from fedlatent.server.results import RunFolder, silent_ones, write_result
 from fedlatent.server.rounds import Course, JoinState, Request, Verdict
 from fedlatent.server.seal import Seal
 from fedlatent.server.strategies.flower import asked_by
+from fedlatent.server.strategies.robust import check_strategy
 from fedlatent.server.strikes import LeftOut, Strikes, way_back
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
@@ -94,11 +95,14 @@ def drive(
         announce: told what one reply may weigh, before the messages of each phase are sent.
 
     Raises:
-        ConfigError: the run exists and ``resume`` is not set, or the configuration is another.
+        ConfigError: the run exists and ``resume`` is not set, the configuration is another, or no
+            package here has its strategy.
         QuorumLost: too few good replies in two attempts; the run is paused and can be resumed.
         ServiceError: another process drives this run.
         DataError: a damaged checkpoint, or summaries of too few records.
     """
+    if strategy is None:
+        check_strategy(config)
     folder = home.run(check_run_id(run_id))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     busy = ServiceError(

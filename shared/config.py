@@ -36,6 +36,9 @@ Sharing = Literal["encoder", "summary", "encoder+summary", "full"]
 #: How the updates of a round are brought together beside the weighted mean (docs/threat-model.md).
 Robust = Literal["none", "trimmed-mean", "median", "centred-clipping", "krum", "multi-krum"]
 
+#: The same by a package that the server has installed: "package/name". Nodes need not have it.
+Plugged = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*$")]
+
 
 def _told(value: object, check: Callable[[object], Schema]) -> Schema:
     """Pydantic goes on from a ValueError alone."""
@@ -182,6 +185,11 @@ class SummariesSection(_Section):
     """Of that Gaussian."""
     data_radius: Annotated[float, Field(ge=0)] = 0.0
     """Clipping of the records in that release; 0 means a quarter of the bounds at each place."""
+    more: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")], ...],
+        Field(exclude_if=lambda value: not value, max_length=8),
+    ] = ()
+    """Kinds of summaries of plugins, which then server and nodes need; see docs/plugins.md."""
     robust: bool = True
     """Pool so that one hostile site of five cannot move the result far; false adds the summaries
     up."""
@@ -201,7 +209,7 @@ class StrategySection(_Section):
     """Flower's, on the mean of a round."""
     server_learning_rate: Positive = 1.0
     """Of that optimizer."""
-    robust: Robust = "multi-krum"
+    robust: Robust | Plugged = "multi-krum"
     """Rule that brings the weights of a round together; 'none' is the weighted mean."""
     hostile: Annotated[int, Field(ge=0)] = 0
     """Sites that the rule is to withstand; 0 means a fifth of those asked, as far as the replies

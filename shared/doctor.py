@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from fedlatent.shared.errors import FedlatentError, StorageError
 from fedlatent.shared.keys import check_private
+from fedlatent.shared.plugins import GROUPS, all_problems
 from fedlatent.shared.sockets import check_folder
 
 Health = Literal["well", "warning", "ill"]
@@ -59,6 +60,7 @@ def machine(home: Path, keys: Iterable[Path]) -> Iterator[Finding]:
     """
     yield _clock()
     yield _versions()
+    yield _plugins()
     yield _disk(home)
     yield tried("home", lambda: _own(home))
     yield tried("keys", lambda: _private(keys))
@@ -96,6 +98,26 @@ def _versions() -> Finding:
         text = f"{told}; expected {', '.join(unfit)}: install fedlatent again with its constraints"
         return Finding(name="versions", health="ill", text=text)
     return Finding(name="versions", health="well", text=told)
+
+
+def _plugins() -> Finding:
+    """What other packages add, and what of it cannot be used."""
+    names = [
+        f"{one.name} ({group})"
+        for group in GROUPS
+        for one in entry_points(group=f"fedlatent.{group}")
+    ]
+    if not names:
+        return Finding(name="plugins", health="well", text="none are installed")
+    from fedlatent.shared.data.readers import READERS
+    from fedlatent.shared.models import FAMILIES
+    from fedlatent.shared.summaries import SUMMARIES
+
+    for table in (READERS, FAMILIES, SUMMARIES):
+        table.problems()
+    if problems := all_problems():
+        return Finding(name="plugins", health="ill", text=" ".join(problems))
+    return Finding(name="plugins", health="well", text=", ".join(names))
 
 
 def _wanted() -> list[Requirement]:

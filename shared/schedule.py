@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import WrapValidator
 
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.summaries import SUMMARIES, When, kinds
+from fedlatent.shared.summaries import When, kinds, taking_place
 
 
 def _known(kind: object, others: Callable[[object], Any]) -> Any:  # noqa: ANN401
@@ -59,7 +59,9 @@ def count_phases(run: RunConfig) -> int:
     """How many phases a run has, without making them: a hostile file may ask for any number."""
     rounds, every = training_rounds(run), _every(run)
     between = (rounds - 1) // every if every and rounds else 0
-    counts = {when: sum(one.times(run, when) for one in SUMMARIES.values()) for when in _WHEN}
+    counts = {
+        when: sum(one.times(run, when) for one in taking_place(run).values()) for when in _WHEN
+    }
     return rounds + counts["start"] + between * counts["between"] + counts["end"]
 
 
@@ -97,7 +99,7 @@ def _kinds(run: RunConfig) -> Iterator[Kind]:
 
 
 def _summaries(run: RunConfig, when: When) -> Iterator[Kind]:
-    for kind, one in SUMMARIES.items():
+    for kind, one in taking_place(run).items():
         yield from [kind] * one.times(run, when)
 
 

@@ -23,7 +23,7 @@ from fedlatent.shared.errors import ConfigError, ProtocolError
 from fedlatent.shared.privacy.summaries import Form
 from fedlatent.shared.schedule import Kind
 
-PROTOCOL = 6
+PROTOCOL = 7
 #: The last version that changed what a request or a reply means: those since added how it is sent.
 MEANING = 3
 #: Versions of the replies in a node's own store that are read.

@@ -52,6 +52,8 @@ from fedlatent.server.strategies.mean import WeightedMean
 from fedlatent.server.strategies.weighting import LARGEST_SHARE
 from fedlatent.shared.arrays import Arrays
 from fedlatent.shared.config import RunConfig
+from fedlatent.shared.errors import ConfigError
+from fedlatent.shared.plugins import PluginTable, is_callable
 
 _log = getLogger("fedlatent.server")
 
@@ -335,14 +337,40 @@ def _krum(hostile: int, chosen: int) -> Strategy:
 
 
 #: The strategies that ``strategy.robust`` names beside the mean, each made for a number of hostile
-#: sites among a number of good replies.
-RULES: Mapping[str, Callable[[int, int], Strategy]] = {
+#: sites among a number of good replies. `RULES` has those of plugins, too.
+_OWN: dict[str, Callable[[int, int], Strategy]] = {
     "centred-clipping": lambda hostile, count: CentredClipping(),
     "trimmed-mean": _trimmed,
     "median": lambda hostile, count: FedMedian(),
     "krum": lambda hostile, count: _krum(hostile, 1),
     "multi-krum": lambda hostile, count: _krum(hostile, count - hostile),
 }
+
+
+def _wrong(name: str, value: object) -> str | None:
+    """Why a plugin's strategy may not stand under its name."""
+    if "/" not in name:
+        return "expected a name such as 'package/name', got one without a slash"
+    return is_callable(name, value)
+
+
+RULES: PluginTable[Callable[[int, int], Strategy]] = PluginTable("strategies", _OWN, _wrong)
+
+
+def check_strategy(run: RunConfig) -> None:
+    """See that the strategy that a run names is here.
+
+    Raises:
+        ConfigError: no installed package has it, or the one that does cannot be used.
+    """
+    name = run.strategy.robust
+    if name == "none" or (name in RULES and callable(RULES[name])):
+        return
+    raise ConfigError(
+        f"Expected strategy.robust to be none, {', '.join(RULES)}, got {name!r}; install the "
+        "package that has it on the server.",
+        field="strategy.robust",
+    )
 
 
 def _like(shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], row: np.ndarray) -> Arrays:

@@ -28,10 +28,11 @@ from fedlatent.shared.data.queries import QUERIES, find_by_query
 from fedlatent.shared.data.recordings import RECORD, RECORDINGS, find_in_recording, is_recording
 from fedlatent.shared.data.schema import SELFIES, Schema
 from fedlatent.shared.data.series import Window, all_seconds, check_steps, cut
-from fedlatent.shared.data.smiles import SMILES, SMILES_FILES, as_molecules, find_in_lines
+from fedlatent.shared.data.smiles import SMILES_FILES, as_molecules, find_in_lines
 from fedlatent.shared.data.table import Table, take_table
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
+from fedlatent.shared.plugins import PluginTable, is_callable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,8 +142,7 @@ def read_raw(
         recording = isinstance(path, Path) and is_recording(path)
         series = window.time, window.group or (RECORD if recording else "")
     keys = (label_key, client_key, person_key, *series)
-    molecules = schema is not None and schema.unit == SELFIES
-    taken = [records_key, *map(name_of, columns_of or ((SMILES,) if molecules else ()))]
+    taken = [records_key, *map(name_of, columns_of or ())]
     _check_apart(path, "labels", label_key, taken)
     _check_apart(path, "client names", client_key, taken)
     _check_apart(path, "persons", person_key, [*taken, label_key])
@@ -169,7 +169,7 @@ def read_raw(
     raw = RawRecords(
         records=records,
         label=None if labels is None else binary(typed(labels), normal_label),
-        client_id=None if clients is None else _texts(clients),
+        client_id=None if clients is None else clients.astype(np.str_),
         person=None if persons is None else _numbered(persons, path),
         names=tuple(inputs) if records.shape[1:] == (len(inputs),) else (),
         left_out=left_out,
@@ -294,13 +294,6 @@ def _csv(path: Path, asked: Asked) -> Found:
     return Found(records, [np.array(text, dtype=object) for text in texts], names)
 
 
-def _texts(names: NDArray[Any]) -> NDArray[np.str_]:
-    """Names as texts, empty in gaps."""
-    if names.dtype != object:
-        return names.astype(np.str_)
-    return np.array(["" if one is None else str(one) for one in names.tolist()], np.str_)
-
-
 def _numbered(persons: NDArray[Any], path: Path | InMemory) -> NDArray[np.int64]:
     """One number for each person, so that what the file calls them goes no further.
 
@@ -323,8 +316,7 @@ def _find_below(path: Path, asked: Asked) -> Found:
 
 #: What stands for a folder among the endings of files.
 FOLDER = "/"
-#: By ending; a reader raises `DataError`. A new kind of file is a function and a row.
-READERS: dict[str, Callable[[Path, Asked], Found]] = {
+_OWN: dict[str, Callable[[Path, Asked], Found]] = {
     ".csv": _csv,
     ".csv.gz": _csv,
     **dict.fromkeys(FRAMES, find_in_table),
@@ -334,3 +326,14 @@ READERS: dict[str, Callable[[Path, Asked], Found]] = {
     **dict.fromkeys(SMILES_FILES, find_in_lines),
     FOLDER: _find_below,
 }
+
+
+def _wrong(name: str, value: object) -> str | None:
+    """Why a plugin's reader may not stand under its ending."""
+    if not name.startswith("."):
+        return "expected the ending of a file as name, such as '.toy', got one without a dot"
+    return is_callable(name, value)
+
+
+#: By ending; a reader raises `DataError`. A new kind of file is a function and a row, or a plugin.
+READERS: PluginTable[Callable[[Path, Asked], Found]] = PluginTable("readers", _OWN, _wrong)

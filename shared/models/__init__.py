@@ -33,6 +33,7 @@ from fedlatent.shared.models.sparse import SparseConfig, SparseVAE
 from fedlatent.shared.models.topdown import HierarchicalConfig
 from fedlatent.shared.models.vq import PRESETS as VQ_PRESETS
 from fedlatent.shared.models.vq import VQVAE, VQConfig
+from fedlatent.shared.plugins import PluginTable, is_kind
 
 __all__ = [
     "FAMILIES",
@@ -68,7 +69,7 @@ class Family:
     of_columns: Callable[[Sequence[Column]], Mapping[str, object]] = lambda columns: {}
 
 
-FAMILIES: dict[str, Family] = {
+_OWN: dict[str, Family] = {
     "gaussian": Family(
         about="autoencoder, VAE and beta-VAE: vectors, signals, images",
         config=GaussianConfig,
@@ -131,6 +132,9 @@ FAMILIES: dict[str, Family] = {
         presets=VQ_PRESETS,
     ),
 }
+
+#: By name: ours, and those of plugins.
+FAMILIES: PluginTable[Family] = PluginTable("families", _OWN, is_kind(Family))
 
 
 def build(

@@ -6,7 +6,8 @@ import numpy as np
 
 from fedlatent.shared.arrays import Arrays, strip_prefix
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.errors import DataError, ProtocolError
+from fedlatent.shared.errors import ConfigError, DataError, ProtocolError
+from fedlatent.shared.plugins import PluginTable
 from fedlatent.shared.privacy.summaries import Form
 from fedlatent.shared.summaries.base import (
     Replies,
@@ -46,12 +47,48 @@ __all__ = [
     "split_parts",
     "stored_name",
     "stream_of",
+    "taking_place",
 ]
 
-#: By kind, in the order in which the phases of one moment of a run follow each other.
-SUMMARIES: dict[str, Summary] = {
+_OWN: dict[str, Summary] = {
     one.kind: one for one in (Data(), Moments(), Mixture(), Scores(), Threshold())
 }
+
+
+def _wrong(name: str, value: object) -> str | None:
+    """Why a plugin's summary may not stand under its name."""
+    if not isinstance(value, Summary):
+        return f"expected a Summary, got a {type(value).__name__}"
+    if value.kind != name:
+        return f"expected a summary of kind {name!r}, got one of kind {value.kind!r}"
+    taken = {one.stream: one.kind for one in SUMMARIES.values()} | {0: "train"}
+    if value.stream in taken:
+        return f"expected a stream of noise of its own, got that of {taken[value.stream]!r}"
+    return None
+
+
+#: By kind, in the order in which the phases of one moment of a run follow each other: ours, and
+#: behind them those of plugins.
+SUMMARIES: PluginTable[Summary] = PluginTable("summaries", _OWN, _wrong)
+
+
+def taking_place(run: RunConfig) -> dict[str, Summary]:
+    """The kinds that a run may have: ours, and those of plugins that it names; what closes is last.
+
+    Raises:
+        ConfigError: it names one that no installed package has, or that cannot be used.
+    """
+    missing = [name for name in run.summaries.more if not SUMMARIES.plugged(name)]
+    if missing:
+        raise ConfigError(
+            f"Expected a kind of summary that a plugin has in summaries.more, got {missing[0]!r}; "
+            "install its package here, too, or leave it out.",
+            field="summaries.more",
+        )
+    for name in run.summaries.more:
+        _ = SUMMARIES[name]  # says why one cannot be used
+    found = [one for one in SUMMARIES if one in run.summaries.more or not SUMMARIES.plugged(one)]
+    return {kind: SUMMARIES[kind] for kind in sorted(found, key=lambda one: SUMMARIES[one].closes)}
 
 
 def kinds() -> tuple[str, ...]:
@@ -66,7 +103,7 @@ def stream_of(kind: str) -> int:
 
 def names_of(run: RunConfig) -> dict[str, Summary]:
     """Names of the parts that a run may release, with the kind that each is pooled from."""
-    named = ((one.part(run), one) for one in SUMMARIES.values())
+    named = ((one.part(run), one) for one in taking_place(run).values())
     return {name: one for name, one in named if name is not None}
 
 

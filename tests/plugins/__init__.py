@@ -1,0 +1,1 @@
+"""Packages that are installed beside fedlatent and add to it."""

@@ -1,0 +1,228 @@
+"""A package from outside adds a family, a summary, a reader and a strategy, and breaks nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedlatent as fl
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = Path(__file__).parent / "toy"
+GOOD = """\
+[fedlatent.families]
+shy = toy_plugin:FAMILY
+[fedlatent.summaries]
+outside = toy_plugin:SUMMARY
+[fedlatent.readers]
+.toy = toy_plugin:read
+[fedlatent.strategies]
+toy/middle = toy_plugin:strategy
+"""
+BAD = """\
+[fedlatent.families]
+absent = no_such_module:FAMILY
+gaussian = toy_plugin:FAMILY
+number = math:pi
+[fedlatent.summaries]
+other = toy_plugin:SUMMARY
+[fedlatent.readers]
+toy = toy_plugin:read
+[fedlatent.strategies]
+middle = toy_plugin:strategy
+"""
+SCHEMA = '[data]\nname = "six"\nshape = [6]\nlower = -4.0\nupper = 4.0\n'
+
+
+def install(folder: Path, entries: str, name: str = "toy") -> Path:
+    """What an installer leaves of a package: its metadata, with these entry points."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entries)
+    return folder
+
+
+def python(folder: Path, *words: str, paths: tuple[Path, ...]) -> subprocess.CompletedProcess[str]:
+    """A process that has the packages of those paths, at work in a folder."""
+    path = os.pathsep.join(map(str, (ROOT, TOY, *paths)))
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def fedlatent(
+    folder: Path, *words: object, paths: tuple[Path, ...]
+) -> subprocess.CompletedProcess[str]:
+    """A command in such a process."""
+    return python(folder, "-m", "fedlatent.cli.main", *map(str, words), paths=paths)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A working folder with records for the toy's reader, and a schema."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    np.savetxt(folder / "records.toy", rng.normal(size=(90, 6)), delimiter="|")
+    np.savez(folder / "new.npz", X=rng.normal(size=(5, 6)))
+    (folder / "schema.toml").write_text(SCHEMA)
+    return folder
+
+
+def test_family_and_reader_from_file_to_device(place: Path, tmp_path: Path) -> None:
+    """Named by the command line, trained from a file of the toy's, scored without the toy."""
+    paths = (install(tmp_path / "site", GOOD),)
+    listed = json.loads(fedlatent(place, "model", "list", "--json", paths=paths).stdout)
+    assert "shy" in [one["family"] for one in listed["families"]]
+    made = fedlatent(
+        place,
+        *("train", "records.toy", "--schema", "schema.toml", "--family", "shy"),
+        *("--out", "toy.fedlatent", "--json"),
+        paths=paths,
+    )
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["family"] == "shy"
+    model = fl.load(place / "toy.fedlatent", key=place / "publisher.pem.pub")
+    with np.load(place / "new.npz") as archive:
+        assert np.isfinite(model.score(archive["X"]).score).all()
+    without = fedlatent(place, "train", "records.toy", "--schema", "schema.toml", paths=())
+    assert without.returncode == 3
+    assert "got 'records.toy'" in without.stderr
+    unknown = fedlatent(
+        place, "train", "new.npz", "--schema", "schema.toml", "--family", "shy", paths=()
+    )
+    assert unknown.returncode in (2, 3)
+
+
+SIMULATED = """
+import json
+from pathlib import Path
+import numpy as np
+import fedlatent as fl
+from fedlatent.shared.data.sources import hearts
+from fedlatent.simulations.audit.unit import summary_cases
+
+sites = hearts(3, seed=0)
+tables = {
+    "model": {"family": "shy", "options": {"hidden": [8], "latent_dim": 3}},
+    "training": {"rounds": 1, "steps_per_round": 3},
+    "privacy": {"epsilon": 8.0},
+    "summaries": {"more": ["outside"]},
+    "strategy": {"robust": "toy/middle"},
+}
+found = {}
+for engine in ("stacked", "nodes"):
+    result = fl.simulate(tables, sites, engine=engine, progress=False)
+    found[engine] = result
+kinds = found["nodes"].rounds["kind"].tolist()
+same = all(
+    np.allclose(value, found["nodes"].simulation.result.arrays[name], atol=1e-5)
+    for name, value in found["stacked"].simulation.result.arrays.items()
+)
+plain = fl.simulate({**tables, "summaries": {}}, sites, progress=False)
+(case,) = [one for one in summary_cases(0) if one.kind == "outside"]
+plan = fl.privacy_plan(found["nodes"].run)
+found["nodes"].export("hearts.fedlatent")
+Path("run.toml").write_text(found["nodes"].run.to_toml())
+print(json.dumps({
+    "kinds": kinds,
+    "plain": plain.rounds["kind"].tolist(),
+    "same": same,
+    "moved": case.moved,
+    "sensitivity": case.spec.sensitivity,
+    "planned": plan.releases.index.tolist(),
+    "epsilon": found["nodes"].epsilon,
+}))
+"""
+
+
+def test_all_four_in_a_federation(place: Path, tmp_path: Path) -> None:
+    """Both engines agree, the ledger pays for the summary, the audit attacks it; a bundle comes."""
+    paths = (install(tmp_path / "site", GOOD),)
+    done = python(place, "-c", SIMULATED, paths=paths)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["same"]
+    assert found["kinds"][-2:] == ["outside", "threshold"]  # what closes a run is last
+    assert "outside" not in found["plain"]  # only where a run names it
+    assert "outside" in found["planned"]
+    assert found["moved"] == pytest.approx(found["sensitivity"])
+    assert 7.5 < found["epsilon"] <= 8.0
+    beats = np.random.default_rng(0).normal(size=(4, 128))
+    model = fl.load(place / "hearts.fedlatent", key=place / "publisher.pem.pub")
+    assert model.score(beats).score.shape == (4,)
+
+
+def test_a_side_without_the_plugin_says_so(place: Path, tmp_path: Path) -> None:
+    """A run that names what is not here is refused in one sentence, by its key."""
+    paths = (install(tmp_path / "site", GOOD),)
+    assert python(place, "-c", SIMULATED, paths=paths).returncode == 0
+    plan = fedlatent(place, "privacy", "plan", "run.toml", "--json", paths=())
+    assert plan.returncode == 2
+    assert json.loads(plan.stdout)["error"]["field"] in ("summaries.more", "model.family")
+    text = (place / "run.toml").read_text().replace('family = "shy"', 'family = "gaussian"')
+    (place / "run.toml").write_text(text)
+    plan = fedlatent(place, "privacy", "plan", "run.toml", "--json", paths=())
+    error = json.loads(plan.stdout)["error"]
+    assert error["field"] == "summaries.more"
+    assert "got 'outside'; install its package here" in error["message"]
+
+
+def test_a_broken_plugin_breaks_nothing_else(place: Path, tmp_path: Path) -> None:
+    """Each mistake is a sentence where its name is asked for, and in doctor; all else works."""
+    paths = (install(tmp_path / "site", GOOD), install(tmp_path / "bad", BAD, "bad"))
+    listed = json.loads(fedlatent(place, "model", "list", "--json", paths=paths).stdout)
+    names = [one["family"] for one in listed["families"]]
+    assert "gaussian" in names
+    assert "shy" in names
+    assert not {"absent", "number"} & {*names}
+    code = (
+        "from fedlatent.shared.models import FAMILIES\n"
+        "from fedlatent.shared.summaries import SUMMARIES\n"
+        "from fedlatent.shared.data.readers import READERS\n"
+        "from fedlatent.server.strategies.robust import RULES\n"
+        "from fedlatent.shared.plugins import all_problems\n"
+        "assert FAMILIES['gaussian'].about.startswith('autoencoder')\n"
+        "print('\\n'.join(all_problems()))\n"
+    )
+    told = python(place, "-c", code, paths=paths)
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    for words in (
+        "'absent' of fedlatent.families: expected an import of 'no_such_module:FAMILY'",
+        "'gaussian' of fedlatent.families: expected a name that fedlatent does not have",
+        "'number' of fedlatent.families: expected a Family, got a float",
+        "'other' of fedlatent.summaries: expected a summary of kind 'other'",
+        "'toy' of fedlatent.readers: expected the ending of a file",
+        "'middle' of fedlatent.strategies: expected a name such as 'package/name'",
+    ):
+        assert [line for line in lines if words in line and line.startswith("plugin 'bad'")], words
+    asked = fedlatent(place, "model", "show", "absent", "--shape", 6, paths=paths)
+    assert asked.returncode == 2
+    assert "plugin 'bad', entry point 'absent'" in asked.stderr
+    assert fedlatent(place, "--help", paths=paths).returncode == 0
+
+
+def test_two_packages_with_one_name_are_refused(place: Path, tmp_path: Path) -> None:
+    """Neither is taken, and both are told."""
+    paths = (install(tmp_path / "one", GOOD), install(tmp_path / "two", GOOD, "twin"))
+    shown = fedlatent(place, "model", "show", "shy", "--shape", 6, paths=paths)
+    assert shown.returncode == 2
+    assert "expected one package with that name, got 2" in shown.stderr
+
+
+def test_an_unknown_strategy_is_told_before_a_run(tmp_path: Path) -> None:
+    """By the server, which alone needs the package."""
+    sites = fl.read(np.random.default_rng(0).normal(size=(80, 4)))
+    with pytest.raises(fl.FedlatentError, match="got 'toy/none'; install the package"):
+        fl.simulate({"strategy": {"robust": "toy/none"}}, sites, progress=False)
