@@ -160,6 +160,7 @@ STEPS: tuple[Step, ...] = (
     fedlatent(f"edge serve @bundle@ {_KEY} --port 0", serves=10.0),
     fedlatent("release withdraw @work@/release @model@ 1"),
     fedlatent("schema run"),
+    fedlatent("new family offline --out @work@"),
     fedlatent("simulate list"),
     fedlatent("simulate run first-look --out @work@/first"),
     fedlatent("simulate report @work@/first"),

@@ -24,6 +24,7 @@ from fedlatent.cli import (
     export,
     keys,
     model,
+    new,
     page,
     privacy,
     release,
@@ -64,6 +65,7 @@ app.command("edge", epilog=edge.EXAMPLES, context_settings=edge.SETTINGS)(edge.e
 app.add_typer(keys.app, name="keys")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(model.app, name="model")
+app.add_typer(new.app, name="new")
 app.command("schema", epilog=schema.EXAMPLES)(schema.schema)
 
 

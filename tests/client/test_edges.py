@@ -21,8 +21,9 @@ from fedlatent.shared.data.gaussian import feature_basis
 from fedlatent.shared.detection.density import score_names
 from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.schedule import Kind, phases
+from fedlatent.testing import Case
 from tests.client.support import request
-from tests.shared.models.cases import CASES, Case
+from tests.shared.models.cases import CASES
 
 RECORDS = 24
 CAPS = Caps()

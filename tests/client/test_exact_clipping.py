@@ -25,9 +25,10 @@ from fedlatent.shared.models import VAE, build_model
 from fedlatent.shared.models.priors import GaussianPrior
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.wire import ReplyHeader, unpack
+from fedlatent.testing import Case, noise, records
 from tests.client.hostile import cancelling, hostile_weights, rows_of
 from tests.client.support import request, tiny_node, tiny_run, weights_of
-from tests.shared.models.cases import CASES, Case, noise, records
+from tests.shared.models.cases import CASES
 
 CLIP = 0.5
 MOST = CLIP * (1 + 1e-4)

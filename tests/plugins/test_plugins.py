@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,35 @@ def test_two_packages_with_one_name_are_refused(place: Path, tmp_path: Path) -> 
     shown = fedlatent(place, "model", "show", "shy", "--shape", 6, paths=paths)
     assert shown.returncode == 2
     assert "expected one package with that name, got 2" in shown.stderr
+
+
+def test_a_new_family_passes_its_contract(place: Path, tmp_path: Path) -> None:
+    """What `fedlatent new family` writes is a package whose own tests pass, and that trains."""
+    made = fedlatent(place, "new", "family", "mine", paths=())
+    assert made.returncode == 0, made.stderr
+    package = place / "fedlatent-mine"
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    (value,) = project["entry-points"]["fedlatent.families"].values()
+    entries = f"[fedlatent.families]\nmine = {value}\n"
+    paths = (package, install(tmp_path / "site", entries, project["name"]))
+    tested = python(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", paths=paths)
+    assert tested.returncode == 0, tested.stdout[-3000:]
+    assert " passed" in tested.stdout
+    shown = fedlatent(place, "model", "show", "mine", "--shape", 6, "--json", paths=paths)
+    assert json.loads(shown.stdout)["family"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("gaussian", "no family has"), ("My-Family", "lower-case letters"), ("twice", "no folder")],
+)
+def test_a_new_family_needs_a_free_name(place: Path, name: str, told: str) -> None:
+    """One sentence, and nothing is written over."""
+    (place / "fedlatent-twice").mkdir()
+    done = fedlatent(place, "new", "family", name, paths=())
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not [*(place / "fedlatent-twice").iterdir()]
 
 
 def test_an_unknown_strategy_is_told_before_a_run(tmp_path: Path) -> None:

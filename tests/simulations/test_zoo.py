@@ -16,7 +16,8 @@ from fedlatent.shared.data.dataset import Dataset
 from fedlatent.shared.export.bundling import BundleContents, make_bundle
 from fedlatent.shared.keys import SigningKey
 from fedlatent.simulations.federation import Simulation, simulate
-from tests.shared.models.cases import CASES, Case, records
+from fedlatent.testing import Case, records
+from tests.shared.models.cases import CASES
 
 ROUNDS, CLIENTS = 3, 4
 SIZES = (40, 30, 20, 25)

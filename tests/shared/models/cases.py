@@ -1,18 +1,8 @@
 """One tiny model per family, network and likelihood, for the contract test and others."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
 import torch
 
-from fedlatent.shared.models import VAE, build
-
-Values = Callable[[torch.Size, torch.Generator], torch.Tensor]
-
-
-def levels(size: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Values in [0, 1] on 256 levels, fit for most likelihoods."""
-    return torch.randint(0, 256, size, generator=generator).double() / 255.0
+from fedlatent.testing import Case
 
 
 def tokens(size: torch.Size, generator: torch.Generator) -> torch.Tensor:
@@ -29,39 +19,6 @@ def table(size: torch.Size, generator: torch.Generator) -> torch.Tensor:
     first, second = (torch.stack([numbers[:, i], torch.ones(size[0])], 1) for i in (0, 2))
     blocks = (first, three, second, two)
     return torch.cat([block * flags[:, i : i + 1] for i, block in enumerate(blocks)], 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Arguments of `build`, and what its records look like.
-
-    Attributes:
-        family: A key of `FAMILIES`.
-        options: Of the family.
-        shape: Of one record.
-        values: Draws records `[count, *shape]`.
-        variational: Whether there is a posterior; without one the rate is no divergence.
-        exact: Whether the rate is a closed form that is never negative.
-        exported: Whether the slow export checks take this case; one or two of each family.
-        quantised: Whether `encode` rounds to codes, so that a rounding error can move a whole step.
-        gradients: Parameters that get none from some inputs, by the beginning of their name.
-        upper: Largest value of a record; the least is 0.
-    """
-
-    family: str
-    options: Mapping[str, object]
-    shape: tuple[int, ...]
-    values: Values = levels
-    variational: bool = True
-    exact: bool = True
-    exported: bool = False
-    quantised: bool = False
-    gradients: tuple[str, ...] = ()
-    upper: float = 1.0
-
-    def model(self, seed: int = 0) -> VAE:
-        """Build the model in float64."""
-        return build(self.family, self.options, self.shape, seed).double()
 
 
 def _gaussian(shape: tuple[int, ...], **options: object) -> Case:
@@ -284,16 +241,3 @@ CASES = {
         exported=True,
     ),
 }
-
-
-def records(case: Case, count: int, seed: int = 1) -> torch.Tensor:
-    """Records `[count, *shape]` in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    return case.values(torch.Size((count, *case.shape)), generator).double()
-
-
-def noise(case: Case, count: int, seed: int = 2) -> torch.Tensor:
-    """Standard normal noise `[count, noise_dim]` float64."""
-    generator = torch.Generator().manual_seed(seed)
-    size = (count, case.model().noise_dim)
-    return torch.randn(size, generator=generator, dtype=torch.float64)

@@ -9,7 +9,8 @@ from fedlatent.shared.errors import ConfigError, ProtocolError
 from fedlatent.shared.models import FAMILIES, build, encoder_state, load_encoder, load_state
 from fedlatent.shared.models.base import use_prior
 from fedlatent.shared.models.priors import GaussianPrior, StandardNormal
-from tests.shared.models.cases import CASES, noise, records
+from fedlatent.testing import noise, records
+from tests.shared.models.cases import CASES
 
 
 def test_defaults_match_the_reference_capacity() -> None:

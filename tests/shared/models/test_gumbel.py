@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models.gumbel import GumbelConfig, GumbelVAE, _gumbel
 from fedlatent.shared.models.objective import iwae
-from tests.shared.models.cases import CASES, noise, records
+from fedlatent.testing import noise, records
+from tests.shared.models.cases import CASES
 
 
 def model_of(name: str = "gumbel") -> GumbelVAE:

@@ -8,7 +8,8 @@ import torch
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import build
 from fedlatent.shared.models.mixed import MixedVAE
-from tests.shared.models.cases import CASES, noise, records
+from fedlatent.testing import noise, records
+from tests.shared.models.cases import CASES
 
 
 def model_of(name: str) -> MixedVAE:

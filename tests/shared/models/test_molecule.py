@@ -6,7 +6,8 @@ import torch
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.models import build
 from fedlatent.shared.models.molecule import MoleculeVAE
-from tests.shared.models.cases import CASES, noise, records
+from fedlatent.testing import noise, records
+from tests.shared.models.cases import CASES
 
 CASE = CASES["molecule"]
 

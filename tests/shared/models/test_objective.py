@@ -11,7 +11,8 @@ from fedlatent.shared.models import Terms
 from fedlatent.shared.models.functional import gaussian_nll
 from fedlatent.shared.models.objective import elbo, iwae, record_loss
 from fedlatent.shared.models.priors import GaussianPrior, MixturePrior, Prior
-from tests.shared.models.cases import CASES, noise, records
+from fedlatent.testing import noise, records
+from tests.shared.models.cases import CASES
 
 
 def test_elbo_weighs_the_rate() -> None:

@@ -21,8 +21,9 @@ from fedlatent.shared.privacy.mixture import LatentMixture
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
 from fedlatent.shared.privacy.summaries import latent_density, moments
+from fedlatent.testing import noise, records
 from tests.client.support import tiny_records, tiny_run
-from tests.shared.models.cases import CASES, noise, records
+from tests.shared.models.cases import CASES
 
 K = 3
 CASE = CASES["mlp"]

@@ -16,7 +16,8 @@ from fedlatent.shared.models.quantisers import FiniteScalar
 from fedlatent.shared.models.vq import VQVAE, VQConfig
 from fedlatent.shared.privacy.noise import SimulationNoise
 from fedlatent.shared.privacy.plan import PrivacyPlan
-from tests.shared.models.cases import CASES, noise, records
+from fedlatent.testing import noise, records
+from tests.shared.models.cases import CASES
 
 BOTH = ("vq-fsq", "vq-codebook")
 
