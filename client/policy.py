@@ -14,6 +14,7 @@ from fedlatent.shared.config import Data, RunConfig, Sharing, invalid
 from fedlatent.shared.data.dialect import Dialect
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import ConfigError, DataError, PolicyRefusal
+from fedlatent.shared.privacy.delta import largest_delta
 from fedlatent.shared.schedule import count_phases, training_rounds
 from fedlatent.shared.toml import parse_toml
 
@@ -365,7 +366,7 @@ class Policy(_Table):
 
     def effective_delta(self, records: int) -> float:
         """The delta all epsilons of this node are stated at: the policy's, or 1/(10 N) if less."""
-        return min(self.delta, 1.0 / (10.0 * max(records, 1)))
+        return min(self.delta, largest_delta(records))
 
 
 class NodeConfig(_Table):

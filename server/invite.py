@@ -9,6 +9,7 @@ from fedlatent.server.settings import load_settings
 from fedlatent.shared.config import RunConfig
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.invitation import Invitation
+from fedlatent.shared.privacy.delta import largest_delta
 from fedlatent.shared.privacy.plan import PrivacyPlan, drowned
 from fedlatent.shared.proxies import LOOPBACK, split_address
 from fedlatent.shared.wire import PROTOCOL
@@ -72,14 +73,13 @@ def worries(run: RunConfig, plan: PrivacyPlan, sites: Sequence[Site]) -> list[st
     if not plan.private or not known:
         return []
     found = []
-    small = {name: count for name, count in known.items() if run.privacy.delta > _limit(count)}
+    small = {
+        name: count for name, count in known.items() if run.privacy.delta > largest_delta(count)
+    }
     if small:
-        limit = _limit(min(small.values()))
+        limit = largest_delta(min(small.values()))
         told = ", ".join(f"{name} ({count} records)" for name, count in small.items())
-        text = (
-            f"delta of at most {limit:.3g}, 1 / (10 N), got {run.privacy.delta:g}, which "
-            f"{told} will refuse"
-        )
+        text = f"delta of at most {limit:.3g}, 1 / (10 N), got {delta:g}, which {told} will refuse"
         if len(sites) - len(small) < run.federation.quorum:
             raise ConfigError(
                 f"Expected {text}: fewer than the quorum of {run.federation.quorum} would be left; "
@@ -92,8 +92,3 @@ def worries(run: RunConfig, plan: PrivacyPlan, sites: Sequence[Site]) -> list[st
     if len(known) == len(sites) and (told_of := drowned(run, plan, taking)):
         found.append(told_of)
     return found
-
-
-def _limit(records: int) -> float:
-    """The largest delta that a node with so many records takes, whatever its policy says."""
-    return 1.0 / (10.0 * records)

@@ -25,6 +25,7 @@ from fedlatent.shared.export.bundling import BundleContents, BundleReport, make_
 from fedlatent.shared.files import write_atomic, write_json
 from fedlatent.shared.keys import SigningKey, VerifyKey, public_path
 from fedlatent.shared.models import FAMILIES
+from fedlatent.shared.privacy.delta import largest_delta
 from fedlatent.shared.privacy.plan import PrivacyPlan, drowned
 from fedlatent.simulations.federation import Engine, Progress, datasets, simulate
 from fedlatent.simulations.report import Report, report_on
@@ -125,7 +126,7 @@ def run_of(
     usual = _usual_options(family, size)
     privacy: dict[str, object] = {"mechanism": "none", "rng": "simulation"}
     if private:
-        delta = min(1e-5, 1.0 / (10.0 * min(counts)))
+        delta = min(1e-5, largest_delta(min(counts)))
         privacy = {"epsilon": epsilon, "delta": delta, "rng": "secure"}
     return RunConfig.parse(
         {

@@ -17,6 +17,7 @@ from fedlatent.shared.models.base import ENCODER_PREFIX
 from fedlatent.shared.notebook import rows
 from fedlatent.shared.privacy.accounting import ADJACENCY, epsilon_of
 from fedlatent.shared.privacy.clipping import calibrated_clip, synthetic_records
+from fedlatent.shared.privacy.delta import largest_delta
 from fedlatent.shared.privacy.person import person_epsilon
 from fedlatent.shared.privacy.plan import PrivacyPlan, drowned, shares_of
 from fedlatent.shared.privacy.summaries import Form
@@ -343,9 +344,9 @@ def _warnings(planned: _Planned, totals: dict[str, Any]) -> list[str]:
             "changed policy.caps.smallest_batch refuses the run; raise the sample rate"
         )
     records, delta = totals["records"], totals["delta"]
-    if records is not None and delta > 1 / (10 * records):
+    if records is not None and delta > largest_delta(records):
         found.append(
-            f"delta {delta:g} is above 1/(10 N) = {1 / (10 * records):.3g}; lower privacy.delta"
+            f"delta {delta:g} is above 1/(10 N) = {largest_delta(records):.3g}; lower privacy.delta"
         )
     if records is not None:
         clients = [records] * planned.run.federation.nodes

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedlatent.cli.console import out, print_json, size
+from fedlatent.cli.console import err, out, print_json, size, styled
 from fedlatent.cli.options import (
     SCHEMA,
     ArrayOption,
@@ -64,6 +64,10 @@ def convert(
         raise ConfigError(
             f"Expected a target ending in .npz, got {target.name!r}; name it so.", field="target"
         )
+    if target.exists() and target.samefile(file):
+        raise ConfigError(
+            f"Expected a target beside {file}, got the file itself; name another.", field="target"
+        )
     chosen = None if schema is None else load_schema(schema)
     raw = read_raw(
         file,
@@ -84,8 +88,11 @@ def convert(
     write_atomic(target, packed.getvalue(), mode=0o600)
     shape = list(raw.records.shape)
     if json:
-        print_json({"file": str(target), "shape": shape, "bytes": target.stat().st_size})
+        facts = {"file": str(target), "shape": shape, "bytes": target.stat().st_size}
+        print_json(facts | {"left_out": dict(raw.left_out)})
     else:
         out.print(
             f"{shape[0]} records of shape {shape[1:]} in {target}, {size(target.stat().st_size)}"
         )
+        if told := ", ".join(f"{count} {why}" for why, count in raw.left_out.items()):
+            err.print(styled("yellow", "warning:", f" left out: {told}"))

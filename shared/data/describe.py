@@ -105,6 +105,13 @@ def describe(
         raise DataError(f"Expected a data file at {path}, got none; check the path.")
     name = path.name.split(".")[0]
     name = "".join(one if one.isascii() and one.isalnum() else "-" for one in name).strip("-")
+    if skip and not is_table(path):
+        raise DataError(
+            f"Expected no columns to leave out of {path.name}, which has none, got {skip[0]!r}; "
+            "leave the option out.",
+            field=skip[0],
+            reason="column",
+        )
     if isinstance(path, Path) and ending_of(path, SMILES_FILES):
         return Proposal(data=_of_molecules(name or "molecules", path), notes={}, left_out={})
     if isinstance(path, Path) and is_recording(path):
@@ -183,7 +190,8 @@ def is_table(path: Path | InMemory) -> bool:
     """Whether a file has columns by name, or may have."""
     if not isinstance(path, Path):
         return isinstance(path, TableInMemory)
-    return is_recording(path) or (not path.is_dir() and ending_of(path, ARRAYS) is None)
+    flat = (*ARRAYS, *SMILES_FILES)
+    return is_recording(path) or (not path.is_dir() and ending_of(path, flat) is None)
 
 
 def _header(path: Path, dialect: Dialect) -> Table:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlatent.shared.data.asked import Asked, Found, check_once, hidden, name_of, needed
+from fedlatent.shared.data.asked import (
+    Asked,
+    Found,
+    check_keys,
+    check_once,
+    hidden,
+    name_of,
+    needed,
+)
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.frames import found_in
 from fedlatent.shared.errors import DataError
@@ -185,8 +193,10 @@ def _load(path: Path, root: Path, chosen: Sequence[str] | None, skip: Sequence[s
     ]
     if not places:
         raise DataError(
-            f"Expected signals {', '.join(map(repr, chosen or ()))} in {path.name}, got "
-            f"{', '.join(names)}; correct the names.",
+            f"Expected signals {', '.join(map(repr, chosen))} in {path.name}, got "
+            f"{', '.join(names)}; correct the names."
+            if chosen
+            else f"Expected a signal of {path.name} to stay, got none; leave out fewer.",
             field=chosen[0] if chosen else None,
             reason="column",
         )
@@ -205,6 +215,7 @@ def _load(path: Path, root: Path, chosen: Sequence[str] | None, skip: Sequence[s
     note, notes = opened.noted(length, rate)
     record = path.relative_to(root).with_suffix("").as_posix() if root.is_dir() else path.stem
     sides: dict[str, Any] = {TIME: np.arange(length) / rate, RECORD: record, note: notes}
+    check_keys(path.name, "column to leave out", skip, [*names, *sides])
     columns = [*(names[at] for at in places), *sides]
     check_once(path.name, columns, columns)
     table = pd.DataFrame(dict(zip(columns, [*signals, *sides.values()], strict=True)))

@@ -76,3 +76,29 @@ def test_what_cannot_be_is_one_sentence(run: Run, tmp_path: Path) -> None:
     code, _, error = run("data", "convert", tmp_path / "x.npy", tmp_path / "x.npz", "--label", "y")
     assert (code, "no 'y' for x.npy" in error) == (3, True), error
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_the_records_themselves_are_not_written_over(run: Run, tmp_path: Path) -> None:
+    """By any of their names; they hold more than is converted."""
+    path, other = tmp_path / "x.npz", tmp_path / "y.npz"
+    np.savez(path, X=np.zeros((5, 3)), y=np.zeros(5))
+    other.symlink_to(path)
+    before = path.read_bytes()
+    for target in (path, other):
+        code, _, error = run("data", "convert", path, target)
+        assert (code, "got the file itself" in error) == (2, True), error
+    assert path.read_bytes() == before
+
+
+def test_what_is_left_out_is_told(run: Run, tmp_path: Path) -> None:
+    """Scores of a device stand in the order of what was converted, not of the file."""
+    (tmp_path / "x.smi").write_text("CCO\n[Na+].[Cl-]\nCC\n")
+    schema = tmp_path / "x.toml"
+    code, _, error = run("data", "describe", tmp_path / "x.smi", "-o", schema)
+    assert code == 0, error
+    convert = ("data", "convert", tmp_path / "x.smi", tmp_path / "x.npz", "--schema", schema)
+    code, printed, error = run(*convert)
+    assert (code, printed.startswith("2 records")) == (0, True), error
+    assert "warning: left out: 1 more than one part, as salts have" in error
+    _, printed, _ = run(*convert, "--json")
+    assert json.loads(printed)["left_out"] == {"more than one part, as salts have": 1}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from pydantic import TypeAdapter
 
 from fedlatent.shared.config import Data
@@ -15,6 +16,7 @@ from fedlatent.shared.data.describe import Proposal, describe
 from fedlatent.shared.data.readers import read_raw
 from fedlatent.shared.data.schema import Schema
 from fedlatent.shared.errors import DataError
+from tests.shared.data.test_recordings import wfdb_record
 
 RNG = np.random.default_rng(0)
 N = 300
@@ -141,3 +143,22 @@ def test_identifiers_beyond_exact_numbers_are_left_out(tmp_path: Path) -> None:
     found = describe(tmp_path / "t.csv")
     assert [one["name"] for one in found.data["columns"]] == ["v"]
     assert "too large to be told apart" in found.left_out["id"]
+
+
+def test_a_column_to_skip_is_there(tmp_path: Path) -> None:
+    """Of whatever kind the file is: a name that is mistyped changes nothing in silence."""
+    wave = wfdb_record(tmp_path / "waves")
+    np.savez(tmp_path / "x.npz", X=np.zeros((5, 4)))
+    (tmp_path / "x.smi").write_text("CCO\nCC\n")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / "a.png")
+    for place in (tmp_path / "x.npz", tmp_path / "x.smi", tmp_path / "images"):
+        with pytest.raises(DataError, match=r"no columns to leave out of .*, got 'V2'"):
+            describe(place, skip=["V2"])
+    for place in (wave, wave.parent):
+        with pytest.raises(DataError, match=r"column to leave out 'V2' in r1\.hea, got MLII, V1"):
+            describe(place, skip=["V2"])
+        (column,) = describe(place, skip=["V1", "beat", "record"]).data["columns"]
+        assert column["name"] == "MLII"
+        with pytest.raises(DataError, match=r"a signal of r1\.hea to stay, got none"):
+            describe(place, skip=["MLII", "V1"])
