@@ -73,9 +73,8 @@ def worries(run: RunConfig, plan: PrivacyPlan, sites: Sequence[Site]) -> list[st
     if not plan.private or not known:
         return []
     found = []
-    small = {
-        name: count for name, count in known.items() if run.privacy.delta > largest_delta(count)
-    }
+    delta = run.privacy.delta
+    small = {name: count for name, count in known.items() if delta > largest_delta(count)}
     if small:
         limit = largest_delta(min(small.values()))
         told = ", ".join(f"{name} ({count} records)" for name, count in small.items())

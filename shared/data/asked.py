@@ -1,8 +1,10 @@
 """What is asked of a reader, what it finds, and how it refuses what is not there."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -91,6 +93,8 @@ def numbers(cells: NDArray[Any], column: str, name: str) -> NDArray[Any]:
     Raises:
         DataError: One is none.
     """
+    if cells.dtype == object and {type(one) for one in cells} <= {Decimal, type(None)}:
+        cells = np.array([math.nan if one is None else float(one) for one in cells])
     if cells.dtype.kind not in "iuf":
         raise DataError(
             f"Expected numbers in every record column of {name}, got other values in "

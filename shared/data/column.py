@@ -141,7 +141,7 @@ class Column:
                 ("finite"); a cell is empty ("missing") or no level ("level") where the column
                 refuses that.
         """
-        cells = np.asarray(cells)
+        cells = self._spelled(np.asarray(cells))
         number, kind, got = -1, "", ""
         if self.levels:
             found = self._indices(cells)
@@ -209,6 +209,20 @@ class Column:
             return np.zeros(raw.shape, dtype=np.bool_)
         with np.errstate(invalid="ignore"):
             return np.asarray((raw < self.lower) | (raw > self.upper))
+
+    def _spelled(self, cells: NDArray[Any]) -> NDArray[Any]:
+        """Truth values as the levels write them ("true", "True"), else as 0 and 1, NaN in gaps."""
+        if cells.dtype.kind not in "bO":
+            return cells
+        values = cells.tolist()
+        kinds = {type(one) for one in values} - {type(None)}
+        if not kinds or not kinds <= {bool, np.bool_}:
+            return cells
+        spelled = {one.lower(): one for one in self.levels if isinstance(one, str)}
+        if not {"true", "false"} & spelled.keys():
+            return np.array([math.nan if one is None else float(one) for one in values])
+        texts = {one: spelled.get(str(one).lower(), str(one)) for one in (True, False)}
+        return np.array([None if one is None else texts[one] for one in values], dtype=object)
 
     def _indices(self, cells: NDArray[Any]) -> NDArray[np.float64]:
         """Index of the level of each cell, NaN where it is none."""

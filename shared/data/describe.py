@@ -20,7 +20,7 @@ from fedlatent.shared.data.archives import ARRAYS, load_records
 from fedlatent.shared.data.cells import is_gap, numbers_of
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.dialect import COMMAS, Dialect
-from fedlatent.shared.data.frames import FRAMES, cells_in, load_frame
+from fedlatent.shared.data.frames import FRAMES, cells_by_name, load_frame
 from fedlatent.shared.data.images import image_files, load_images
 from fedlatent.shared.data.memory import ArraysInMemory, InMemory, TableInMemory
 from fedlatent.shared.data.queries import QUERIES, load_query
@@ -170,7 +170,7 @@ def cells_of(path: Path | InMemory, dialect: Dialect = COMMAS) -> dict[str, list
         cells = {name: found.frame[name].tolist() for name in found.signals}
     elif ending_of(path, (*FRAMES, *QUERIES)):
         frame = load_query(path) if ending_of(path, QUERIES) else load_frame(path)
-        cells = {str(name): cells_in(frame[name]).tolist() for name in frame.columns}
+        cells = cells_by_name(frame, path.name)
     else:
         names = _header(path, dialect).names
         if not names:
@@ -262,9 +262,11 @@ def _column(name: str, cells: Sequence[Any]) -> tuple[dict[str, Any] | None, str
 
 
 def _fields(cells: Sequence[Any]) -> tuple[dict[str, Any] | None, str]:
-    there = [cell for cell in cells if not is_gap(cell) and cell == cell]
+    there = [one for one in cells if not is_gap(one)]  # NaN is a gap by its text
     if not there:
         return None, "no cell holds a value"
+    if any(isinstance(one, list | dict | np.ndarray) for one in there):
+        return None, "its cells hold several values each"
     gaps = {"missing": "mask"} if len(there) < len(cells) else {}
     numbers = numbers_of(there)
     values = np.array([one for one in numbers if one is not None])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: Endings of the tables that pandas reads.
 FRAMES = (".parquet", ".arrow", ".feather")
+_EXACT = 2.0**53  # beyond it float64 has not every whole number
 
 
 def load_frame(path: Path) -> "pd.DataFrame":
@@ -64,13 +65,50 @@ def found_in(
     present = list(frame.columns)
     check_keys(name, "column", [*chosen, *asked.others], present)
     check_once(name, [*chosen, *asked.others], present)
-    sides = [cells_in(frame[key]) for key in asked.others]
+    sides = [
+        cells_in(frame[key]) if key in asked.numbers else _names_in(frame[key], name)
+        for key in asked.others
+    ]
     if specs := [one for one in columns if isinstance(one, Column)]:
         codes = [one.codes(cells_in(frame[one.name]), name=name) for one in specs]
         return Found(np.stack(codes, axis=1), sides, chosen)
     found = [numbers(cells_in(frame[column]), str(column), name) for column in chosen]
     records = np.stack(found, axis=1) if found else np.zeros((len(frame), 0))
     return Found(records, sides, [str(one) for one in chosen])
+
+
+def cells_by_name(frame: "pd.DataFrame", name: str) -> dict[str, list[Any]]:
+    """The cells of a table's columns by name.
+
+    Raises:
+        DataError: A name is there twice.
+    """
+    names = list(map(str, frame.columns))
+    check_once(name, names, names)
+    cells = (cells_in(column) for _, column in frame.items())
+    return {key: one.tolist() for key, one in zip(names, cells, strict=True)}
+
+
+def _names_in(column: "pd.Series[Any]", name: str) -> NDArray[Any]:
+    """Cells that name a client, person or series: whole numbers stay so beside gaps, None there.
+
+    Raises:
+        DataError: They came as floating point, in which several of them would be one.
+    """
+    cells = cells_in(column)
+    if cells.dtype.kind != "f":
+        return cells
+    there = cells[np.isfinite(cells)]
+    if len(there) and np.abs(there).max() > _EXACT:
+        raise DataError(
+            f"Expected names of clients, persons or series in column {str(column.name)!r} of "
+            f"{name}, got numbers too large to be told apart as they come; make them texts there.",
+            field=str(column.name),
+            reason="number",
+        )
+    if len(there) == len(cells) or (there != np.round(there)).any():
+        return cells
+    return np.array([str(int(one)) if one == one else None for one in cells.tolist()], dtype=object)
 
 
 def cells_in(column: "pd.Series[Any]") -> NDArray[Any]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedlatent.shared.data.archives import checked_records
 from fedlatent.shared.data.asked import Asked, Found, check_keys
-from fedlatent.shared.data.frames import cells_in, found_in
+from fedlatent.shared.data.frames import cells_by_name, found_in
 from fedlatent.shared.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class TableInMemory:
 
     def cells(self) -> dict[str, list[Any]]:
         """The cells of the columns by name."""
-        return {str(name): cells_in(self.frame[name]).tolist() for name in self.frame.columns}
+        return cells_by_name(self.frame, self.name)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

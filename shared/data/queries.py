@@ -6,15 +6,17 @@ for DuckDB, ``duckdb:`` and the path of its file (none where the query itself na
     -- connection: postgresql+psycopg://reader:${CLINIC_PASSWORD}@db.example/clinic
     SELECT age, pressure, sick FROM visits WHERE year >= 2020 ORDER BY patient, taken
 
-``${NAME}`` is taken from the environment, so that no password lies in a file. Paths are relative to
-the .sql file. Connections only read, and what a database says of an error, which may quote
-a record, is not passed on.
+``${NAME}`` is taken from the environment, so that no password lies in a file; before the @ of a
+URL it may hold any letters. Paths are relative to the .sql file; files that a query of DuckDB
+names are looked for in the working folder first. Connections only read, and what a database says of
+an error, which may quote a record, is not passed on.
 """
 
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from fedlatent.shared.data.asked import Asked, Found, needed
 from fedlatent.shared.data.frames import found_in
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Endings of what is read by a query.
 QUERIES = (".sql", ".duckdb", ".ddb")
-_CONNECTION = re.compile(r"^\s*--\s*connection\s*:\s*(\S+)\s*$", re.MULTILINE | re.IGNORECASE)
+_CONNECTION = re.compile(r"^\s*--\s*connection\s*:[ \t]*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 #: Texts, quoted names and comments, which may hold anything.
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -43,7 +45,10 @@ def find_by_query(path: Path, asked: Asked) -> Found:
             field="window",
             reason="order",
         )
-    return found_in(load_query(path), path.name, asked)
+    frame = load_query(path)
+    if not len(frame):
+        raise DataError(f"Expected records in {path.name}, got none; check the query.")
+    return found_in(frame, path.name, asked)
 
 
 def load_query(path: Path) -> "pd.DataFrame":
@@ -55,14 +60,14 @@ def load_query(path: Path) -> "pd.DataFrame":
     """
     if ending_of(path, [".sql"]) is None:
         return _one_table(path)
-    query, place = _query(path), _place(path)
+    query, place = _query(path), connection_of(path)
     if place.startswith(_DUCKDB):
-        name = place.removeprefix(_DUCKDB)
+        name = place.removeprefix(_DUCKDB).strip()
         return _duckdb(path, _there(path, name) if name else None, query)
     return _sqlalchemy(path, place, query)
 
 
-def _place(path: Path) -> str:
+def connection_of(path: Path) -> str:
     """The URL of a .sql file with its variables put in."""
     found = _CONNECTION.findall(_text(path))
     if len(found) != 1:
@@ -80,7 +85,14 @@ def _place(path: Path) -> str:
             field=absent[0],
             reason="missing",
         )
-    return _VARIABLE.sub(lambda one: os.environ[one[1]], found[0])
+    user = re.match(r"[^/@]*://[^@]*@", found[0])
+    ends = user.end() if user else 0
+
+    def value(one: re.Match[str]) -> str:
+        text = os.environ[one[1]]
+        return quote(text, safe="") if one.end() <= ends else text
+
+    return _VARIABLE.sub(value, found[0])
 
 
 def _query(path: Path) -> str:
@@ -103,7 +115,7 @@ def _bare(path: Path) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"Expected UTF-8 text in {path.name}, got other bytes; check it.") from None
 
@@ -117,21 +129,25 @@ def _sqlalchemy(path: Path, place: str, query: str) -> "pd.DataFrame":
         url = sqlalchemy.make_url(place)
         if url.get_backend_name() == "sqlite" and url.database:
             file = _there(path, url.database).resolve()
-            url = url.set(database=f"file:{file}", query={"mode": "ro", "uri": "true"})
+            place = f"file:{quote(str(file))}"
+            url = url.set(database=place, query={"mode": "ro", "uri": "true"})
         with needed("sql", f"{path.name} from {url.get_backend_name()}"):
             engine = sqlalchemy.create_engine(url)
-    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError):
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ValueError):
         raise DataError(
             f"Expected a URL of SQLAlchemy as the connection of {path.name}, such as "
             "sqlite:///visits.db, got none that it knows; correct it.",
             field="connection",
             reason="connection",
         ) from None
-    options = {"postgresql_readonly": True} if engine.dialect.name == "postgresql" else {}
+    # Without parameters a % is a letter.
+    options = {"no_parameters": True}
+    if engine.dialect.name == "postgresql":
+        options["postgresql_readonly"] = True
     try:
         with engine.connect().execution_options(**options) as connection:
-            return pd.read_sql(query, connection)  # rolled back as it closes
-    except (sqlalchemy.exc.SQLAlchemyError, OSError, ValueError) as error:
+            return pd.read_sql_query(query, connection)  # rolled back as it closes
+    except (sqlalchemy.exc.SQLAlchemyError, OSError, TypeError, ValueError) as error:
         raise _refused(path, error) from None
     finally:
         engine.dispose()
@@ -141,8 +157,10 @@ def _there(path: Path, name: str) -> Path:
     """The file of a database, named from the folder of a .sql file."""
     file = path.parent / name
     if not file.is_file():
+        secret = "?" in name or _VARIABLE.search(_text(path))
+        told = "where its connection says" if secret else f"at {file}"
         raise DataError(
-            f"Expected the database of {path.name} at {file}, got none; check the path.",
+            f"Expected the database of {path.name} {told}, got none; check the path.",
             field="connection",
             reason="missing",
         )
@@ -155,7 +173,11 @@ def _duckdb(path: Path, file: Path | None, query: str) -> "pd.DataFrame":
 
     try:
         with duckdb.connect(str(file or ":memory:"), read_only=file is not None) as connection:
-            return connection.execute(query).df()
+            beside = str(path.parent.resolve()).replace("'", "''")
+            connection.execute(f"SET file_search_path = '{beside}'")
+            frame = connection.execute(query).df()
+            frame.columns = [one[0] for one in connection.description]  # a name twice stays so
+            return frame
     except (duckdb.Error, OSError) as error:
         raise _refused(path, error) from None
 

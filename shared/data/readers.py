@@ -28,7 +28,7 @@ from fedlatent.shared.data.queries import QUERIES, find_by_query
 from fedlatent.shared.data.recordings import RECORD, RECORDINGS, find_in_recording, is_recording
 from fedlatent.shared.data.schema import SELFIES, Schema
 from fedlatent.shared.data.series import Window, all_seconds, check_steps, cut
-from fedlatent.shared.data.smiles import SMILES_FILES, as_molecules, find_in_lines
+from fedlatent.shared.data.smiles import SMILES, SMILES_FILES, as_molecules, find_in_lines
 from fedlatent.shared.data.table import Table, take_table
 from fedlatent.shared.errors import DataError
 from fedlatent.shared.files import ending_of
@@ -142,7 +142,8 @@ def read_raw(
         recording = isinstance(path, Path) and is_recording(path)
         series = window.time, window.group or (RECORD if recording else "")
     keys = (label_key, client_key, person_key, *series)
-    taken = [records_key, *map(name_of, columns_of or ())]
+    molecules = schema is not None and schema.unit == SELFIES
+    taken = [records_key, *map(name_of, columns_of or ((SMILES,) if molecules else ()))]
     _check_apart(path, "labels", label_key, taken)
     _check_apart(path, "client names", client_key, taken)
     _check_apart(path, "persons", person_key, [*taken, label_key])
@@ -169,7 +170,7 @@ def read_raw(
     raw = RawRecords(
         records=records,
         label=None if labels is None else binary(typed(labels), normal_label),
-        client_id=None if clients is None else clients.astype(np.str_),
+        client_id=None if clients is None else _texts(clients),
         person=None if persons is None else _numbered(persons, path),
         names=tuple(inputs) if records.shape[1:] == (len(inputs),) else (),
         left_out=left_out,
@@ -292,6 +293,13 @@ def _csv(path: Path, asked: Asked) -> Found:
         if name in asked.numbers:
             texts[at] = [*map(asked.dialect.plain, texts[at])]
     return Found(records, [np.array(text, dtype=object) for text in texts], names)
+
+
+def _texts(names: NDArray[Any]) -> NDArray[np.str_]:
+    """Names as texts, empty in gaps."""
+    if names.dtype != object:
+        return names.astype(np.str_)
+    return np.array(["" if one is None else str(one) for one in names.tolist()], np.str_)
 
 
 def _numbered(persons: NDArray[Any], path: Path | InMemory) -> NDArray[np.int64]:

@@ -159,15 +159,18 @@ def to_records(smiles: Iterable[str], length: int) -> Tokens:
 
 def _read(smiles: str) -> list[int] | str:
     """Tokens of a molecule, or why it has none."""
+    molecule = Chem.MolFromSmiles(smiles)
+    if molecule is None or not molecule.GetNumAtoms():
+        return "no molecule that RDKit reads"
     marked = any(mark in smiles for mark in _STEREO)
     tokens = None if marked else _tokens(smiles)
     if tokens is not None:
         return tokens
-    plain = canonical(smiles)
-    if plain is None:
-        return "no molecule that RDKit reads"
+    plain = str(Chem.MolToSmiles(molecule, isomericSmiles=False))
+    if "." in plain:
+        return "more than one part, as salts have"
     found = _tokens(plain)
-    return "atoms or charges that the alphabet lacks" if found is None else found
+    return "atoms, charges or bonds that the alphabet lacks" if found is None else found
 
 
 def to_smiles(records: NDArray[np.float32]) -> list[str]:
@@ -188,10 +191,10 @@ def canonical(smiles: str) -> str | None:
 
 
 def _tokens(smiles: str) -> list[int] | None:
-    """Indices of a molecule's tokens, or None where one is not in the alphabet."""
-    try:
-        tokens = list(selfies.split_selfies(selfies.encoder(smiles, strict=False)))
-    except selfies.EncoderError:
+    """Indices of a molecule's tokens, or None where the alphabet or its rules have it not."""
+    try:  # strict: what has more bonds than the rules of the alphabet would come back as another
+        tokens = list(selfies.split_selfies(selfies.encoder(smiles)))
+    except (selfies.EncoderError, LookupError):  # some texts that its parser falls over
         return None
     found = [_INDEX.get(token, STOP) for token in tokens]
     return None if STOP in found else found

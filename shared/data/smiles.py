@@ -3,6 +3,7 @@
 RDKit and selfies are imported only here, where a schema is one of molecules.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         with open_packed(path) as stream:
             text = stream.read().decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(
             f"Expected lines of SMILES in {path.name}, got a {type(error).__name__}; write it "
             "again as UTF-8 text."

@@ -13,7 +13,12 @@ from fedlatent.shared.data.checks import check
 from fedlatent.shared.data.describe import describe
 from fedlatent.shared.data.readers import read_raw
 from fedlatent.shared.data.schema import Schema
-from fedlatent.shared.data.selfies_tokens import molecule_schema, to_smiles
+from fedlatent.shared.data.selfies_tokens import (
+    canonical,
+    molecule_schema,
+    to_records,
+    to_smiles,
+)
 from fedlatent.shared.errors import DataError
 
 SCHEMA = molecule_schema(16)
@@ -35,7 +40,7 @@ def test_a_smiles_file_is_rows_of_tokens(tmp_path: Path) -> None:
     assert raw.client_id is not None
     assert raw.client_id.tolist() == ["name 0", "name 2", "name 5", "name 6"]
     assert raw.left_out == {
-        "atoms or charges that the alphabet lacks": 1,
+        "more than one part, as salts have": 1,
         "longer than 16 tokens": 1,
         "no molecule that RDKit reads": 1,
     }
@@ -90,3 +95,39 @@ def test_files_without_molecules_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.smi").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"lines of SMILES in bytes\.smi, got a Unicode"):
         read_raw(tmp_path / "bytes.smi", SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["C(C)(C)(C)(C)C", "F(F)F", "=C", "cc", "SS33s", "F:s", "CC>>CO", "", "c1cccc1", "S" * 9 + "s"],
+)
+def test_what_is_no_molecule_has_no_tokens(text: str) -> None:
+    """Nor does what the parser of SELFIES takes, or falls over, and RDKit does not."""
+    found = to_records(["CCO", text], 16)
+    assert found.kept.tolist() == [0]
+    assert found.left_out == {"no molecule that RDKit reads": 1}
+
+
+def test_tokens_stand_for_the_molecule_that_was_read() -> None:
+    """More bonds than the alphabet's rules know would come back as another molecule."""
+    smiles = ["OS(=O)(=O)O", "CN(=O)=O", "Cl(=O)(=O)(=O)O", "CP(=O)(O)O"]
+    found = to_records(smiles, 24)
+    assert to_smiles(found.records) == [canonical(smiles[at]) for at in (0, 1, 3)]
+    assert found.left_out == {"atoms, charges or bonds that the alphabet lacks": 1}
+
+
+@pytest.mark.parametrize("key", ["label_key", "client_key", "person_key"])
+def test_the_column_of_molecules_is_nothing_else(tmp_path: Path, key: str) -> None:
+    """Also where nobody names it."""
+    (tmp_path / "x.csv").write_text("smiles,y\nCCO,0\nCC,1\n")
+    with pytest.raises(DataError, match=r"'smiles' to hold the .* and nothing else"):
+        read_raw(tmp_path / "x.csv", SCHEMA, **{key: "smiles"})
+
+
+def test_a_damaged_packed_file_is_one_sentence(tmp_path: Path) -> None:
+    """Wherever its bytes are wrong."""
+    good = gzip.compress("".join(f"{'C' * (at % 9 + 1)}O name{at}\n" for at in range(99)).encode())
+    for at in range(10, len(good), 7):
+        (tmp_path / "x.smi.gz").write_bytes(good[:at] + bytes([good[at] ^ 0x5A]) + good[at + 1 :])
+        with pytest.raises(DataError, match=r"lines of SMILES in x\.smi\.gz, got a "):
+            read_raw(tmp_path / "x.smi.gz", SCHEMA)
