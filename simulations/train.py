@@ -181,10 +181,11 @@ def leave_out(
     """
     if not absent:
         return federation, ()
-    if absent >= len(federation.sites):
+    if not 0 < absent < len(federation.sites):
         raise ConfigError(
-            f"Expected fewer absent clients than the {len(federation.sites)} of the file, got "
-            f"{absent}; leave out fewer."
+            f"Expected fewer absent clients than the {len(federation.sites)} that there are, got "
+            f"{absent}; leave out fewer.",
+            field="absent",
         )
     present, left = federation.hold_out(absent, seed)
     return present, left.sites
@@ -216,6 +217,12 @@ def train(
         BundleError: the graphs differ from torch.
     """
     chosen = run or run_of(present)
+    if target.is_dir():
+        raise ConfigError(
+            f"Expected a file for the bundle, got the folder {target}; name a file in it.",
+            field="out",
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
     contents = contents_of(chosen, present, work, watch)
     tested = np.concatenate([site.test for site in present.sites])
     bundle, public = signed(target, contents, signing_key or target.parent / KEY, tested)

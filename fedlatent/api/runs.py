@@ -1,5 +1,6 @@
 """Federations on this machine, and bundles of finished runs."""
 
+import contextlib
 import shutil
 import tempfile
 import weakref
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from pydantic import BaseModel
@@ -192,23 +193,52 @@ def simulate(
         >>> len(result.present.sites), len(result.absent)
         (3, 1)
     """
+    if not isinstance(federation, Federation):
+        raise ConfigError(
+            f"Expected clients, as fedlatent.read gives them, got a {type(federation).__name__}; "
+            "read it first.",
+            field="federation",
+        )
+    if engine not in get_args(Engine):
+        raise ConfigError(
+            f"Expected engine to be one of {', '.join(get_args(Engine))}, got {engine!r}; choose "
+            "one.",
+            field="engine",
+        )
     present, away = leave_out(federation, absent)
     chosen = configured(run, present)
     place = Path(folder if folder is not None else tempfile.mkdtemp(prefix="fedlatent-"))
-    with watched(shown=progress, name="simulation") as watch:
-        done = run_here(
-            chosen,
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+        done = _simulated(chosen, present, place, engine, device, shown=progress)
+        stack.pop_all()
+    result = RunResult(run=chosen, present=present, absent=away, folder=place, simulation=done)
+    if folder is None:
+        weakref.finalize(result, shutil.rmtree, place, ignore_errors=True)
+    return result
+
+
+def _simulated(
+    run: RunConfig,
+    present: Federation,
+    folder: Path,
+    engine: Engine,
+    device: str,
+    *,
+    shown: bool,
+) -> Simulation:
+    """Train, with a bar where it is to be shown."""
+    with watched(shown=shown, name="simulation") as watch:
+        return run_here(
+            run,
             datasets(present),
-            place,
+            folder,
             run_id=_RUN_ID,
             engine=engine,
             device=device,
             watch=watch,
         )
-    result = RunResult(run=chosen, present=present, absent=away, folder=place, simulation=done)
-    if folder is None:
-        weakref.finalize(result, shutil.rmtree, place, ignore_errors=True)
-    return result
 
 
 def configured(run: RunConfig | str | Path | Mapping[str, Any], present: Federation) -> RunConfig:
@@ -219,15 +249,22 @@ def configured(run: RunConfig | str | Path | Mapping[str, Any], present: Federat
     """
     if isinstance(run, (str, Path)):
         run = RunConfig.load(Path(run))
+    if isinstance(run, Mapping):
+        run = _filled({key: _table(key, value) for key, value in run.items()}, present)
     if not isinstance(run, RunConfig):
-        run = _filled({key: _table(value) for key, value in run.items()}, present)
+        raise ConfigError(
+            f"Expected a run, its file or tables of one, got a {type(run).__name__}; pass one.",
+            field="run",
+        )
     seeded = run.privacy.model_copy(update={"rng": "simulation"})
     return run.model_copy(update={"privacy": seeded})
 
 
-def _table(value: object) -> object:
+def _table(key: str, value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
+    if key in ("privacy", "model", "federation") and not isinstance(value, Mapping):
+        raise ConfigError(f"Expected a table for {key}, got {value!r}; pass a mapping.", field=key)
     return dict(value) if isinstance(value, Mapping) else value
 
 

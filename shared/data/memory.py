@@ -33,11 +33,19 @@ class TableInMemory:
         Raises:
             DataError: A column is absent or there twice, or holds what does not fit.
         """
-        return found_in(self.frame, self.name, asked)
+        return found_in(self._named(), self.name, asked)
 
     def cells(self) -> dict[str, list[Any]]:
         """The cells of the columns by name."""
-        return cells_by_name(self.frame, self.name)
+        return cells_by_name(self._named(), self.name)
+
+    def _named(self) -> "pd.DataFrame":
+        """The table with texts as names of its columns: numbers and several levels become some."""
+        names = [
+            ".".join(map(str, one)) if isinstance(one, tuple) else str(one)
+            for one in self.frame.columns
+        ]
+        return self.frame.set_axis(names, axis="columns")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,9 +74,17 @@ class ArraysInMemory:
         """The records [N, ...] of that name.
 
         Raises:
-            DataError: There are none.
+            DataError: There are none, or they are no numbers.
         """
-        return checked_records(self._array(key), self.name, key)
+        records = checked_records(self._array(key), self.name, key)
+        if records.dtype.kind not in "biuf":
+            raise DataError(
+                f"Expected records of numbers in {self.name}, got type {records.dtype}; convert "
+                "them, or give a data frame where columns are of several types.",
+                field=key,
+                reason="number",
+            )
+        return records
 
     def _array(self, key: str) -> NDArray[Any]:
         check_keys(self.name, "array", [key], [*self.arrays])

@@ -41,6 +41,7 @@ def test_files_frames_and_arrays_are_read_alike(inside: Path) -> None:
         (patients(), {"delimiter": ";"}, "delimiter for a CSV file, got records in memory"),
         (np.zeros((30, 4)), {"client": "ward"}, "values for client beside an array"),
         (np.zeros(30), {}, "Expected records [N, ...]"),
+        (np.array([["a", "b"]] * 60), {}, "records of numbers in arrays, got type"),
         ("patients.csv", {"schema": "none.toml"}, "none.toml"),
         ("none.csv", {}, "none.csv"),
     ],
@@ -52,6 +53,60 @@ def test_what_cannot_be_read_is_told(
     with pytest.raises(fl.FedlatentError) as caught:
         fl.read(source, **arguments)  # type: ignore[arg-type]
     assert told in str(caught.value)
+
+
+def test_names_of_columns_need_not_be_texts() -> None:
+    """Numbers and several levels become texts; a name that is there twice is told."""
+    values = np.random.default_rng(0).normal(size=(60, 4))
+    numbered = fl.read(pd.DataFrame(values))
+    assert [one.name for one in numbered.schema.columns] == ["0", "1", "2", "3"]
+    levels = pd.MultiIndex.from_product([["a", "b"], ["x", "y"]])
+    leveled = fl.read(pd.DataFrame(values, columns=levels))
+    assert [one.name for one in leveled.schema.columns] == ["a.x", "a.y", "b.x", "b.y"]
+    with pytest.raises(fl.FedlatentError, match="'a' once in table, got it twice"):
+        fl.read(pd.DataFrame(values[:, :2], columns=["a", "a"]))
+
+
+@pytest.mark.parametrize(
+    ("run", "arguments", "told"),
+    [
+        (None, {}, "a run, its file or tables of one, got a NoneType"),
+        ({"privacy": 3}, {}, "a table for privacy, got 3"),
+        ({"training": 3}, {}, "training"),
+        ({}, {"engine": "gpu"}, "one of nodes, stacked, got 'gpu'"),
+        ({}, {"absent": -1}, "got -1"),
+        ({}, {"absent": 4}, "got 4"),
+        ({}, {"device": "abacus"}, "device"),
+    ],
+)
+def test_wrong_calls_are_told_and_leave_nothing(
+    clients: fl.Federation,
+    run: object,
+    arguments: dict[str, object],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One sentence; no temporary folder stays behind."""
+    Path("temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(Path("temporary").resolve()))
+    with pytest.raises(fl.FedlatentError) as caught:
+        fl.simulate(run, clients, progress=False, **arguments)  # type: ignore[arg-type]
+    assert told in str(caught.value)
+    assert not [*Path("temporary").iterdir()]
+
+
+def test_what_is_no_federation_is_told() -> None:
+    """A frame has to be read first."""
+    with pytest.raises(fl.FedlatentError, match=r"as fedlatent\.read gives them, got a DataFrame"):
+        fl.simulate({}, patients(), progress=False)  # type: ignore[arg-type]
+
+
+def test_a_folder_is_no_bundle(clients: fl.Federation) -> None:
+    """Told before anything is trained."""
+    Path("place").mkdir()
+    with pytest.raises(fl.FedlatentError, match="got the folder place"):
+        fl.train(clients, "place", progress=False)
+    assert not [*Path("place").iterdir()]
 
 
 def test_a_look_at_the_records_stops(inside: Path) -> None:
