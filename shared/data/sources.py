@@ -113,7 +113,10 @@ class Federation:
 
     def __repr__(self) -> str:
         """Name and counts, and no record."""
-        return f"Federation({self.name!r}: {len(self.sites)} clients of {self.schema.name!r})"
+        return f"Federation({self.name!r}: {self._count()} of {self.schema.name!r})"
+
+    def _count(self) -> str:
+        return "1 client" if len(self.sites) == 1 else f"{len(self.sites)} clients"
 
     @property
     def clients(self) -> "pd.DataFrame":
@@ -132,7 +135,7 @@ class Federation:
     def _repr_html_(self) -> str:
         """The clients, in a notebook."""
         shown = self._rows()[:_SHOWN]
-        title = f"{self.name}: {len(self.sites)} clients, records of shape {self.schema.shape}"
+        title = f"{self.name}: {self._count()}, records of shape {self.schema.shape}"
         return rows(title, ["client", "trained on", "tested", "anomalies"], shown)
 
     def hold_out(self, count: int, seed: int) -> tuple["Federation", "Federation"]:

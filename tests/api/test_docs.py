@@ -33,6 +33,27 @@ def test_the_readme_is_one_page() -> None:
         assert (ROOT / target).exists(), target
 
 
+def headings(page: Path) -> set[str]:
+    """What links into a page may name, as web pages of repositories make it of its headings."""
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
+    texts = [re.sub(r"[`*]", "", line.lstrip("# ")).strip().lower() for line in lines]
+    return {re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts}
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    """Each file and each heading that a page of this repository links to is there."""
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    lost = []
+    for page in pages:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for link in re.findall(r"\]\(((?!http)[^)\s]+)\)", text):
+            file, _, heading = link.partition("#")
+            target = page.parent / file if file else page
+            if not target.exists() or (heading and heading not in headings(target)):
+                lost.append(f"{page.name}: {link}")
+    assert not lost
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # few records
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_python_snippets_run(page: str, inside: Path) -> None:
