@@ -19,7 +19,7 @@ from fedlatent.client.export import export_site, site_contents
 from fedlatent.client.home import ClientHome
 from fedlatent.server.export import export_global, global_contents
 from fedlatent.server.home import ServerHome
-from fedlatent.shared.config import RunConfig
+from fedlatent.shared.config import Privacy, RunConfig
 from fedlatent.shared.data.sources import Federation, SiteData
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.export.bundling import BundleReport
@@ -170,7 +170,8 @@ def simulate(
     Args:
         run: a configuration, its TOML file, or tables of one, such as
             ``{"privacy": {"epsilon": 4}, "training": {"rounds": 5}}``: what they leave out suits
-            the federation. Without an epsilon there is no privacy.
+            the federation. A table without an epsilon has no privacy; a `Privacy` object has, by
+            its defaults.
         federation: clients, as `read` gives them.
         absent: clients left out, to see how new ones fare.
         engine: "stacked" runs all clients as one tensor program; "nodes" runs real nodes with
@@ -262,10 +263,15 @@ def configured(run: RunConfig | str | Path | Mapping[str, Any], present: Federat
 
 def _table(key: str, value: object) -> object:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", exclude_unset=True)
+        told = value.model_dump(mode="json", exclude_unset=True)
+        if isinstance(value, Privacy):  # whose defaults are private
+            told |= {"mechanism": value.mechanism, "epsilon": value.epsilon}
+        return told
     if key in ("privacy", "model", "federation") and not isinstance(value, Mapping):
         raise ConfigError(f"Expected a table for {key}, got {value!r}; pass a mapping.", field=key)
-    return dict(value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {name: one for name, one in value.items() if one is not None}
+    return value
 
 
 def _filled(tables: Mapping[str, Any], present: Federation) -> RunConfig:
@@ -275,7 +281,7 @@ def _filled(tables: Mapping[str, Any], present: Federation) -> RunConfig:
         present,
         family=model.get("family"),
         options=model.get("options"),
-        epsilon=privacy.get("epsilon"),
+        epsilon=None if privacy.get("mechanism") == "none" else privacy.get("epsilon"),
         seed=tables.get("seed", 0),
     ).model_dump(mode="json")
     for key, value in tables.items():

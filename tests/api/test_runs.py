@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fedlatent as fl
+from fedlatent.api.runs import configured
 from fedlatent.cli.main import app
 from fedlatent.shared.config import RunConfig
 from tests.api.conftest import HOSPITALS, patients
@@ -157,6 +158,33 @@ def test_a_simulation_needs_three_lines(clients: fl.Federation) -> None:
         np.testing.assert_array_equal(value, two.simulation.result.arrays[name])
     assert one.report().absent == [one.absent[0].name]
     assert one.report() is one.report()
+
+
+@pytest.mark.parametrize(
+    ("privacy", "epsilon"),
+    [
+        (fl.Privacy(), 4.0),
+        (fl.Privacy(sample_rate=0.5), 4.0),
+        (fl.Privacy(epsilon=2.0), 2.0),
+        (fl.Privacy(mechanism="none"), None),
+        ({"epsilon": 2.0}, 2.0),
+        ({"epsilon": None}, None),
+        ({"sample_rate": 0.5}, None),
+        ({"mechanism": "dp-sgd"}, 4.0),
+        ({"mechanism": "none", "epsilon": 2.0}, None),
+    ],
+)
+def test_privacy_is_what_is_said(
+    clients: fl.Federation, privacy: object, epsilon: float | None
+) -> None:
+    """An object has private defaults; a table is private where it says so."""
+    run = configured({"privacy": privacy}, clients)
+    assert (run.privacy.mechanism == "dp-sgd") == (epsilon is not None)
+    if epsilon is not None:
+        assert run.privacy.epsilon == epsilon
+        plan = fl.privacy_plan(run)
+        assert plan.epsilon is not None
+        assert plan.epsilon <= epsilon
 
 
 def test_both_engines_agree(clients: fl.Federation) -> None:
