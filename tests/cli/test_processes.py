@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 TIDY = """
 import time
 from fedlatent.cli import main
-def app():
+def app(args):
     try:
         print("up", flush=True)
         time.sleep(300)
