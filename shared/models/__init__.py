@@ -197,10 +197,10 @@ def _with_preset(family: str, options: Mapping[str, object]) -> dict[str, object
     presets = FAMILIES[family].presets
     if name is None:
         return rest
-    if name not in presets:
+    if not isinstance(name, str) or name not in presets:
         raise wrong_option(
             "preset",
             f"Expected a preset of family {family!r} out of {sorted(presets)}, got {name!r}; "
             "choose one.",
         )
-    return {**presets[str(name)], **rest}
+    return {**presets[name], **rest}

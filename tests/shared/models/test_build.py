@@ -42,6 +42,14 @@ def test_unknown_presets_are_named() -> None:
         build("gaussian", {"preset": "huge"}, (12,), seed=0)
 
 
+def test_a_preset_that_is_no_name_is_refused() -> None:
+    """A list, which a run file may hold at any option, is an error of this option."""
+    for wrong in (["tiny"], [], 3):
+        with pytest.raises(ConfigError, match="Expected a preset") as refused:
+            build("gaussian", {"preset": wrong}, (12,), seed=0)
+        assert refused.value.field == "model.options.preset"
+
+
 def test_a_broadcast_prior_replaces_the_standard_one() -> None:
     """The rate is measured against the prior that is given, and without one nothing changes."""
     model = build("gaussian", {"latent_dim": 2}, (6,), seed=0)
