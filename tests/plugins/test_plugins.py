@@ -41,7 +41,7 @@ SCHEMA = '[data]\nname = "six"\nshape = [6]\nlower = -4.0\nupper = 4.0\n'
 
 def install(folder: Path, entries: str, name: str = "toy") -> Path:
     """What an installer leaves of a package: its metadata, with these entry points."""
-    info = folder / f"{name}-1.0.dist-info"
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"  # as installers write it
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(entries)
