@@ -70,8 +70,8 @@ class PluginTable(MutableMapping[str, Value], Generic[Value]):
         return problems
 
     def plugged(self, name: str) -> bool:
-        """Whether a plugin has the name."""
-        return name in self.problems() or name in self._plugged
+        """Whether a plugin has the name, one that cannot be used, too; never of one of ours."""
+        return name not in self._own and (name in self.problems() or name in self._plugged)
 
     def _checked(self, entry: EntryPoint, count: int) -> Value:
         """What an entry point names.
@@ -94,7 +94,7 @@ class PluginTable(MutableMapping[str, Value], Generic[Value]):
             )
         try:
             value = entry.load()
-        except Exception as error:  # whatever its import does
+        except (Exception, SystemExit) as error:  # whatever its import does
             raise ConfigError(
                 f"{where}: expected an import of {entry.value!r}, got {type(error).__name__}: "
                 f"{error}; mend or remove the package.",

@@ -214,6 +214,36 @@ def test_a_broken_plugin_breaks_nothing_else(place: Path, tmp_path: Path) -> Non
     assert fedlatent(place, "--help", paths=paths).returncode == 0
 
 
+def test_a_summary_that_takes_our_name_changes_no_run(place: Path, tmp_path: Path) -> None:
+    """A refused plugin leaves the kinds that take place as they are, and those it would replace."""
+    entries = "[fedlatent.summaries]\nmoments = toy_plugin:SUMMARY\nthreshold = math:pi\n"
+    code = (
+        "from fedlatent.shared.config import RunConfig\n"
+        "from fedlatent.shared.summaries import SUMMARIES, taking_place\n"
+        "data = {'name': 'any', 'shape': [6]}\n"
+        "print(*taking_place(RunConfig.parse({'name': 'a', 'data': data}, 'a')))\n"
+        "print(len(SUMMARIES.problems()))\n"
+    )
+    without = python(place, "-c", code, paths=())
+    with_bad = python(place, "-c", code, paths=(install(tmp_path / "bad", entries, "bad"),))
+    assert (without.returncode, with_bad.returncode) == (0, 0), with_bad.stderr
+    assert "moments" in without.stdout.split()
+    assert with_bad.stdout.splitlines() == [without.stdout.splitlines()[0], "2"]
+
+
+def test_a_plugin_that_ends_its_process_at_import_is_told(place: Path, tmp_path: Path) -> None:
+    """`sys.exit` in a package's module is a sentence of doctor's, not the end of a command."""
+    folder = install(tmp_path / "bad", "[fedlatent.families]\nquits = quits:FAMILY\n", "bad")
+    (folder / "quits.py").write_text("raise SystemExit(0)\n")
+    listed = fedlatent(place, "model", "list", "--json", paths=(folder,))
+    assert listed.returncode == 0, listed.stderr
+    assert "gaussian" in [one["family"] for one in json.loads(listed.stdout)["families"]]
+    shown = fedlatent(place, "model", "show", "quits", "--shape", 6, paths=(folder,))
+    assert shown.returncode == 2
+    assert "plugin 'bad', entry point 'quits'" in shown.stderr
+    assert "got SystemExit" in shown.stderr
+
+
 def test_two_packages_with_one_name_are_refused(place: Path, tmp_path: Path) -> None:
     """Neither is taken, and both are told."""
     paths = (install(tmp_path / "one", GOOD), install(tmp_path / "two", GOOD, "twin"))
