@@ -105,11 +105,12 @@ def test_family_and_reader_from_file_to_device(place: Path, tmp_path: Path) -> N
     assert unknown.returncode in (2, 3)
 
 
-SIMULATED = """
+CONFIGURED = """
 import json
 from pathlib import Path
 import numpy as np
 import fedlatent as fl
+from fedlatent.api.runs import configured
 from fedlatent.shared.data.sources import hearts
 from fedlatent.simulations.audit.unit import summary_cases
 
@@ -121,6 +122,12 @@ tables = {
     "summaries": {"more": ["outside"]},
     "strategy": {"robust": "toy/middle"},
 }
+Path("run.toml").write_text(configured(tables, sites).to_toml())
+"""
+
+SIMULATED = (
+    CONFIGURED
+    + """
 found = {}
 for engine in ("stacked", "nodes"):
     result = fl.simulate(tables, sites, engine=engine, progress=False)
@@ -134,7 +141,6 @@ plain = fl.simulate({**tables, "summaries": {}}, sites, progress=False)
 (case,) = [one for one in summary_cases(0) if one.kind == "outside"]
 plan = fl.privacy_plan(found["nodes"].run)
 found["nodes"].export("hearts.fedlatent")
-Path("run.toml").write_text(found["nodes"].run.to_toml())
 print(json.dumps({
     "kinds": kinds,
     "plain": plain.rounds["kind"].tolist(),
@@ -145,6 +151,7 @@ print(json.dumps({
     "epsilon": found["nodes"].epsilon,
 }))
 """
+)
 
 
 def test_all_four_in_a_federation(place: Path, tmp_path: Path) -> None:
@@ -167,7 +174,7 @@ def test_all_four_in_a_federation(place: Path, tmp_path: Path) -> None:
 def test_a_side_without_the_plugin_says_so(place: Path, tmp_path: Path) -> None:
     """A run that names what is not here is refused in one sentence, by its key."""
     paths = (install(tmp_path / "site", GOOD),)
-    assert python(place, "-c", SIMULATED, paths=paths).returncode == 0
+    assert python(place, "-c", CONFIGURED, paths=paths).returncode == 0
     plan = fedlatent(place, "privacy", "plan", "run.toml", "--json", paths=())
     assert plan.returncode == 2
     assert json.loads(plan.stdout)["error"]["field"] in ("summaries.more", "model.family")
