@@ -37,7 +37,11 @@ Sharing = Literal["encoder", "summary", "encoder+summary", "full"]
 Robust = Literal["none", "trimmed-mean", "median", "centred-clipping", "krum", "multi-krum"]
 
 #: The same by a package that the server has installed: "package/name". Nodes need not have it.
-Plugged = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*$")]
+STRATEGY = r"^[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*$"
+Plugged = Annotated[str, Field(pattern=STRATEGY)]
+
+#: What a plugin's kind of summary may be called.
+KIND = r"^[a-z][a-z0-9-]{0,31}$"
 
 
 def _told(value: object, check: Callable[[object], Schema]) -> Schema:
@@ -186,7 +190,7 @@ class SummariesSection(_Section):
     data_radius: Annotated[float, Field(ge=0)] = 0.0
     """Clipping of the records in that release; 0 means a quarter of the bounds at each place."""
     more: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")], ...],
+        tuple[Annotated[str, Field(pattern=KIND)], ...],
         Field(exclude_if=lambda value: not value, max_length=8),
     ] = ()
     """Kinds of summaries of plugins, which then server and nodes need; see docs/plugins.md."""

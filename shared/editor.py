@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, PydanticUserError, TypeAdapter
 
 from fedlatent.shared.data.column import Column
 from fedlatent.shared.data.schema import Schema
@@ -80,7 +80,8 @@ def _describe(schema: dict[str, Any], kind: type) -> None:
     """Put descriptions of a dataclass's fields into its schema."""
     told = {name: text for one in reversed(kind.__mro__) for name, text in attributes(one).items()}
     for name, value in schema.get("properties", {}).items():
-        value.setdefault("description", told[name])
+        if name in told:  # a plugin need not say what its options mean
+            value.setdefault("description", told[name])
 
 
 def _take_families(section: dict[str, Any]) -> None:
@@ -105,9 +106,12 @@ def _named(family: str, *, required: bool) -> dict[str, Any]:
 
 
 def _options(config: type[Any], presets: Mapping[str, object]) -> dict[str, Any]:
-    schema = TypeAdapter(config).json_schema()
+    try:
+        schema = TypeAdapter(config).json_schema()
+    except PydanticUserError:  # a plugin's, of types that JSON does not have: any options may do
+        return {}
     _describe(schema, config)
-    properties = schema["properties"]
+    properties = schema.setdefault("properties", {})
     for one in fields(config):
         properties[one.name] |= one.metadata.get("limits", {})
     properties["preset"] = {

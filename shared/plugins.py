@@ -12,6 +12,7 @@ devices. What cannot be used breaks nothing: it is said where its name is asked 
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
+from threading import RLock
 from typing import Generic, TypeVar
 
 from fedlatent.shared.errors import ConfigError
@@ -46,14 +47,16 @@ class PluginTable(MutableMapping[str, Value], Generic[Value]):
         self._wrong = wrong
         self._problems: dict[str, str] | None = None
         self._plugged: set[str] = set()
+        self._lock = RLock()
         _TABLES[group] = self  # type: ignore[assignment]
 
     def problems(self) -> dict[str, str]:
         """Why what plugins add cannot be used, a sentence by its name."""
-        if self._problems is None:
-            self._problems = {}  # before plugins are imported, which look at this table too
-            self._problems = self._load()
-        return self._problems
+        with self._lock:  # of all threads, the first looks up and the others wait for it
+            if self._problems is None:
+                self._problems = {}  # before plugins are imported, which look at this table too
+                self._problems = self._load()
+            return self._problems
 
     def _load(self) -> dict[str, str]:
         problems: dict[str, str] = {}
@@ -68,6 +71,11 @@ class PluginTable(MutableMapping[str, Value], Generic[Value]):
                 self._rows[one.name] = value
                 self._plugged.add(one.name)
         return problems
+
+    @property
+    def own(self) -> frozenset[str]:
+        """The names that need no plugin; a look at those rows imports none."""
+        return self._own
 
     def plugged(self, name: str) -> bool:
         """Whether a plugin has the name, one that cannot be used, too; never of one of ours."""
@@ -100,7 +108,11 @@ class PluginTable(MutableMapping[str, Value], Generic[Value]):
                 f"{error}; mend or remove the package.",
                 field=entry.name,
             ) from error
-        if (clause := self._wrong(entry.name, value)) is not None:
+        try:
+            clause = self._wrong(entry.name, value)
+        except Exception as error:  # whatever a look at it does
+            clause = f"expected {entry.value!r} to be whole, got {type(error).__name__}: {error}"
+        if clause is not None:
             raise ConfigError(f"{where}: {clause}; mend or remove the package.", field=entry.name)
         return value  # type: ignore[no-any-return]
 
@@ -111,14 +123,14 @@ class PluginTable(MutableMapping[str, Value], Generic[Value]):
             KeyError: there is none.
             ConfigError: a plugin's that cannot be used.
         """
-        problem = self.problems().get(name)
-        if problem is not None and name not in self._rows:
+        if name not in self._rows and (problem := self.problems().get(name)) is not None:
             raise ConfigError(problem, field=name)
         return self._rows[name]
 
     def __contains__(self, name: object) -> bool:
         """Whether the name is known, also of a plugin that cannot be used."""
-        return name in self.problems() or name in self._rows
+        rows = self._rows
+        return name in rows or name in self.problems() or name in rows  # which that look-up adds to
 
     def __setitem__(self, name: str, value: Value) -> None:
         """Add a row in this process."""
@@ -142,18 +154,6 @@ class PluginTable(MutableMapping[str, Value], Generic[Value]):
 def all_problems() -> list[str]:
     """Why what installed plugins add cannot be used, of all tables that are imported."""
     return [text for table in _TABLES.values() for text in table.problems().values()]
-
-
-def is_kind(kind: type | tuple[type, ...]) -> Callable[[str, object], str | None]:
-    """What is wrong with a value that is not of a kind."""
-    words = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-
-    def wrong(_: str, value: object) -> str | None:
-        if isinstance(value, kind):
-            return None
-        return f"expected a {words}, got a {type(value).__name__}"
-
-    return wrong
 
 
 def is_callable(_: str, value: object) -> str | None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import WrapValidator
 
 from fedlatent.shared.config import RunConfig
-from fedlatent.shared.summaries import When, kinds, taking_place
+from fedlatent.shared.summaries import SUMMARIES, When, kinds, stream_of, taking_place
+
+_OWN = sorted(SUMMARIES.own, key=stream_of)
 
 
 def _known(kind: object, others: Callable[[object], Any]) -> Any:  # noqa: ANN401
@@ -19,11 +21,12 @@ def _known(kind: object, others: Callable[[object], Any]) -> Any:  # noqa: ANN40
 
 
 #: What a phase asks for: "train", or a kind of ``fedlatent.shared.summaries.SUMMARIES``. Whatever
-#: is validated against it is one of these.
+#: is validated against it is one of these. Our own stand here, since plugins, which may import this
+#: module, are looked up when a kind is.
 if TYPE_CHECKING:
     Kind = str
 else:
-    Kind = Annotated[Literal[kinds()], WrapValidator(_known)]
+    Kind = Annotated[Literal[("train", *_OWN)], WrapValidator(_known)]
 
 #: Training rounds between two releases of moments when a run names none.
 EVERY = 5

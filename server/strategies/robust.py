@@ -37,6 +37,7 @@ No rule covers a majority of hostile sites, a site that poisons its own records 
 should, or what a hostile site learns from the weights that it is sent.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import getLogger
@@ -51,7 +52,7 @@ from fedlatent.server.strategies.flower import PASSED_OVER, RADIUS, aggregate
 from fedlatent.server.strategies.mean import WeightedMean
 from fedlatent.server.strategies.weighting import LARGEST_SHARE
 from fedlatent.shared.arrays import Arrays
-from fedlatent.shared.config import RunConfig
+from fedlatent.shared.config import STRATEGY, RunConfig
 from fedlatent.shared.errors import ConfigError
 from fedlatent.shared.plugins import PluginTable, is_callable
 
@@ -349,8 +350,8 @@ _OWN: dict[str, Callable[[int, int], Strategy]] = {
 
 def _wrong(name: str, value: object) -> str | None:
     """Why a plugin's strategy may not stand under its name."""
-    if "/" not in name:
-        return "expected a name such as 'package/name', got one without a slash"
+    if not re.fullmatch(STRATEGY, name):
+        return "expected a name such as 'package/name' in lower case, got one that is not"
     return is_callable(name, value)
 
 

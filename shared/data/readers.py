@@ -8,6 +8,7 @@ guessed beyond that: a value that does not fit is a `DataError` that shows no re
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
@@ -30,7 +31,7 @@ from fedlatent.shared.data.schema import SELFIES, Schema
 from fedlatent.shared.data.series import Window, all_seconds, check_steps, cut
 from fedlatent.shared.data.smiles import SMILES, SMILES_FILES, as_molecules, find_in_lines
 from fedlatent.shared.data.table import Table, take_table
-from fedlatent.shared.errors import DataError
+from fedlatent.shared.errors import DataError, FedlatentError
 from fedlatent.shared.files import ending_of
 from fedlatent.shared.plugins import PluginTable, is_callable
 
@@ -207,7 +208,32 @@ def _reader_of_file(path: Path) -> tuple[Callable[[Path, Asked], Found], bool]:
         )
     if not path.exists():
         raise DataError(f"Expected a data file at {path}, got none; check the path.")
-    return READERS[ending], ending in (*ARRAYS, FOLDER)
+    reader = READERS[ending]
+    if READERS.plugged(ending):
+        reader = partial(_from_outside, reader, ending)
+    return reader, ending in (*ARRAYS, FOLDER)
+
+
+def _from_outside(
+    reader: Callable[[Path, Asked], Found], ending: str, path: Path, asked: Asked
+) -> Found:
+    """What a plugin's reader finds; its errors may hold values of records and go no further."""
+    try:
+        found: object = reader(path, asked)
+    except (FedlatentError, OSError):
+        raise
+    except Exception as error:  # whatever another's code does
+        raise DataError(
+            f"Expected the plugin for {ending} to read {path.name}, got {type(error).__name__}; "
+            "check the file, or mend the plugin."
+        ) from error
+    if isinstance(found, Found) and len(found.sides) == len(asked.others):
+        return found
+    told = type(found).__name__ if not isinstance(found, Found) else f"{len(found.sides)} of them"
+    raise DataError(
+        f"Expected the plugin for {ending} to give a Found with {len(asked.others)} sides for "
+        f"{path.name}, got {told}; mend the plugin."
+    )
 
 
 #: What the arrays beside the records are, in the order of their keys.
@@ -340,6 +366,8 @@ def _wrong(name: str, value: object) -> str | None:
     """Why a plugin's reader may not stand under its ending."""
     if not name.startswith("."):
         return "expected the ending of a file as name, such as '.toy', got one without a dot"
+    if name != name.lower():
+        return "expected an ending in lower case, which fits files in any, got capitals"
     return is_callable(name, value)
 
 

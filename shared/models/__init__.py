@@ -1,7 +1,7 @@
 """Model families behind one seam; `FAMILIES` is the only table of names."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from fedlatent.shared.models.sparse import SparseConfig, SparseVAE
 from fedlatent.shared.models.topdown import HierarchicalConfig
 from fedlatent.shared.models.vq import PRESETS as VQ_PRESETS
 from fedlatent.shared.models.vq import VQVAE, VQConfig
-from fedlatent.shared.plugins import PluginTable, is_kind
+from fedlatent.shared.plugins import PluginTable
 
 __all__ = [
     "FAMILIES",
@@ -133,8 +133,20 @@ _OWN: dict[str, Family] = {
     ),
 }
 
+
+def _wrong(_: str, value: object) -> str | None:
+    """Why a plugin's family may not stand in the table."""
+    if not isinstance(value, Family):
+        return f"expected a Family, got a {type(value).__name__}"
+    if not isinstance(value.config, type) or not is_dataclass(value.config):
+        return f"expected a dataclass as its config, got {value.config!r}"
+    if not callable(value.model) or not isinstance(value.presets, Mapping):
+        return "expected a model that can be made and presets by name, got others"
+    return None
+
+
 #: By name: ours, and those of plugins.
-FAMILIES: PluginTable[Family] = PluginTable("families", _OWN, is_kind(Family))
+FAMILIES: PluginTable[Family] = PluginTable("families", _OWN, _wrong)
 
 
 def build(

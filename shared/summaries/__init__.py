@@ -1,11 +1,12 @@
 """Every kind of summary: one module each, and one row of ``SUMMARIES``."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
 
 from fedlatent.shared.arrays import Arrays, strip_prefix
-from fedlatent.shared.config import RunConfig
+from fedlatent.shared.config import KIND, RunConfig
 from fedlatent.shared.errors import ConfigError, DataError, ProtocolError
 from fedlatent.shared.plugins import PluginTable
 from fedlatent.shared.privacy.summaries import Form
@@ -61,6 +62,10 @@ def _wrong(name: str, value: object) -> str | None:
         return f"expected a Summary, got a {type(value).__name__}"
     if value.kind != name:
         return f"expected a summary of kind {name!r}, got one of kind {value.kind!r}"
+    if not re.fullmatch(KIND, name):
+        return "expected a name that summaries.more may hold (lower-case letters, digits, hyphens)"
+    if not isinstance(value.stream, int) or value.stream < 1:
+        return f"expected a positive number as its stream of noise, got {value.stream!r}"
     taken = {one.stream: one.kind for one in SUMMARIES.values()} | {0: "train"}
     if value.stream in taken:
         return f"expected a stream of noise of its own, got that of {taken[value.stream]!r}"

@@ -251,6 +251,173 @@ def test_a_plugin_that_ends_its_process_at_import_is_told(place: Path, tmp_path:
     assert "got SystemExit" in shown.stderr
 
 
+OUT_OF_SHAPE = """\
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+import fedlatent as fl
+from fedlatent.server.strategies.robust import CentredClipping
+from fedlatent.shared.models import Family
+from toy_plugin import Outside, GaussianVAE
+
+Node = fl.Node
+
+
+class Nameless(Outside):
+    kind = "nameless"
+
+    @property
+    def stream(self):
+        raise AttributeError("no stream")
+
+
+class Loud(Outside):
+    kind, stream = "Loud", 43
+
+
+class Zero(Outside):
+    kind, stream = "zero", 0
+
+
+class Far(Outside):
+    kind, stream = "far", 44
+
+
+@dataclass(frozen=True)
+class Untold:
+    hidden: int = 3
+
+
+@dataclass(frozen=True)
+class Strange:
+    layer: nn.Module | None = None
+
+
+UNTOLD = Family(about="no word on its options", config=Untold, model=GaussianVAE, presets={})
+STRANGE = Family(about="no JSON", config=Strange, model=GaussianVAE, presets={})
+PLAIN = Family(about="options that are none", config=dict, model=GaussianVAE, presets={})
+NAMELESS, LOUD, ZERO, FAR = Nameless(), Loud(), Zero(), Far()
+
+
+def damaged(path, asked):
+    raise ValueError("the secret 4711")
+
+
+def pairs(path, asked):
+    return [[1.0, 2.0]]
+
+
+def strategy(hostile, count):
+    return CentredClipping()
+"""
+OUT_OF_SHAPE_ENTRIES = """\
+[fedlatent.families]
+untold = shapes:UNTOLD
+strange = shapes:STRANGE
+plain = shapes:PLAIN
+[fedlatent.summaries]
+nameless = shapes:NAMELESS
+Loud = shapes:LOUD
+zero = shapes:ZERO
+far = shapes:FAR
+[fedlatent.readers]
+.damaged = shapes:damaged
+.pairs = shapes:pairs
+.TOP = shapes:pairs
+[fedlatent.strategies]
+Shapes/one = shapes:strategy
+shapes/one = shapes:strategy
+"""
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> tuple[Path, ...]:
+    """A package whose plugins import much of ours, and some of which are not what they must be."""
+    folder = install(tmp_path / "shapes", OUT_OF_SHAPE_ENTRIES, "shapes")
+    (folder / "shapes.py").write_text(OUT_OF_SHAPE)
+    return (folder,)
+
+
+def test_what_is_out_of_shape_is_told_and_the_rest_is_used(
+    place: Path, shapes: tuple[Path, ...]
+) -> None:
+    """Whatever a look at a plugin raises is a sentence; a plugin may import what it likes of us."""
+    code = (
+        "import fedlatent.shared.schedule\n"
+        "from fedlatent.shared.models import FAMILIES\n"
+        "from fedlatent.shared.summaries import SUMMARIES\n"
+        "from fedlatent.shared.data.readers import READERS\n"
+        "from fedlatent.server.strategies.robust import RULES\n"
+        "for one in (FAMILIES, SUMMARIES, READERS, RULES):\n"
+        "    print(*[name for name in one if name not in one.own])\n"
+        "    print(*one.problems().values(), sep='\\n')\n"
+    )
+    told = python(place, "-c", code, paths=shapes)
+    assert told.returncode == 0, told.stderr[-2000:]
+    for words in (
+        "'plain' of fedlatent.families: expected a dataclass as its config",
+        "'nameless' of fedlatent.summaries: expected 'shapes:NAMELESS' to be whole, got Attribute",
+        "'Loud' of fedlatent.summaries: expected a name that summaries.more may hold",
+        "'zero' of fedlatent.summaries: expected a positive number as its stream",
+        "'.TOP' of fedlatent.readers: expected an ending in lower case",
+        "'Shapes/one' of fedlatent.strategies: expected a name such as 'package/name'",
+    ):
+        assert words in told.stdout, told.stdout
+    lines = told.stdout.splitlines()
+    assert {"strange untold", "far", ".damaged .pairs", "shapes/one"} <= {*lines}, lines
+
+
+def test_options_without_words_break_no_schema(place: Path, shapes: tuple[Path, ...]) -> None:
+    """Families whose options are not described, or have no JSON, leave the others as they are."""
+    made = fedlatent(place, "schema", "run", paths=shapes)
+    assert made.returncode == 0, made.stderr[-2000:]
+    with_them, without = (
+        json.loads(one.stdout) for one in (made, fedlatent(place, "schema", "run", paths=()))
+    )
+
+    def families(schema: dict[str, object]) -> list[str]:
+        found = json.dumps(schema)
+        return [name for name in ("untold", "strange", "gaussian") if f'"{name}"' in found]
+
+    assert families(with_them) == ["untold", "strange", "gaussian"]
+    assert families(without) == ["gaussian"]
+    assert fedlatent(place, "server", "init", "--home", "server", paths=shapes).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [("damaged", "to read records.damaged, got ValueError"), ("pairs", "to give a Found with 0")],
+)
+def test_a_reader_that_fails_is_one_sentence(
+    place: Path, shapes: tuple[Path, ...], ending: str, words: str
+) -> None:
+    """Exit 3, without a traceback or what the error says, which may be of private records."""
+    (place / f"records.{ending}").write_text("4711")
+    words_of = ("train", f"records.{ending}", "--schema", "schema.toml")
+    done = fedlatent(place, *words_of, paths=shapes)
+    assert done.returncode == 3, done.stderr[-2000:]
+    assert f"plugin for .{ending} {words}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "4711" not in done.stderr
+
+
+def test_threads_wait_for_the_first_look(place: Path, tmp_path: Path) -> None:
+    """A name is known to each thread, also while another imports the packages."""
+    folder = install(tmp_path / "slow", "[fedlatent.families]\nshy = slow:FAMILY\n", "slow")
+    (folder / "slow.py").write_text("import time\ntime.sleep(1)\nfrom toy_plugin import FAMILY\n")
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from fedlatent.shared.models import FAMILIES\n"
+        "with ThreadPoolExecutor(3) as pool:\n"
+        "    print(*pool.map(lambda _: 'shy' in FAMILIES, range(3)))\n"
+    )
+    done = python(place, "-c", code, paths=(folder,))
+    assert done.stdout.split() == ["True"] * 3, done.stderr
+
+
 def test_two_packages_with_one_name_are_refused(place: Path, tmp_path: Path) -> None:
     """Neither is taken, and both are told."""
     paths = (install(tmp_path / "one", GOOD), install(tmp_path / "two", GOOD, "twin"))
