@@ -65,7 +65,7 @@ def train(
     family: Annotated[
         str | None,
         typer.Option(
-            help="Family of the model; 'fedlatent model families' names all. By default gaussian, "
+            help="Family of the model; 'fedlatent model list' names all. By default gaussian, "
             "or molecule where records are molecules.",
             show_default=False,
         ),
