@@ -135,6 +135,7 @@ def test_lists_with_commas_become_repeated_words() -> None:
     """What was one word with commas is one word for each."""
     found = renewed(["score", "b", "--columns", "a,b c", "--columns=d"], EDGE)
     assert found == ["score", "b", "--column", "a", "--column", "b c", "--column", "d"]
+    assert renewed(["score", "b", "--columns"], EDGE) == ["score", "b", "--column"]
 
 
 def test_an_old_word_works_and_says_so(tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ def renewed(words: Sequence[str], renamed: Mapping[str, Mapping[str, str]]) -> l
             continue
         sys.stderr.write(f"note: {name} of {command!r} is now {new}; {name} works until 0.2.\n")
         if name in _LISTS:
-            listed = value if equals else next(rest, "")
+            listed = value if equals else next(rest, None)
+            if listed is None:  # the parser says that a value is missing
+                return [*found, new]
             for one in listed.split(","):
                 found += [new, one]
         else:
