@@ -72,6 +72,12 @@ class Progress:
     loss: float | None
     epsilon: float | None
 
+    @property
+    def share(self) -> float:
+        """How much of the run is done, 0 to 1; clients of a phase count alike."""
+        within = self.answered / self.asked if self.asked else 0.0
+        return (self.phase - 1 + within) / self.phases
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundFacts:

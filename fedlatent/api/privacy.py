@@ -23,11 +23,11 @@ from fedlatent.shared.privacy.plan import PrivacyPlan, drowned, shares_of
 from fedlatent.shared.privacy.summaries import Form
 from fedlatent.shared.schedule import Kind, phases
 from fedlatent.shared.summaries import SUMMARIES, Federated, example_state
-from fedlatent.simulations.audit.report import write_report
-from fedlatent.simulations.audit.run import FULL, QUICK, Audit, run_audit
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fedlatent.simulations.audit.run import Audit
 
 _CLIP_RECORDS = 256
 _EMPTY_EPSILON = 10.0  # from here on a guarantee says next to nothing
@@ -109,7 +109,7 @@ def audit(
     quick: bool = True,
     seed: int = 0,
     watch: Callable[[str, float], None] | None = None,
-) -> Audit:
+) -> "Audit":
     """Attack every kind of release, and real nodes, and write the report.
 
     Args:
@@ -127,6 +127,10 @@ def audit(
         >>> found.good  # doctest: +SKIP
         True
     """
+    # Packages of simulations, which a plan does not need.
+    from fedlatent.simulations.audit.report import write_report
+    from fedlatent.simulations.audit.run import FULL, QUICK, run_audit
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors are tiny, and sums keep their order
     try:

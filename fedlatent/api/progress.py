@@ -19,10 +19,9 @@ def watched(*, shown: bool, name: str) -> Iterator["Callable[[Progress], None]"]
     with tqdm(total=1.0, desc=name, disable=not shown, bar_format=_FORMAT, leave=False) as bar:
 
         def watch(news: "Progress") -> None:
-            share = (news.phase - 1 + news.answered / news.asked) / news.phases
             loss = "" if news.loss is None else f", loss {news.loss:.4g}"
             bar.set_postfix_str(f"phase {news.phase} of {news.phases}{loss}", refresh=False)
-            bar.update(share - bar.n)
+            bar.update(news.share - bar.n)
 
         yield watch
 

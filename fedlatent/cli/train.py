@@ -126,9 +126,8 @@ def train(
 
 def _watch(stages: "Stages") -> "Callable[[Progress], None]":
     def watch(news: "Progress") -> None:
-        share = (news.phase - 1 + news.answered / news.asked) / news.phases
         loss = "" if news.loss is None else f", loss {news.loss:.4g}"
-        stages(f"training: phase {news.phase} of {news.phases}{loss}", share)
+        stages(f"training: phase {news.phase} of {news.phases}{loss}", news.share)
 
     return watch
 

@@ -73,9 +73,7 @@ class Step:
         """Share of the cell that is done, 0 to 1."""
         if self.phase is None:
             return _SHARES.get(self.doing, 0.0)
-        phase = self.phase
-        within = phase.answered / phase.asked if phase.asked else 0.0
-        return 0.98 * min(1.0, (phase.phase - 1 + within) / phase.phases)
+        return 0.98 * min(1.0, self.phase.share)
 
 
 Watch = Callable[[Step], None]

@@ -99,6 +99,16 @@ def make_node(folder: Path) -> None:
     )
 
 
+def test_a_plan_needs_no_packages_of_simulations() -> None:
+    """An operator without them can plan: neither plots nor Ray are imported."""
+    code = (
+        "import sys, fedlatent as fl\nfl.privacy_plan\n"
+        "heavy = {'matplotlib', 'jinja2', 'ray'} & set(sys.modules)\nprint(sorted(heavy))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.fixture
 def examples(inside: Path, clients: fl.Federation) -> dict[str, object]:
     """What the examples take for granted: their folder and a few names."""
